@@ -1,0 +1,22 @@
+"""Pivoted LDU factorisation of model weights: analyse it, fine-tune with it, compare it with SVD and PiSSA.
+
+`W[p] = L diag(z) U`, the factorisation that LoLDU (arXiv 2410.13618) fine-tunes the diagonal of. Importing this
+package imports NumPy and SciPy only; the layer is in `lowrank_ldu.nn`, the analysis of checkpoints in
+`lowrank_ldu.analysis`.
+"""
+
+from lowrank_ldu.decomposition import (
+    LDU,
+    SVD,
+    Factorization,
+    PiSSA,
+    gram_matrix,
+    ldu,
+    ldu_at_pivots,
+    pissa,
+    svd,
+)
+
+__version__ = "0.1.0"
+
+__all__ = ["LDU", "SVD", "Factorization", "PiSSA", "gram_matrix", "ldu", "ldu_at_pivots", "pissa", "svd"]

@@ -1,0 +1,53 @@
+"""The interface that every array library is brought to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# numpy.ndarray, torch.Tensor, jax.Array or cupy.ndarray: they share the array API standard, but no static type.
+Array: TypeAlias = Any
+
+
+class Backend(Protocol):
+    """Primitives beyond the array API standard. Every argument is a finite floating array of the backend's library."""
+
+    xp: Any
+    """The library's namespace as array-api-compat presents it."""
+
+    in_place: bool
+    """Whether arrays can be written to. If not, loops over single pivots run on the host, in NumPy."""
+
+    def lu(self, matrix: Array) -> tuple[Array, Array]:
+        """Return the packed factors (..., m, r) and the row permutation (..., m) of LU with partial pivoting.
+
+        `matrix` is (..., m, r) with m >= r. `matrix[permutation] = tril(packed, -1) + I  @  triu(packed)`. A column
+        without a nonzero pivot is skipped, as LAPACK does, and leaves a zero on the diagonal.
+        """
+        ...
+
+    def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
+        """Solve triangle (..., r, r) @ x = rhs (..., r, n); the other half of `triangle` is not read."""
+        ...
+
+    def subtract_outer(self, matrix: Array, column: Array, row: Array) -> None:
+        """Overwrite matrix (m, n), contiguous in one of the two orders, by matrix - column (m,) row (n,)."""
+        ...
+
+    def from_numpy(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+        """Bring a host array to the device of `like`; the dtype stays."""
+        ...
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """Bring an array to the host; the dtype stays."""
+        ...
+
+    def detach(self, array: Array) -> Array:
+        """Drop whatever records gradients; factors are constants of the weight they come from."""
+        ...
+
+    def has_float64(self, like: Array) -> bool:
+        """Whether float64 is to be had on the device of `like`."""
+        ...

@@ -1,0 +1,44 @@
+"""JAX."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from lowrank_ldu.backend.base import Array
+
+
+class JaxBackend:
+    """See `Backend`. Arrays are immutable."""
+
+    xp: Any = jnp
+    in_place = False
+
+    def lu(self, matrix: Array) -> tuple[Array, Array]:
+        packed, _, permutation = jax.lax.linalg.lu(matrix)
+        return packed, permutation
+
+    def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
+        return jax.lax.linalg.triangular_solve(
+            triangle, rhs, left_side=True, lower=lower, unit_diagonal=unit_diagonal
+        )
+
+    def subtract_outer(self, matrix: Array, column: Array, row: Array) -> None:
+        raise TypeError("JAX arrays cannot be written to; loops over single pivots run on the host")
+
+    def from_numpy(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+        return jax.device_put(array, next(iter(like.devices())))
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(array)
+
+    def detach(self, array: Array) -> Array:
+        return jax.lax.stop_gradient(array)
+
+    def has_float64(self, like: Array) -> bool:
+        del like
+        return bool(jax.config.jax_enable_x64)

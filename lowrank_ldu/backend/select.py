@@ -1,0 +1,45 @@
+"""Which backend an array belongs to."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import array_api_compat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowrank_ldu.backend.base import Array, Backend
+
+# Each test answers without importing the library it asks about.
+_LIBRARIES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "numpy": (array_api_compat.is_numpy_array, "NumpyBackend"),
+    "torch": (array_api_compat.is_torch_array, "TorchBackend"),
+    "jax": (array_api_compat.is_jax_array, "JaxBackend"),
+    "cupy": (array_api_compat.is_cupy_array, "CupyBackend"),
+}
+
+
+@cache
+def _load(library: str) -> Backend:
+    module = import_module(f"lowrank_ldu.backend.{library}_backend")
+    backend: Backend = getattr(module, _LIBRARIES[library][1])()
+    return backend
+
+
+def backend_of(array: Array, name: str = "W") -> Backend:
+    """Return the backend of `array`, or raise TypeError naming the argument and the libraries accepted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> backend_of(np.zeros(3)).in_place
+    True
+    """
+    for library, (belongs, _) in _LIBRARIES.items():
+        if belongs(array):
+            return _load(library)
+    accepted = ", ".join(_LIBRARIES)
+    raise TypeError(f"{name} is a {type(array).__module__}.{type(array).__qualname__}; accepted: an array of {accepted}")

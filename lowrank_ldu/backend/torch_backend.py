@@ -1,0 +1,46 @@
+"""PyTorch, on any device that has LU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import array_api_compat.torch as xp
+import torch
+
+from lowrank_ldu.backend.pivots import permutation_from_interchanges
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lowrank_ldu.backend.base import Array
+
+
+class TorchBackend:
+    """See `Backend`."""
+
+    xp: Any = xp
+    in_place = True
+
+    def lu(self, matrix: Array) -> tuple[Array, Array]:
+        packed, interchanges, _ = torch.linalg.lu_factor_ex(matrix)
+        # torch.lu_unpack would build the dense m x m permutation matrix; the interchanges are few.
+        permutation = permutation_from_interchanges(interchanges.cpu().numpy() - 1, matrix.shape[-2])
+        return packed, self.from_numpy(permutation, matrix)
+
+    def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
+        return torch.linalg.solve_triangular(triangle, rhs, upper=not lower, unitriangular=unit_diagonal)
+
+    def subtract_outer(self, matrix: Array, column: Array, row: Array) -> None:
+        matrix.addr_(column, row, alpha=-1)
+
+    def from_numpy(self, array: np.ndarray[Any, Any], like: Array) -> Array:
+        return torch.from_numpy(array).to(like.device)
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return array.detach().cpu().numpy()
+
+    def detach(self, array: Array) -> Array:
+        return array.detach()
+
+    def has_float64(self, like: Array) -> bool:
+        return bool(like.device.type != "mps")

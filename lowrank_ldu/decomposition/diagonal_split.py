@@ -1,0 +1,37 @@
+"""From L and D U to L, diag(z) and U, for every finite matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowrank_ldu.backend import Array, Backend
+
+
+def split_diagonal(rows: Array, ceiling: float, backend: Backend) -> tuple[Array, Array]:
+    """Split rows (..., r, n) = diag(z) U into z (..., r) and U (..., r, n).
+
+    z is the pivot and U has a unit diagonal, except where no finite U has one: where the pivot is zero and the row is
+    not, or so small beside its row that the squares of U would overflow, or where it exceeds `ceiling`. There z is
+    the row's own largest entry, at most `ceiling`, and U carries pivot / z on its diagonal. A row that is zero
+    altogether gets z = 0 and the unit row, so that U stays unit upper trapezoidal.
+
+    Parameters
+    ----------
+    rows : array
+        Upper trapezoidal.
+    ceiling : float
+        Largest magnitude allowed in z.
+    """
+    xp = backend.xp
+    rank, n = rows.shape[-2:]
+    pivot = xp.linalg.diagonal(rows[..., :rank])
+    place = xp.argmax(xp.abs(rows), axis=-1)
+    largest = xp.take_along_axis(rows, place[..., None], axis=-1)[..., 0]
+    steepest = (float(xp.finfo(rows.dtype).max) / (4 * n)) ** 0.5
+    ordinary = (xp.abs(largest) / steepest < xp.abs(pivot)) & (xp.abs(pivot) <= ceiling)
+    scale = xp.where(ordinary, pivot, xp.clip(largest, -ceiling, ceiling))
+    empty = largest == 0
+    upper = rows / xp.where(empty, xp.ones_like(scale), scale)[..., None]
+    unit = xp.eye(rank, n, dtype=rows.dtype, device=upper.device)
+    return scale, xp.where(empty[..., None], unit, upper)

@@ -1,0 +1,35 @@
+"""What a pivoting strategy hands back, before the diagonal is split off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowrank_ldu.backend import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """The first r steps of Gaussian elimination, `W[p][:, q] ~ lower @ rows`.
+
+    Attributes
+    ----------
+    permutation : int64 array, shape (..., m)
+        p: row `p[i]` of W stands in row i of the permuted matrix. The first r are the pivot rows.
+    column_permutation : int64 array, shape (..., n), or None
+        q, likewise for the columns; None when columns are not exchanged.
+    lower : array, shape (..., m, r)
+        L, unit lower trapezoidal.
+    rows : array, shape (..., r, n)
+        D U, upper trapezoidal: the pivot rows as they were when they were eliminated with.
+    runner_up : array, shape (..., r), or None
+        Largest magnitude among the pivot's competitors over the pivot's own, where the strategy compared them all;
+        None where they can be read off `lower`.
+    """
+
+    permutation: Array
+    column_permutation: Array | None
+    lower: Array
+    rows: Array
+    runner_up: Array | None = None

@@ -1,0 +1,115 @@
+"""What every decomposition returns: left @ diag(diagonal) @ right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from lowrank_ldu.backend import Array, backend_of
+from lowrank_ldu.decomposition.gram import refit_diagonal
+from lowrank_ldu.validation import check_matrix, check_rank
+
+
+def scaled_product(left: Array, diagonal: Array, right: Array) -> Array:
+    """Return left (..., m, r) @ diag(diagonal (..., r)) @ right (..., r, n).
+
+    The diagonal is brought to at most 1 by a power of two (exact) before the sum over its terms, and back after it, so
+    that a product whose entries are representable is not lost to an overflow on the way.
+    """
+    xp = backend_of(left, "left").xp
+    largest = xp.max(xp.abs(diagonal), axis=-1)
+    exponent = xp.ceil(xp.log2(xp.where(largest > 1, largest, xp.ones_like(largest))))
+    # Two halves: 2**1024 itself is not representable.
+    down, up = 2 ** -xp.floor(exponent / 2), 2 ** xp.floor(exponent / 2)
+    down_rest, up_rest = 2 ** -xp.ceil(exponent / 2), 2 ** xp.ceil(exponent / 2)
+    scaled = (diagonal * down[..., None]) * down_rest[..., None]
+    product = (left * scaled[..., None, :]) @ right
+    return (product * up[..., None, None]) * up_rest[..., None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Factorization:
+    """A weight as a sum of rank-one terms, `W ~ left @ diag(diagonal) @ right`.
+
+    Attributes
+    ----------
+    left : array, shape (..., m, r)
+    diagonal : array, shape (..., r)
+    right : array, shape (..., r, n)
+        All three of one floating dtype, on one device of one array library.
+    """
+
+    left: Array
+    diagonal: Array
+    right: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape (..., m, n) of the matrix that is factored."""
+        return (*self.left.shape[:-1], int(self.right.shape[-1]))
+
+    @property
+    def rank(self) -> int:
+        """Number of rank-one terms r."""
+        return int(self.diagonal.shape[-1])
+
+    def reconstruct(self) -> Array:
+        """Return left @ diag(diagonal) @ right, shape (..., m, n).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> one = np.ones(1)
+        >>> Factorization(np.ones((2, 1)), one, np.ones((1, 3))).reconstruct()
+        array([[1., 1., 1.],
+               [1., 1., 1.]])
+        """
+        return scaled_product(self.left, self.diagonal, self.right)
+
+    def residual(self, W: Array) -> Array:
+        """Return W - reconstruct(), shape (..., m, n), in the factors' dtype.
+
+        Raises
+        ------
+        ValueError
+            W has another shape than the matrix that was factored, or is not finite.
+        """
+        return self._checked(W) - self.reconstruct()
+
+    def truncate(self, rank: int) -> Self:
+        """Return the first `rank` terms, 1 <= rank <= r."""
+        rank = check_rank(rank, self.rank)
+        return replace(
+            self, left=self.left[..., :rank], diagonal=self.diagonal[..., :rank], right=self.right[..., :rank, :]
+        )
+
+    def refit(self, W: Array) -> Self:
+        r"""Return the same left and right with the diagonal that is best for them in the Frobenius norm.
+
+        z minimises \|W - left diag(z) right\|_F, the solution of `((L^T L) * (U U^T)) z = diag(L^T W U^T)` with
+        L = left, U = right. It is solved for the correction to the present diagonal, in float64 where the device has
+        it, so that a factorisation which is exact already stays so. Terms that depend on each other share the
+        correction of least norm.
+
+        Raises
+        ------
+        ValueError
+            W has another shape than the matrix that was factored, or is not finite.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from lowrank_ldu import ldu
+        >>> W = np.array([[2.0, 1.0], [1.0, 3.0]])
+        >>> first = ldu(W, 1)
+        >>> error = np.linalg.norm(first.residual(W))
+        >>> bool(np.linalg.norm(first.refit(W).residual(W)) < error)
+        True
+        """
+        return replace(self, diagonal=refit_diagonal(self._checked(W), self.left, self.diagonal, self.right))
+
+    def _checked(self, W: Array) -> Array:
+        W, backend = check_matrix(W)
+        if tuple(W.shape) != tuple(self.shape):
+            raise ValueError(f"W has shape {tuple(W.shape)}; accepted: {tuple(self.shape)}, the shape that was factored")
+        return backend.xp.astype(W, self.left.dtype)

@@ -1,0 +1,78 @@
+"""Geometry of the diagonal: the Gram matrix of the rank-one terms, and least squares in it."""
+
+from __future__ import annotations
+
+from lowrank_ldu.backend import Array, Backend, backend_of
+
+# One correction reaches the rounding of the working precision for well-conditioned terms; the second one mends what
+# the solve with an ill-conditioned Gram matrix (condition number up to 1/eps) left over.
+_CORRECTIONS = 2
+
+
+def wide(array: Array, backend: Backend) -> Array:
+    """Return `array` in float64, or in float32 where the device has no float64."""
+    xp = backend.xp
+    return xp.astype(array, xp.float64 if backend.has_float64(array) else xp.float32)
+
+
+def gram_matrix(left: Array, right: Array) -> Array:
+    """Return the Gram matrix G of the terms left[:, i] right[i, :], in float64 where the device has it.
+
+    `G = (L^T L) * (U U^T)`, the elementwise product, since the inner product of two rank-one matrices factors. It is
+    the metric of the diagonal: a change dz of it changes the weight by sqrt(dz^T G dz) in the Frobenius norm.
+
+    Parameters
+    ----------
+    left : array, shape (..., m, r)
+    right : array, shape (..., r, n)
+
+    Returns
+    -------
+    array, shape (..., r, r), symmetric positive semidefinite
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> gram_matrix(np.array([[1.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 2.0], [0.0, 1.0]]))
+    array([[10.,  2.],
+           [ 2.,  1.]])
+    """
+    backend = backend_of(left, "left")
+    transpose = backend.xp.matrix_transpose
+    left, right = wide(left, backend), wide(right, backend)
+    return (transpose(left) @ left) * (right @ transpose(right))
+
+
+def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Array:
+    """Return the diagonal (..., r) that minimises the Frobenius norm of W - left diag(z) right.
+
+    Shapes and meaning as in `Factorization.refit`. Terms are scaled to unit norm for the solve: the columns of
+    triangular factors differ in size by orders of magnitude, and the condition number need not pay for that.
+    """
+    backend = backend_of(left, "left")
+    xp = backend.xp
+    target, wide_left, wide_right = (wide(array, backend) for array in (W, left, right))
+    z = wide(diagonal, backend)
+    gram = gram_matrix(left, right)
+    size = xp.sqrt(xp.linalg.diagonal(gram))
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    unit_gram = gram / size[..., :, None] / size[..., None, :]
+    for _ in range(_CORRECTIONS):
+        error = target - (wide_left * z[..., None, :]) @ wide_right
+        slope = xp.sum((xp.matrix_transpose(wide_left) @ error) * wide_right, axis=-1)
+        z = z + solve_semidefinite(unit_gram, slope / size) / size
+    return xp.astype(z, diagonal.dtype)
+
+
+def solve_semidefinite(matrix: Array, rhs: Array) -> Array:
+    """Return the solution x (..., r) of least norm of matrix (..., r, r) @ x = rhs (..., r), by eigenvalues.
+
+    Eigenvalues under r * eps times the largest are rounding, not information, and count as zero.
+    """
+    xp = backend_of(matrix, "matrix").xp
+    values, vectors = xp.linalg.eigh(matrix)
+    cutoff = matrix.shape[-1] * float(xp.finfo(values.dtype).eps) * values[..., -1:]
+    kept = values > cutoff
+    inverse = xp.where(kept, 1 / xp.where(kept, values, xp.ones_like(values)), xp.zeros_like(values))
+    coefficients = inverse[..., None] * (xp.matrix_transpose(vectors) @ rhs[..., None])
+    return (vectors @ coefficients)[..., 0]

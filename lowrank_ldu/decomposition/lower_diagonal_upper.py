@@ -1,0 +1,220 @@
+"""The LDU factorisation: its result, and the entry that validates and picks the pivoting strategy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Self, get_args
+
+import numpy as np
+
+from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.backend.pivots import inverse_permutation
+from lowrank_ldu.decomposition.complete import eliminate_complete
+from lowrank_ldu.decomposition.diagonal_split import split_diagonal
+from lowrank_ldu.decomposition.elimination import Elimination
+from lowrank_ldu.decomposition.factorization import Factorization
+from lowrank_ldu.decomposition.partial import eliminate_partial, take_rows
+from lowrank_ldu.decomposition.randomized import eliminate_randomized
+from lowrank_ldu.decomposition.rook import eliminate_rook
+from lowrank_ldu.validation import check_matrix, check_rank, is_finite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Pivoting = Literal["partial", "complete", "rook", "randomized"]
+PIVOTING: tuple[Pivoting, ...] = get_args(Pivoting)
+
+
+@dataclass(frozen=True, eq=False)
+class LDU(Factorization):
+    """The first r steps of a pivoted LDU factorisation, `W[p][:, q] ~ lower @ diag(diagonal) @ upper`.
+
+    Attributes
+    ----------
+    left : array, shape (..., m, r)
+        P L: the lower factor with its rows in W's order.
+    diagonal : array, shape (..., r)
+        z. The pivots, except in `zero_pivots`.
+    right : array, shape (..., r, n)
+        U Q^T: the upper factor with its columns in W's order.
+    permutation : integer array, shape (..., m)
+        p, never a matrix. The first r are the pivot rows.
+    column_permutation : integer array, shape (..., n), or None
+        q; None for partial pivoting, which exchanges rows only.
+    pivoting : str
+        The strategy that chose the pivots.
+    runner_up : array, shape (..., r), or None
+        Complete and rook pivoting: the largest competitor of each pivot over the pivot, in magnitude. None where the
+        competitors are the entries of `lower` below the diagonal.
+    """
+
+    permutation: Array
+    column_permutation: Array | None
+    pivoting: Pivoting
+    runner_up: Array | None = None
+
+    @cached_property
+    def lower(self) -> Array:
+        """L, shape (..., m, r): unit lower trapezoidal."""
+        return take_rows(self.left, self.permutation, backend_of(self.left))
+
+    @cached_property
+    def upper(self) -> Array:
+        """U, shape (..., r, n): upper trapezoidal, with ones on the diagonal except in `zero_pivots`."""
+        if self.column_permutation is None:
+            return self.right
+        backend = backend_of(self.right)
+        transpose = backend.xp.matrix_transpose
+        return transpose(take_rows(transpose(self.right), self.column_permutation, backend))
+
+    @property
+    def zero_pivots(self) -> Array:
+        """Boolean, shape (..., r): steps without a usable pivot.
+
+        The pivot was zero, too small beside its row for a finite unit upper factor, or not representable. The row was
+        scaled by its own largest entry instead (or was zero), so that the factors are finite and exact all the same.
+        """
+        xp = backend_of(self.right).xp
+        return (xp.linalg.diagonal(self.upper[..., : self.rank]) != 1) | (self.diagonal == 0)
+
+    def truncate(self, rank: int) -> Self:
+        """Return the first `rank` steps, 1 <= rank <= r: what `ldu(W, rank)` gives for the same pivots."""
+        shorter = super().truncate(rank)
+        runner_up = None if self.runner_up is None else self.runner_up[..., : shorter.rank]
+        return replace(shorter, runner_up=runner_up)
+
+
+def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", seed: int = 0) -> LDU:
+    """Factor W = P L diag(z) U Q^T, or the first `rank` terms of it.
+
+    Parameters
+    ----------
+    W : array, shape (..., m, n)
+        A finite matrix or a stack of them, of NumPy, PyTorch (any device), JAX or CuPy; float32 or float64, or float16
+        or bfloat16, which are computed and returned in float32. It is not changed, and gradients are not recorded.
+    rank : int, optional
+        r, from 1 to k = min(m, n). k if not given, and then `reconstruct()` equals W to rounding for every finite W,
+        the zero matrix and rank-deficient ones included.
+    pivoting : {"partial", "complete", "rook", "randomized"}
+        How pivots are chosen. "partial" searches rows only (the paper's choice, and the fastest): its leading terms
+        come from the first r columns of W, whichever those happen to be. "complete" takes the largest entry of what
+        remains, "rook" one that is largest in its row and column, "randomized" sketches the columns of whole blocks.
+    seed : int
+        Draws the sketch of "randomized"; the others do not use it.
+
+    Returns
+    -------
+    LDU
+
+    Raises
+    ------
+    TypeError
+        W is not an array of a supported library, or has another dtype.
+    ValueError
+        W has fewer than two dimensions, no entries, or entries that are not finite; rank is out of range; pivoting is
+        not one of the four.
+
+    Notes
+    -----
+    Cost in multiply-adds: "partial" and "randomized" O(r^2 (m + n)), the latter with O(m n) for the sketch; "rook"
+    usually the same, in r steps; "complete" O(m n r). The factorisation is equation (1) of arXiv 2410.13618, the
+    leading terms equations (3) to (5).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> factors = ldu(np.array([[1.0, 2.0], [4.0, 4.0]]))
+    >>> factors.permutation, factors.diagonal
+    (array([1, 0]), array([4., 1.]))
+    >>> factors.lower
+    array([[1.  , 0.  ],
+           [0.25, 1.  ]])
+    >>> factors.upper
+    array([[1., 1.],
+           [0., 1.]])
+    >>> factors.reconstruct()
+    array([[1., 2.],
+           [4., 4.]])
+    """
+    if pivoting not in PIVOTING:
+        raise ValueError(f"pivoting is {pivoting!r}; accepted: {', '.join(map(repr, PIVOTING))}")
+    W, backend = check_matrix(W)
+    rank = check_rank(rank, min(int(size) for size in W.shape[-2:]))
+
+    def factor(matrix: Array, ceiling: float) -> LDU:
+        elimination = _eliminate(matrix, rank, pivoting, seed, backend)
+        diagonal, upper = split_diagonal(elimination.rows, ceiling, backend)
+        return fold(elimination, diagonal, upper, pivoting, backend)
+
+    # NumPy's warnings would speak of what is looked for in the next line, and mended.
+    with np.errstate(over="ignore", invalid="ignore"):
+        factors = factor(W, math.inf)
+    if all(is_finite(array, backend) for array in (factors.left, factors.diagonal, factors.right)):
+        return factors
+    return _factor_scaled(W, factor, backend)
+
+
+def _factor_scaled(W: Array, factor: Callable[[Array, float], LDU], backend: Backend) -> LDU:
+    """Factor a matrix whose elimination overflows: at half the exponent range, where there is room for growth."""
+    finfo = backend.xp.finfo(W.dtype)
+    scale = 2.0 ** (math.frexp(float(finfo.max))[1] // 2)
+    factors = factor(W * (1 / scale), float(finfo.max) / scale)
+    return replace(factors, diagonal=factors.diagonal * scale)
+
+
+def _eliminate(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Backend) -> Elimination:
+    if pivoting == "partial":
+        return eliminate_partial(W, rank, backend)
+    if W.ndim > 2:
+        return _eliminate_stack(W, rank, pivoting, seed, backend)
+    if pivoting == "randomized":
+        return eliminate_randomized(W, rank, backend, seed)
+    strategy = eliminate_complete if pivoting == "complete" else eliminate_rook
+    if backend.in_place:
+        return strategy(W, rank, backend)
+    host = backend.to_numpy(W)
+    steps = strategy(host, rank, backend_of(host))
+    arrays = (steps.permutation, steps.column_permutation, steps.lower, steps.rows, steps.runner_up)
+    return Elimination(*(backend.from_numpy(array, W) for array in arrays))
+
+
+def _eliminate_stack(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Backend) -> Elimination:
+    """Take the matrices of a stack (..., m, n) one by one."""
+    xp = backend.xp
+    matrices = xp.reshape(W, (-1, *W.shape[-2:]))
+    parts = [_eliminate(matrices[i, ...], rank, pivoting, seed, backend) for i in range(matrices.shape[0])]
+
+    def stack(arrays: list[Array]) -> Array:
+        return xp.reshape(xp.stack(arrays), (*W.shape[:-2], *arrays[0].shape))
+
+    return Elimination(
+        stack([part.permutation for part in parts]),
+        stack([part.column_permutation for part in parts]),
+        stack([part.lower for part in parts]),
+        stack([part.rows for part in parts]),
+        None if parts[0].runner_up is None else stack([part.runner_up for part in parts]),
+    )
+
+
+def fold(elimination: Elimination, diagonal: Array, upper: Array, pivoting: Pivoting, backend: Backend) -> LDU:
+    """Fold the permutations into the factors."""
+    transpose = backend.xp.matrix_transpose
+
+    def restore_rows(permuted: Array, order: Array) -> Array:
+        inverse = backend.from_numpy(inverse_permutation(backend.to_numpy(order)), permuted)
+        return take_rows(permuted, inverse, backend)
+
+    right = upper
+    if elimination.column_permutation is not None:
+        right = transpose(restore_rows(transpose(upper), elimination.column_permutation))
+    return LDU(
+        left=restore_rows(elimination.lower, elimination.permutation),
+        diagonal=diagonal,
+        right=right,
+        permutation=elimination.permutation,
+        column_permutation=elimination.column_permutation,
+        pivoting=pivoting,
+        runner_up=elimination.runner_up,
+    )

@@ -1,0 +1,88 @@
+"""Singular value decomposition, exact and randomised: the yardstick for every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowrank_ldu.backend import Array, Backend
+from lowrank_ldu.decomposition.factorization import Factorization
+from lowrank_ldu.validation import check_count, check_matrix, check_rank
+
+
+@dataclass(frozen=True, eq=False)
+class SVD(Factorization):
+    """Singular value decomposition; left and right have orthonormal columns and rows.
+
+    Attributes
+    ----------
+    left : array, shape (..., m, r)
+        Left singular vectors, as columns.
+    diagonal : array, shape (..., r)
+        Singular values, not increasing.
+    right : array, shape (..., r, n)
+        Right singular vectors, as rows.
+    """
+
+
+def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversampling: int = 8, seed: int = 0) -> SVD:
+    """Return the leading `rank` terms of the singular value decomposition.
+
+    Parameters
+    ----------
+    W : array, shape (..., m, n)
+        As for `ldu`.
+    rank : int, optional
+        r, from 1 to k = min(m, n); k if not given.
+    niter : int, optional
+        None (default): exact. An integer >= 0: the randomised algorithm with that many power iterations.
+    oversampling : int
+        Extra columns of the random sketch, >= 0; used with `niter` only.
+    seed : int
+        Draws the sketch; used with `niter` only.
+
+    Returns
+    -------
+    SVD
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `ldu`; also where niter or oversampling is negative.
+
+    Notes
+    -----
+    The exact one costs O(m n k); the randomised one (Halko, Martinsson and Tropp, SIAM Review 53, 2011, algorithms 4.4
+    and 5.1) 2 (niter + 1) products of W with r + oversampling columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> svd(np.diag([1.0, 3.0]), 1).diagonal
+    array([3.])
+    """
+    W, backend = check_matrix(W)
+    rank = check_rank(rank, min(int(size) for size in W.shape[-2:]))
+    check_count(oversampling, "oversampling")
+    if niter is None:
+        left, values, right = backend.xp.linalg.svd(W, full_matrices=False)
+        return SVD(left[..., :rank], values[..., :rank], right[..., :rank, :])
+    return _randomized(W, rank, check_count(niter, "niter"), oversampling, seed, backend)
+
+
+def _randomized(W: Array, rank: int, niter: int, oversampling: int, seed: int, backend: Backend) -> SVD:
+    xp = backend.xp
+    m, n = (int(size) for size in W.shape[-2:])
+    width = min(rank + oversampling, m, n)
+    gaussian = np.random.default_rng(seed).standard_normal((n, width)).astype(np.float32)
+    basis = _orthonormal(W @ xp.astype(backend.from_numpy(gaussian, W), W.dtype), backend)
+    for _ in range(niter):
+        basis = _orthonormal(xp.matrix_transpose(W) @ basis, backend)
+        basis = _orthonormal(W @ basis, backend)
+    inner, values, right = xp.linalg.svd(xp.matrix_transpose(basis) @ W, full_matrices=False)
+    return SVD((basis @ inner)[..., :rank], values[..., :rank], right[..., :rank, :])
+
+
+def _orthonormal(matrix: Array, backend: Backend) -> Array:
+    return backend.xp.linalg.qr(matrix)[0]
