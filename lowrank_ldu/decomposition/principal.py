@@ -25,7 +25,11 @@ class PiSSA(Factorization):
         Ones: the singular values are in the two factors.
     right : array, shape (..., r, n)
         A = sqrt(S) V^T, LoRA's lora_A.
+    niter : int or None
+        Power iterations of the randomised algorithm; None if exact.
     """
+
+    niter: int | None = None
 
 
 def pissa(W: Array, rank: int | None = None, niter: int | None = None, *, oversampling: int = 0, seed: int = 0) -> PiSSA:
@@ -65,4 +69,4 @@ def pissa(W: Array, rank: int | None = None, niter: int | None = None, *, oversa
     factors = svd(W, rank, niter=niter, oversampling=oversampling, seed=seed)
     xp = backend_of(factors.diagonal).xp
     root = xp.sqrt(factors.diagonal)
-    return PiSSA(factors.left * root[..., None, :], xp.ones_like(root), root[..., :, None] * factors.right)
+    return PiSSA(factors.left * root[..., None, :], xp.ones_like(root), root[..., :, None] * factors.right, niter)

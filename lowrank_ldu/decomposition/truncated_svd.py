@@ -23,7 +23,11 @@ class SVD(Factorization):
         Singular values, not increasing.
     right : array, shape (..., r, n)
         Right singular vectors, as rows.
+    niter : int or None
+        Power iterations of the randomised algorithm; None if exact.
     """
+
+    niter: int | None = None
 
 
 def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversampling: int = 8, seed: int = 0) -> SVD:
@@ -81,7 +85,7 @@ def _randomized(W: Array, rank: int, niter: int, oversampling: int, seed: int, b
         basis = _orthonormal(xp.matrix_transpose(W) @ basis, backend)
         basis = _orthonormal(W @ basis, backend)
     inner, values, right = xp.linalg.svd(xp.matrix_transpose(basis) @ W, full_matrices=False)
-    return SVD((basis @ inner)[..., :rank], values[..., :rank], right[..., :rank, :])
+    return SVD((basis @ inner)[..., :rank], values[..., :rank], right[..., :rank, :], niter)
 
 
 def _orthonormal(matrix: Array, backend: Backend) -> Array:

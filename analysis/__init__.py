@@ -1,0 +1,1 @@
+"""Analysis of model checkpoints: readers, survey, report."""

@@ -1,0 +1,72 @@
+"""Readers of model checkpoints: one interface over safetensors files, torch files, sharded indexes and directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .base import CheckpointError, CheckpointReader, TensorInfo
+from .directory import open_directory
+from .sharded_index import INDEX_SUFFIXES, open_index
+from .single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, open_file
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["CheckpointError", "CheckpointReader", "TensorInfo", "open_checkpoint"]
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
+    """Open a checkpoint, whatever its format.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that ``torch.save`` wrote; an index of shards
+        (``.safetensors.index.json``, ``.bin.index.json``); or a directory that holds these.
+
+    Returns
+    -------
+    CheckpointReader
+        A context manager with the list of tensors. Only headers have been read, where the format allows it.
+
+    Raises
+    ------
+    CheckpointError
+        If nothing is there, if it is none of these, if it is damaged, or if reading it would mean running code.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "model.safetensors")
+    ...     save_file({"bias": torch.zeros(3), "weight": torch.ones(3, 2, dtype=torch.bfloat16)}, file)
+    ...     with open_checkpoint(file) as checkpoint:
+    ...         for info in checkpoint.tensors:
+    ...             print(info.name, info.shape, info.dtype, info.nbytes)
+    ...         weight = checkpoint.load("weight")
+    bias (3,) float32 12
+    weight (3, 2) bfloat16 12
+    >>> weight.dtype
+    torch.bfloat16
+    """
+    path = Path(path)
+    try:
+        is_directory = path.is_dir()
+        is_file = path.is_file()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be looked up ({error.strerror})") from error
+    if is_directory:
+        return open_directory(path)
+    if not is_file:
+        # A pipe would be waited for, a device might never end.
+        raise CheckpointError(f"{path}: no such file or directory, or not a regular file")
+    if path.name.lower().endswith(INDEX_SUFFIXES):
+        return open_index(path)
+    if path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES):
+        return open_file(path)
+    accepted = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, *INDEX_SUFFIXES))
+    raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {accepted}, or a directory")

@@ -1,0 +1,85 @@
+"""A directory that holds a checkpoint."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+from .base import CheckpointError
+from .multi_file import MultiFileReader, list_files
+from .sharded_index import INDEX_SUFFIXES, open_index
+from .single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .base import CheckpointReader
+
+# What training loops leave beside a model; none of it is weights.
+_NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
+
+
+def open_directory(path: Path) -> CheckpointReader:
+    """Open the checkpoint in a directory.
+
+    The first of these that is there is read: the safetensors index, all safetensors files, the index of ``.bin``
+    shards, all torch files that are not known to be something else than a model (an optimizer's state, say). An index
+    counts if it is called ``model.safetensors.index.json`` or ``pytorch_model.bin.index.json``, or is the only one.
+    Subdirectories and hidden files are not looked at.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The directory.
+
+    Returns
+    -------
+    CheckpointReader
+        All tensors. Where two files have a tensor of the same name, every name is preceded by its file's and a colon.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none of these, or if what is there cannot be read.
+    """
+    try:
+        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    except OSError as error:
+        raise CheckpointError(f"{path}: the directory cannot be listed ({error.strerror})") from error
+    safetensors_index, torch_index = INDEX_SUFFIXES
+    index = _find_index(files, safetensors_index, "model")
+    if index is not None:
+        return open_index(index)
+    chosen = [file for file in files if file.suffix == SAFETENSORS_SUFFIX]
+    if chosen:
+        return _open_files(path, chosen)
+    index = _find_index(files, torch_index, "pytorch_model")
+    if index is not None:
+        return open_index(index)
+    chosen = [
+        file
+        for file in files
+        if file.suffix in TORCH_SUFFIXES and not any(fnmatch(file.name, pattern) for pattern in _NOT_MODELS)
+    ]
+    if chosen:
+        return _open_files(path, chosen)
+    looked_for = ", ".join(f"*{suffix}" for suffix in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, *INDEX_SUFFIXES))
+    raise CheckpointError(
+        f"{path}: no checkpoint among its {len(files)} files; looked for {looked_for}, "
+        f"other than {', '.join(_NOT_MODELS)}"
+    )
+
+
+def _find_index(files: list[Path], suffix: str, preferred: str) -> Path | None:
+    found = [file for file in files if file.name.endswith(suffix)]
+    named = [file for file in found if file.name == preferred + suffix]
+    return (named or found)[0] if named or len(found) == 1 else None
+
+
+def _open_files(path: Path, files: list[Path]) -> MultiFileReader:
+    tensors, ignored = list_files(files)
+    stored = {info.name: info for info in tensors}
+    if len(stored) < len(tensors):
+        names = {str(file): file.name for file in files}
+        stored = {f"{names[info.file]}:{info.name}": info for info in tensors}
+    return MultiFileReader(path, stored, ignored)

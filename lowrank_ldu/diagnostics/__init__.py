@@ -1,0 +1,6 @@
+"""What a factorisation is worth: errors beside their yardsticks, conditioning, pivots, storage and cost."""
+
+from lowrank_ldu.diagnostics.diagnose import diagnose
+from lowrank_ldu.diagnostics.record import Diagnostics
+
+__all__ = ["Diagnostics", "diagnose"]
