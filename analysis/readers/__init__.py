@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .base import CheckpointError, CheckpointReader, TensorInfo
-from .directory import open_directory
-from .sharded_index import INDEX_SUFFIXES, open_index
-from .single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, open_file
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.directory import open_directory
+from lowrank_ldu.analysis.readers.sharded_index import INDEX_SUFFIXES, open_index
+from lowrank_ldu.analysis.readers.single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, open_file
 
 if TYPE_CHECKING:
     import os

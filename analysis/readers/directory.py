@@ -5,15 +5,15 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
-from .base import CheckpointError
-from .multi_file import MultiFileReader, list_files
-from .sharded_index import INDEX_SUFFIXES, open_index
-from .single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
+from lowrank_ldu.analysis.readers.sharded_index import INDEX_SUFFIXES, open_index
+from lowrank_ldu.analysis.readers.single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .base import CheckpointReader
+    from lowrank_ldu.analysis.readers.base import CheckpointReader
 
 # What training loops leave beside a model; none of it is weights.
 _NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")

@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .base import CheckpointReader
-from .single_file import open_file
+from lowrank_ldu.analysis.readers.base import CheckpointReader
+from lowrank_ldu.analysis.readers.single_file import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import torch
 
-    from .base import TensorInfo
+    from lowrank_ldu.analysis.readers.base import TensorInfo
 
 
 class MultiFileReader(CheckpointReader):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,8 @@ import json
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING
 
-from .base import CheckpointError, likely_cause
-from .multi_file import MultiFileReader, list_files
+from lowrank_ldu.analysis.readers.base import CheckpointError, likely_cause
+from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import CheckpointError
-from .safetensors_file import SafetensorsReader
-from .torch_file import TorchReader
+from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.safetensors_file import SafetensorsReader
+from lowrank_ldu.analysis.readers.torch_file import TorchReader
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .base import CheckpointReader
+    from lowrank_ldu.analysis.readers.base import CheckpointReader
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
