@@ -23,11 +23,10 @@ class JaxBackend:
         return packed, permutation
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
-        return jax.lax.linalg.triangular_solve(
-            triangle, rhs, left_side=True, lower=lower, unit_diagonal=unit_diagonal
-        )
+        return jax.lax.linalg.triangular_solve(triangle, rhs, left_side=True, lower=lower, unit_diagonal=unit_diagonal)
 
     def subtract_outer(self, matrix: Array, column: Array, row: Array) -> None:
+        del matrix, column, row
         raise TypeError("JAX arrays cannot be written to; loops over single pivots run on the host")
 
     def from_numpy(self, array: np.ndarray[Any, Any], like: Array) -> Array:

@@ -42,4 +42,6 @@ def backend_of(array: Array, name: str = "W") -> Backend:
         if belongs(array):
             return _load(library)
     accepted = ", ".join(_LIBRARIES)
-    raise TypeError(f"{name} is a {type(array).__module__}.{type(array).__qualname__}; accepted: an array of {accepted}")
+    raise TypeError(
+        f"{name} is a {type(array).__module__}.{type(array).__qualname__}; accepted: an array of {accepted}"
+    )

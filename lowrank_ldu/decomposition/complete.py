@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.decomposition.elimination import Elimination
 from lowrank_ldu.decomposition.pivot_steps import PivotSteps
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
+    from lowrank_ldu.decomposition.elimination import Elimination
 
 
 def eliminate_complete(W: Array, rank: int, backend: Backend) -> Elimination:
@@ -48,6 +48,7 @@ def _largest(schur: Array, backend: Backend) -> tuple[int, int, float]:
     largest = float(in_row[j])
     if largest == 0.0:
         return i, j, 0.0
-    others = [float(xp.max(part)) for part in (per_row[:i], per_row[i + 1 :], in_row[:j], in_row[j + 1 :]) if part.shape[0]]
+    others = [
+        float(xp.max(part)) for part in (per_row[:i], per_row[i + 1 :], in_row[:j], in_row[j + 1 :]) if part.shape[0]
+    ]
     return i, j, max(others, default=0.0) / largest
-

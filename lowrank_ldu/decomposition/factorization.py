@@ -111,5 +111,7 @@ class Factorization:
     def _checked(self, W: Array) -> Array:
         W, backend = check_matrix(W)
         if tuple(W.shape) != tuple(self.shape):
-            raise ValueError(f"W has shape {tuple(W.shape)}; accepted: {tuple(self.shape)}, the shape that was factored")
+            raise ValueError(
+                f"W has shape {tuple(W.shape)}; accepted: {tuple(self.shape)}, the shape that was factored"
+            )
         return backend.xp.astype(W, self.left.dtype)

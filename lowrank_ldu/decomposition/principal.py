@@ -32,7 +32,9 @@ class PiSSA(Factorization):
     niter: int | None = None
 
 
-def pissa(W: Array, rank: int | None = None, niter: int | None = None, *, oversampling: int = 0, seed: int = 0) -> PiSSA:
+def pissa(
+    W: Array, rank: int | None = None, niter: int | None = None, *, oversampling: int = 0, seed: int = 0
+) -> PiSSA:
     """Return PiSSA's initialisation of a LoRA pair: left = U sqrt(S) and right = sqrt(S) V^T.
 
     Parameters

@@ -74,9 +74,7 @@ def eliminate_randomized(W: Array, rank: int, backend: Backend, seed: int) -> El
     return Elimination(permutation, column_permutation, lower, rows)
 
 
-def _sketched_columns(
-    sketch: Array, taken: np.ndarray[Any, Any], width: int, backend: Backend
-) -> np.ndarray[Any, Any]:
+def _sketched_columns(sketch: Array, taken: np.ndarray[Any, Any], width: int, backend: Backend) -> np.ndarray[Any, Any]:
     """Return `width` columns not in `taken`: the first pivots of LU with partial pivoting of the sketch's transpose."""
     transposed = backend.xp.matrix_transpose(sketch)
     _, order = backend.lu(transposed[:, : min(transposed.shape)])

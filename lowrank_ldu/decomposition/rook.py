@@ -66,7 +66,7 @@ class _LazySchurComplement:
 def _search(
     schur: _LazySchurComplement, start: int, backend: Backend
 ) -> tuple[tuple[int, int, Array, Array, float] | None, int]:
-    """Return the next pivot (i, j, its column, its row, the runner-up's ratio) or None, and the column to start from."""
+    """Return the next pivot (i, j, its column, its row, the runner-up's ratio) or None, and the next start column."""
     column = None
     for j in range(start, int(schur.shape[1])):
         if j in schur.eliminated_columns:

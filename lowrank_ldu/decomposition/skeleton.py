@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, Backend
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
 from lowrank_ldu.decomposition.elimination import Elimination
@@ -17,6 +16,8 @@ from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lowrank_ldu.backend import Array, Backend
 
 
 def ldu_at_pivots(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, Backend
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.validation import check_count, check_matrix, check_rank
+
+if TYPE_CHECKING:
+    from lowrank_ldu.backend import Array, Backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,20 +75,19 @@ def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversamp
     if niter is None:
         left, values, right = backend.xp.linalg.svd(W, full_matrices=False)
         return SVD(left[..., :rank], values[..., :rank], right[..., :rank, :])
-    return _randomized(W, rank, check_count(niter, "niter"), oversampling, seed, backend)
+    width = min(rank + oversampling, *(int(size) for size in W.shape[-2:]))
+    return _randomized(W, width, check_count(niter, "niter"), seed, backend).truncate(rank)
 
 
-def _randomized(W: Array, rank: int, niter: int, oversampling: int, seed: int, backend: Backend) -> SVD:
+def _randomized(W: Array, width: int, niter: int, seed: int, backend: Backend) -> SVD:
     xp = backend.xp
-    m, n = (int(size) for size in W.shape[-2:])
-    width = min(rank + oversampling, m, n)
-    gaussian = np.random.default_rng(seed).standard_normal((n, width)).astype(np.float32)
+    gaussian = np.random.default_rng(seed).standard_normal((int(W.shape[-1]), width)).astype(np.float32)
     basis = _orthonormal(W @ xp.astype(backend.from_numpy(gaussian, W), W.dtype), backend)
     for _ in range(niter):
         basis = _orthonormal(xp.matrix_transpose(W) @ basis, backend)
         basis = _orthonormal(W @ basis, backend)
     inner, values, right = xp.linalg.svd(xp.matrix_transpose(basis) @ W, full_matrices=False)
-    return SVD((basis @ inner)[..., :rank], values[..., :rank], right[..., :rank, :], niter)
+    return SVD(basis @ inner, values, right, niter)
 
 
 def _orthonormal(matrix: Array, backend: Backend) -> Array:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from lowrank_ldu.backend import Array, Backend
 from lowrank_ldu.decomposition.factorization import scaled_product
+
+if TYPE_CHECKING:
+    from lowrank_ldu.backend import Array, Backend
 
 _STORAGE = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
 
 def frobenius_norm(matrix: Array, backend: Backend) -> float:
-    """Return the Frobenius norm; the entries are scaled first, so that their squares can neither overflow nor vanish."""
+    """Return the Frobenius norm, of entries scaled first so that their squares can neither overflow nor vanish."""
     xp = backend.xp
     largest = float(xp.max(xp.abs(matrix)))
     if largest == 0.0 or not math.isfinite(largest):

@@ -1,0 +1,110 @@
+"""Write an adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save
+
+from lowrank_ldu.adapters.fingerprint import fingerprint
+from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
+from lowrank_ldu.nn import LoLDULinear, lowrank_layers
+from lowrank_ldu.nn.initialization import is_random
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Write the trained numbers of every LoLDU layer of `model`, and nothing of the base.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its LoLDU layers are not merged.
+    path : path
+        A folder, made if it is not there. Files of an adapter in it are replaced, each at once.
+
+    Returns
+    -------
+    Path
+        The folder. `adapter.safetensors` holds for each layer offset, sigma, the pivots (in the smallest integer type
+        that fits) and, where it was drawn at random, the start of z; `adapter.json` the options and a fingerprint of
+        the base weight.
+
+    Raises
+    ------
+    ValueError
+        The model has no LoLDU layer.
+    RuntimeError
+        A layer is merged, so that its base weight cannot be told.
+    """
+    tensors: dict[str, Tensor] = {}
+    records: dict[str, LayerRecord] = {}
+    for name, layer in lowrank_layers(model):
+        if layer.merged:
+            raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
+        records[name] = LayerRecord(
+            shape=(layer.out_features, layer.in_features),
+            rank=layer.rank,
+            alpha=layer.alpha,
+            init=layer.init,
+            preserving=layer.preserving,
+            pivoting=layer.pivoting,
+            base_sha256=fingerprint(layer.linear.weight),
+        )
+        tensors.update({f"{name}.{key}": tensor for key, tensor in _tensors(layer).items()})
+    if not records:
+        raise ValueError(
+            f"the model ({type(model).__name__}) has no LoLDU layer; accepted: one that `inject` was used on"
+        )
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = save(tensors)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "weights_sha256": hashlib.sha256(data).hexdigest(),
+        "layers": {name: asdict(record) for name, record in records.items()},
+    }
+    # Each file is whole or not there, and the checksum tells whether the two belong together.
+    _write(folder / WEIGHTS_FILE, data)
+    _write(folder / CONFIG_FILE, json.dumps(config, indent=1).encode())
+    return folder
+
+
+def _tensors(layer: LoLDULinear) -> dict[str, Tensor]:
+    tensors = {
+        "offset": layer.offset.detach(),
+        "sigma": layer.sigma.detach(),
+        "pivot_rows": _smallest_integers(layer.pivot_rows, layer.out_features),
+    }
+    if layer.pivot_columns is not None:
+        tensors["pivot_columns"] = _smallest_integers(layer.pivot_columns, layer.in_features)
+    if is_random(layer.init):
+        tensors["initial_diagonal"] = layer.initial_diagonal
+    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _smallest_integers(index: Tensor, size: int) -> Tensor:
+    return index.to(torch.uint8 if size <= 2**8 else torch.uint16 if size <= 2**16 else torch.int32)
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

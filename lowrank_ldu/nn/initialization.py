@@ -1,0 +1,80 @@
+"""The eight initialisations of the diagonal that the paper compares (its Table V)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Initialization = Literal[
+    "regular_ldu",
+    "constant_zmean",
+    "uniform_minus1_1",
+    "uniform_zmean_half",
+    "normal_0_1",
+    "normal_zmean_zstd",
+    "zeros",
+    "ones",
+]
+INITIALIZATIONS: tuple[Initialization, ...] = get_args(Initialization)
+
+
+def is_random(init: Initialization) -> bool:
+    """Whether the initialisation draws numbers, so that the diagonal itself has to be stored."""
+    return init.startswith(("uniform", "normal"))
+
+
+def initial_diagonal(init: Initialization, z: Tensor, seed: int = 0) -> Tensor:
+    """Return the diagonal that training starts from.
+
+    Parameters
+    ----------
+    init : str
+        "regular_ldu": z itself. "constant_zmean": its mean. "uniform_minus1_1": uniform on (-1, 1).
+        "uniform_zmean_half": uniform between -mean(z) / 2 and mean(z) / 2. "normal_0_1": standard normal.
+        "normal_zmean_zstd": normal with the mean and standard deviation of z. "zeros", "ones".
+    z : Tensor, shape (r,)
+        Diagonal of the factorisation.
+    seed : int
+        Of the random ones. Drawn on the CPU in float64, so that every device starts from the same numbers.
+
+    Returns
+    -------
+    Tensor, shape (r,), z's dtype and device
+
+    Raises
+    ------
+    ValueError
+        `init` is none of the eight.
+
+    Notes
+    -----
+    Table V and section III-C of arXiv 2410.13618.
+
+    Examples
+    --------
+    >>> initial_diagonal("constant_zmean", torch.tensor([1.0, 3.0]))
+    tensor([2., 2.])
+    """
+    if init not in INITIALIZATIONS:
+        raise ValueError(f"init is {init!r}; accepted: {', '.join(map(repr, INITIALIZATIONS))}")
+    generator = torch.Generator().manual_seed(seed)
+    values = z.detach().to("cpu", torch.float64)
+    mean = values.mean()
+    std = values.std() if len(values) > 1 else torch.zeros_like(mean)
+    uniform = 2 * torch.rand(len(values), generator=generator, dtype=torch.float64) - 1
+    normal = torch.randn(len(values), generator=generator, dtype=torch.float64)
+    start = {
+        "regular_ldu": values,
+        "constant_zmean": mean.expand_as(values),
+        "uniform_minus1_1": uniform,
+        "uniform_zmean_half": uniform * mean / 2,
+        "normal_0_1": normal,
+        "normal_zmean_zstd": mean + std * normal,
+        "zeros": torch.zeros_like(values),
+        "ones": torch.ones_like(values),
+    }[init]
+    return start.to(z.device, z.dtype, copy=True)

@@ -1,0 +1,166 @@
+"""Put LoLDU layers into a model in place of its linear layers."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from lowrank_ldu.nn.linear import LoLDULinear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from lowrank_ldu.decomposition import Pivoting
+    from lowrank_ldu.nn.initialization import Initialization
+
+ALL_LINEAR = "all-linear"
+
+
+def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULinear]]:
+    """Yield the qualified name and the layer of every LoLDU layer of `model`, a shared one once."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoLDULinear):
+            yield name, module
+
+
+def inject(
+    model: nn.Module,
+    targets: Sequence[str] | str,
+    rank: int | None = None,
+    *,
+    alpha: float | None = None,
+    init: Initialization = "regular_ldu",
+    preserving: bool = True,
+    pivoting: Pivoting = "partial",
+    train_sigma: bool = True,
+    seed: int = 0,
+) -> list[str]:
+    """Replace linear layers of `model` by LoLDU layers, in place, and freeze every parameter but theirs.
+
+    A further call adds layers, with other options if need be; those that are there already stay as they are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place: the layers are replaced, their weights are not touched.
+    targets : sequence of str, or str
+        Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A single string
+        is a regular expression that has to match the whole qualified name; "all-linear" takes every nn.Linear,
+        classification heads included.
+    rank : int, optional
+        r; each layer's own min(m, n) if not given.
+    alpha, init, preserving, pivoting, train_sigma
+        As for `LoLDULinear`.
+    seed : int
+        The i-th layer uses seed + i.
+
+    Returns
+    -------
+    list of str
+        Qualified names of the layers that were replaced, in the model's order.
+
+    Raises
+    ------
+    ValueError
+        A target matches nothing (the message names what comes close), an option is not accepted, or a weight cannot be
+        factored (the message names the layer). The model is then unchanged.
+    TypeError
+        A target matches modules, but none of them is an nn.Linear.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> inject(model, ["0"], rank=4)
+    ['0']
+    >>> from lowrank_ldu.nn import trainable_parameters
+    >>> trainable_parameters(model).adapter
+    5
+    """
+    names = _matching(model, targets)
+    # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
+    # names gets one layer, so that what is shared stays shared.
+    layers: dict[nn.Linear, LoLDULinear] = {}
+    for name, linear in names.items():
+        if linear in layers:
+            continue
+        trainable = [parameter.requires_grad for parameter in linear.parameters()]
+        try:
+            layers[linear] = LoLDULinear(
+                linear,
+                rank,
+                alpha=alpha,
+                init=init,
+                preserving=preserving,
+                pivoting=pivoting,
+                train_sigma=train_sigma,
+                seed=seed + len(layers),
+            )
+        except (TypeError, ValueError) as error:
+            for parameter, was in zip(linear.parameters(), trainable, strict=True):
+                parameter.requires_grad_(was)
+            raise type(error)(f"layer {name!r}: {error}") from error
+    adapters = {id(parameter) for _, layer in lowrank_layers(model) for parameter in (layer.offset, layer.sigma)}
+    for parameter in model.parameters():
+        if id(parameter) not in adapters:
+            parameter.requires_grad_(requires_grad=False)
+    for name, linear in names.items():
+        replace_module(model, name, layers[linear])
+    return list(names)
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where the submodule of that qualified name stands."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Linear]:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    taken = [name for name, module in modules.items() if isinstance(module, LoLDULinear)]
+    candidates = {
+        name: module
+        for name, module in modules.items()
+        if name and not any(name == layer or name.startswith(f"{layer}.") for layer in taken)
+    }
+    linears = {name: module for name, module in candidates.items() if isinstance(module, nn.Linear)}
+    if not linears:
+        raise ValueError(
+            f"the model ({type(model).__name__}) holds no nn.Linear that could be replaced; accepted: a model with "
+            "nn.Linear submodules that are not LoLDU layers already"
+        )
+    if targets == ALL_LINEAR:
+        return linears
+    wanted: dict[str, list[str]]
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"targets is {targets!r}, not a regular expression ({error})") from error
+        wanted = {targets: [name for name in candidates if pattern.fullmatch(name)]}
+    else:
+        wanted = {target: [name for name in candidates if f".{name}".endswith(f".{target}")] for target in targets}
+    if not wanted:
+        raise ValueError(f"targets is empty; accepted: module names, a regular expression, or {ALL_LINEAR!r}")
+    for target, matches in wanted.items():
+        _check_target(target, matches, candidates, linears)
+    chosen = {name for matches in wanted.values() for name in matches}
+    return {name: linear for name, linear in linears.items() if name in chosen}
+
+
+def _check_target(
+    target: str, matches: Sequence[str], candidates: dict[str, nn.Module], linears: dict[str, nn.Linear]
+) -> None:
+    if any(name in linears for name in matches):
+        return
+    if matches:
+        kinds = ", ".join(sorted({type(candidates[name]).__name__ for name in matches}))
+        raise TypeError(f"target {target!r} matches modules of type {kinds}; accepted: nn.Linear")
+    endings = sorted({name.rpartition(".")[2] for name in linears})
+    close = difflib.get_close_matches(target.rpartition(".")[2], endings, n=3) or endings[:10]
+    raise ValueError(
+        f"target {target!r} matches no module; linear layers of this model end with: {', '.join(close)}"
+        f"{', ...' if len(endings) > len(close) else ''}; or give {ALL_LINEAR!r}"
+    )

@@ -1,0 +1,55 @@
+"""The constraints of section III-D, applied after an optimiser's step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.nn.injection import lowrank_layers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@torch.no_grad()
+def project_(model: nn.Module, epsilon: float | None = None) -> None:
+    r"""Project the parameters of every LoLDU layer onto \|z\| <= epsilon and 0 < sigma <= 1, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+    epsilon : float, optional
+        Largest Euclidean norm of each layer's diagonal z = start + offset, to rounding; positive. No limit if not
+        given.
+
+    Raises
+    ------
+    ValueError
+        epsilon is not positive.
+
+    Notes
+    -----
+    Section III-D of arXiv 2410.13618, which leaves epsilon open. The set 0 < sigma <= 1 has no nearest point to a
+    sigma <= 0; it becomes the smallest normal number of its dtype.
+
+    Examples
+    --------
+    >>> from lowrank_ldu.nn import LoLDULinear
+    >>> layer = LoLDULinear(torch.nn.Linear(4, 4), rank=2)
+    >>> with torch.no_grad():
+    ...     _ = layer.sigma.fill_(3.0)
+    >>> project_(layer, epsilon=0.5)
+    >>> layer.sigma.item(), bool(layer.z.norm() <= 0.5 + 1e-6)
+    (1.0, True)
+    """
+    if epsilon is not None and not epsilon > 0:
+        raise ValueError(f"epsilon is {epsilon}; accepted: a positive number, or None for no limit")
+    for _, layer in lowrank_layers(model):
+        layer.sigma.clamp_(torch.finfo(layer.sigma.dtype).tiny, 1.0)
+        if epsilon is None:
+            continue
+        z = layer.z
+        norm = torch.linalg.vector_norm(z)
+        if norm > epsilon:
+            layer.offset.copy_(z * (epsilon / norm) - layer.initial_diagonal)
