@@ -45,7 +45,8 @@ class CupyBackend:
             return cupy.asarray(array)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        return cupy.asnumpy(array)
+        host: np.ndarray[Any, Any] = cupy.asnumpy(array)
+        return host
 
     def detach(self, array: Array) -> Array:
         return array

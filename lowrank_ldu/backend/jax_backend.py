@@ -40,4 +40,4 @@ class JaxBackend:
 
     def has_float64(self, like: Array) -> bool:
         del like
-        return bool(jax.config.jax_enable_x64)
+        return jax.dtypes.canonicalize_dtype(np.float64) == np.float64

@@ -50,7 +50,8 @@ class NumpyBackend:
         return array
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        return array
+        host: np.ndarray[Any, Any] = array
+        return host
 
     def detach(self, array: Array) -> Array:
         return array

@@ -37,7 +37,8 @@ class TorchBackend:
         return torch.from_numpy(array).to(like.device)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        return array.detach().cpu().numpy()
+        host: np.ndarray[Any, Any] = array.detach().cpu().numpy()
+        return host
 
     def detach(self, array: Array) -> Array:
         return array.detach()

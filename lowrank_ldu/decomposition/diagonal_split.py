@@ -33,5 +33,6 @@ def split_diagonal(rows: Array, ceiling: float, backend: Backend) -> tuple[Array
     scale = xp.where(ordinary, pivot, xp.clip(largest, -ceiling, ceiling))
     empty = largest == 0
     upper = rows / xp.where(empty, xp.ones_like(scale), scale)[..., None]
-    unit = xp.eye(rank, n, dtype=rows.dtype, device=upper.device)
-    return scale, xp.where(empty[..., None], unit, upper)
+    # Written, not left to the division: JAX multiplies by the reciprocal, and x * (1 / x) is not always 1.
+    unit = xp.eye(rank, n, dtype=xp.bool, device=upper.device) & (ordinary | empty)[..., None]
+    return scale, xp.where(unit, xp.ones_like(upper), upper)

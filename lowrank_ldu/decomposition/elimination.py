@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.backend import backend_of
+
 if TYPE_CHECKING:
-    from lowrank_ldu.backend import Array
+    from collections.abc import Callable
+
+    from lowrank_ldu.backend import Array, Backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,3 +37,27 @@ class Elimination:
     lower: Array
     rows: Array
     runner_up: Array | None = None
+
+
+def on_writable(
+    eliminate: Callable[[Array, int, Backend], Elimination], W: Array, rank: int, backend: Backend
+) -> Elimination:
+    """Return eliminate(W, rank, backend); on the host, in NumPy, if the library's arrays cannot be written to.
+
+    Such a library (JAX) compiles each operation anew for each shape, and these loops go through many.
+    """
+    if backend.in_place:
+        return eliminate(W, rank, backend)
+    host = backend.to_numpy(W)
+    steps = eliminate(host, rank, backend_of(host))
+
+    def back(array: Array) -> Array:
+        return None if array is None else backend.from_numpy(array, W)
+
+    return Elimination(
+        back(steps.permutation),
+        back(steps.column_permutation),
+        back(steps.lower),
+        back(steps.rows),
+        back(steps.runner_up),
+    )

@@ -13,7 +13,7 @@ from lowrank_ldu.backend import Array, Backend, backend_of
 from lowrank_ldu.backend.pivots import inverse_permutation
 from lowrank_ldu.decomposition.complete import eliminate_complete
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
-from lowrank_ldu.decomposition.elimination import Elimination
+from lowrank_ldu.decomposition.elimination import Elimination, on_writable
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.partial import eliminate_partial, take_rows
 from lowrank_ldu.decomposition.randomized import eliminate_randomized
@@ -172,12 +172,7 @@ def _eliminate(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Back
     if pivoting == "randomized":
         return eliminate_randomized(W, rank, backend, seed)
     strategy = eliminate_complete if pivoting == "complete" else eliminate_rook
-    if backend.in_place:
-        return strategy(W, rank, backend)
-    host = backend.to_numpy(W)
-    steps = strategy(host, rank, backend_of(host))
-    arrays = (steps.permutation, steps.column_permutation, steps.lower, steps.rows, steps.runner_up)
-    return Elimination(*(backend.from_numpy(array, W) for array in arrays))
+    return on_writable(strategy, W, rank, backend)
 
 
 def _eliminate_stack(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Backend) -> Elimination:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
-from lowrank_ldu.decomposition.elimination import Elimination
+from lowrank_ldu.decomposition.elimination import Elimination, on_writable
 from lowrank_ldu.decomposition.lower_diagonal_upper import LDU, Pivoting, fold
 from lowrank_ldu.decomposition.partial import take_rows
 from lowrank_ldu.validation import check_matrix
@@ -67,13 +67,16 @@ def ldu_at_pivots(
     chosen_columns = _check_pivots(range(rank) if columns is None else columns, n, "columns")
     if len(chosen_columns) != rank:
         raise ValueError(f"columns holds {len(chosen_columns)} pivots and rows {rank}; accepted: as many of each")
-    row_order, column_order = order_from(chosen_rows, m), order_from(chosen_columns, n)
-    xp = backend.xp
-    permutation, column_permutation = (index_vector(order, W, backend) for order in (row_order, column_order))
-    permuted = xp.take(take_rows(W, permutation, backend), column_permutation, axis=1)
-    lower, upper_rows = _eliminate_in_order(permuted, rank, backend)
-    elimination = Elimination(permutation, None if columns is None else column_permutation, lower, upper_rows)
-    return fold(elimination, *split_diagonal(upper_rows, math.inf, backend), pivoting, backend)
+
+    def eliminate(W: Array, rank: int, backend: Backend) -> Elimination:
+        permutation = index_vector(order_from(chosen_rows, m), W, backend)
+        column_permutation = index_vector(order_from(chosen_columns, n), W, backend)
+        permuted = backend.xp.take(take_rows(W, permutation, backend), column_permutation, axis=1)
+        lower, upper_rows = _eliminate_in_order(permuted, rank, backend)
+        return Elimination(permutation, None if columns is None else column_permutation, lower, upper_rows)
+
+    elimination = on_writable(eliminate, W, rank, backend)
+    return fold(elimination, *split_diagonal(elimination.rows, math.inf, backend), pivoting, backend)
 
 
 def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

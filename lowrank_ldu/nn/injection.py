@@ -105,7 +105,7 @@ def inject(
     adapters = {id(parameter) for _, layer in lowrank_layers(model) for parameter in (layer.offset, layer.sigma)}
     for parameter in model.parameters():
         if id(parameter) not in adapters:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
     for name, linear in names.items():
         replace_module(model, name, layers[linear])
     return list(names)

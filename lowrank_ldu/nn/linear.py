@@ -127,8 +127,8 @@ class LoLDULinear(nn.Module):
         columns = factors.column_permutation
         self.register_buffer("pivot_columns", None if columns is None else columns[: self.rank].clone())
         self._set_factors(factors)
-        self.register_state_dict_pre_hook(_refuse_while_merged)
-        self.register_load_state_dict_post_hook(_rebuild_factors)
+        self.register_state_dict_pre_hook(_refuse_while_merged)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_rebuild_factors)  # type: ignore[no-untyped-call]
 
     def _set_factors(self, factors: LDU) -> None:
         """Keep the factors in the weight's dtype, as buffers that no checkpoint holds."""
@@ -168,7 +168,7 @@ class LoLDULinear(nn.Module):
 
     @property
     def delta(self) -> Tensor:
-        """Difference sigma z - sigma_0 z_ref, shape (r,): exactly zero at step 0 of the preserving form in any dtype."""
+        """Difference sigma z - sigma_0 z_ref, shape (r,): exactly zero at step 0 of the preserving form."""
         moved = self.offset + (self.initial_diagonal - self.reference_diagonal)
         return (self.sigma - self.initial_sigma) * self.reference_diagonal + self.sigma * moved
 

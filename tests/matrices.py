@@ -1,0 +1,66 @@
+"""Matrices to test on, and how far rounding may carry a result."""
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+MAX_SIDE = 12
+
+
+def shapes(max_side=MAX_SIDE):
+    side = st.integers(1, max_side)
+    return st.tuples(side, side)
+
+
+def _entries(dtype, limit):
+    return st.floats(-limit, limit, allow_nan=False, width=32 if dtype == np.float32 else 64)
+
+
+@st.composite
+def any_finite(draw, dtypes=(np.float32, np.float64), max_side=MAX_SIDE):
+    """Finite matrices of every kind: zero, constant, sparse, repeated rows, small integers full of ties, any scale."""
+    dtype = draw(st.sampled_from(dtypes))
+    shape = draw(shapes(max_side))
+    kind = draw(st.sampled_from(["zero", "floats", "ties", "low rank", "huge", "tiny", "graded", "normal"]))
+    if kind == "zero":
+        return np.zeros(shape, dtype)
+    if kind == "floats":
+        return draw(npst.arrays(dtype, shape, elements=_entries(dtype, 1e3)))
+    if kind == "ties":
+        return draw(npst.arrays(dtype, shape, elements=st.sampled_from([-1.0, 0.0, 1.0])))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    if kind == "low rank":
+        rank = draw(st.integers(1, min(shape)))
+        left = generator.integers(-3, 4, (shape[0], rank))
+        return (left @ generator.integers(-3, 4, (rank, shape[1]))).astype(dtype)
+    normal = generator.standard_normal(shape)
+    if kind == "huge":
+        # Half of the largest number: a product that rounds up from the largest itself is infinite, and rightly so.
+        return (normal / np.abs(normal).max() * (np.finfo(dtype).max / 2)).astype(dtype)
+    if kind == "tiny":
+        return (normal * float(np.finfo(dtype).tiny) * 1e6).astype(dtype)
+    if kind == "graded":
+        return (normal * 10.0 ** -np.arange(shape[1])).astype(dtype)
+    return normal.astype(dtype)
+
+
+def well_conditioned(generator, m, n, dtype=np.float64, condition=100.0):
+    """A matrix of full rank with singular values from 1 down to 1 / condition."""
+    k = min(m, n)
+    left = np.linalg.qr(generator.standard_normal((m, k)))[0]
+    right = np.linalg.qr(generator.standard_normal((n, k)))[0]
+    return (left * np.geomspace(1, 1 / condition, k)) @ right.T.astype(dtype)
+
+
+def elimination_bound(lower, diagonal, upper, W):
+    """How far rounding may carry a computed elimination of W, entry by entry.
+
+    Higham, Accuracy and Stability of Numerical Algorithms, theorem 9.3: |W - L U| <= gamma_k |L| |U| with
+    gamma_k = k eps / (1 - k eps), for any order of the sums. Twice that: the diagonal is split off (one more rounding),
+    and the product is formed again by the test. The smallest normal number covers what underflows.
+    """
+    finfo = np.finfo(W.dtype)
+    k = diagonal.shape[-1] + 2
+    lower, diagonal, upper = (np.abs(np.asarray(a, np.longdouble)) for a in (lower, diagonal, upper))
+    size = (lower * diagonal[..., None, :]) @ upper + np.abs(W.astype(np.longdouble))
+    return 2 * k * float(finfo.eps) * size + 4 * k * float(finfo.tiny)
