@@ -17,6 +17,7 @@ from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
 from lowrank_ldu.decomposition import ldu_at_pivots
 from lowrank_ldu.nn import LoLDULinear
+from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.initialization import is_random
 from lowrank_ldu.nn.injection import replace_module
 
@@ -51,13 +52,10 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         another shape or another weight than in training. The model is then unchanged.
     """
     records, tensors = _read(Path(path))
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        layers = _build_all(model, records, tensors)
-    except AdapterError:
-        for parameter, was in trainable:
-            parameter.requires_grad_(was)
-        raise
+    with restore_trainable_on_error(model):
+        layers = {name: _build(model, name, record, tensors) for name, record in records.items()}
+        if tensors:
+            raise AdapterError(f"unknown tensors {sorted(tensors)[:5]}; accepted: those of the layers listed")
     for name, layer in layers.items():
         replace_module(model, name, layer)
     return list(layers)
@@ -105,13 +103,6 @@ def _record(path: Path, name: str, entry: Any) -> LayerRecord:
         if key != "shape" and not isinstance(entry[key], (int, float) if kind is float else kind):
             raise AdapterError(f"{path}: layer {name!r} has {key} {entry[key]!r}; accepted: a {kind.__name__}")
     return LayerRecord(**{**entry, "shape": (shape[0], shape[1])})
-
-
-def _build_all(model: nn.Module, records: dict[str, LayerRecord], tensors: dict[str, Tensor]) -> dict[str, LoLDULinear]:
-    layers = {name: _build(model, name, record, tensors) for name, record in records.items()}
-    if tensors:
-        raise AdapterError(f"unknown tensors {sorted(tensors)[:5]}; accepted: those of the layers listed")
-    return layers
 
 
 def _build(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> LoLDULinear:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.linear import LoLDULinear
 
 if TYPE_CHECKING:
@@ -83,25 +84,23 @@ def inject(
     # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
     # names gets one layer, so that what is shared stays shared.
     layers: dict[nn.Linear, LoLDULinear] = {}
-    for name, linear in names.items():
-        if linear in layers:
-            continue
-        trainable = [parameter.requires_grad for parameter in linear.parameters()]
-        try:
-            layers[linear] = LoLDULinear(
-                linear,
-                rank,
-                alpha=alpha,
-                init=init,
-                preserving=preserving,
-                pivoting=pivoting,
-                train_sigma=train_sigma,
-                seed=seed + len(layers),
-            )
-        except (TypeError, ValueError) as error:
-            for parameter, was in zip(linear.parameters(), trainable, strict=True):
-                parameter.requires_grad_(was)
-            raise type(error)(f"layer {name!r}: {error}") from error
+    with restore_trainable_on_error(model):
+        for name, linear in names.items():
+            if linear in layers:
+                continue
+            try:
+                layers[linear] = LoLDULinear(
+                    linear,
+                    rank,
+                    alpha=alpha,
+                    init=init,
+                    preserving=preserving,
+                    pivoting=pivoting,
+                    train_sigma=train_sigma,
+                    seed=seed + len(layers),
+                )
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layer {name!r}: {error}") from error
     adapters = {id(parameter) for _, layer in lowrank_layers(model) for parameter in (layer.offset, layer.sigma)}
     for parameter in model.parameters():
         if id(parameter) not in adapters:

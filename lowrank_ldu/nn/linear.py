@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lowrank_ldu.decomposition import LDU, Pivoting, ldu, ldu_at_pivots
 from lowrank_ldu.kernels import ldu_update
 from lowrank_ldu.nn.initialization import Initialization, initial_diagonal
+from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,6 +108,7 @@ class LoLDULinear(nn.Module):
         super().__init__()
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear is a {type(linear).__name__}; accepted: an nn.Linear")
+        check_matrix(linear.weight, "linear.weight")
         if factors is None:
             factors = ldu(linear.weight, rank, pivoting=pivoting, seed=seed)
         self.rank = factors.rank

@@ -1,0 +1,224 @@
+"""Adapters on disk: what is in the file, that it restores the model, and what is refused."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lowrank_ldu.adapters import AdapterError, load_adapter, save_adapter
+from lowrank_ldu.decomposition import PIVOTING
+from lowrank_ldu.nn import INITIALIZATIONS, inject, lowrank_layers, merge
+
+
+def base_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(300, 280), nn.ReLU(), nn.Linear(280, 30))
+
+
+def trained(init="regular_ldu", pivoting="partial", *, preserving=True):
+    model = base_model()
+    inject(model, "all-linear", 8, alpha=4, init=init, preserving=preserving, pivoting=pivoting, seed=5)
+    for _, layer in lowrank_layers(model):
+        with torch.no_grad():
+            layer.offset.normal_(std=0.1)
+            layer.sigma.mul_(0.9)
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save_adapter(trained(), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("pivoting", PIVOTING)
+@pytest.mark.parametrize("init", INITIALIZATIONS)
+@pytest.mark.parametrize("preserving", [True, False])
+def test_a_reloaded_adapter_gives_the_same_model(tmp_path, init, pivoting, preserving):
+    model = trained(init, pivoting, preserving=preserving)
+    save_adapter(model, tmp_path)
+    reloaded = base_model()
+    assert load_adapter(reloaded, tmp_path) == ["0", "2"]
+    x = torch.randn(5, 300)
+    expected = model(x)
+    # Rebuilt factors round differently, in proportion to what the update adds.
+    size = expected.abs().max().item()
+    torch.testing.assert_close(reloaded(x), expected, atol=1e-4 * size, rtol=1e-4)
+    for (_, ours), (_, theirs) in zip(lowrank_layers(reloaded), lowrank_layers(model), strict=True):
+        assert torch.equal(ours.offset, theirs.offset)
+        assert torch.equal(ours.sigma, theirs.sigma)
+        assert torch.equal(ours.pivot_rows, theirs.pivot_rows)
+
+
+def test_the_file_holds_a_few_numbers_and_nothing_of_the_base(saved):
+    tensors = load_file(saved / "adapter.safetensors")
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
+        "0.offset": ((8,), torch.float32),
+        "0.sigma": ((1,), torch.float32),
+        "0.pivot_rows": ((8,), torch.uint16),
+        "2.offset": ((8,), torch.float32),
+        "2.sigma": ((1,), torch.float32),
+        "2.pivot_rows": ((8,), torch.uint8),
+    }
+    assert sum(path.stat().st_size for path in saved.iterdir()) < 2000
+    assert sorted(path.name for path in saved.iterdir()) == ["adapter.json", "adapter.safetensors"]
+
+
+def test_a_new_process_gets_the_same_output(saved):
+    x = torch.linspace(-1, 1, 300)
+    script = (
+        "import sys, torch; from torch import nn; from lowrank_ldu.adapters import load_adapter; torch.manual_seed(0);"
+        "model = nn.Sequential(nn.Linear(300, 280), nn.ReLU(), nn.Linear(280, 30)); load_adapter(model, sys.argv[1]);"
+        "print(model(torch.linspace(-1, 1, 300)).tolist())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, str(saved)], check=True, capture_output=True, text=True, cwd=saved
+    ).stdout
+    here = base_model()
+    load_adapter(here, saved)
+    torch.testing.assert_close(torch.tensor(json.loads(out)), here(x), atol=1e-6, rtol=1e-5)
+
+
+def refused(model, path, message):
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(model, path)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_another_base_is_refused(saved):
+    model = base_model()
+    with torch.no_grad():
+        model[2].weight[0, 0] += 1e-6
+    refused(model, saved, "layer '2': the weight is not the one that the adapter was trained on")
+
+
+def test_another_dtype_of_the_base_is_refused(saved):
+    refused(base_model().bfloat16(), saved, "layer '0': the weight is not the one")
+
+
+def test_another_shape_is_refused(saved):
+    model = nn.Sequential(nn.Linear(300, 280), nn.ReLU(), nn.Linear(280, 31))
+    model[0] = base_model()[0]
+    refused(model, saved, r"layer '2' has shape \(31, 280\) in the model; accepted: \(30, 280\)")
+
+
+def test_a_missing_layer_and_one_of_another_kind_are_refused(saved):
+    refused(base_model()[:2], saved, "layer '2': the model .* has no such module")
+    refused(nn.Sequential(base_model()[0], nn.ReLU(), nn.ReLU()), saved, "layer '2' is a ReLU in the model")
+
+
+def test_a_model_that_has_an_adapter_already_is_refused(saved):
+    model = base_model()
+    load_adapter(model, saved)
+    with pytest.raises(AdapterError, match="layer '0' is a LoLDULinear in the model; accepted: an nn.Linear"):
+        load_adapter(model, saved)
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.json"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    refused(base_model(), saved, f"{name}: No such file or directory")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["adapter.safetensors", "adapter.json"]), st.data())
+def test_damaged_files_are_refused(saved, name, data):
+    path = saved / name
+    original = path.read_bytes()
+    position = data.draw(st.integers(0, len(original) - 1))
+    change = data.draw(st.one_of(st.just(None), st.integers(1, 255)))
+    damaged = original[:position] if change is None else (
+        original[:position] + bytes([original[position] ^ change]) + original[position + 1 :]
+    )  # fmt: skip
+    path.write_bytes(damaged)
+    try:
+        load_adapter(base_model(), saved)
+    except AdapterError:
+        pass
+    else:
+        # Only white space or an option that is a name may change in the configuration without a contradiction.
+        assert name == "adapter.json"
+        assert json.loads(damaged).keys() == json.loads(original).keys()
+    finally:
+        path.write_bytes(original)
+
+
+def consistent(saved, change_tensors=lambda tensors: None, change_config=lambda config: None):
+    """An adapter that was changed by someone who mended its checksum."""
+    import hashlib
+
+    tensors = load_file(saved / "adapter.safetensors")
+    change_tensors(tensors)
+    save_file(tensors, saved / "adapter.safetensors")
+    config = json.loads((saved / "adapter.json").read_text())
+    config["weights_sha256"] = hashlib.sha256((saved / "adapter.safetensors").read_bytes()).hexdigest()
+    change_config(config)
+    (saved / "adapter.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("2.sigma"), "layer '2': the adapter holds no sigma"),
+        (lambda t: t.update({"2.offset": torch.zeros(7)}), r"layer '2': offset has shape \(7,\); accepted: \(8,\)"),
+        (lambda t: t.update({"2.offset": torch.full((8,), torch.nan)}), "layer '2': offset holds entries that are not"),
+        (
+            lambda t: t.update({"2.pivot_rows": torch.zeros(8, dtype=torch.uint8)}),
+            "layer '2': rows holds an index twice",
+        ),
+        (lambda t: t.update({"2.pivot_rows": torch.arange(200, 208)}), "layer '2': rows holds indices from 200 to 207"),
+        (lambda t: t.update({"5.offset": torch.zeros(8)}), "unknown tensors"),
+    ],
+)
+def test_changed_tensors_are_refused(saved, change, message):
+    consistent(saved, change_tensors=change)
+    refused(base_model(), saved, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(version=99), "format version 99; accepted: 1"),
+        (lambda c: c.update(format="lora"), "not the configuration of a LoLDU adapter"),
+        (lambda c: c.update(layers={}), "'layers' is dict; accepted: an object with at least one"),
+        (lambda c: c["layers"]["0"].pop("rank"), "layer '0'; accepted: an object with shape, rank"),
+        (lambda c: c["layers"]["0"].update(rank="8"), "layer '0' has rank '8'; accepted: a int"),
+        (lambda c: c["layers"]["0"].update(shape=[1]), "layer '0' has shape"),
+        (lambda c: c["layers"]["0"].update(init="other"), "layer '0': init is 'other'"),
+        (lambda c: c["layers"]["0"].update(alpha=-1.0), "layer '0': alpha is -1.0"),
+    ],
+)
+def test_changed_configurations_are_refused(saved, change, message):
+    consistent(saved, change_config=change)
+    refused(base_model(), saved, message)
+
+
+def test_what_cannot_be_saved(tmp_path):
+    with pytest.raises(ValueError, match=r"the model \(Sequential\) has no LoLDU layer"):
+        save_adapter(base_model(), tmp_path / "none")
+    model = trained()
+    merge(model)
+    with pytest.raises(RuntimeError, match="layer '0' is merged; accepted: unmerge it before saving"):
+        save_adapter(model, tmp_path / "merged")
+    assert not (tmp_path / "none").exists()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_saving_again_replaces_the_adapter(saved):
+    model = trained()
+    for _, layer in lowrank_layers(model):
+        with torch.no_grad():
+            layer.offset.fill_(0.5)
+    save_adapter(model, saved)
+    reloaded = copy.deepcopy(base_model())
+    load_adapter(reloaded, saved)
+    assert (next(lowrank_layers(reloaded))[1].offset == 0.5).all()
+    assert len(list(saved.iterdir())) == 2

@@ -1,0 +1,228 @@
+"""Putting layers into a model, counting their parameters, merging and unloading them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_ldu.nn import (
+    LoLDULinear,
+    inject,
+    lowrank_layers,
+    merge,
+    project_,
+    trainable_parameters,
+    unload,
+    unmerge,
+)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(8, 8)
+        self.value = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(x + self.query(x) * self.value(x))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block())
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.classifier(self.blocks(x))
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+def disturb(model):
+    for _, layer in lowrank_layers(model):
+        with torch.no_grad():
+            layer.offset.normal_()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("targets", "names"),
+    [
+        (["query"], ["blocks.0.query", "blocks.1.query"]),
+        (["0.query", "blocks.1.value"], ["blocks.0.query", "blocks.1.value"]),
+        (["classifier"], ["classifier"]),
+        (r"blocks\.1\.(query|value)", ["blocks.1.query", "blocks.1.value"]),
+        (
+            "all-linear",
+            ["blocks.0.query", "blocks.0.value", "blocks.1.query", "blocks.1.value", "classifier"],
+        ),
+    ],
+)
+def test_targets(model, targets, names):
+    assert inject(model, targets, 2) == names
+    assert [name for name, _ in lowrank_layers(model)] == names
+
+
+def test_only_the_adapter_trains_and_step_0_is_the_base_model(model):
+    base = copy.deepcopy(model)
+    inject(model, ["query", "value"], 4)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {
+        f"blocks.{i}.{which}.{p}" for i in (0, 1) for which in ("query", "value") for p in ("offset", "sigma")
+    }
+    x = torch.randn(5, 8)
+    assert torch.equal(model(x), base(x))
+
+
+def test_a_further_call_adds_layers_and_leaves_the_first_ones_trainable(model):
+    inject(model, ["query"], 2)
+    inject(model, ["value"], 5)
+    assert trainable_parameters(model).breakdown == "2 x (2 + 1) + 2 x (5 + 1)"
+    with pytest.raises(ValueError, match="target 'query' matches no module"):
+        inject(model, ["query"], 2)
+
+
+def test_rank_defaults_to_each_layers_own(model):
+    inject(model, "all-linear")
+    assert [layer.rank for _, layer in lowrank_layers(model)] == [8, 8, 8, 8, 3]
+
+
+def test_layers_draw_different_numbers(model):
+    inject(model, ["query"], 4, init="normal_0_1", seed=5)
+    first, second = (layer.initial_diagonal for _, layer in lowrank_layers(model))
+    assert not torch.equal(first, second)
+    again = Model()
+    inject(again, ["query"], 4, init="normal_0_1", seed=5)
+    assert torch.equal(next(lowrank_layers(again))[1].initial_diagonal, first)
+
+
+def test_a_shared_layer_stays_shared():
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert inject(model, "all-linear", 2) == ["0", "2"]
+    assert model[0] is model[2]
+    assert trainable_parameters(model).layers == 1
+    disturb(model)
+    x = torch.randn(3, 4)
+    before = model(x)
+    unload(model)
+    assert model[0] is model[2] is shared
+    torch.testing.assert_close(model(x), before)
+
+
+@pytest.mark.parametrize(
+    ("targets", "rank", "error", "message"),
+    [
+        (["quary"], 2, ValueError, "target 'quary' matches no module; linear layers of this model end with: query"),
+        ([], 2, ValueError, "targets is empty"),
+        ("(", 2, ValueError, r"targets is '\(', not a regular expression"),
+        (["norm"], 2, TypeError, "target 'norm' matches modules of type LayerNorm; accepted: nn.Linear"),
+        ("all-linear", 4, ValueError, "layer 'classifier': rank is 4; accepted: an integer from 1 to 3"),
+        (["query"], 2.5, TypeError, "layer 'blocks.0.query': rank is 2.5"),
+    ],
+)
+def test_a_refused_injection_leaves_the_model_as_it_was(model, targets, rank, error, message):
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(error, match=message):
+        inject(model, targets, rank)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_models_without_linear_layers():
+    with pytest.raises(ValueError, match=r"the model \(ReLU\) holds no nn.Linear that could be replaced"):
+        inject(nn.ReLU(), "all-linear", 2)
+    with pytest.raises(ValueError, match="holds no nn.Linear that could be replaced"):
+        inject(nn.Linear(3, 3), "all-linear", 2)
+
+
+def test_merge_unmerge_and_unload_a_model(model):
+    base = copy.deepcopy(model)
+    inject(model, ["query", "value"], 4)
+    disturb(model)
+    x = torch.randn(5, 8)
+    before = model(x)
+    merge(model)
+    torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="layer 'blocks.0.query' is merged already"):
+        merge(model)
+    unmerge(model)
+    assert torch.equal(model(x), before)
+    for name, layer in lowrank_layers(model):
+        assert torch.equal(layer.linear.weight, base.get_submodule(name).weight)
+    unload(model, merged=False)
+    assert not list(lowrank_layers(model))
+    assert torch.equal(model(x), base(x))
+
+
+def test_unload_leaves_a_plain_model_with_the_update(model):
+    inject(model, ["query"], 4)
+    disturb(model)
+    x = torch.randn(5, 8)
+    before = model(x)
+    unload(model)
+    assert not list(lowrank_layers(model))
+    assert set(model.state_dict()) == set(Model().state_dict())
+    torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-5)
+
+
+def test_parameters_are_counted_as_the_paper_counts_them():
+    """24 modules at rank 768 with sigma: 18,456 (Tables I and IV)."""
+    with torch.device("meta"):
+        width = nn.ModuleList(nn.Linear(768, 768) for _ in range(2))
+    model = nn.ModuleList(copy.deepcopy(width) for _ in range(12)).to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.eye_(parameter) if parameter.ndim == 2 else nn.init.zeros_(parameter)
+    inject(model, "all-linear", 768)
+    count = trainable_parameters(model)
+    assert count.adapter == 18_456
+    assert str(count).startswith(
+        "18,456 trainable parameters in 24 LoLDU layers = 24 x (768 + 1), 0.1302 % of 14,174,208"
+    )
+
+
+def test_heads_and_frozen_sigmas_are_told_apart(model):
+    inject(model, ["query"], 4, train_sigma=False)
+    model.classifier.requires_grad_(True)
+    count = trainable_parameters(model)
+    assert (count.layers, count.diagonal, count.sigma, count.adapter, count.other) == (2, 8, 0, 8, 27)
+    assert count.total == sum(parameter.numel() for parameter in Model().parameters())
+    assert "27 more outside them (heads)" in str(count)
+
+
+@pytest.mark.parametrize("epsilon", [None, 0.1, 100.0])
+def test_projection(model, epsilon):
+    inject(model, ["query", "value"], 4)
+    disturb(model)
+    sigmas = [-0.5, 0.0, 0.7, 3.0]
+    with torch.no_grad():
+        for (_, layer), sigma in zip(lowrank_layers(model), sigmas, strict=True):
+            layer.sigma.fill_(sigma)
+    before = [layer.z.clone() for _, layer in lowrank_layers(model)]
+    project_(model, epsilon)
+    for (_, layer), z, sigma in zip(lowrank_layers(model), before, sigmas, strict=True):
+        assert 0 < layer.sigma.item() <= 1
+        assert layer.sigma.item() == pytest.approx(min(max(sigma, 0), 1))
+        # The nearest point of the ball: the same direction, at most that long.
+        length = z.norm().item()
+        shrink = 1.0 if epsilon is None else min(1.0, epsilon / length)
+        torch.testing.assert_close(layer.z, z * shrink, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan")])
+def test_projection_onto_nothing(model, epsilon):
+    inject(model, ["query"], 2)
+    with pytest.raises(ValueError, match="epsilon is .*; accepted: a positive number"):
+        project_(model, epsilon)
+
+
+def test_layers_print_their_options(model):
+    inject(model, ["query"], 2)
+    assert "rank=2, alpha=2, init=regular_ldu, preserving=True, pivoting=partial" in repr(model)
+    assert isinstance(model.blocks[0].query, LoLDULinear)
