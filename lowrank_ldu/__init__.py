@@ -20,4 +20,16 @@ from lowrank_ldu.diagnostics import Diagnostics, diagnose
 
 __version__ = "0.1.0"
 
-__all__ = ["LDU", "SVD", "Diagnostics", "Factorization", "PiSSA", "diagnose", "gram_matrix", "ldu", "ldu_at_pivots", "pissa", "svd"]
+__all__ = [
+    "LDU",
+    "SVD",
+    "Diagnostics",
+    "Factorization",
+    "PiSSA",
+    "diagnose",
+    "gram_matrix",
+    "ldu",
+    "ldu_at_pivots",
+    "pissa",
+    "svd",
+]

@@ -33,12 +33,14 @@ def permutation_from_interchanges(interchanges: np.ndarray[Any, Any], rows: int)
     """
     flat = interchanges.reshape(-1, interchanges.shape[-1]).tolist()
     permutations = np.empty((len(flat), rows), dtype=np.int64)
+    identity = np.arange(rows)
     for target, swaps in zip(permutations, flat, strict=True):
-        # A list: r interchanges of Python integers cost a tenth of the same on array elements.
-        order = list(range(rows))
+        # Python integers, and only those that move: r exchanges of array elements would cost ten times as much.
+        moved: dict[int, int] = {}
         for step, other in enumerate(swaps):
-            order[step], order[other] = order[other], order[step]
-        target[:] = order
+            moved[step], moved[other] = moved.get(other, other), moved.get(step, step)
+        target[:] = identity
+        target[list(moved)] = list(moved.values())
     return permutations.reshape(*interchanges.shape[:-1], rows)
 
 

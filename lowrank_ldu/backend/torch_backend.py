@@ -22,13 +22,17 @@ class TorchBackend:
     in_place = True
 
     def lu(self, matrix: Array) -> tuple[Array, Array]:
-        packed, interchanges, _ = torch.linalg.lu_factor_ex(matrix)
+        # A panel is a few columns of a wide matrix: copied row by row first, it is transposed for LAPACK in cache.
+        packed, interchanges, _ = torch.linalg.lu_factor_ex(matrix.contiguous())
         # torch.lu_unpack would build the dense m x m permutation matrix; the interchanges are few.
         permutation = permutation_from_interchanges(interchanges.cpu().numpy() - 1, matrix.shape[-2])
         return packed, self.from_numpy(permutation, matrix)
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
-        return torch.linalg.solve_triangular(triangle, rhs, upper=not lower, unitriangular=unit_diagonal)
+        # Transposed, a row-major right-hand side is what LAPACK wants: x^T T^T = b^T without copies.
+        return torch.linalg.solve_triangular(
+            triangle.mT, rhs.mT, upper=lower, left=False, unitriangular=unit_diagonal
+        ).mT
 
     def subtract_outer(self, matrix: Array, column: Array, row: Array) -> None:
         matrix.addr_(column, row, alpha=-1)

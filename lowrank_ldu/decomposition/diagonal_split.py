@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.decomposition.blocks import replace_leading
+
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
 
 
 def split_diagonal(rows: Array, ceiling: float, backend: Backend) -> tuple[Array, Array]:
-    """Split rows (..., r, n) = diag(z) U into z (..., r) and U (..., r, n).
+    """Split rows (..., r, n) = diag(z) U into z (..., r) and U (..., r, n), written over the rows where that works.
 
     z is the pivot and U has a unit diagonal, except where no finite U has one: where the pivot is zero and the row is
     not, or so small beside its row that the squares of U would overflow, or where it exceeds `ceiling`. There z is
@@ -26,13 +28,20 @@ def split_diagonal(rows: Array, ceiling: float, backend: Backend) -> tuple[Array
     xp = backend.xp
     rank, n = rows.shape[-2:]
     pivot = xp.linalg.diagonal(rows[..., :rank])
-    place = xp.argmax(xp.abs(rows), axis=-1)
-    largest = xp.take_along_axis(rows, place[..., None], axis=-1)[..., 0]
+    # Reductions without the temporaries of abs(): at this shape fresh memory costs as much as the arithmetic.
+    highest, lowest = xp.max(rows, axis=-1), xp.min(rows, axis=-1)
+    largest = xp.where(highest >= -lowest, highest, lowest)
     steepest = (float(xp.finfo(rows.dtype).max) / (4 * n)) ** 0.5
     ordinary = (xp.abs(largest) / steepest < xp.abs(pivot)) & (xp.abs(pivot) <= ceiling)
     scale = xp.where(ordinary, pivot, xp.clip(largest, -ceiling, ceiling))
     empty = largest == 0
-    upper = rows / xp.where(empty, xp.ones_like(scale), scale)[..., None]
+    divisor = xp.where(empty, xp.ones_like(scale), scale)[..., None]
+    if backend.in_place:
+        rows /= divisor
+        upper = rows
+    else:
+        upper = rows / divisor
     # Written, not left to the division: JAX multiplies by the reciprocal, and x * (1 / x) is not always 1.
-    unit = xp.eye(rank, n, dtype=xp.bool, device=upper.device) & (ordinary | empty)[..., None]
-    return scale, xp.where(unit, xp.ones_like(upper), upper)
+    leading = upper[..., :rank]
+    unit = xp.eye(rank, dtype=xp.bool, device=scale.device) & (ordinary | empty)[..., None]
+    return scale, replace_leading(upper, xp.where(unit, xp.ones_like(leading), leading), backend)

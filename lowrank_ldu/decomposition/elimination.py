@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Elimination:
-    """The first r steps of Gaussian elimination, `W[p][:, q] ~ lower @ rows`.
+    """The first r steps of Gaussian elimination, `W[:, q] ~ left @ rows`, in arrays of its own.
 
     Attributes
     ----------
@@ -23,18 +23,18 @@ class Elimination:
         p: row `p[i]` of W stands in row i of the permuted matrix. The first r are the pivot rows.
     column_permutation : int64 array, shape (..., n), or None
         q, likewise for the columns; None when columns are not exchanged.
-    lower : array, shape (..., m, r)
-        L, unit lower trapezoidal.
+    left : array, shape (..., m, r)
+        P L: with its rows in the order p, unit lower trapezoidal.
     rows : array, shape (..., r, n)
         D U, upper trapezoidal: the pivot rows as they were when they were eliminated with.
     runner_up : array, shape (..., r), or None
         Largest magnitude among the pivot's competitors over the pivot's own, where the strategy compared them all;
-        None where they can be read off `lower`.
+        None where they can be read off `left`.
     """
 
     permutation: Array
     column_permutation: Array | None
-    lower: Array
+    left: Array
     rows: Array
     runner_up: Array | None = None
 
@@ -57,7 +57,7 @@ def on_writable(
     return Elimination(
         back(steps.permutation),
         back(steps.column_permutation),
-        back(steps.lower),
+        back(steps.left),
         back(steps.rows),
         back(steps.runner_up),
     )

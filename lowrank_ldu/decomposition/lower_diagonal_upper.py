@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import numpy as np
 
 from lowrank_ldu.backend import Array, Backend, backend_of
-from lowrank_ldu.backend.pivots import inverse_permutation
+from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
 from lowrank_ldu.decomposition.complete import eliminate_complete
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
 from lowrank_ldu.decomposition.elimination import Elimination, on_writable
 from lowrank_ldu.decomposition.factorization import Factorization
-from lowrank_ldu.decomposition.partial import eliminate_partial, take_rows
+from lowrank_ldu.decomposition.partial import eliminate_partial
 from lowrank_ldu.decomposition.randomized import eliminate_randomized
 from lowrank_ldu.decomposition.rook import eliminate_rook
 from lowrank_ldu.validation import check_matrix, check_rank, is_finite
@@ -187,25 +187,20 @@ def _eliminate_stack(W: Array, rank: int, pivoting: Pivoting, seed: int, backend
     return Elimination(
         stack([part.permutation for part in parts]),
         stack([part.column_permutation for part in parts]),
-        stack([part.lower for part in parts]),
+        stack([part.left for part in parts]),
         stack([part.rows for part in parts]),
         None if parts[0].runner_up is None else stack([part.runner_up for part in parts]),
     )
 
 
 def fold(elimination: Elimination, diagonal: Array, upper: Array, pivoting: Pivoting, backend: Backend) -> LDU:
-    """Fold the permutations into the factors."""
-    transpose = backend.xp.matrix_transpose
-
-    def restore_rows(permuted: Array, order: Array) -> Array:
-        inverse = backend.from_numpy(inverse_permutation(backend.to_numpy(order)), permuted)
-        return take_rows(permuted, inverse, backend)
-
+    """Fold the column permutation into the factors."""
     right = upper
     if elimination.column_permutation is not None:
-        right = transpose(restore_rows(transpose(upper), elimination.column_permutation))
+        transpose = backend.xp.matrix_transpose
+        right = transpose(restore_rows(transpose(upper), elimination.column_permutation, backend))
     return LDU(
-        left=restore_rows(elimination.lower, elimination.permutation),
+        left=elimination.left,
         diagonal=diagonal,
         right=right,
         permutation=elimination.permutation,

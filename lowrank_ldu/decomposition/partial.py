@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.decomposition.blocks import replace_leading, restore_rows, take_rows, unit_lower
 from lowrank_ldu.decomposition.elimination import Elimination
 
 if TYPE_CHECKING:
@@ -19,23 +20,11 @@ def eliminate_partial(W: Array, rank: int, backend: Backend) -> Elimination:
     """
     xp = backend.xp
     packed, permutation = backend.lu(W[..., :rank])
-    lower = xp.tril(packed, k=-1) + unit_diagonal_like(packed, backend)
-    rows = xp.triu(packed[..., :rank, :])
+    top = packed[..., :rank, :]
+    rows = xp.triu(top)
     if W.shape[-1] > rank:
-        pivot_rows = take_rows(W, permutation[..., :rank], backend)[..., rank:]
-        rest = backend.solve_triangular(packed[..., :rank, :], pivot_rows, lower=True, unit_diagonal=True)
-        rows = xp.concat([rows, rest], axis=-1)
-    return Elimination(permutation, None, lower, rows)
-
-
-def unit_diagonal_like(matrix: Array, backend: Backend) -> Array:
-    """Return the identity's first columns in the shape (m, r), dtype and device of `matrix` (..., m, r)."""
-    device = backend.xp.empty_like(matrix).device
-    return backend.xp.eye(matrix.shape[-2], matrix.shape[-1], dtype=matrix.dtype, device=device)
-
-
-def take_rows(matrix: Array, index: Array, backend: Backend) -> Array:
-    """Return matrix[index] for a matrix (m, n), and the same for every matrix of a stack (..., m, n)."""
-    if matrix.ndim == 2:
-        return backend.xp.take(matrix, index, axis=0)
-    return backend.xp.take_along_axis(matrix, index[..., None], axis=-2)
+        pivot_rows = take_rows(W, permutation[..., :rank], backend)
+        solved = backend.solve_triangular(top, pivot_rows, lower=True, unit_diagonal=True)
+        # In the leading columns the solution is what the panel holds already, there with exact zeros.
+        rows = replace_leading(solved, rows, backend)
+    return Elimination(permutation, None, restore_rows(unit_lower(packed, backend), permutation, backend), rows)

@@ -18,7 +18,7 @@ class PivotSteps:
         self._W, self._rank, self._backend = W, rank, backend
         self._rows: list[int] = []
         self._columns: list[int] = []
-        self._lower: list[Array] = []
+        self._left: list[Array] = []
         self._upper: list[Array] = []
         self._runner_up: list[float] = []
 
@@ -26,7 +26,7 @@ class PivotSteps:
         """Record the pivot at (i, j) with the column (m,) of L and the row (n,) of D U, both in W's own order."""
         self._rows.append(i)
         self._columns.append(j)
-        self._lower.append(column)
+        self._left.append(column)
         self._upper.append(row)
         self._runner_up.append(runner_up)
 
@@ -36,12 +36,12 @@ class PivotSteps:
         found = len(self._rows)
         permutation = index_vector(order_from(self._rows, W.shape[0]), W, self._backend)
         column_permutation = index_vector(order_from(self._columns, W.shape[1]), W, self._backend)
-        lower = xp.zeros((W.shape[0], rank), dtype=W.dtype, device=W.device)
+        left = xp.zeros((W.shape[0], rank), dtype=W.dtype, device=W.device)
         rows = xp.zeros((rank, W.shape[1]), dtype=W.dtype, device=W.device)
         if found:
-            lower[:, :found] = xp.take(xp.stack(self._lower, axis=1), permutation, axis=0)
+            left[:, :found] = xp.stack(self._left, axis=1)
             rows[:found, :] = xp.take(xp.stack(self._upper), column_permutation, axis=1)
-        for step in range(rank):
-            lower[step, step] = 1
+        for step, i in enumerate(self._backend.to_numpy(permutation[:rank])):
+            left[int(i), step] = 1
         runner_up = xp.asarray(self._runner_up + [0.0] * (rank - found), dtype=W.dtype, device=W.device)
-        return Elimination(permutation, column_permutation, lower, rows, runner_up)
+        return Elimination(permutation, column_permutation, left, rows, runner_up)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank_ldu.backend.pivots import index_vector, inverse_permutation, order_from
+from lowrank_ldu.backend.pivots import index_vector, order_from
+from lowrank_ldu.decomposition.blocks import restore_rows, take_rows, unit_lower
 from lowrank_ldu.decomposition.elimination import Elimination
-from lowrank_ldu.decomposition.partial import take_rows, unit_diagonal_like
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
@@ -58,11 +58,14 @@ def eliminate_randomized(W: Array, rank: int, backend: Backend, seed: int) -> El
         if first + width < n:
             pivot_rows = backend.solve_triangular(packed[:width, :], pivot_rows, lower=True, unit_diagonal=True)
 
-        below = xp.tril(packed, k=-1) + unit_diagonal_like(packed, backend)
-        new_lower = _restore_rows(xp.concat([xp.zeros_like(panel[:first, :]), below]), row_order, backend)
+        corner = xp.triu(packed[:width, :])
+        below = unit_lower(packed, backend)
+        new_lower = restore_rows(
+            xp.concat([xp.zeros_like(panel[:first, :]), below]), index_vector(row_order, W, backend), backend
+        )
         eliminated = xp.zeros((width, first), dtype=W.dtype, device=W.device)
-        new_rows = xp.concat([eliminated, xp.triu(packed[:width, :]), pivot_rows], axis=1)
-        new_rows = _restore_rows(new_rows.T, column_order, backend).T
+        new_rows = xp.concat([eliminated, corner, pivot_rows], axis=1)
+        new_rows = restore_rows(new_rows.T, index_vector(column_order, W, backend), backend).T
 
         sketch = sketch - (omega @ new_lower) @ new_rows
         lower = xp.concat([lower, new_lower], axis=1)
@@ -70,8 +73,7 @@ def eliminate_randomized(W: Array, rank: int, backend: Backend, seed: int) -> El
 
     permutation = index_vector(order_from(chosen_rows, m), W, backend)
     column_permutation = index_vector(order_from(chosen_columns, n), W, backend)
-    lower, rows = take_rows(lower, permutation, backend), xp.take(rows, column_permutation, axis=1)
-    return Elimination(permutation, column_permutation, lower, rows)
+    return Elimination(permutation, column_permutation, lower, xp.take(rows, column_permutation, axis=1))
 
 
 def _sketched_columns(sketch: Array, taken: np.ndarray[Any, Any], width: int, backend: Backend) -> np.ndarray[Any, Any]:
@@ -80,8 +82,3 @@ def _sketched_columns(sketch: Array, taken: np.ndarray[Any, Any], width: int, ba
     _, order = backend.lu(transposed[:, : min(transposed.shape)])
     order = backend.to_numpy(order)
     return order[~np.isin(order, taken)][:width]
-
-
-def _restore_rows(permuted: Array, order: np.ndarray[Any, Any], backend: Backend) -> Array:
-    """Undo a permutation of rows: row i of `permuted` goes to row order[i]."""
-    return take_rows(permuted, index_vector(inverse_permutation(order), permuted, backend), backend)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowrank_ldu.backend.pivots import index_vector, order_from
+from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
 from lowrank_ldu.decomposition.elimination import Elimination, on_writable
 from lowrank_ldu.decomposition.lower_diagonal_upper import LDU, Pivoting, fold
-from lowrank_ldu.decomposition.partial import take_rows
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def ldu_at_pivots(
         column_permutation = index_vector(order_from(chosen_columns, n), W, backend)
         permuted = backend.xp.take(take_rows(W, permutation, backend), column_permutation, axis=1)
         lower, upper_rows = _eliminate_in_order(permuted, rank, backend)
-        return Elimination(permutation, None if columns is None else column_permutation, lower, upper_rows)
+        left = restore_rows(lower, permutation, backend)
+        return Elimination(permutation, None if columns is None else column_permutation, left, upper_rows)
 
     elimination = on_writable(eliminate, W, rank, backend)
     return fold(elimination, *split_diagonal(elimination.rows, math.inf, backend), pivoting, backend)

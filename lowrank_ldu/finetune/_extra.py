@@ -1,0 +1,29 @@
+"""Import of the packages that only the ``finetune`` extra installs."""
+
+from importlib import import_module
+from typing import Any
+
+
+def require(module: str) -> Any:
+    """Import a module of the ``finetune`` extra.
+
+    Parameters
+    ----------
+    module : str
+        Dotted name, ``"peft"`` or ``"sklearn.datasets"``.
+
+    Returns
+    -------
+    module
+        The imported module, untyped: these packages change their annotations between the versions supported here.
+
+    Raises
+    ------
+    ImportError
+        The package is not installed; the message names the extra.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        message = f"{module} is needed here and could not be imported: pip install 'lowrank-ldu[finetune]'"
+        raise ImportError(message) from error
