@@ -42,7 +42,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     Returns
     -------
     list of str
-        Qualified names of the layers that were replaced. They are not frozen or unfrozen beyond what `LoLDULinear`
+        Qualified names of the layers that were replaced. Modules that were saved whole are loaded as well. They are not frozen or unfrozen beyond what `LoLDULinear`
         does to its own base layer.
 
     Raises
@@ -51,17 +51,22 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
         A file is missing, damaged or changed; a layer of the adapter is missing in the model, is not an nn.Linear, has
         another shape or another weight than in training. The model is then unchanged.
     """
-    records, tensors = _read(Path(path))
+    records, modules, tensors = _read(Path(path))
     with restore_trainable_on_error(model):
         layers = {name: _build(model, name, record, tensors) for name, record in records.items()}
+        states = {name: _module_state(model, name, tensors) for name in modules}
         if tensors:
-            raise AdapterError(f"unknown tensors {sorted(tensors)[:5]}; accepted: those of the layers listed")
+            raise AdapterError(
+                f"unknown tensors {sorted(tensors)[:5]}; accepted: those of the layers and modules listed"
+            )
     for name, layer in layers.items():
         replace_module(model, name, layer)
+    for name, state in states.items():
+        model.get_submodule(name).load_state_dict(state)
     return list(layers)
 
 
-def _read(folder: Path) -> tuple[dict[str, LayerRecord], dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[dict[str, LayerRecord], list[str], dict[str, Tensor]]:
     try:
         data = (folder / WEIGHTS_FILE).read_bytes()
         text = (folder / CONFIG_FILE).read_bytes()
@@ -89,7 +94,10 @@ def _read(folder: Path) -> tuple[dict[str, LayerRecord], dict[str, Tensor]]:
     layers = config.get("layers")
     if not isinstance(layers, dict) or not layers:
         raise AdapterError(f"{config_path}: 'layers' is {type(layers).__name__}; accepted: an object with at least one")
-    return {name: _record(config_path, name, entry) for name, entry in layers.items()}, tensors
+    modules = config.get("modules")
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise AdapterError(f"{config_path}: 'modules' is {modules!r}; accepted: a list of names")
+    return {name: _record(config_path, name, entry) for name, entry in layers.items()}, modules, tensors
 
 
 def _record(path: Path, name: str, entry: Any) -> LayerRecord:
@@ -132,6 +140,22 @@ def _build(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, 
         layer.offset.copy_(offset)
         layer.sigma.copy_(sigma)
     return layer
+
+
+def _module_state(model: nn.Module, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the state of a module that was saved whole out of `tensors`, and check that it fits."""
+    try:
+        expected = model.get_submodule(name).state_dict()
+    except AttributeError as error:
+        raise AdapterError(f"module {name!r}: the model ({type(model).__name__}) has no such module") from error
+    state = {key: tensors.pop(f"{name}.{key}") for key in expected if f"{name}.{key}" in tensors}
+    for key, tensor in expected.items():
+        found = tuple(state[key].shape) if key in state else None
+        if found != tuple(tensor.shape):
+            raise AdapterError(
+                f"module {name!r}: {key} has shape {found} in the adapter; accepted: {tuple(tensor.shape)}"
+            )
+    return state
 
 
 def _base_layer(model: nn.Module, name: str, record: LayerRecord) -> nn.Linear:

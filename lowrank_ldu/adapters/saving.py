@@ -19,10 +19,12 @@ from lowrank_ldu.nn import LoLDULinear, lowrank_layers
 from lowrank_ldu.nn.initialization import is_random
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
 
-def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_save: Sequence[str] = ()) -> Path:
     """Write the trained numbers of every LoLDU layer of `model`, and nothing of the base.
 
     Parameters
@@ -31,6 +33,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         Its LoLDU layers are not merged.
     path : path
         A folder, made if it is not there. Files of an adapter in it are replaced, each at once.
+    modules_to_save : sequence of str
+        Qualified names of modules that were trained whole, such as a new classification head; their state is
+        written too.
 
     Returns
     -------
@@ -42,7 +47,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     ValueError
-        The model has no LoLDU layer.
+        The model has no LoLDU layer, or no module of a name in `modules_to_save`, or that module has one inside.
     RuntimeError
         A layer is merged, so that its base weight cannot be told.
     """
@@ -65,6 +70,8 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"the model ({type(model).__name__}) has no LoLDU layer; accepted: one that `inject` was used on"
         )
+    for name in modules_to_save:
+        tensors.update({f"{name}.{key}": tensor for key, tensor in _whole_module(model, name).items()})
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     data = save(tensors)
@@ -73,6 +80,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         "version": VERSION,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
         "layers": {name: asdict(record) for name, record in records.items()},
+        "modules": list(modules_to_save),
     }
     # Each file is whole or not there, and the checksum tells whether the two belong together.
     _write(folder / WEIGHTS_FILE, data)
@@ -91,6 +99,18 @@ def _tensors(layer: LoLDULinear) -> dict[str, Tensor]:
     if is_random(layer.init):
         tensors["initial_diagonal"] = layer.initial_diagonal
     return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(
+            f"modules_to_save names {name!r}; the model ({type(model).__name__}) has no such module"
+        ) from error
+    if next(lowrank_layers(module), None) is not None:
+        raise ValueError(f"modules_to_save names {name!r}, which has LoLDU layers; accepted: modules without any")
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
 
 
 def _smallest_integers(index: Tensor, size: int) -> Tensor:

@@ -189,6 +189,7 @@ def test_changed_tensors_are_refused(saved, change, message):
         (lambda c: c.update(version=99), "format version 99; accepted: 1"),
         (lambda c: c.update(format="lora"), "not the configuration of a LoLDU adapter"),
         (lambda c: c.update(layers={}), "'layers' is dict; accepted: an object with at least one"),
+        (lambda c: c.update(modules="2"), "'modules' is '2'; accepted: a list of names"),
         (lambda c: c["layers"]["0"].pop("rank"), "layer '0'; accepted: an object with shape, rank"),
         (lambda c: c["layers"]["0"].update(rank="8"), "layer '0' has rank '8'; accepted: a int"),
         (lambda c: c["layers"]["0"].update(shape=[1]), "layer '0' has shape"),
@@ -210,6 +211,43 @@ def test_what_cannot_be_saved(tmp_path):
         save_adapter(model, tmp_path / "merged")
     assert not (tmp_path / "none").exists()
     assert not (tmp_path / "merged").exists()
+
+
+def with_head():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(300, 280), nn.ReLU(), nn.Linear(280, 30), nn.Sequential(nn.Linear(30, 5)))
+
+
+def test_modules_trained_whole_are_saved_and_loaded(tmp_path):
+    model = with_head()
+    inject(model, ["0"], 8)
+    with torch.no_grad():
+        model[3][0].weight.normal_()
+        model[0].offset.fill_(0.1)
+    save_adapter(model, tmp_path, modules_to_save=["3"])
+    reloaded = with_head()
+    assert load_adapter(reloaded, tmp_path) == ["0"]
+    x = torch.randn(4, 300)
+    torch.testing.assert_close(reloaded(x), model(x), atol=1e-4, rtol=1e-4)
+    refused(base_model(), tmp_path, "module '3': the model .* has no such module")
+    other = with_head()
+    other[3] = nn.Sequential(nn.Linear(30, 6))
+    refused(other, tmp_path, r"module '3': 0.weight has shape \(5, 30\) in the adapter; accepted: \(6, 30\)")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["head"], "modules_to_save names 'head'; the model .* has no such module"),
+        (["0"], "'0', which has LoLDU layers"),
+    ],
+)
+def test_modules_that_cannot_be_saved_whole(tmp_path, names, message):
+    model = with_head()
+    inject(model, ["0"], 8)
+    with pytest.raises(ValueError, match=message):
+        save_adapter(model, tmp_path / "new", modules_to_save=names)
+    assert not (tmp_path / "new").exists()
 
 
 def test_saving_again_replaces_the_adapter(saved):
