@@ -42,8 +42,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     Returns
     -------
     list of str
-        Qualified names of the layers that were replaced. Modules that were saved whole are loaded as well. They are not frozen or unfrozen beyond what `LoLDULinear`
-        does to its own base layer.
+        Qualified names of the layers that were replaced. Modules that were saved whole are loaded as well. Nothing is
+        frozen or unfrozen beyond what `LoLDULinear` does to its own base layer.
 
     Raises
     ------

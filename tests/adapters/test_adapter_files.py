@@ -220,7 +220,7 @@ def with_head():
 
 def test_modules_trained_whole_are_saved_and_loaded(tmp_path):
     model = with_head()
-    inject(model, ["0"], 8)
+    inject(model, "0", 8)
     with torch.no_grad():
         model[3][0].weight.normal_()
         model[0].offset.fill_(0.1)
@@ -244,7 +244,7 @@ def test_modules_trained_whole_are_saved_and_loaded(tmp_path):
 )
 def test_modules_that_cannot_be_saved_whole(tmp_path, names, message):
     model = with_head()
-    inject(model, ["0"], 8)
+    inject(model, "0", 8)
     with pytest.raises(ValueError, match=message):
         save_adapter(model, tmp_path / "new", modules_to_save=names)
     assert not (tmp_path / "new").exists()
