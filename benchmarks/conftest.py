@@ -20,5 +20,17 @@ def _two_threads():
     torch.set_num_threads(before)
 
 
-def pytest_report_header():
-    return f"{platform.processor() or platform.machine()}, {THREADS} threads, torch {torch.__version__}, scipy {scipy.__version__}"
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="torch device to measure on: cpu, cuda")
+
+
+@pytest.fixture
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+def pytest_report_header(config):
+    device = config.getoption("--device")
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    threads = f"{THREADS} threads, torch {torch.__version__}, scipy {scipy.__version__}"
+    return f"{where}; {platform.processor() or platform.machine()}, {threads}"

@@ -1,17 +1,14 @@
 """Hypothesis profiles and the array libraries that every decomposition is tested on."""
 
+import importlib.util
 import os
 
 import hypothesis
-import jax
 import numpy as np
 import pytest
 import torch
 
 from lowrank_ldu.backend import backend_of
-
-# Without it JAX computes float64 in float32, silently.
-jax.config.update("jax_enable_x64", True)
 
 # A fixed seed: what CI proves is the same on every run. "explore" looks further, by hand.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, print_blob=True)
@@ -41,11 +38,20 @@ def read_only(array):
     return array
 
 
-LIBRARIES = [
-    Library("numpy", read_only),
-    Library("torch", lambda array: torch.from_numpy(np.array(array))),
-    Library("jax", lambda array: jax.numpy.asarray(np.array(array))),
-]
+LIBRARIES = [Library("numpy", read_only), Library("torch", lambda array: torch.from_numpy(np.array(array)))]
+# The dev extra brings JAX; a GPU and CuPy are tested where they are.
+if importlib.util.find_spec("jax"):
+    import jax
+
+    # Without it JAX computes float64 in float32, silently.
+    jax.config.update("jax_enable_x64", True)
+    LIBRARIES.append(Library("jax", lambda array: jax.numpy.asarray(np.array(array))))
+if torch.cuda.is_available():
+    LIBRARIES.append(Library("torch-cuda", lambda array: torch.from_numpy(np.array(array)).cuda()))
+if importlib.util.find_spec("cupy"):
+    import cupy
+
+    LIBRARIES.append(Library("cupy", lambda array: cupy.asarray(np.array(array))))
 
 
 @pytest.fixture(params=LIBRARIES, ids=repr)

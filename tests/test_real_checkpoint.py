@@ -44,7 +44,8 @@ def test_float32_figures_agree_with_float64(weights):
     for name, W in list(weights.items())[:4]:
         single = diagnose(W, ldu(W), [64])[0]
         double = diagnose(W.double(), ldu(W.double()), [64])[0]
-        for field in ("frobenius_error", "refit_frobenius_error", "svd_frobenius_error", "growth_factor", "condition_left"):
+        fields = ("frobenius_error", "refit_frobenius_error", "svd_frobenius_error", "growth_factor", "condition_left")
+        for field in fields:
             assert getattr(single, field) == pytest.approx(getattr(double, field), rel=1e-3), (name, field)
 
 

@@ -59,7 +59,7 @@ def test_a_weight_full_of_ties_is_rebuilt_alike_everywhere(library):
 
 
 def test_a_rounded_copy_of_the_weight_keeps_the_factors():
-    """A bfloat16 copy of the base changes the diagonal's meaning by the rounding; a new search changes it altogether."""
+    """A bfloat16 copy of the base changes what the diagonal means a little; a new search changes it altogether."""
     W = torch.randn(256, 256)
     rounded = W.to(torch.bfloat16)
     factors = ldu(W, 64)

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matrices import any_finite
 
+from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition import ldu
 from lowrank_ldu.decomposition.randomized import eliminate_randomized
-from lowrank_ldu.backend import backend_of
 
 
 def textbook(W, rank, choose):
