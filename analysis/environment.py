@@ -1,0 +1,61 @@
+"""The machine and the versions that figures were measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy
+import torch
+
+import lowrank_ldu
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a survey ran.
+
+    Attributes
+    ----------
+    cpu : str
+        Model of the processor, or its architecture where the system does not tell.
+    cores : int
+        Logical cores of the machine.
+    system : str
+        Operating system and its version.
+    versions : dict of str to str
+        Of Python and the libraries that compute.
+    """
+
+    cpu: str
+    cores: int
+    system: str
+    versions: dict[str, str]
+
+
+def describe_environment() -> Environment:
+    """Look up the machine and the versions."""
+    return Environment(
+        cpu=_cpu_model(),
+        cores=os.cpu_count() or 1,
+        system=f"{platform.system()} {platform.release()}",
+        versions={
+            "lowrank_ldu": lowrank_ldu.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

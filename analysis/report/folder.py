@@ -1,0 +1,66 @@
+"""A folder that is there whole or not at all."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class OutputError(ValueError):
+    """The report cannot be put where it was asked for; the message says why."""
+
+
+@contextmanager
+def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder beside `target` that takes its place if the body succeeds and vanishes if it does not.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        Where the files are to be. Its parent has to exist.
+    overwrite : bool
+        Whether `target` may hold anything yet. Files of the same names are then replaced; others are left alone.
+
+    Raises
+    ------
+    OutputError
+        `target` is not a folder, is not empty (without `overwrite`), or cannot be written.
+    """
+    _check(target, overwrite=overwrite)
+    absolute = target.absolute()
+    temporary = absolute.parent / f".{absolute.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be created ({error.strerror})") from error
+    try:
+        yield temporary
+        if absolute.exists():
+            for file in sorted(temporary.iterdir()):
+                file.replace(absolute / file.name)
+            temporary.rmdir()
+        else:
+            temporary.rename(absolute)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check(target: Path, *, overwrite: bool) -> None:
+    try:
+        if not target.exists():
+            if not target.absolute().parent.is_dir():
+                raise OutputError(f"{target}: the folder that is to hold it does not exist")
+        elif not target.is_dir():
+            raise OutputError(f"{target}: is not a folder")
+        elif not overwrite and any(target.iterdir()):
+            raise OutputError(f"{target}: is not empty; choose another folder, or replace its report with --force")
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be looked up ({error.strerror})") from error

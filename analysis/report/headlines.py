@@ -1,0 +1,93 @@
+"""What the figures say, in sentences."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.report.formatting import figure
+from lowrank_ldu.analysis.report.scope import Scope, headline_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.decomposition import Pivoting
+
+
+def headlines(analysis: Analysis) -> list[str]:
+    """Return sentences computed from the results."""
+    rank = analysis.headline_rank
+    matrices = [matrix for _, matrix in analysis.matrices]
+    scope = headline_scope(analysis)
+    sentences: list[str] = []
+    if len(scope.matrices) < len(matrices):
+        sentences.append(
+            f"{len(scope.matrices)} of {len(matrices)} matrices have a full rank above {rank}; what is said about rank "
+            f"{rank} is about those."
+        )
+    sentences += [_error_sentence(scope, pivoting) for pivoting in analysis.options.pivoting]
+    sentences.append(_conditioning_sentence(matrices, analysis.options.pivoting))
+    sentences.append(_time_sentence(scope, analysis))
+    sentences.append(_tie_sentence(scope, analysis.options.pivoting))
+    return sentences
+
+
+def _median(values: Iterable[float]) -> str:
+    return figure(median(values))
+
+
+def _error_sentence(scope: Scope, pivoting: Pivoting) -> str:
+    figures = [measurement.diagnostics for measurement in scope.ldu(pivoting)]
+    worse = sum(item.frobenius_error > 1 for item in figures)
+    error = _median(item.frobenius_error for item in figures)
+    if scope.rank is None:
+        return (
+            f"At full rank LDU with {pivoting} pivoting reproduces the matrices to a median relative error of {error}."
+        )
+    refit = _median(item.refit_frobenius_error for item in figures)
+    best = _median(item.svd_frobenius_error for item in figures)
+    return (
+        f"At {scope.place} the leading LDU terms with {pivoting} pivoting are worse than the zero matrix in {worse} of "
+        f"{len(figures)} matrices: their median relative error is {error}, where the zero matrix has 1 and exact SVD, "
+        f"the best possible, {best}. Refitting the diagonal by least squares brings it to {refit}."
+    )
+
+
+def _conditioning_sentence(matrices: list[MatrixAnalysis], strategies: Iterable[Pivoting]) -> str:
+    scope = Scope(matrices, None)
+    medians = [
+        f"{_median(item.diagnostics.condition_gram for item in scope.ldu(pivoting))} with {pivoting} pivoting"
+        for pivoting in strategies
+    ]
+    return (
+        "At full rank the metric of the diagonal (Gram matrix of the rank-one terms) has a median condition number of "
+        f"{', '.join(medians)}; singular vectors have 1."
+    )
+
+
+def _time_sentence(scope: Scope, analysis: Analysis) -> str:
+    def times_as_long(measurements: Iterable[Measurement]) -> str:
+        return _median(
+            matrix.svd_seconds / measurement.seconds
+            for matrix, measurement in zip(scope.matrices, measurements, strict=True)
+        )
+
+    ratios = [
+        f"{times_as_long(scope.ldu(pivoting))} times as long as LDU with {pivoting} pivoting"
+        for pivoting in analysis.options.pivoting
+    ]
+    quick = times_as_long(matrix.at("pissa", analysis.headline_rank) for matrix in scope.matrices)
+    return f"At {scope.place} exact SVD takes {', '.join(ratios)}, and {quick} times as long as quick PiSSA (medians)."
+
+
+def _tie_sentence(scope: Scope, strategies: Iterable[Pivoting]) -> str:
+    counts = [
+        f"{sum(bool(item.diagnostics.near_ties_bfloat16) for item in scope.ldu(pivoting))} with {pivoting} pivoting"
+        for pivoting in strategies
+    ]
+    return (
+        f"Of {len(scope.matrices)} matrices at {scope.place}, rounding to bfloat16 could change a choice of "
+        f"pivot (a competitor is within 2⁻⁸ of it) in {', '.join(counts)}."
+    )

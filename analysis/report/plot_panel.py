@@ -1,0 +1,97 @@
+"""One panel: a small plot with axes of one look, as SVG to put into the page."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, told apart with every common kind of colour vision.
+COLOURS = {
+    "partial": "#D55E00",
+    "complete": "#0072B2",
+    "rook": "#009E73",
+    "randomized": "#B5488A",
+    "pissa": "#C78500",
+    "svd": "#222222",
+}
+_MARKERS = {"partial": "o", "complete": "s", "rook": "^", "randomized": "D", "pissa": "v", "svd": "x"}
+_TEXT = "#222222"
+_LOOK: Any = {
+    "font.size": 11.0,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.edgecolor": "#888888",
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lowrank-ldu",  # the same page for the same figures
+}
+
+
+class Panel:
+    """A plot under construction.
+
+    Parameters
+    ----------
+    name : str
+        Unique on the page; letters and hyphens.
+    title, x_label, y_label : str
+        With the unit in brackets, where there is one.
+    """
+
+    def __init__(self, name: str, title: str, x_label: str, y_label: str) -> None:
+        self._name, self._title = name, title
+        with mpl.rc_context(_LOOK):
+            self._figure = Figure(figsize=(4.8, 3.7), layout="constrained")
+            self.axes: Axes = self._figure.subplots()
+        self.axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
+        self.axes.set_xlabel(x_label)
+        self.axes.set_ylabel(y_label)
+
+    def scatter(self, x: Sequence[float], y: Sequence[float], method: str, label: str | None) -> None:
+        """Draw a point for each pair, with the colour and the marker of a method."""
+        alpha = max(0.4, min(0.8, 12 / max(1, len(x))))
+        self.axes.scatter(x, y, s=28, color=COLOURS[method], marker=_MARKERS[method], alpha=alpha, label=label)
+
+    def add_legend(self) -> None:
+        """Add the legend, below the axes, where it hides no data."""
+        handles, labels = self.axes.get_legend_handles_labels()
+        legend = self._figure.legend(
+            handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10, handletextpad=0.5
+        )
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1.0)  # points are pale where they are many
+
+    def mark_ranks(self, ranks: Sequence[int], k: int) -> None:
+        """Make the x axis logarithmic, from 1 to k, with ticks at its ends and at these ranks."""
+        self.axes.set_xscale("log")
+        self.axes.set_xlim(1, k)
+        ticks = sorted({1, *(rank for rank in ranks if rank < k), k})
+        self.axes.set_xticks(ticks, [str(rank) for rank in ticks])
+        self.axes.set_xticks([], minor=True)
+
+    def to_svg(self) -> str:
+        """Return an `<svg>` element for a page that holds other panels too."""
+        buffer = io.StringIO()
+        with mpl.rc_context(_LOOK):
+            self._figure.savefig(
+                buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            )
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{self._title}"', 1)
+        return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self._name}-", text)

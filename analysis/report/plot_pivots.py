@@ -1,0 +1,36 @@
+"""Magnitude of the pivots against the step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowrank_ldu.analysis.report.plot_panel import COLOURS, Panel
+
+if TYPE_CHECKING:
+    from lowrank_ldu.analysis.run import Analysis
+
+
+def pivot_panels(analysis: Analysis) -> list[str]:
+    """Return a panel for each pivoting, with a line for each matrix, all on the same scale."""
+    matrices = [matrix for _, matrix in analysis.matrices]
+    drawn = [pivot for matrix in matrices for curve in matrix.curves.values() for pivot in curve.pivot if pivot > 0]
+    panels = []
+    for pivoting in analysis.options.pivoting:
+        panel = Panel(f"pivots-{pivoting}", f"Pivots, {pivoting} pivoting", "step", "|pivot| (unit of the weight)")
+        for matrix in matrices:
+            pivots = np.array(matrix.curves[pivoting].pivot)
+            panel.axes.plot(
+                matrix.curve_ranks,
+                np.where(pivots > 0, pivots, np.nan),  # a logarithmic axis has no place for zero
+                color=COLOURS[pivoting],
+                alpha=max(0.15, min(0.8, 6 / len(matrices))),
+                linewidth=1,
+            )
+        panel.axes.set_yscale("log")
+        if drawn:
+            panel.axes.set_ylim(min(drawn) / 1.5, max(drawn) * 1.5)
+        panel.mark_ranks(analysis.options.ranks, max(matrix.curve_ranks[-1] for matrix in matrices))
+        panels.append(panel.to_svg())
+    return panels

@@ -1,0 +1,65 @@
+"""Which stored tensors are matrices to factor, and why the others are not."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.validation import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.readers import TensorInfo
+
+_INTEGERS = re.compile(r"u?int\d+|bool")
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the shape (out, in) in which a 2-D weight, or a 4-D convolution (out, in * kh * kw), is factored.
+
+    Examples
+    --------
+    >>> matrix_shape((64, 3, 7, 7))
+    (64, 147)
+    """
+    return shape[0], math.prod(shape[1:])
+
+
+def as_matrix(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the weight as a matrix; memory is shared where the layout allows it."""
+    return tensor.reshape(matrix_shape(tuple(tensor.shape)))
+
+
+def skip_reason(info: TensorInfo, options: SurveyOptions) -> str | None:
+    """Return why a tensor is not analysed, as far as its name, shape and dtype tell, or None if it is to be."""
+    if options.select is not None and not re.search(options.select, info.name):
+        return "its name does not match the selection"
+    if options.exclude is not None and re.search(options.exclude, info.name):
+        return "its name is excluded"
+    return _dtype_reason(info.dtype) or _shape_reason(info.shape)
+
+
+def _dtype_reason(dtype: str) -> str | None:
+    if dtype in DTYPES:
+        return None
+    if _INTEGERS.fullmatch(dtype):
+        return f"{dtype}: integers are not factored"
+    return f"{dtype} is not supported; supported: {', '.join(DTYPES)}"
+
+
+def _shape_reason(shape: tuple[int, ...]) -> str | None:
+    dimensions = len(shape)
+    if 0 in shape:
+        return "it is empty"
+    if dimensions < 2:
+        return f"{dimensions}-D: no matrix to factor"
+    if dimensions == 3:
+        return "3-D: stacks of matrices are not analysed"
+    if dimensions > 4:
+        return f"{dimensions}-D: neither a matrix nor a 2-D convolution"
+    if 1 in matrix_shape(shape):
+        return "one side of the matrix is 1: its rank is 1 and there is nothing to choose"
+    return None

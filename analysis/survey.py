@@ -1,0 +1,171 @@
+"""The survey of a checkpoint: one result for every tensor, a few in memory at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.matrix import MatrixAnalysis, analyse_matrix
+from lowrank_ldu.analysis.readers import CheckpointError
+from lowrank_ldu.analysis.selection import as_matrix, matrix_shape, skip_reason
+from lowrank_ldu.analysis.workers import plan, torch_threads
+from lowrank_ldu.validation import check_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """What came of one tensor: either `analysis` or `reason` is None.
+
+    Attributes
+    ----------
+    name : str
+        As the checkpoint has it.
+    shape : tuple of int, or None
+        As stored; None for what is not a tensor.
+    dtype : str
+        As stored; for what is not a tensor, what it is.
+    reason : str or None
+        Why it was not analysed.
+    analysis : MatrixAnalysis or None
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    reason: str | None = None
+    analysis: MatrixAnalysis | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a survey stands.
+
+    Attributes
+    ----------
+    running : tuple of str
+        Names of the tensors that are being analysed.
+    finished, total : int
+        Tensors to analyse.
+    fraction : float
+        Of the work, by an estimate of its cost; from 0 to 1.
+    """
+
+    running: tuple[str, ...]
+    finished: int
+    total: int
+    fraction: float
+
+
+def survey(
+    reader: CheckpointReader, options: SurveyOptions, progress: Callable[[Progress], None] | None = None
+) -> Iterator[TensorResult]:
+    """Analyse every matrix of a checkpoint.
+
+    Parameters
+    ----------
+    reader : CheckpointReader
+        An open checkpoint.
+    options : SurveyOptions
+        With `threads` = 1 a single weight is in memory at any time; with more, at most that many, and no more than
+        half of the machine's memory can hold.
+    progress : callable, optional
+        Called in the caller's thread when a tensor is begun or finished.
+
+    Yields
+    ------
+    TensorResult
+        One for each tensor and each thing that the reader ignored: first those that are skipped, then the others as
+        they are finished, the largest first. A tensor that cannot be read or analysed has the error as its reason.
+    """
+    for name, what in reader.ignored.items():
+        yield TensorResult(name, None, what, "not a plain tensor")
+    chosen: list[TensorInfo] = []
+    for info in reader.tensors:
+        reason = skip_reason(info, options)
+        if reason is None:
+            chosen.append(info)
+        else:
+            yield _result(info, reason)
+    # The largest first: a large one begun last would keep one core busy alone.
+    yield from _analyse_all(reader, sorted(chosen, key=_work, reverse=True), options, progress or (lambda _: None))
+
+
+def _analyse_all(
+    reader: CheckpointReader, waiting: list[TensorInfo], options: SurveyOptions, progress: Callable[[Progress], None]
+) -> Iterator[TensorResult]:
+    total, whole = len(waiting), sum(map(_work, waiting))
+    layout = plan(waiting, options.threads)
+    running: dict[Future[MatrixAnalysis | str], TensorInfo] = {}
+    finished, done = 0, 0
+
+    def report() -> None:
+        progress(Progress(tuple(info.name for info in running.values()), finished, total, done / whole))
+
+    pool = ThreadPoolExecutor(layout.matrices)
+    try:
+        with torch_threads(layout.threads_each):
+            while waiting or running:
+                while waiting and len(running) < layout.matrices:
+                    info = waiting.pop(0)
+                    loaded = _load(reader, info)
+                    # The list is emptied by the worker: a future's arguments may outlive its result for a moment.
+                    running[pool.submit(_analyse, [loaded], options)] = info
+                    del loaded
+                    report()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    info = running.pop(future)
+                    finished, done = finished + 1, done + _work(info)
+                    report()
+                    outcome = future.result()
+                    if isinstance(outcome, str):
+                        yield _result(info, outcome)
+                    else:
+                        yield _result(info, None, outcome)
+    finally:
+        # Linear algebra cannot be interrupted; who stops the survey should not have to wait for it.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
+    try:
+        return reader.load(info.name)
+    except (CheckpointError, MemoryError) as error:
+        return _describe(error)
+
+
+def _analyse(holder: list[torch.Tensor | str], options: SurveyOptions) -> MatrixAnalysis | str:
+    """Return the analysis, or why there is none."""
+    loaded = holder.pop()
+    if isinstance(loaded, str):
+        return loaded
+    try:
+        matrix, _ = check_matrix(as_matrix(loaded), "it")
+    except ValueError as error:
+        return str(error)
+    del loaded
+    try:
+        return analyse_matrix(matrix, options)
+    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
+        return _describe(error)
+
+
+def _describe(error: Exception) -> str:
+    return f"error: {error or type(error).__name__}"
+
+
+def _work(info: TensorInfo) -> int:
+    m, n = matrix_shape(info.shape)
+    return m * n * min(m, n)
+
+
+def _result(info: TensorInfo, reason: str | None, analysis: MatrixAnalysis | None = None) -> TensorResult:
+    return TensorResult(info.name, info.shape, info.dtype, reason, analysis)

@@ -1,0 +1,60 @@
+"""How many matrices are worked on at once, and with how many threads each."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.analysis.selection import matrix_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from lowrank_ldu.analysis.readers import TensorInfo
+
+# Bytes at the peak of an analysis for each entry of the matrix: a dozen copies in float64.
+_BYTES_PER_ENTRY = 12 * 8
+_UNKNOWN_MEMORY = 8 * 2**30
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Matrices worked on at the same time, and threads of linear algebra inside each."""
+
+    matrices: int
+    threads_each: int
+
+
+def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None) -> Layout:
+    """Spread `threads` over matrices as far as half of `memory` bytes allows (all of this machine's if not given).
+
+    Whole matrices side by side scale better than threads inside one: the eigenvalue problems here are small, and
+    threads that wait for each other at every step of them lose more than they win, by far on a shared machine.
+    """
+    memory = _physical_memory() if memory is None else memory
+    needs = [_BYTES_PER_ENTRY * math.prod(matrix_shape(info.shape)) for info in tensors]
+    at_once = max(1, min(threads, len(needs), memory // 2 // max(needs, default=1)))
+    return Layout(at_once, max(1, threads // at_once))
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems other names
+        return _UNKNOWN_MEMORY
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads for each operation, in every thread that is started inside the context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,34 @@
+"""The commands, each registered from its own file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import lowrank_ldu
+from lowrank_ldu.cli.analyze import analyze
+
+# Nothing here may import torch, matplotlib or the like: --help has to be quick. Commands import them when they run.
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lowrank-ldu {lowrank_ldu.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool,
+        # The callback does the work.
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Pivoted LDU factorisation of model weights: analyse it, fine-tune with it, compare it with SVD and PiSSA."""
+
+
+app.command()(analyze)

@@ -1,0 +1,68 @@
+"""What is shown when a survey is done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from statistics import median
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from lowrank_ldu.analysis.printable import printable
+from lowrank_ldu.analysis.report.formatting import duration, figure
+from lowrank_ldu.analysis.report.scope import headline_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lowrank_ldu.analysis.report.scope import Scope
+    from lowrank_ldu.analysis.run import Analysis
+
+_REASONS_SHOWN = 4
+
+
+def show_summary(analysis: Analysis, out: Path) -> None:
+    """Write to stdout the medians over the matrices, what was skipped, and where the report is."""
+    console = Console(highlight=False, markup=False)
+    scope = headline_scope(analysis)
+    table = Table(title=f"Medians over {len(scope.matrices)} matrices, at {scope.place}", title_justify="left")
+    table.add_column("method")
+    for heading in ("error", "after refit", "error > 1", "cond(G)", "time"):
+        table.add_column(heading, justify="right")
+    for row in _rows(scope, analysis):
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"{len(analysis.matrices)} matrices analysed in {duration(analysis.seconds)}.", soft_wrap=True)
+    if analysis.skipped:
+        counts = Counter(result.reason for result in analysis.skipped)
+        reasons = [f"{count} x {printable(reason or '')}" for reason, count in counts.most_common(_REASONS_SHOWN)]
+        more = f"; {len(counts) - _REASONS_SHOWN} other reasons" if len(counts) > _REASONS_SHOWN else ""
+        console.print(f"{len(analysis.skipped)} skipped: {'; '.join(reasons)}{more}.", soft_wrap=True)
+    console.print(f"Report: {printable(str(out / 'report.html'))}", soft_wrap=True)
+
+
+def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:
+    for pivoting in analysis.options.pivoting:
+        measurements = scope.ldu(pivoting)
+        figures = [item.diagnostics for item in measurements]
+        yield (
+            f"LDU, {pivoting}",
+            figure(median(item.frobenius_error for item in figures)),
+            figure(median(item.refit_frobenius_error for item in figures)),
+            str(sum(item.frobenius_error > 1 for item in figures)),
+            figure(median(item.condition_gram for item in figures)),
+            duration(median(item.seconds for item in measurements)),
+        )
+    if scope.rank is not None:  # quick PiSSA is run at the ranks asked for only
+        quick = [matrix.at("pissa", scope.rank) for matrix in scope.matrices]
+        yield (
+            "quick PiSSA",
+            figure(median(item.diagnostics.frobenius_error for item in quick)),
+            *("",) * 3,
+            duration(median(item.seconds for item in quick)),
+        )
+    exact = [item.diagnostics.svd_frobenius_error for item in scope.ldu(analysis.options.pivoting[0])]
+    seconds = median(matrix.svd_seconds for matrix in scope.matrices)
+    yield ("exact SVD", figure(median(exact)), *("",) * 3, duration(seconds))

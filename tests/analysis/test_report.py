@@ -1,0 +1,232 @@
+"""The report: whole or absent, valid, self-contained, and harmless whatever a checkpoint calls its tensors."""
+
+import csv
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from markupsafe import Markup
+from safetensors.torch import save_file
+from weights import HOSTILE, weight
+
+from lowrank_ldu import Diagnostics
+from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis.report import write_report
+from lowrank_ldu.analysis.report.document import to_json
+from lowrank_ldu.analysis.report.folder import OutputError, whole_folder
+from lowrank_ldu.analysis.report.headlines import headlines
+from lowrank_ldu.analysis.report.page import render_page
+from lowrank_ldu.analysis.run import analyse_checkpoint
+
+
+@pytest.fixture(scope="module")
+def analysis(checkpoint, options):
+    return analyse_checkpoint(checkpoint, options)
+
+
+@pytest.fixture(scope="module")
+def folder(analysis, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report")
+    write_report(analysis, path)
+    return path
+
+
+class Page(HTMLParser):
+    """Elements, references and text of a page; fails on elements that are not closed in order."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "link"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.attributes, self.text, self._open = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read_csv(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_figures_has_a_row_for_each_tensor_method_and_rank(folder, analysis):
+    rows = read_csv(folder / "figures.csv")
+    measured = [(tensor, item) for tensor, matrix in analysis.matrices for item in matrix.measurements]
+    assert len(rows) == len(measured)
+    assert list(rows[0]) == ["tensor", *(field.name for field in dataclasses.fields(Diagnostics)), "seconds"]
+    for row, (tensor, item) in zip(rows, measured, strict=True):
+        assert row["tensor"] == tensor.name
+        assert float(row["frobenius_error"]) == item.diagnostics.frobenius_error
+        assert float(row["condition_gram"]) == item.diagnostics.condition_gram
+        assert row["pivoting"] == (item.diagnostics.pivoting or "")
+        assert float(row["seconds"]) == item.seconds
+
+
+def test_tensors_has_a_row_for_each_tensor(folder, analysis):
+    rows = {row["tensor"]: row for row in read_csv(folder / "tensors.csv")}
+    assert list(rows) == [tensor.name for tensor in analysis.tensors]
+    assert rows["convolution"]["shape"] == "6x3x2x2"
+    assert (rows["convolution"]["m"], rows["convolution"]["n"]) == ("6", "12")
+    assert rows["bias"]["analysed"] == "False"
+    assert rows["bias"]["reason"] == "1-D: no matrix to factor"
+    assert rows["bias"]["stable_rank"] == ""
+    assert rows["tall"]["reason"] == ""
+    assert float(rows["tall"]["ldu_complete_seconds"]) > 0
+
+
+def test_json_is_strict_and_reads_back(folder, analysis):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    content = json.loads((folder / "analysis.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert content["options"]["ranks"] == [3, 8]
+    assert set(content["environment"]["versions"]) == {"lowrank_ldu", "torch", "numpy", "scipy", "python"}
+    assert [tensor["name"] for tensor in content["tensors"]] == [tensor.name for tensor in analysis.tensors]
+    (tall,) = (tensor["analysis"] for tensor in content["tensors"] if tensor["name"] == "tall")
+    expected = next(matrix for tensor, matrix in analysis.matrices if tensor.name == "tall")
+    assert tall["measurements"][0]["diagnostics"] == dataclasses.asdict(expected.measurements[0].diagnostics)
+
+
+def test_json_writes_infinity_as_a_string(analysis):
+    infinite = dataclasses.replace(analysis, seconds=math.inf)
+    assert json.loads(to_json(infinite))["seconds"] == "inf"
+
+
+def test_page_loads_nothing(folder):
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    for name, value in page.attributes:
+        if name in {"src", "href", "xlink:href", "action", "data"}:
+            assert value.startswith("#"), (name, value)
+    assert not {"link", "img", "iframe", "object", "embed", "form"} & set(page.elements)
+    text = "".join(page.text)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_ids_on_the_page_are_unique(folder):
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    identifiers = [value for name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+    targets = {value[1:] for name, value in page.attributes if name == "xlink:href"}
+    assert targets <= set(identifiers)
+
+
+def test_hostile_names_are_text(folder):
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    page = Page(source)
+    assert page.elements.count("script") == 1  # the sorting of the table
+    assert "\x1b" not in source
+    assert HOSTILE.replace("\x1b", "\\x1b") in page.text
+
+
+def test_hostile_path_is_text(analysis):
+    page = Page(render_page(dataclasses.replace(analysis, checkpoint="<b>dir</b>/<i>model</i>.pt")))
+    assert "b" not in page.elements
+    assert "i" not in page.elements
+
+
+def test_page_shows_what_was_skipped_and_on_what_machine(folder, analysis):
+    text = "".join(Page((folder / "report.html").read_text(encoding="utf-8")).text)
+    for tensor in analysis.skipped:
+        assert tensor.reason in text
+    assert analysis.environment.cpu in text
+    assert torch.__version__ in text
+    for sentence in headlines(analysis):
+        assert sentence in text
+
+
+def test_sections_come_before_the_analysis(analysis):
+    source = render_page(analysis, [Markup("<p id='mine'>extra</p>")])
+    assert source.index("id='mine'") < source.index("matrices analysed")
+
+
+@pytest.mark.parametrize(
+    "state", [{"w": torch.zeros(3, 3)}, {"w": torch.eye(2)}, {"w": weight(5, 2), "v": weight(40, 40)}]
+)
+def test_page_of_degenerate_checkpoints(tmp_path, state):
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    pivoting = ("partial", "complete", "rook", "randomized")
+    Page(render_page(analyse_checkpoint(path, SurveyOptions(ranks=(1, 9), pivoting=pivoting, threads=1))))
+
+
+def test_headlines_count_what_the_figures_say(analysis):
+    sentences = headlines(analysis)
+    larger = [matrix for _, matrix in analysis.matrices if min(matrix.m, matrix.n) > 8]
+    assert sentences[0].startswith(f"{len(larger)} of 5 matrices have a full rank above 8")
+    worse = sum(matrix.at("ldu", 8, "partial").diagnostics.frobenius_error > 1 for matrix in larger)
+    assert f"partial pivoting are worse than the zero matrix in {worse} of {len(larger)} matrices" in sentences[1]
+
+
+def test_headlines_at_full_rank_speak_of_rounding(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"w": weight(5, 5)}, path)
+    sentences = headlines(analyse_checkpoint(path, SurveyOptions(ranks=(64,), threads=1)))
+    assert sentences[0].startswith("At full rank LDU with partial pivoting reproduces the matrices")
+
+
+def test_folder_appears_whole(tmp_path):
+    target = tmp_path / "out"
+    with whole_folder(target, overwrite=False) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (target / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_folder_vanishes_on_any_error(tmp_path, error):
+    def fail():
+        with whole_folder(tmp_path / "out", overwrite=False) as folder:
+            (folder / "a").write_text("1")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_is_replaced_only_on_demand_and_other_files_stay(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    (target / "mine").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"), whole_folder(target, overwrite=False):
+        pass
+    with whole_folder(target, overwrite=True) as folder:
+        (folder / "a").write_text("new")
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "new", "mine": "mine"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    with whole_folder(tmp_path, overwrite=False) as folder:
+        (folder / "a").write_text("1")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_folder_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for target, message in [("file", "not a folder"), ("missing/out", "does not exist"), ("x" * 300, "cannot be")]:
+        with pytest.raises(OutputError, match=message), whole_folder(tmp_path / target, overwrite=True):
+            pass

@@ -1,0 +1,309 @@
+"""The survey: its figures are those of plain NumPy, every tensor is accounted for, one is in memory at a time."""
+
+import dataclasses
+import math
+import weakref
+
+import minilm
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from weights import HOSTILE, weight
+
+from lowrank_ldu import diagnose, ldu
+from lowrank_ldu.analysis.curves import ldu_curve, sample_ranks, svd_curve
+from lowrank_ldu.analysis.options import OptionError, SurveyOptions
+from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
+from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint
+from lowrank_ldu.analysis.spectrum import summarise_spectrum
+from lowrank_ldu.analysis.survey import survey
+from lowrank_ldu.analysis.workers import Layout, plan
+
+ANALYSED = {"tall", "wide", "convolution", "zero", HOSTILE}
+
+
+def results_of(path, options):
+    with open_checkpoint(path) as reader:
+        return {result.name: result for result in survey(reader, options)}
+
+
+def relative_error(W, approximation):
+    return np.linalg.norm(W - approximation) / np.linalg.norm(W)
+
+
+def test_every_tensor_has_an_analysis_or_a_reason(checkpoint, options):
+    results = results_of(checkpoint, options)
+    assert {name for name, result in results.items() if result.analysis is not None} == ANALYSED
+    reasons = {name: result.reason for name, result in results.items() if name not in ANALYSED}
+    assert reasons == {
+        "bias": "1-D: no matrix to factor",
+        "scalar": "0-D: no matrix to factor",
+        "stack": "3-D: stacks of matrices are not analysed",
+        "video": "5-D: neither a matrix nor a 2-D convolution",
+        "row": "one side of the matrix is 1: its rank is 1 and there is nothing to choose",
+        "empty": "it is empty",
+        "ids": "int64: integers are not factored",
+        "mask": "bool: integers are not factored",
+        "quantised": "float8_e4m3fn is not supported; supported: float16, bfloat16, float32, float64",
+        "bad": reasons["bad"],
+    }
+    assert reasons["bad"].startswith("it holds 2 entries that are not finite, the first at (1, 2): nan")
+
+
+def test_figures_are_those_of_numpy(checkpoint, options):
+    analysis = results_of(checkpoint, options)["tall"].analysis
+    W = weight(30, 12).to(torch.float32).numpy().astype(np.float64)
+    values = np.linalg.svd(W, compute_uv=False)
+    energy = values**2 / np.sum(values**2)
+    share = values / values.sum()
+
+    spectrum = analysis.spectrum
+    assert spectrum.largest == pytest.approx(values[0], rel=1e-5)
+    assert spectrum.smallest == pytest.approx(values[-1], rel=1e-5)
+    assert spectrum.stable_rank == pytest.approx(np.sum(values**2) / values[0] ** 2, rel=1e-5)
+    assert spectrum.effective_rank == pytest.approx(np.exp(-np.sum(share * np.log(share))), rel=1e-5)
+    assert spectrum.energy == pytest.approx({rank: energy[:rank].sum() for rank in (3, 8, 12)}, rel=1e-5)
+
+    for pivoting in ("partial", "complete"):
+        factors = ldu(W, pivoting=pivoting)
+        for rank in (3, 8, 12):
+            left, z, right = factors.left[:, :rank], factors.diagonal[:rank], factors.right[:rank]
+            terms = np.stack([np.outer(left[:, i], right[i]).ravel() for i in range(rank)], axis=1)
+            best = terms @ np.linalg.lstsq(terms, W.ravel(), rcond=None)[0]
+            measured = analysis.at("ldu", rank, pivoting)
+            figures = measured.diagnostics
+            assert figures.frobenius_error == pytest.approx(relative_error(W, (left * z) @ right), rel=1e-4, abs=1e-6)
+            assert figures.refit_frobenius_error == pytest.approx(
+                relative_error(W, best.reshape(W.shape)), rel=1e-4, abs=1e-6
+            )
+            assert figures.svd_frobenius_error == pytest.approx(
+                np.sqrt(np.sum(values[rank:] ** 2) / np.sum(values**2)), rel=1e-4, abs=1e-6
+            )
+            assert figures.condition_left == pytest.approx(np.linalg.cond(left), rel=1e-3)
+            assert measured.seconds > 0
+    quick = analysis.at("pissa", 3).diagnostics
+    assert quick.svd_frobenius_error <= quick.frobenius_error < 1
+    assert analysis.svd_seconds > 0
+
+
+def test_ranks_above_the_full_one_are_clipped_and_the_full_one_is_measured(checkpoint, options):
+    analysis = results_of(checkpoint, options)["convolution"].analysis
+    assert (analysis.m, analysis.n) == (6, 12)
+    measured = [(m.diagnostics.method, m.diagnostics.pivoting, m.diagnostics.rank) for m in analysis.measurements]
+    assert measured == [
+        ("ldu", "partial", 3),
+        ("ldu", "partial", 6),
+        ("ldu", "complete", 3),
+        ("ldu", "complete", 6),
+        ("pissa", None, 3),
+        ("pissa", None, 6),
+    ]
+    assert {m.diagnostics.dtype for m in analysis.measurements} == {"float64"}
+    assert analysis.at("ldu", 64, "partial") is analysis.at("ldu", 6, "partial")
+
+
+def test_half_precision_is_computed_in_float32(checkpoint, options):
+    result = results_of(checkpoint, options)["wide"]
+    assert result.dtype == "bfloat16"
+    figures = result.analysis.at("ldu", 8, "complete").diagnostics
+    (expected, *_) = diagnose(
+        weight(10, 25, seed=1, dtype=torch.bfloat16),
+        ldu(weight(10, 25, seed=1, dtype=torch.bfloat16), pivoting="complete"),
+        [8],
+    )
+    assert figures.dtype == "float32"
+    assert figures.frobenius_error == pytest.approx(expected.frobenius_error, rel=1e-6)
+
+
+@pytest.mark.parametrize("pivoting", ["partial", "complete", "rook", "randomized"])
+def test_curves_are_what_diagnose_measures_rank_by_rank(pivoting):
+    W = weight(20, 14, seed=5)
+    factors = ldu(W, pivoting=pivoting)
+    ranks = list(range(1, 15))
+    curve = ldu_curve(W, factors, ranks)
+    figures = diagnose(W, factors, ranks)
+    assert curve.error == pytest.approx([item.frobenius_error for item in figures], rel=1e-5, abs=1e-6)
+    assert curve.refit_error == pytest.approx([item.refit_frobenius_error for item in figures], rel=1e-5, abs=1e-6)
+    assert curve.pivot == factors.diagonal.abs().tolist()
+    values = torch.linalg.svdvals(W)
+    assert svd_curve(values, ranks) == pytest.approx([item.svd_frobenius_error for item in figures], rel=1e-4, abs=1e-6)
+
+
+def test_zero_matrix_has_figures_without_warnings(checkpoint, options):
+    analysis = results_of(checkpoint, options)["zero"].analysis
+    assert analysis.spectrum.stable_rank == analysis.spectrum.effective_rank == 0
+    assert analysis.spectrum.energy == {3: 1.0, 4: 1.0}
+    assert analysis.at("ldu", 3, "partial").diagnostics.frobenius_error == 0
+    assert analysis.curves["partial"].error == [None] * 4
+
+
+def test_refit_curve_stops_where_terms_depend_on_each_other():
+    W = torch.zeros(4, 4)
+    W[0, 1] = 1.0
+    curve = ldu_curve(W, ldu(W), [1, 2, 3, 4])
+    assert all(value is None or math.isfinite(value) for value in curve.refit_error)
+
+
+def test_sampled_ranks_reach_from_one_to_full():
+    for k in (2, 3, 97, 5000):
+        ranks = sample_ranks(k)
+        assert ranks[0] == 1
+        assert ranks[-1] == k
+        assert ranks == sorted(set(ranks))
+        assert len(ranks) <= 96
+
+
+def test_spectrum_of_equal_values_has_full_effective_rank():
+    spectrum = summarise_spectrum(torch.full((7,), 2.0), [1, 7])
+    assert spectrum.effective_rank == pytest.approx(7)
+    assert spectrum.stable_rank == pytest.approx(7)
+    assert spectrum.energy == pytest.approx({1: 1 / 7, 7: 1.0})
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_more_weights_are_alive_than_threads(checkpoint, options, monkeypatch, threads):
+    alive = weakref.WeakSet()
+    most = []
+    with open_checkpoint(checkpoint) as reader:
+        load = reader.load
+
+        def watched(name):
+            tensor = load(name)
+            alive.add(tensor)
+            most.append(len(alive))
+            return tensor
+
+        monkeypatch.setattr(reader, "load", watched)
+        list(survey(reader, dataclasses.replace(options, threads=threads)))
+    assert len(most) == len(ANALYSED) + 1  # "bad" has to be read to be known
+    assert max(most) <= threads
+
+
+def test_torch_threads_are_what_they_were_even_if_the_survey_is_dropped(checkpoint, options):
+    before = torch.get_num_threads()
+    with open_checkpoint(checkpoint) as reader:
+        for result in survey(reader, options):
+            if result.analysis is not None:
+                break
+    del result
+    assert torch.get_num_threads() == before
+
+
+def test_threads_do_not_change_the_figures(checkpoint, options):
+    one, many = (results_of(checkpoint, dataclasses.replace(options, threads=threads)) for threads in (1, 4))
+    for name in ANALYSED:
+        assert one[name].analysis.curves == many[name].analysis.curves
+        assert [m.diagnostics for m in one[name].analysis.measurements] == [
+            m.diagnostics for m in many[name].analysis.measurements
+        ]
+
+
+def test_a_tensor_that_cannot_be_read_does_not_stop_the_others(checkpoint, options, monkeypatch):
+    with open_checkpoint(checkpoint) as reader:
+        load = reader.load
+
+        def damaged(name):
+            if name == "tall":
+                raise CheckpointError("disk gone")
+            return load(name)
+
+        monkeypatch.setattr(reader, "load", damaged)
+        results = {result.name: result for result in survey(reader, options)}
+    assert results["tall"].reason == "error: disk gone"
+    assert {name for name, result in results.items() if result.analysis is not None} == ANALYSED - {"tall"}
+
+
+def test_a_failure_of_lapack_is_a_reason(checkpoint, options, monkeypatch):
+    def fail(_matrix, _options):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr("lowrank_ldu.analysis.survey.analyse_matrix", fail)
+    with pytest.raises(NothingToAnalyseError, match="did not converge"):
+        analyse_checkpoint(checkpoint, options)
+
+
+def test_progress_counts_up_to_all_of_the_work(checkpoint, options):
+    states = []
+    with open_checkpoint(checkpoint) as reader:
+        list(survey(reader, options, states.append))
+    assert states[0].finished == 0
+    assert states[0].running == ("tall",)
+    assert [states[-1].finished, states[-1].total, states[-1].fraction] == [6, 6, 1.0]
+    assert [state.fraction for state in states] == sorted(state.fraction for state in states)
+
+
+def test_results_come_in_the_order_of_the_checkpoint(checkpoint, options):
+    with open_checkpoint(checkpoint) as reader:
+        names = [info.name for info in reader.tensors]
+    assert [result.name for result in analyse_checkpoint(checkpoint, options).tensors] == names
+
+
+def test_what_is_not_a_tensor_is_listed(tmp_path, options):
+    path = tmp_path / "model.pt"
+    torch.save({"weight": weight(4, 4), "epoch": 3}, path)
+    (result,) = analyse_checkpoint(path, options).skipped
+    assert (result.name, result.dtype, result.reason) == ("epoch", "int", "not a plain tensor")
+
+
+def test_names_select_and_exclude(checkpoint):
+    options = SurveyOptions(ranks=(2,), select="^(tall|wide)$", exclude="i", threads=1)
+    results = results_of(checkpoint, options)
+    assert {name for name, result in results.items() if result.analysis is not None} == {"tall"}
+    assert results["wide"].reason == "its name is excluded"
+    assert results["zero"].reason == "its name does not match the selection"
+
+
+def test_nothing_to_analyse_says_why(tmp_path, options):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.full((3, 3), torch.nan), "b": weight(3), "c": weight(2)}, path)
+    with pytest.raises(NothingToAnalyseError, match=r"none of its 3 tensors.*'b' and 1 more: 1-D"):
+        analyse_checkpoint(path, options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ranks": (0,)}, "rank is 0"),
+        ({"ranks": (True,)}, "rank is True"),
+        ({"ranks": ()}, "ranks is empty"),
+        ({"pivoting": ("none",)}, "pivoting is 'none'; accepted: partial, complete, rook, randomized"),
+        ({"pivoting": ()}, "pivoting is empty"),
+        ({"select": "("}, "select is '\\(', not a regular expression"),
+        ({"exclude": "["}, "exclude is"),
+        ({"seed": -1}, "seed is -1"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(given, message):
+    with pytest.raises(OptionError, match=message):
+        SurveyOptions(**given)
+
+
+def test_options_are_ordered_and_unique():
+    options = SurveyOptions(ranks=(8, 2, 8), pivoting=("rook", "partial", "rook"))
+    assert options.ranks == (2, 8)
+    assert options.pivoting == ("rook", "partial")
+
+
+def test_workers_are_as_many_as_memory_holds(checkpoint):
+    with open_checkpoint(checkpoint) as reader:
+        tensors = [info for info in reader.tensors if info.name in {"tall", "wide"}]
+    need = 12 * 8 * 30 * 12
+    assert plan(tensors, 8, memory=2**40) == Layout(matrices=2, threads_each=4)
+    assert plan(tensors, 8, memory=2 * need) == Layout(matrices=1, threads_each=8)
+    assert plan(tensors, 1, memory=0) == Layout(matrices=1, threads_each=1)
+    assert plan([], 2, memory=2**40) == Layout(matrices=1, threads_each=2)
+
+
+def test_real_weights_overshoot_as_documented():
+    options = SurveyOptions(ranks=(64,), select=r"layer\.0\.attention\.self.*weight", threads=1)
+    analysis = analyse_checkpoint(minilm.checkpoint(), options)
+    assert len(analysis.matrices) == 3
+    assert len(analysis.tensors) == 104
+    for _, matrix in analysis.matrices:
+        partial, complete = (matrix.at("ldu", 64, pivoting).diagnostics for pivoting in ("partial", "complete"))
+        assert 1.8 < partial.frobenius_error < 2.6
+        assert 1.3 < complete.frobenius_error < 1.7
+        assert 0.5 < partial.svd_frobenius_error < partial.refit_frobenius_error < 1
+        assert matrix.at("ldu", 384, "partial").diagnostics.frobenius_error < 1e-5
