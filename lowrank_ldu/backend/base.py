@@ -24,12 +24,16 @@ class Backend(Protocol):
         """Return the packed factors (..., m, r) and the row permutation (..., m) of LU with partial pivoting.
 
         `matrix` is (..., m, r) with m >= r. `matrix[permutation] = tril(packed, -1) + I  @  triu(packed)`. A column
-        without a nonzero pivot is skipped, as LAPACK does, and leaves a zero on the diagonal.
+        without a nonzero pivot is skipped, as LAPACK does, and leaves a zero on the diagonal. The packed factors are
+        the caller's to write over.
         """
         ...
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
-        """Solve triangle (..., r, r) @ x = rhs (..., r, n); the other half of `triangle` is not read."""
+        """Solve triangle (..., r, r) @ x = rhs (..., r, n), which may be written over.
+
+        The other half of `triangle` is not read.
+        """
         ...
 
     def subtract_outer(self, matrix: Array, column: Array, row: Array) -> None:

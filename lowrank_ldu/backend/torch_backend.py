@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch as xp
@@ -14,6 +16,28 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.backend.base import Array
 
+_SCRATCH_BYTES = 1 << 22
+
+
+class _Scratch(threading.local):
+    """Memory for panels that is kept from one factorisation to the next, at most 4 MiB a thread.
+
+    The C library gives freed blocks of this size back to the system, so that each call would pay for fresh pages, which
+    at 4096 x 64 cost as much as the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """Return an uninitialised contiguous tensor of `like`'s dtype and device, valid until the next call."""
+        size = prod(shape) * like.element_size()
+        if like.device.type != "cpu" or size > _SCRATCH_BYTES:
+            return like.new_empty(shape)
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+        return self._buffer[:size].view(like.dtype).view(shape)
+
 
 class TorchBackend:
     """See `Backend`."""
@@ -21,18 +45,28 @@ class TorchBackend:
     xp: Any = xp
     in_place = True
 
+    def __init__(self) -> None:
+        self._scratch = _Scratch()
+
     def lu(self, matrix: Array) -> tuple[Array, Array]:
+        *stack, m, r = matrix.shape
         # A panel is a few columns of a wide matrix: copied row by row first, it is transposed for LAPACK in cache.
-        packed, interchanges, _ = torch.linalg.lu_factor_ex(matrix.contiguous())
+        rows = self._scratch.take((*stack, m, r), matrix).copy_(matrix)
+        packed = matrix.new_empty((*stack, r, m)).mT.copy_(rows)
+        interchanges = torch.empty((*stack, min(m, r)), dtype=torch.int32, device=matrix.device)
+        info = torch.empty(stack, dtype=torch.int32, device=matrix.device)
+        torch.linalg.lu_factor_ex(packed, out=(packed, interchanges, info))
         # torch.lu_unpack would build the dense m x m permutation matrix; the interchanges are few.
-        permutation = permutation_from_interchanges(interchanges.cpu().numpy() - 1, matrix.shape[-2])
+        permutation = permutation_from_interchanges(interchanges.cpu().numpy() - 1, m)
         return packed, self.from_numpy(permutation, matrix)
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
-        # Transposed, a row-major right-hand side is what LAPACK wants: x^T T^T = b^T without copies.
-        return torch.linalg.solve_triangular(
-            triangle.mT, rhs.mT, upper=lower, left=False, unitriangular=unit_diagonal
-        ).mT
+        # Transposed, a row-major right-hand side is what LAPACK wants: x^T T^T = b^T, solved where b stands.
+        rhs = rhs.contiguous()
+        torch.linalg.solve_triangular(
+            triangle.mT, rhs.mT, upper=lower, left=False, unitriangular=unit_diagonal, out=rhs.mT
+        )
+        return rhs
 
     def subtract_outer(self, matrix: Array, column: Array, row: Array) -> None:
         matrix.addr_(column, row, alpha=-1)

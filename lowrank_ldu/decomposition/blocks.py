@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.backend.pivots import inverse_permutation
+import numpy as np
+
+from lowrank_ldu.backend.pivots import index_vector, inverse_permutation
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
@@ -31,9 +33,15 @@ def take_rows(matrix: Array, index: Array, backend: Backend) -> Array:
 
 
 def restore_rows(permuted: Array, order: Array, backend: Backend) -> Array:
-    """Undo a permutation of rows: row i of `permuted` goes to row order[i]."""
-    inverse = backend.from_numpy(inverse_permutation(backend.to_numpy(order)), permuted)
-    return take_rows(permuted, inverse, backend)
+    """Undo a permutation of rows: row i of `permuted` goes to row order[i]; written over it where that works."""
+    host = backend.to_numpy(order)
+    if permuted.ndim == 2 and backend.in_place:
+        # After r steps of elimination at most 2 r rows are not where they were.
+        moved = np.flatnonzero(host != np.arange(len(host)))
+        rows = take_rows(permuted, index_vector(moved, permuted, backend), backend)
+        permuted[index_vector(host[moved], permuted, backend), :] = rows
+        return permuted
+    return take_rows(permuted, backend.from_numpy(inverse_permutation(host), permuted), backend)
 
 
 def replace_leading(matrix: Array, block: Array, backend: Backend) -> Array:

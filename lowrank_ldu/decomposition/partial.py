@@ -23,8 +23,10 @@ def eliminate_partial(W: Array, rank: int, backend: Backend) -> Elimination:
     top = packed[..., :rank, :]
     rows = xp.triu(top)
     if W.shape[-1] > rank:
-        pivot_rows = take_rows(W, permutation[..., :rank], backend)
-        solved = backend.solve_triangular(top, pivot_rows, lower=True, unit_diagonal=True)
+        # Not named: memory that is let go at once is used again, and fresh pages cost as much as the arithmetic.
+        solved = backend.solve_triangular(
+            top, take_rows(W, permutation[..., :rank], backend), lower=True, unit_diagonal=True
+        )
         # In the leading columns the solution is what the panel holds already, there with exact zeros.
         rows = replace_leading(solved, rows, backend)
     return Elimination(permutation, None, restore_rows(unit_lower(packed, backend), permutation, backend), rows)
