@@ -36,8 +36,7 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
             f"{result.method.learning_rate:g}",
             f"{result.adapter_parameters:,}",
             f"{result.total_parameters:,}",
-            percent(result.mean_accuracy),
-            percent(result.standard_error),
+            f"{percent(result.mean_accuracy)} ± {percent(result.standard_error)}",
             percent(result.standard_deviation),
             duration(result.seconds),
         )
@@ -45,16 +44,8 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     ]
 
 
-COLUMNS = (
-    "method",
-    "learning rate",
-    "parameters",
-    "with head",
-    "accuracy %",
-    "std. error",
-    "sd of seeds",
-    "time of a run",
-)
+# Short, so that the table fits 80 columns.
+COLUMNS = ("method", "lr", "adapter", "+ head", "accuracy %", "seed sd", "time")
 
 
 def sentences(comparison: Comparison, saved: RoundTrip) -> list[str]:
