@@ -1,57 +1,16 @@
-"""Hypothesis profiles and the array libraries that every decomposition is tested on."""
+"""Hypothesis profiles, and each test on each array library."""
 
-import importlib.util
 import os
 
 import hypothesis
-import numpy as np
 import pytest
 import torch
-
-from lowrank_ldu.backend import backend_of
+from libraries import LIBRARIES
 
 # A fixed seed: what CI proves is the same on every run. "explore" looks further, by hand.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
-
-
-class Library:
-    """One array library: how a NumPy array gets in and out of it."""
-
-    def __init__(self, name, convert):
-        self.name = name
-        self.array = convert
-
-    def __repr__(self):
-        return self.name
-
-    @staticmethod
-    def numpy(array):
-        return np.asarray(backend_of(array).to_numpy(array))
-
-
-def read_only(array):
-    """A NumPy array that shows up any attempt to write to the caller's data."""
-    array = np.array(array)
-    array.flags.writeable = False
-    return array
-
-
-LIBRARIES = [Library("numpy", read_only), Library("torch", lambda array: torch.from_numpy(np.array(array)))]
-# The dev extra brings JAX; a GPU and CuPy are tested where they are.
-if importlib.util.find_spec("jax"):
-    import jax
-
-    # Without it JAX computes float64 in float32, silently.
-    jax.config.update("jax_enable_x64", True)
-    LIBRARIES.append(Library("jax", lambda array: jax.numpy.asarray(np.array(array))))
-if torch.cuda.is_available():
-    LIBRARIES.append(Library("torch-cuda", lambda array: torch.from_numpy(np.array(array)).cuda()))
-if importlib.util.find_spec("cupy"):
-    import cupy
-
-    LIBRARIES.append(Library("cupy", lambda array: cupy.asarray(np.array(array))))
 
 
 @pytest.fixture(params=LIBRARIES, ids=repr)

@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import LIBRARIES, Library
 from hypothesis import given
 from hypothesis import strategies as st
+from libraries import LIBRARIES, Library
 
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition import PIVOTING, ldu, pissa, svd
