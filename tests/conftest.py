@@ -2,6 +2,9 @@
 
 import os
 
+# The matrices are small: threads cost more than they bring, most of all where cores are shared. Before any import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 import torch

@@ -160,7 +160,7 @@ def test_unknown_name_gives_close_ones(kind, tmp_path):
 
 def test_analysis_does_not_import_torch():
     code = "import sys, lowrank_ldu.analysis; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
 # What is not a checkpoint
