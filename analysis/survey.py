@@ -159,7 +159,7 @@ def _analyse(holder: list[torch.Tensor | str], options: SurveyOptions) -> Matrix
 
 
 def _describe(error: Exception) -> str:
-    return f"error: {error or type(error).__name__}"
+    return f"error: {str(error) or type(error).__name__}"
 
 
 def _work(info: TensorInfo) -> int:

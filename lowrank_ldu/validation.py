@@ -34,6 +34,10 @@ def check_matrix(matrix: Array, name: str = "W") -> tuple[Array, Backend]:
         Fewer than two dimensions, no entries, no data (meta device), or entries that are NaN or infinite.
     """
     backend = backend_of(matrix, name)
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be ignored; accepted: a plain array")
+    if str(getattr(matrix, "layout", "torch.strided")) != "torch.strided":
+        raise TypeError(f"{name} has layout {matrix.layout}; accepted: a dense tensor (torch.strided)")
     dtype = dtype_name(matrix)
     if dtype not in DTYPES:
         raise TypeError(f"{name} has dtype {dtype}; accepted: {', '.join(DTYPES)}")
@@ -49,6 +53,24 @@ def check_matrix(matrix: Array, name: str = "W") -> tuple[Array, Backend]:
         matrix = backend.xp.astype(matrix, backend.xp.float32)
     check_finite(matrix, backend, name)
     return matrix, backend
+
+
+def check_like(matrix: Array, reference: Array, name: str = "W") -> tuple[Array, Backend]:
+    """Return what `check_matrix` does, for a matrix of the same library as `reference`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_matrix`; TypeError also for an array of another library.
+    """
+    matrix, backend = check_matrix(matrix, name)
+    if backend is not backend_of(reference):
+        raise TypeError(f"{name} is a {_kind(matrix)}; accepted: a {_kind(reference)}, as the factors")
+    return matrix, backend
+
+
+def _kind(array: Array) -> str:
+    return f"{type(array).__module__}.{type(array).__qualname__}"
 
 
 def is_finite(array: Array, backend: Backend) -> bool:

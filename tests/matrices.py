@@ -35,10 +35,10 @@ def any_finite(draw, dtypes=(np.float32, np.float64), max_side=MAX_SIDE):
         return (left @ generator.integers(-3, 4, (rank, shape[1]))).astype(dtype)
     normal = generator.standard_normal(shape)
     if kind == "huge":
-        # Half of the largest number: a product that rounds up from the largest itself is infinite, and rightly so.
-        return (normal / np.abs(normal).max() * (np.finfo(dtype).max / 2)).astype(dtype)
+        # Just short of the largest number, where a product could round up to infinity, and rightly so.
+        return (normal / np.abs(normal).max() * (np.finfo(dtype).max * (1 - 2.0**-10))).astype(dtype)
     if kind == "tiny":
-        return (normal * float(np.finfo(dtype).tiny) * 1e6).astype(dtype)
+        return (normal * float(np.finfo(dtype).tiny)).astype(dtype)
     if kind == "graded":
         return (normal * 10.0 ** -np.arange(shape[1])).astype(dtype)
     return normal.astype(dtype)

@@ -91,6 +91,59 @@ def test_truncating_beyond_the_rank():
         ldu(np.eye(4), 2).truncate(3)
 
 
+def test_arrays_of_another_library_than_the_factors():
+    W = np.random.default_rng(0).standard_normal((4, 4))
+    factors = ldu(torch.from_numpy(W))
+    for call in (factors.residual, factors.refit, lambda W: diagnose(W, factors)):
+        with pytest.raises(TypeError, match="W is a numpy.ndarray; accepted: a torch.Tensor, as the factors"):
+            call(W)
+
+
+def test_a_matrix_that_overflows_the_factors_dtype():
+    factors = ldu(np.eye(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="W in the factors' float32 holds 3 entries that are not finite"):
+        factors.refit(np.eye(3) * 1e300)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", True])
+def test_seeds(seed):
+    for call in (lambda: ldu(np.eye(3), seed=seed), lambda: svd(np.eye(3), niter=1, seed=seed)):
+        with pytest.raises((TypeError, ValueError), match=r"seed is .*; accepted: an integer >= 0"):
+            call()
+
+
+def test_sparse_and_masked_arrays():
+    with pytest.raises(TypeError, match="W has layout torch.sparse_coo; accepted: a dense tensor"):
+        ldu(torch.eye(3).to_sparse())
+    with pytest.raises(TypeError, match="W is a masked array"):
+        ldu(np.ma.masked_array(np.eye(3), mask=np.eye(3, dtype=bool)))
+
+
+@pytest.mark.parametrize("niter", [None, 2])
+def test_singular_values_that_would_overflow(niter):
+    with pytest.raises(ValueError, match="so that its singular values may overflow; accepted: at most"):
+        svd(torch.full((8, 8), 3e38), niter=niter)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "error"), [(3, TypeError), ("x", TypeError), ([None], TypeError), ([0], ValueError), ([2.0], TypeError)]
+)
+def test_ranks_of_diagnose(ranks, error):
+    with pytest.raises(error, match=r"ranks (is|holds) .*; accepted"):
+        diagnose(np.eye(3), ldu(np.eye(3)), ranks)
+
+
+@pytest.mark.parametrize("values", [np.ones(2), torch.ones(3)])
+def test_singular_values_of_another_matrix(values):
+    with pytest.raises(ValueError, match=r"singular_values has shape .*; accepted: all 3 of W"):
+        diagnose(np.eye(3), ldu(np.eye(3)), singular_values=values)
+
+
+def test_factors_of_another_kind():
+    with pytest.raises(TypeError, match="factors is a tuple; accepted: what ldu, svd or pissa returned"):
+        diagnose(np.eye(3), (1, 2, 3))
+
+
 def test_diagnose_refuses_stacks_other_shapes_and_ranks():
     W = np.random.default_rng(0).standard_normal((3, 4))
     factors = ldu(W, 2)

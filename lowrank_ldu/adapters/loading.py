@@ -59,8 +59,11 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
             raise AdapterError(
                 f"unknown tensors {sorted(tensors)[:5]}; accepted: those of the layers and modules listed"
             )
-    for name, layer in layers.items():
-        replace_module(model, name, layer)
+    # A base layer that stands under two names was saved once and is replaced twice.
+    by_base: dict[nn.Module, LoLDULinear] = {layer.linear: layer for layer in layers.values()}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in by_base and isinstance(module, nn.Linear):
+            replace_module(model, name, by_base[module])
     for name, state in states.items():
         model.get_submodule(name).load_state_dict(state)
     return list(layers)

@@ -46,11 +46,18 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
 
     Raises
     ------
+    TypeError
+        `modules_to_save` is a single string.
     ValueError
-        The model has no LoLDU layer, or no module of a name in `modules_to_save`, or that module has one inside.
+        `path` is a file. The model has no LoLDU layer, or no module of a name in `modules_to_save`, or that module has
+        one inside.
     RuntimeError
         A layer is merged, so that its base weight cannot be told.
     """
+    if isinstance(modules_to_save, str):
+        raise TypeError(f"modules_to_save is the string {modules_to_save!r}; accepted: a sequence of names")
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ValueError(f"path is {str(path)!r}, which is a file; accepted: a folder")
     tensors: dict[str, Tensor] = {}
     records: dict[str, LayerRecord] = {}
     for name, layer in lowrank_layers(model):
@@ -110,7 +117,8 @@ def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
         ) from error
     if next(lowrank_layers(module), None) is not None:
         raise ValueError(f"modules_to_save names {name!r}, which has LoLDU layers; accepted: modules without any")
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    # Clones: tied tensors would share memory, which the file format does not take.
+    return {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
 
 
 def _smallest_integers(index: Tensor, size: int) -> Tensor:

@@ -27,7 +27,7 @@ class _Scratch(threading.local):
     """
 
     def __init__(self) -> None:
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
         """Return an uninitialised contiguous tensor of `like`'s dtype and device, valid until the next call."""
@@ -35,7 +35,7 @@ class _Scratch(threading.local):
         if like.device.type != "cpu" or size > _SCRATCH_BYTES:
             return like.new_empty(shape)
         if self._buffer.numel() < size:
-            self._buffer = torch.empty(size, dtype=torch.uint8)
+            self._buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
         return self._buffer[:size].view(like.dtype).view(shape)
 
 

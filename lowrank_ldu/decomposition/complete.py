@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.decomposition.elimination import ElementGrowthError
 from lowrank_ldu.decomposition.pivot_steps import PivotSteps
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def _largest(schur: Array, backend: Backend) -> tuple[int, int, float]:
     in_row = xp.abs(schur[i, :])
     j = int(xp.argmax(in_row))
     largest = float(in_row[j])
+    if not math.isfinite(largest):
+        raise ElementGrowthError
     if largest == 0.0:
         return i, j, 0.0
     others = [

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
 
 
+class ElementGrowthError(OverflowError):
+    """The remaining matrix has grown beyond the largest number; the matrix has to be scaled first."""
+
+
 @dataclass(frozen=True, eq=False)
 class Elimination:
     """The first r steps of Gaussian elimination, `W[:, q] ~ left @ rows`, in arrays of its own.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
+
 from lowrank_ldu.backend import Array, backend_of
 from lowrank_ldu.decomposition.gram import refit_diagonal
-from lowrank_ldu.validation import check_matrix, check_rank
+from lowrank_ldu.validation import check_finite, check_like, check_rank, dtype_name
 
 
 def scaled_product(left: Array, diagonal: Array, right: Array) -> Array:
@@ -77,7 +79,7 @@ class Factorization:
         return self._checked(W) - self.reconstruct()
 
     def truncate(self, rank: int) -> Self:
-        """Return the first `rank` terms, 1 <= rank <= r."""
+        """Return the first `rank` terms, 1 <= rank <= r, as views."""
         rank = check_rank(rank, self.rank)
         return replace(
             self, left=self.left[..., :rank], diagonal=self.diagonal[..., :rank], right=self.right[..., :rank, :]
@@ -94,7 +96,7 @@ class Factorization:
         Raises
         ------
         ValueError
-            W has another shape than the matrix that was factored, or is not finite.
+            W has another shape than the matrix that was factored, or is not finite in the factors' dtype.
 
         Examples
         --------
@@ -109,9 +111,12 @@ class Factorization:
         return replace(self, diagonal=refit_diagonal(self._checked(W), self.left, self.diagonal, self.right))
 
     def _checked(self, W: Array) -> Array:
-        W, backend = check_matrix(W)
+        W, backend = check_like(W, self.left)
         if tuple(W.shape) != tuple(self.shape):
             raise ValueError(
                 f"W has shape {tuple(W.shape)}; accepted: {tuple(self.shape)}, the shape that was factored"
             )
-        return backend.xp.astype(W, self.left.dtype)
+        with np.errstate(over="ignore"):
+            W = backend.xp.astype(W, self.left.dtype)
+        check_finite(W, backend, f"W in the factors' {dtype_name(W)}")
+        return W

@@ -61,7 +61,8 @@ def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Arra
         error = target - (wide_left * z[..., None, :]) @ wide_right
         slope = xp.sum((xp.matrix_transpose(wide_left) @ error) * wide_right, axis=-1)
         z = z + solve_semidefinite(unit_gram, slope / size) / size
-    return xp.astype(z, diagonal.dtype)
+    largest = float(xp.finfo(diagonal.dtype).max)
+    return xp.astype(xp.clip(z, -largest, largest), diagonal.dtype)
 
 
 def solve_semidefinite(matrix: Array, rhs: Array) -> Array:

@@ -13,12 +13,12 @@ from lowrank_ldu.backend import Array, Backend, backend_of
 from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
 from lowrank_ldu.decomposition.complete import eliminate_complete
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
-from lowrank_ldu.decomposition.elimination import Elimination, on_writable
+from lowrank_ldu.decomposition.elimination import ElementGrowthError, Elimination, on_writable
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.partial import eliminate_partial
 from lowrank_ldu.decomposition.randomized import eliminate_randomized
 from lowrank_ldu.decomposition.rook import eliminate_rook
-from lowrank_ldu.validation import check_matrix, check_rank, is_finite
+from lowrank_ldu.validation import check_count, check_matrix, check_rank, is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ class LDU(Factorization):
         return (xp.linalg.diagonal(self.upper[..., : self.rank]) != 1) | (self.diagonal == 0)
 
     def truncate(self, rank: int) -> Self:
-        """Return the first `rank` steps, 1 <= rank <= r: what `ldu(W, rank)` gives for the same pivots."""
+        """Return the first `rank` steps, 1 <= rank <= r, as views: what `ldu(W, rank)` gives for the same pivots."""
         shorter = super().truncate(rank)
         runner_up = None if self.runner_up is None else self.runner_up[..., : shorter.rank]
         return replace(shorter, runner_up=runner_up)
@@ -102,7 +102,7 @@ def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", se
         come from the first r columns of W, whichever those happen to be. "complete" takes the largest entry of what
         remains, "rook" one that is largest in its row and column, "randomized" sketches the columns of whole blocks.
     seed : int
-        Draws the sketch of "randomized"; the others do not use it.
+        Draws the sketch of "randomized", at least 0; the others do not use it.
 
     Returns
     -------
@@ -114,13 +114,15 @@ def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", se
         W is not an array of a supported library, or has another dtype.
     ValueError
         W has fewer than two dimensions, no entries, or entries that are not finite; rank is out of range; pivoting is
-        not one of the four.
+        not one of the four; seed is negative.
 
     Notes
     -----
     Cost in multiply-adds: "partial" and "randomized" O(r^2 (m + n)), the latter with O(m n) for the sketch; "rook"
     usually the same, in r steps; "complete" O(m n r). The factorisation is equation (1) of arXiv 2410.13618, the
     leading terms equations (3) to (5).
+
+    Pivots are chosen from values, so this cannot be traced: on JAX call it outside `jax.jit`.
 
     Examples
     --------
@@ -138,30 +140,60 @@ def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", se
     array([[1., 2.],
            [4., 4.]])
     """
-    if pivoting not in PIVOTING:
-        raise ValueError(f"pivoting is {pivoting!r}; accepted: {', '.join(map(repr, PIVOTING))}")
+    check_pivoting(pivoting)
+    check_count(seed, "seed")
     W, backend = check_matrix(W)
     rank = check_rank(rank, min(int(size) for size in W.shape[-2:]))
 
-    def factor(matrix: Array, ceiling: float) -> LDU:
-        elimination = _eliminate(matrix, rank, pivoting, seed, backend)
-        diagonal, upper = split_diagonal(elimination.rows, ceiling, backend)
-        return fold(elimination, diagonal, upper, pivoting, backend)
+    return split_and_fold(W, lambda matrix: _eliminate(matrix, rank, pivoting, seed, backend), pivoting, backend)
 
-    # NumPy's warnings would speak of what is looked for in the next line, and mended.
-    with np.errstate(over="ignore", invalid="ignore"):
-        factors = factor(W, math.inf)
-    if all(is_finite(array, backend) for array in (factors.left, factors.diagonal, factors.right)):
-        return factors
-    return _factor_scaled(W, factor, backend)
+
+def check_pivoting(pivoting: str) -> None:
+    """Raise ValueError unless `pivoting` is one of the strategies."""
+    if pivoting not in PIVOTING:
+        raise ValueError(f"pivoting is {pivoting!r}; accepted: {', '.join(map(repr, PIVOTING))}")
+
+
+def split_and_fold(W: Array, eliminate: Callable[[Array], Elimination], pivoting: Pivoting, backend: Backend) -> LDU:
+    """Return the LDU of an elimination of W, scaled first where the numbers at either end of the range need it."""
+
+    def factor(matrix: Array, ceiling: float) -> LDU:
+        elimination = eliminate(matrix)
+        diagonal, upper = split_diagonal(elimination.rows, ceiling, backend)
+        return _fold(elimination, diagonal, upper, pivoting, backend)
+
+    # NumPy's warnings would speak of what is looked for in the next lines, and mended.
+    with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
+        try:
+            factors = factor(W, math.inf)
+        except ElementGrowthError:
+            return _factor_scaled(W, factor, backend)
+        if not all(is_finite(array, backend) for array in (factors.left, factors.diagonal, factors.right)):
+            return _factor_scaled(W, factor, backend)
+        # LAPACK and XLA multiply by reciprocals of pivots: those of hardly normal numbers overflow, and those of numbers
+        # near the largest are not normal.
+        finfo = backend.xp.finfo(W.dtype)
+        largest = float(backend.xp.max(backend.xp.abs(factors.diagonal)))
+        if not float(finfo.smallest_normal) / float(finfo.eps) <= largest <= float(finfo.max) / 8:
+            return _factor_scaled(W, factor, backend)
+    return factors
 
 
 def _factor_scaled(W: Array, factor: Callable[[Array, float], LDU], backend: Backend) -> LDU:
-    """Factor a matrix whose elimination overflows: at half the exponent range, where there is room for growth."""
-    finfo = backend.xp.finfo(W.dtype)
-    scale = 2.0 ** (math.frexp(float(finfo.max))[1] // 2)
-    factors = factor(W * (1 / scale), float(finfo.max) / scale)
-    return replace(factors, diagonal=factors.diagonal * scale)
+    """Factor a matrix whose entries are so large that elimination overflows, or hardly normal numbers.
+
+    It is brought to at most 1 by powers of two, which is exact; two of them, since one may not be representable.
+    """
+    xp = backend.xp
+    largest = float(xp.max(xp.abs(W)))
+    if largest == 0.0:
+        return factor(W, math.inf)
+    exponent = math.frexp(largest)[1]
+    half, rest = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
+    ceiling = float(xp.finfo(W.dtype).max)
+    ceiling = ceiling / half / rest if exponent > 0 else math.inf
+    factors = factor(W * (1 / half) * (1 / rest), ceiling)
+    return replace(factors, diagonal=factors.diagonal * half * rest)
 
 
 def _eliminate(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Backend) -> Elimination:
@@ -193,7 +225,7 @@ def _eliminate_stack(W: Array, rank: int, pivoting: Pivoting, seed: int, backend
     )
 
 
-def fold(elimination: Elimination, diagonal: Array, upper: Array, pivoting: Pivoting, backend: Backend) -> LDU:
+def _fold(elimination: Elimination, diagonal: Array, upper: Array, pivoting: Pivoting, backend: Backend) -> LDU:
     """Fold the column permutation into the factors."""
     right = upper
     if elimination.column_permutation is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.decomposition.elimination import ElementGrowthError
 from lowrank_ldu.decomposition.pivot_steps import PivotSteps
 
 if TYPE_CHECKING:
@@ -101,5 +103,7 @@ def _two_largest(vector: Array, backend: Backend) -> tuple[int, float, float]:
     magnitude = xp.abs(vector)
     place = int(xp.argmax(magnitude))
     largest = float(magnitude[place])
+    if not math.isfinite(largest):
+        raise ElementGrowthError
     magnitude[place] = 0
     return place, largest, float(xp.max(magnitude))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
-from lowrank_ldu.decomposition.diagonal_split import split_diagonal
 from lowrank_ldu.decomposition.elimination import Elimination, on_writable
-from lowrank_ldu.decomposition.lower_diagonal_upper import LDU, Pivoting, fold
+from lowrank_ldu.decomposition.lower_diagonal_upper import LDU, Pivoting, check_pivoting, split_and_fold
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -46,7 +44,8 @@ def ldu_at_pivots(
     Raises
     ------
     ValueError
-        Pivots that are out of range, repeated, or of different number; W as for `ldu`, or a stack.
+        Pivots that are out of range, repeated, or of different number, or that W cannot be eliminated with since one
+        of them is zero and its column is not; pivoting is not a strategy; W as for `ldu`, or a stack.
 
     Notes
     -----
@@ -58,6 +57,7 @@ def ldu_at_pivots(
     >>> ldu_at_pivots(np.array([[1.0, 2.0], [4.0, 4.0]]), [1, 0]).diagonal
     array([4., 1.])
     """
+    check_pivoting(pivoting)
     W, backend = check_matrix(W)
     if W.ndim != 2:
         raise ValueError(f"W has shape {tuple(W.shape)}; accepted: a single matrix (m, n)")
@@ -72,12 +72,13 @@ def ldu_at_pivots(
         permutation = index_vector(order_from(chosen_rows, m), W, backend)
         column_permutation = index_vector(order_from(chosen_columns, n), W, backend)
         permuted = backend.xp.take(take_rows(W, permutation, backend), column_permutation, axis=1)
-        lower, upper_rows = _eliminate_in_order(permuted, rank, backend)
+        # What rounding may leave of a column that was zero.
+        negligible = m * float(backend.xp.finfo(W.dtype).eps) * float(backend.xp.max(backend.xp.abs(W)))
+        lower, upper_rows = _eliminate_in_order(permuted, rank, negligible, backend)
         left = restore_rows(lower, permutation, backend)
         return Elimination(permutation, None if columns is None else column_permutation, left, upper_rows)
 
-    elimination = on_writable(eliminate, W, rank, backend)
-    return fold(elimination, *split_diagonal(elimination.rows, math.inf, backend), pivoting, backend)
+    return split_and_fold(W, lambda matrix: on_writable(eliminate, matrix, rank, backend), pivoting, backend)
 
 
 def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -92,24 +93,29 @@ def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tup
     return vector
 
 
-def _eliminate_in_order(W: Array, rank: int, backend: Backend) -> tuple[Array, Array]:
+def _eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend) -> tuple[Array, Array]:
     """Return L (m, r) and D U (r, n) of the permuted W (m, n), pivots on the diagonal, by halves.
 
     The left half of the columns is eliminated, then the right half in what remains of it: all the work beyond single
-    columns is products and triangular solves.
+    columns is products and triangular solves. A pivot may be zero only over entries of at most `negligible`.
     """
     xp = backend.xp
     if rank == 1:
         pivot = W[0, 0]
+        if float(pivot) == 0.0 and float(xp.max(xp.abs(W[:, 0]))) > negligible:
+            raise ValueError(
+                "rows and columns hold a pivot that is zero in W, above entries that are not; accepted: pivots that "
+                "were chosen for this matrix"
+            )
         # A pivot is zero only where its whole column was, when the pivots were chosen: then there is nothing to divide.
         below = W[1:, :1] / xp.where(pivot == 0, xp.ones_like(pivot), pivot)
         below = xp.where(pivot == 0, xp.zeros_like(below), below)
         return xp.concat([xp.ones_like(W[:1, :1]), below]), W[:1, :]
     half = rank // 2
-    left_lower, left_rows = _eliminate_in_order(W[:, :half], half, backend)
+    left_lower, left_rows = _eliminate_in_order(W[:, :half], half, negligible, backend)
     above = backend.solve_triangular(left_lower[:half, :], W[:half, half:], lower=True, unit_diagonal=True)
     rest = W[half:, half:] - left_lower[half:, :] @ above
-    right_lower, right_rows = _eliminate_in_order(rest, rank - half, backend)
+    right_lower, right_rows = _eliminate_in_order(rest, rank - half, negligible, backend)
     corner = xp.zeros((half, rank - half), dtype=W.dtype, device=xp.empty_like(above).device)
     lower = xp.concat([left_lower, xp.concat([corner, right_lower])], axis=1)
     upper = xp.concat([xp.concat([left_rows, above], axis=1), xp.concat([corner.T, right_rows], axis=1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,8 @@ def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversamp
     Raises
     ------
     TypeError, ValueError
-        As for `ldu`; also where niter or oversampling is negative.
+        As for `ldu`; also where niter or oversampling is negative, or where the singular values of W could exceed the
+        largest number of its dtype.
 
     Notes
     -----
@@ -72,11 +74,25 @@ def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversamp
     W, backend = check_matrix(W)
     rank = check_rank(rank, min(int(size) for size in W.shape[-2:]))
     check_count(oversampling, "oversampling")
+    check_count(seed, "seed")
+    _check_range(W, backend)
     if niter is None:
         left, values, right = backend.xp.linalg.svd(W, full_matrices=False)
-        return SVD(left[..., :rank], values[..., :rank], right[..., :rank, :])
+        copy = backend.xp.asarray  # a view would keep all k vectors alive
+        return SVD(*(copy(part, copy=True) for part in (left[..., :rank], values[..., :rank], right[..., :rank, :])))
     width = min(rank + oversampling, *(int(size) for size in W.shape[-2:]))
     return _randomized(W, width, check_count(niter, "niter"), seed, backend).truncate(rank)
+
+
+def _check_range(W: Array, backend: Backend) -> None:
+    xp = backend.xp
+    largest = float(xp.max(xp.abs(W)))
+    limit = float(xp.finfo(W.dtype).max) / math.sqrt(W.shape[-2] * W.shape[-1])
+    if largest > limit:
+        raise ValueError(
+            f"W has entries up to {largest:.3g}, so that its singular values may overflow; accepted: at most "
+            f"{limit:.3g} for this shape and dtype"
+        )
 
 
 def _randomized(W: Array, width: int, niter: int, seed: int, backend: Backend) -> SVD:

@@ -18,7 +18,7 @@ from lowrank_ldu.diagnostics.measures import (
     storage_error,
 )
 from lowrank_ldu.diagnostics.record import Diagnostics
-from lowrank_ldu.validation import check_matrix, check_rank, dtype_name
+from lowrank_ldu.validation import check_like, check_rank, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,16 +61,38 @@ def diagnose(
     >>> round(figures.frobenius_error, 3), round(figures.svd_frobenius_error, 3)
     (0.6, 0.6)
     """
-    W, backend = check_matrix(W)
+    if not isinstance(factors, Factorization):
+        raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
+    W, backend = check_like(W, factors.left)
     if W.ndim != 2:
         raise ValueError(f"W has shape {tuple(W.shape)}; accepted: a single matrix (m, n)")
     if tuple(W.shape) != factors.shape:
         raise ValueError(f"W has shape {tuple(W.shape)}; accepted: {factors.shape}, the shape that was factored")
-    checked = [check_rank(rank, factors.rank, "ranks") for rank in ([factors.rank] if ranks is None else ranks)]
+    checked = _check_ranks(ranks, factors.rank)
     target = wide(W, backend)
-    values = backend.xp.linalg.svdvals(target) if singular_values is None else wide(singular_values, backend)
+    if singular_values is None:
+        values = backend.xp.linalg.svdvals(target)
+    elif backend_of(singular_values, "singular_values") is backend and tuple(singular_values.shape) == (min(W.shape),):
+        values = wide(singular_values, backend)
+    else:
+        raise ValueError(
+            f"singular_values has shape {tuple(singular_values.shape)}; accepted: all {min(W.shape)} of W, in an array "
+            "of its library"
+        )
     norms = (frobenius_norm(target, backend), spectral_norm(target, backend))
     return [_measure(target, factors.truncate(rank), values, norms, backend) for rank in checked]
+
+
+def _check_ranks(ranks: Iterable[int] | None, largest: int) -> list[int]:
+    if ranks is None:
+        return [largest]
+    try:
+        listed = list(ranks)
+    except TypeError:
+        raise TypeError(f"ranks is {ranks!r}; accepted: an iterable of integers from 1 to {largest}") from None
+    if any(rank is None for rank in listed):
+        raise TypeError(f"ranks holds None; accepted: integers from 1 to {largest}")
+    return [check_rank(rank, largest, "ranks") for rank in listed]
 
 
 def _measure(

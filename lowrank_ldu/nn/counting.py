@@ -48,7 +48,8 @@ class ParameterCount:
         share = 100 * self.adapter / self.total if self.total else 0.0
         head = f"; {self.other:,} more outside them (heads)" if self.other else ""
         return (
-            f"{self.adapter:,} trainable parameters in {self.layers} LoLDU layers = {self.breakdown}, "
+            f"{self.adapter:,} trainable parameters in {self.layers} LoLDU "
+            f"layer{'' if self.layers == 1 else 's'} = {self.breakdown}, "
             f"{share:.4g} % of {self.total:,}{head}"
         )
 
@@ -68,7 +69,7 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
     >>> _ = inject(model, ["0"], rank=4)
     >>> _ = model[1].requires_grad_(True)
     >>> print(trainable_parameters(model))
-    5 trainable parameters in 1 LoLDU layers = 1 x (4 + 1), 5.556 % of 90; 18 more outside them (heads)
+    5 trainable parameters in 1 LoLDU layer = 1 x (4 + 1), 5.556 % of 90; 18 more outside them (heads)
     """
     layers = [layer for _, layer in lowrank_layers(model)]
     own = {id(parameter) for layer in layers for parameter in (layer.offset, layer.sigma)}

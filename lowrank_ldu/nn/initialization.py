@@ -61,12 +61,12 @@ def initial_diagonal(init: Initialization, z: Tensor, seed: int = 0) -> Tensor:
     """
     if init not in INITIALIZATIONS:
         raise ValueError(f"init is {init!r}; accepted: {', '.join(map(repr, INITIALIZATIONS))}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     values = z.detach().to("cpu", torch.float64)
     mean = values.mean()
     std = values.std() if len(values) > 1 else torch.zeros_like(mean)
-    uniform = 2 * torch.rand(len(values), generator=generator, dtype=torch.float64) - 1
-    normal = torch.randn(len(values), generator=generator, dtype=torch.float64)
+    uniform = 2 * torch.rand(len(values), generator=generator, dtype=torch.float64, device="cpu") - 1
+    normal = torch.randn(len(values), generator=generator, dtype=torch.float64, device="cpu")
     start = {
         "regular_ldu": values,
         "constant_zmean": mean.expand_as(values),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.initialization import Initialization
 
 ALL_LINEAR = "all-linear"
+
+_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULinear]]:
@@ -49,8 +52,9 @@ def inject(
         Changed in place: the layers are replaced, their weights are not touched.
     targets : sequence of str, or str
         Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A single string
-        is a regular expression that has to match the whole qualified name; "all-linear" takes every nn.Linear,
-        classification heads included.
+        is a regular expression that has to match the whole qualified name; "all-linear" takes every nn.Linear that can
+        be, classification heads included. Not those inside nn.MultiheadAttention and nn.TransformerEncoderLayer: these
+        read the weight of their linear layers without calling them.
     rank : int, optional
         r; each layer's own min(m, n) if not given.
     alpha, init, preserving, pivoting, train_sigma
@@ -124,13 +128,17 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Li
         for name, module in modules.items()
         if name and not any(name == layer or name.startswith(f"{layer}.") for layer in taken)
     }
-    linears = {name: module for name, module in candidates.items() if isinstance(module, nn.Linear)}
+    linears = {
+        name: module
+        for name, module in candidates.items()
+        if isinstance(module, nn.Linear) and not isinstance(modules[name.rpartition(".")[0]], _READS_WEIGHTS)
+    }
     if not linears:
         raise ValueError(
             f"the model ({type(model).__name__}) holds no nn.Linear that could be replaced; accepted: a model with "
             "nn.Linear submodules that are not LoLDU layers already"
         )
-    if targets == ALL_LINEAR:
+    if isinstance(targets, str) and targets == ALL_LINEAR:
         return linears
     wanted: dict[str, list[str]]
     if isinstance(targets, str):
@@ -139,6 +147,10 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Li
         except re.error as error:
             raise ValueError(f"targets is {targets!r}, not a regular expression ({error})") from error
         wanted = {targets: [name for name in candidates if pattern.fullmatch(name)]}
+    elif not isinstance(targets, Iterable) or not all(isinstance(target, str) for target in targets):
+        raise TypeError(
+            f"targets is {targets!r}; accepted: a sequence of module names, a regular expression, or {ALL_LINEAR!r}"
+        )
     else:
         wanted = {target: [name for name in candidates if f".{name}".endswith(f".{target}")] for target in targets}
     if not wanted:
@@ -156,7 +168,10 @@ def _check_target(
         return
     if matches:
         kinds = ", ".join(sorted({type(candidates[name]).__name__ for name in matches}))
-        raise TypeError(f"target {target!r} matches modules of type {kinds}; accepted: nn.Linear")
+        raise TypeError(
+            f"target {target!r} matches modules of type {kinds}; accepted: nn.Linear, and none inside "
+            "nn.MultiheadAttention or nn.TransformerEncoderLayer, which read its weight past it"
+        )
     endings = sorted({name.rpartition(".")[2] for name in linears})
     close = difflib.get_close_matches(target.rpartition(".")[2], endings, n=3) or endings[:10]
     raise ValueError(

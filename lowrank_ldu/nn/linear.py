@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import numbers
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +13,14 @@ from torch import Tensor, nn
 from lowrank_ldu.decomposition import LDU, Pivoting, ldu, ldu_at_pivots
 from lowrank_ldu.kernels import ldu_update
 from lowrank_ldu.nn.initialization import Initialization, initial_diagonal
-from lowrank_ldu.validation import check_matrix
+from lowrank_ldu.validation import check_matrix, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+# What a state dict has to bring along beside the numbers.
+_OPTIONS = ("rank", "alpha", "init", "preserving", "pivoting")
 
 
 class LoLDULinear(nn.Module):
@@ -45,7 +51,7 @@ class LoLDULinear(nn.Module):
     seed : int
         Of random starts of z, and of randomised pivoting.
     factors : LDU, optional
-        The weight's factorisation with `rank` terms, where it is known already.
+        The weight's factorisation where it is known already, with `rank` terms if that is given; its pivoting counts.
 
     Attributes
     ----------
@@ -69,7 +75,7 @@ class LoLDULinear(nn.Module):
     Notes
     -----
     Algorithm 1 and equations (6) to (9) of arXiv 2410.13618. A state dict holds the base layer, offset, sigma, the
-    pivots and the start of z, and no factors.
+    pivots, the start of z and the options, and no factors; loading it takes all of them over.
 
     Examples
     --------
@@ -111,11 +117,12 @@ class LoLDULinear(nn.Module):
         check_matrix(linear.weight, "linear.weight")
         if factors is None:
             factors = ldu(linear.weight, rank, pivoting=pivoting, seed=seed)
+        _check_factors(factors, linear.weight, rank)
         self.rank = factors.rank
         self.alpha = _check_alpha(alpha, self.rank)
         self.init: Initialization = init
         self.preserving = preserving
-        self.pivoting: Pivoting = pivoting
+        self.pivoting: Pivoting = factors.pivoting
         self.linear = linear.requires_grad_(requires_grad=False)
         self._base_weight: Tensor | None = None
         self._merged = False
@@ -134,9 +141,10 @@ class LoLDULinear(nn.Module):
 
     def _set_factors(self, factors: LDU) -> None:
         """Keep the factors in the weight's dtype, as buffers that no checkpoint holds."""
-        # Rows of U range over orders of magnitude. Scaled by powers of two (exact in any dtype) to at most 1 they fit
-        # float16, and so does the diagonal that takes the scale: z_i max|u_i| is an entry of the eliminated weight.
-        _, exponent = torch.frexp(factors.right.abs().amax(dim=1))
+        # Rows of U range over orders of magnitude. Scaled by powers of two (exact but for what float16 cannot hold) to
+        # a sum of magnitudes of at most 1 they fit float16, and so does U x wherever x does: where x is finite no
+        # infinity ever meets a delta of zero.
+        _, exponent = torch.frexp(factors.right.abs().sum(dim=1))
         scale = torch.ldexp(torch.ones_like(factors.diagonal), exponent)
         dtype = self.linear.weight.dtype
         self.register_buffer("left", factors.left.to(dtype), persistent=False)
@@ -144,6 +152,18 @@ class LoLDULinear(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         reference = self.initial_diagonal if self.preserving else factors.diagonal
         self.register_buffer("reference_diagonal", reference.clone(), persistent=False)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the options without which the parameters mean nothing: JSON in a tensor, which any format takes."""
+        options = {key: getattr(self, key) for key in _OPTIONS}
+        return torch.frombuffer(bytearray(json.dumps(options).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the options of the layer whose state is loaded."""
+        options = json.loads(bytes(state.tolist()))
+        for key in _OPTIONS:
+            setattr(self, key, options[key])
+        self.initial_sigma.fill_(self.alpha / self.rank)
 
     def set_initial_diagonal(self, start: Tensor) -> None:
         """Give z another start (r,): one that was drawn elsewhere, say. The offset from it stays."""
@@ -206,14 +226,21 @@ class LoLDULinear(nn.Module):
         ------
         RuntimeError
             The layer is merged already.
+        OverflowError
+            The sum is not finite in the weight's dtype. The weight is not changed then.
         """
         if self._merged:
             raise RuntimeError("the layer is merged already; accepted: one merge, then unmerge")
         weight = self.linear.weight
         update = self.delta_weight()
+        merged = (weight.to(update.dtype) + update).to(weight.dtype)
+        if not bool(merged.isfinite().all()):
+            raise OverflowError(
+                f"the merged weight overflows {dtype_name(weight)}; accepted: a smaller update, or a wider base"
+            )
         if keep_base:
             self._base_weight = weight.detach().clone()
-        weight.copy_(weight.to(update.dtype) + update)
+        weight.copy_(merged)
         self._merged = True
 
     @torch.no_grad()
@@ -244,11 +271,20 @@ class LoLDULinear(nn.Module):
 def _check_alpha(alpha: float | None, rank: int) -> float:
     if alpha is None:
         return float(rank)
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+    if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool):
         raise TypeError(f"alpha is {alpha!r}; accepted: a positive finite number")
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha is {alpha}; accepted: a positive finite number")
     return float(alpha)
+
+
+def _check_factors(factors: LDU, weight: Tensor, rank: int | None) -> None:
+    if not (isinstance(factors, LDU) and isinstance(factors.left, Tensor)):
+        raise TypeError(f"factors is a {type(factors).__name__}; accepted: an LDU of torch tensors")
+    if factors.shape != tuple(weight.shape):
+        raise ValueError(f"factors are of a matrix {factors.shape}; accepted: of linear.weight, {tuple(weight.shape)}")
+    if rank is not None and factors.rank != rank:
+        raise ValueError(f"factors has rank {factors.rank} and rank is {rank}; accepted: the same, or no rank")
 
 
 def _refuse_while_merged(module: nn.Module, *_: Any) -> None:

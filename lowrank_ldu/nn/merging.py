@@ -17,14 +17,40 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> None:
     Raises
     ------
     RuntimeError
-        A layer is merged already; none has been changed then.
+        A layer is merged already, or its weight is tied to another module's; none has been changed then.
+    OverflowError
+        A merged weight is not finite in its dtype; the message names the layer, and those before it are merged.
     """
+    _refuse_tied_weights(model)
     layers = list(lowrank_layers(model))
     for name, layer in layers:
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged already; accepted: one merge, then unmerge")
-    for _, layer in layers:
+    for name, layer in layers:
+        _merge_layer(name, layer, keep_base=keep_base)
+
+
+def _merge_layer(name: str, layer: LoLDULinear, *, keep_base: bool) -> None:
+    try:
         layer.merge(keep_base=keep_base)
+    except OverflowError as error:
+        raise OverflowError(f"layer {name!r}: {error}") from error
+
+
+def _refuse_tied_weights(model: nn.Module) -> None:
+    """Refuse to write an update into a weight that another module uses too: that one would change with it."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():  # noqa: SLF001  # parameters() leaves out what it has seen
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(name)
+    for name, layer in lowrank_layers(model):
+        tied = [owner for owner in owners[id(layer.linear.weight)] if owner != f"{name}.linear".removeprefix(".")]
+        if tied:
+            raise RuntimeError(
+                f"the weight of layer {name!r} is tied to {', '.join(map(repr, tied))}, which merging would change; "
+                "accepted: weights of their own (give one module a clone)"
+            )
 
 
 def unmerge(model: nn.Module) -> None:
@@ -43,6 +69,11 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
     merged : bool
         True: with the update in its weight, which takes no copy of the base. False: as it was before `inject`.
 
+    Raises
+    ------
+    RuntimeError, OverflowError
+        As for `merge`; also RuntimeError if a layer was merged without keeping the base and `merged` is False.
+
     Examples
     --------
     >>> from torch import nn
@@ -53,12 +84,14 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
     >>> type(model[0]).__name__
     'Linear'
     """
+    if merged:
+        _refuse_tied_weights(model)
     # A layer that stands under two names is merged once and replaced twice.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, LoLDULinear):
             continue
         if merged and not module.merged:
-            module.merge(keep_base=False)
+            _merge_layer(name, module, keep_base=False)
         elif not merged and module.merged:
             module.unmerge()
         replace_module(model, name, module.linear)

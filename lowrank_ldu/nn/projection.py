@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,8 +44,8 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     >>> layer.sigma.item(), bool(layer.z.norm() <= 0.5 + 1e-6)
     (1.0, True)
     """
-    if epsilon is not None and not epsilon > 0:
-        raise ValueError(f"epsilon is {epsilon}; accepted: a positive number, or None for no limit")
+    if epsilon is not None and not (isinstance(epsilon, numbers.Real) and epsilon > 0):
+        raise ValueError(f"epsilon is {epsilon!r}; accepted: a positive number, or None for no limit")
     for _, layer in lowrank_layers(model):
         layer.sigma.clamp_(torch.finfo(layer.sigma.dtype).tiny, 1.0)
         if epsilon is None:

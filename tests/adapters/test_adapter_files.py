@@ -250,6 +250,32 @@ def test_modules_that_cannot_be_saved_whole(tmp_path, names, message):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_layer_under_two_names_is_loaded_under_both(tmp_path):
+    def shared():
+        torch.manual_seed(0)
+        layer = nn.Linear(8, 8)
+        return nn.Sequential(layer, nn.ReLU(), layer)
+
+    model = shared()
+    inject(model, "all-linear", 4)
+    with torch.no_grad():
+        model[0].offset.fill_(0.5)
+    save_adapter(model, tmp_path)
+    reloaded = shared()
+    load_adapter(reloaded, tmp_path)
+    assert reloaded[0] is reloaded[2]
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(reloaded(x), model(x))
+
+
+def test_a_path_that_is_a_file_and_a_single_name(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="which is a file; accepted: a folder"):
+        save_adapter(trained(), tmp_path / "file")
+    with pytest.raises(TypeError, match="modules_to_save is the string 'head'"):
+        save_adapter(trained(), tmp_path / "new", modules_to_save="head")
+
+
 def test_saving_again_replaces_the_adapter(saved):
     model = trained()
     for _, layer in lowrank_layers(model):

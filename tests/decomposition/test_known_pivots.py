@@ -97,6 +97,26 @@ def test_bad_pivots(rows, columns, message):
         ldu_at_pivots(np.eye(3, 4), rows, columns)
 
 
+def test_pivots_that_the_matrix_cannot_be_eliminated_with():
+    with pytest.raises(ValueError, match="rows and columns hold a pivot that is zero in W"):
+        ldu_at_pivots(np.array([[0.0, 1.0], [1.0, 0.0]]), [0, 1])
+
+
+def test_weights_near_the_largest_number_are_rebuilt():
+    W = np.random.default_rng(0).standard_normal((20, 20))
+    W *= np.finfo(np.float64).max / np.abs(W).max()
+    factors = ldu(W, pivoting="complete")
+    rebuilt = ldu_at_pivots(W, *pivots(factors))
+    for array in (rebuilt.left, rebuilt.diagonal, rebuilt.right):
+        assert np.isfinite(array).all()
+    np.testing.assert_allclose(rebuilt.left, factors.left, atol=1e-9)
+
+
+def test_an_unknown_strategy():
+    with pytest.raises(ValueError, match="pivoting is 'zzz'; accepted: 'partial'"):
+        ldu_at_pivots(np.eye(2), [0, 1], pivoting="zzz")
+
+
 def test_stacks_are_refused():
     with pytest.raises(ValueError, match="accepted: a single matrix"):
         ldu_at_pivots(np.zeros((2, 3, 3)), [0])

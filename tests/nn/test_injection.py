@@ -124,6 +124,8 @@ def test_a_shared_layer_stays_shared():
         ("(", 2, ValueError, r"targets is '\(', not a regular expression"),
         (["norm"], 2, TypeError, "target 'norm' matches modules of type LayerNorm; accepted: nn.Linear"),
         ("all-linear", 4, ValueError, "layer 'classifier': rank is 4; accepted: an integer from 1 to 3"),
+        (None, 2, TypeError, "targets is None; accepted: a sequence of module names"),
+        ([0], 2, TypeError, r"targets is \[0\]; accepted: a sequence of module names"),
         (["query"], 2.5, TypeError, "layer 'blocks.0.query': rank is 2.5"),
     ],
 )
@@ -172,6 +174,48 @@ def test_unload_leaves_a_plain_model_with_the_update(model):
     torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-5)
 
 
+def test_tied_weights_are_not_merged():
+    """The update would land in the other module too, and a second merge on top of the first."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    model[1].weight = model[0].weight
+    inject(model, "all-linear", 4)
+    disturb(model)
+    weight = model[0].linear.weight.detach().clone()
+    for change in (merge, unload):
+        with pytest.raises(RuntimeError, match=r"the weight of layer '0' is tied to '1\.linear', which merging would"):
+            change(model)
+    assert torch.equal(model[0].linear.weight, weight)
+    unload(model, merged=False)
+    assert model[0].weight is model[1].weight
+
+
+def test_a_layer_tied_to_an_embedding_is_not_merged():
+    model = nn.Module()
+    model.embedding, model.head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+    model.head.weight = model.embedding.weight
+    inject(model, ["head"], 4)
+    with pytest.raises(RuntimeError, match="the weight of layer 'head' is tied to 'embedding'"):
+        merge(model)
+
+
+def test_an_overflowing_merge_names_the_layer(model):
+    model.half()
+    inject(model, ["1.value"], 4)
+    with torch.no_grad():
+        next(lowrank_layers(model))[1].offset.fill_(1e6)
+    with pytest.raises(OverflowError, match="layer 'blocks.1.value': the merged weight overflows float16"):
+        merge(model)
+
+
+@pytest.mark.parametrize("targets", [["linear1"], ["self_attn.out_proj"]])
+def test_layers_whose_weight_is_read_past_them_are_refused(targets):
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3))
+    with pytest.raises(TypeError, match="none inside nn.MultiheadAttention or nn.TransformerEncoderLayer"):
+        inject(model, targets, 2)
+    assert inject(model, "all-linear", 2) == ["1"]
+    model.eval()(torch.randn(1, 5, 8))
+
+
 def test_parameters_are_counted_as_the_paper_counts_them():
     """24 modules at rank 768 with sigma: 18,456 (Tables I and IV)."""
     with torch.device("meta"):
@@ -215,7 +259,7 @@ def test_projection(model, epsilon):
         torch.testing.assert_close(layer.z, z * shrink, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, float("nan"), "1"])
 def test_projection_onto_nothing(model, epsilon):
     inject(model, ["query"], 2)
     with pytest.raises(ValueError, match="epsilon is .*; accepted: a positive number"):

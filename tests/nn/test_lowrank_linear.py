@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -193,16 +194,62 @@ def test_terms_out_of_float16s_range_are_kept_in_range():
     torch.testing.assert_close(layer(x).double(), expected, rtol=5e-3, atol=1e-2)
 
 
+def test_float16_input_as_large_as_it_gets_along_a_row_of_u():
+    """U x must not overflow where x does not: infinity times a delta of zero would be NaN."""
+    base = nn.Linear(2048, 64, bias=False).half()
+    layer = LoLDULinear(base, 64)
+    for row in layer.right[::16]:
+        x = (600 * torch.sign(row.float())).half()[None]
+        assert base(x).isfinite().all()
+        assert torch.equal(layer(x), base(x))
+
+
+def test_a_merge_that_overflows_is_refused_and_changes_nothing():
+    base = nn.Linear(8, 8).half()
+    weight = base.weight.detach().clone()
+    layer = LoLDULinear(base, 4)
+    with torch.no_grad():
+        layer.offset.fill_(1e6)
+    with pytest.raises(OverflowError, match="the merged weight overflows float16"):
+        layer.merge()
+    assert torch.equal(base.weight, weight)
+    assert not layer.merged
+
+
+def test_a_default_device_does_not_matter():
+    """Neither for what is computed nor for what later calls reuse."""
+    base = nn.Linear(12, 10)
+    with torch.device("meta"):
+        layer = LoLDULinear(base, 4, init="normal_0_1")
+    x = torch.randn(3, 12)
+    assert torch.equal(layer(x), base(x))
+    assert torch.equal(ldu(base.weight, 4).left, layer.left)
+
+
 def test_state_dict_holds_no_factors_and_restores_the_layer_whatever_a_new_search_would_find():
     base = nn.Linear(12, 10)
     layer = trained(LoLDULinear(base, 4, pivoting="complete", init="uniform_minus1_1"))
     state = copy.deepcopy(layer.state_dict())
     assert set(state) == {
-        "offset", "sigma", "initial_diagonal", "pivot_rows", "pivot_columns", "linear.weight", "linear.bias",
+        "offset", "sigma", "initial_diagonal", "pivot_rows", "pivot_columns", "_extra_state", "linear.weight",
+        "linear.bias",
     }  # fmt: skip
-    # Other pivots, another base and another start: all of it is what the state says afterwards.
-    other = LoLDULinear(nn.Linear(12, 10), 4, pivoting="rook", init="uniform_minus1_1", seed=9)
+    # Other pivots, another base, another start and other options: all of it is what the state says afterwards.
+    other = LoLDULinear(nn.Linear(12, 10), 4, alpha=9, pivoting="rook", init="ones", preserving=False, seed=9)
     other.load_state_dict(state)
+    x = torch.randn(6, 12)
+    torch.testing.assert_close(other(x), layer(x))
+    assert (other.alpha, other.init, other.preserving, other.pivoting) == (4.0, "uniform_minus1_1", True, "complete")
+
+
+@pytest.mark.parametrize("preserving", [True, False])
+def test_a_state_dict_that_went_through_safetensors(tmp_path, preserving):
+    from safetensors.torch import load_file, save_file
+
+    layer = trained(LoLDULinear(nn.Linear(12, 10), 4, alpha=2, init="zeros", preserving=preserving))
+    save_file(layer.state_dict(), tmp_path / "state.safetensors")
+    other = LoLDULinear(nn.Linear(12, 10), 4)
+    other.load_state_dict(load_file(tmp_path / "state.safetensors"))
     x = torch.randn(6, 12)
     torch.testing.assert_close(other(x), layer(x))
 
@@ -248,6 +295,17 @@ def test_deepcopy_and_pickle(init, tmp_path):
         ),
         (lambda: LoLDULinear(nn.Linear(4, 3), 2, pivoting="none"), ValueError, "pivoting is 'none'"),
         (lambda: LoLDULinear(nn.Linear(4, 3, device="meta"), 2), ValueError, "on the meta device"),
+        (
+            lambda: LoLDULinear(nn.Linear(4, 3), factors=ldu(torch.eye(3))),
+            ValueError,
+            r"factors are of a matrix \(3, 3\)",
+        ),
+        (
+            lambda: LoLDULinear(nn.Linear(3, 3), 2, factors=ldu(torch.eye(3))),
+            ValueError,
+            "factors has rank 3 and rank is 2",
+        ),
+        (lambda: LoLDULinear(nn.Linear(3, 3), factors=ldu(np.eye(3))), TypeError, "accepted: an LDU of torch tensors"),
     ],
 )
 def test_bad_options(make, error, message):
