@@ -170,8 +170,8 @@ def split_and_fold(W: Array, eliminate: Callable[[Array], Elimination], pivoting
             return _factor_scaled(W, factor, backend)
         if not all(is_finite(array, backend) for array in (factors.left, factors.diagonal, factors.right)):
             return _factor_scaled(W, factor, backend)
-        # LAPACK and XLA multiply by reciprocals of pivots: those of hardly normal numbers overflow, and those of numbers
-        # near the largest are not normal.
+        # LAPACK and XLA multiply by reciprocals of pivots. Those of hardly normal numbers overflow, and those of the
+        # largest numbers are not normal.
         finfo = backend.xp.finfo(W.dtype)
         largest = float(backend.xp.max(backend.xp.abs(factors.diagonal)))
         if not float(finfo.smallest_normal) / float(finfo.eps) <= largest <= float(finfo.max) / 8:
