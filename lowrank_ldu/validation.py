@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 
 import numpy as np
@@ -131,3 +133,13 @@ def check_count(value: object, name: str) -> int:
     if isinstance(value, bool) or count < 0:
         raise ValueError(f"{name} is {value!r}; accepted: an integer >= 0")
     return count
+
+
+def check_positive(value: object, name: str) -> float:
+    """Return `value` as a float > 0 and finite."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}; accepted: a positive finite number")
+    number = float(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} is {value!r}; accepted: a positive finite number")
+    return number

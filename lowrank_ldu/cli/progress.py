@@ -1,4 +1,4 @@
-"""The progress bar of a survey."""
+"""Progress bars, on stderr."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lowrank_ldu.analysis.survey import Progress as SurveyProgress
+    from lowrank_ldu.finetune import Progress as ComparisonProgress
 
 
-@contextmanager
-def show_progress() -> Iterator[Callable[[SurveyProgress], None]]:
-    """Show a bar on stderr, with the number of tensors, the time left and what is being analysed."""
+def _bar(before: str, after: str) -> Progress:
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.fields[count]}", markup=False),
+    return Progress(
+        TextColumn(before, markup=False),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
         TextColumn("left", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
+        TextColumn(after, markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,  # a log has no use for it
     )
-    with bar:
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[SurveyProgress], None]]:
+    """Show a survey: the number of tensors, the time left and what is being analysed."""
+    with _bar("{task.fields[count]}", "{task.description}") as bar:
         task = bar.add_task("reading the checkpoint", total=1.0, count="")
 
         def update(state: SurveyProgress) -> None:
@@ -41,5 +45,17 @@ def show_progress() -> Iterator[Callable[[SurveyProgress], None]]:
                 count=f"{state.finished}/{state.total}",
                 description=printable(", ".join(state.running)),
             )
+
+        yield update
+
+
+@contextmanager
+def show_steps() -> Iterator[Callable[[ComparisonProgress], None]]:
+    """Show a comparison: what is being trained, and the time left."""
+    with _bar("{task.description}", "") as bar:
+        task = bar.add_task("loading", total=None)
+
+        def update(state: ComparisonProgress) -> None:
+            bar.update(task, completed=state.step, total=state.total, description=state.stage)
 
         yield update

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import numbers
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from lowrank_ldu.decomposition import LDU, Pivoting, ldu, ldu_at_pivots
 from lowrank_ldu.kernels import ldu_update
 from lowrank_ldu.nn.initialization import Initialization, initial_diagonal
-from lowrank_ldu.validation import check_matrix, dtype_name
+from lowrank_ldu.validation import check_matrix, check_positive, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +117,7 @@ class LoLDULinear(nn.Module):
             factors = ldu(linear.weight, rank, pivoting=pivoting, seed=seed)
         _check_factors(factors, linear.weight, rank)
         self.rank = factors.rank
-        self.alpha = _check_alpha(alpha, self.rank)
+        self.alpha = float(self.rank) if alpha is None else check_positive(alpha, "alpha")
         self.init: Initialization = init
         self.preserving = preserving
         self.pivoting: Pivoting = factors.pivoting
@@ -266,16 +264,6 @@ class LoLDULinear(nn.Module):
             f"rank={self.rank}, alpha={self.alpha:g}, init={self.init}, preserving={self.preserving}, "
             f"pivoting={self.pivoting}"
         )
-
-
-def _check_alpha(alpha: float | None, rank: int) -> float:
-    if alpha is None:
-        return float(rank)
-    if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool):
-        raise TypeError(f"alpha is {alpha!r}; accepted: a positive finite number")
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"alpha is {alpha}; accepted: a positive finite number")
-    return float(alpha)
 
 
 def _check_factors(factors: LDU, weight: Tensor, rank: int | None) -> None:

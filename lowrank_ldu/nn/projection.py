@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import TYPE_CHECKING
 
 import torch
 
 from lowrank_ldu.nn.injection import lowrank_layers
+from lowrank_ldu.validation import check_positive
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,8 +26,8 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
 
     Raises
     ------
-    ValueError
-        epsilon is not positive.
+    TypeError, ValueError
+        epsilon is not a positive finite number.
 
     Notes
     -----
@@ -44,13 +44,12 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     >>> layer.sigma.item(), bool(layer.z.norm() <= 0.5 + 1e-6)
     (1.0, True)
     """
-    if epsilon is not None and not (isinstance(epsilon, numbers.Real) and epsilon > 0):
-        raise ValueError(f"epsilon is {epsilon!r}; accepted: a positive number, or None for no limit")
+    limit = None if epsilon is None else check_positive(epsilon, "epsilon")
     for _, layer in lowrank_layers(model):
         layer.sigma.clamp_(torch.finfo(layer.sigma.dtype).tiny, 1.0)
-        if epsilon is None:
+        if limit is None:
             continue
         z = layer.z
         norm = torch.linalg.vector_norm(z)
-        if norm > epsilon:
-            layer.offset.copy_(z * (epsilon / norm) - layer.initial_diagonal)
+        if norm > limit:
+            layer.offset.copy_(z * (limit / norm) - layer.initial_diagonal)
