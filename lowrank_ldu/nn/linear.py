@@ -121,11 +121,12 @@ class LoLDULinear(nn.Module):
         self.init: Initialization = init
         self.preserving = preserving
         self.pivoting: Pivoting = factors.pivoting
+        start = initial_diagonal(init, factors.diagonal, seed)
+        # Every option is checked: from here on the base layer is this one's.
         self.linear = linear.requires_grad_(requires_grad=False)
         self._base_weight: Tensor | None = None
         self._merged = False
 
-        start = initial_diagonal(init, factors.diagonal, seed)
         self.offset = nn.Parameter(torch.zeros_like(start))
         self.sigma = nn.Parameter(torch.full_like(start[:1], self.alpha / self.rank), requires_grad=train_sigma)
         self.register_buffer("initial_sigma", self.sigma.detach().clone(), persistent=False)
