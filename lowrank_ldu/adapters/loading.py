@@ -112,7 +112,7 @@ def _record(path: Path, name: str, entry: Any) -> LayerRecord:
         raise AdapterError(f"{path}: layer {name!r} has shape {shape!r}; accepted: two integers")
     for key, kind in fields.items():
         if key != "shape" and not isinstance(entry[key], (int, float) if kind is float else kind):
-            raise AdapterError(f"{path}: layer {name!r} has {key} {entry[key]!r}; accepted: a {kind.__name__}")
+            raise AdapterError(f"{path}: layer {name!r} has {key} {entry[key]!r}; accepted: {kind.__name__}")
     return LayerRecord(**{**entry, "shape": (shape[0], shape[1])})
 
 

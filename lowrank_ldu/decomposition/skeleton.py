@@ -72,8 +72,11 @@ def ldu_at_pivots(
         permutation = index_vector(order_from(chosen_rows, m), W, backend)
         column_permutation = index_vector(order_from(chosen_columns, n), W, backend)
         permuted = backend.xp.take(take_rows(W, permutation, backend), column_permutation, axis=1)
-        # What rounding may leave of a column that was zero.
-        negligible = m * float(backend.xp.finfo(W.dtype).eps) * float(backend.xp.max(backend.xp.abs(W)))
+        # What rounding may leave of a column that was zero, and what underflow may make of one that was not: such a
+        # matrix is scaled and comes here again.
+        finfo = backend.xp.finfo(W.dtype)
+        rounding = m * float(finfo.eps) * float(backend.xp.max(backend.xp.abs(W)))
+        negligible = max(rounding, float(finfo.smallest_normal))
         lower, upper_rows = _eliminate_in_order(permuted, rank, negligible, backend)
         left = restore_rows(lower, permutation, backend)
         return Elimination(permutation, None if columns is None else column_permutation, left, upper_rows)

@@ -191,7 +191,7 @@ def test_changed_tensors_are_refused(saved, change, message):
         (lambda c: c.update(layers={}), "'layers' is dict; accepted: an object with at least one"),
         (lambda c: c.update(modules="2"), "'modules' is '2'; accepted: a list of names"),
         (lambda c: c["layers"]["0"].pop("rank"), "layer '0'; accepted: an object with shape, rank"),
-        (lambda c: c["layers"]["0"].update(rank="8"), "layer '0' has rank '8'; accepted: a int"),
+        (lambda c: c["layers"]["0"].update(rank="8"), "layer '0' has rank '8'; accepted: int"),
         (lambda c: c["layers"]["0"].update(shape=[1]), "layer '0' has shape"),
         (lambda c: c["layers"]["0"].update(init="other"), "layer '0': init is 'other'"),
         (lambda c: c["layers"]["0"].update(alpha=-1.0), "layer '0': alpha is -1.0"),
