@@ -16,7 +16,7 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
 from lowrank_ldu.decomposition import ldu_at_pivots
-from lowrank_ldu.nn import LoLDULinear
+from lowrank_ldu.nn import LoLDULayer
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.initialization import is_random
 from lowrank_ldu.nn.injection import replace_module
@@ -43,7 +43,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
     -------
     list of str
         Qualified names of the layers that were replaced. Modules that were saved whole are loaded as well. Nothing is
-        frozen or unfrozen beyond what `LoLDULinear` does to its own base layer.
+        frozen or unfrozen beyond what `LoLDULayer` does to its own base layer.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> list[str]:
                 f"unknown tensors {sorted(tensors)[:5]}; accepted: those of the layers and modules listed"
             )
     # A base layer that stands under two names was saved once and is replaced twice.
-    by_base: dict[nn.Module, LoLDULinear] = {layer.linear: layer for layer in layers.values()}
+    by_base: dict[nn.Module, LoLDULayer] = {layer.base_layer: layer for layer in layers.values()}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in by_base and isinstance(module, nn.Linear):
             replace_module(model, name, by_base[module])
@@ -116,7 +116,7 @@ def _record(path: Path, name: str, entry: Any) -> LayerRecord:
     return LayerRecord(**{**entry, "shape": (shape[0], shape[1])})
 
 
-def _build(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> LoLDULinear:
+def _build(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> LoLDULayer:
     """Make the layer, taking its tensors out of `tensors`."""
     linear = _base_layer(model, name, record)
     rows = _take(tensors, name, "pivot_rows", record.rank)
@@ -127,7 +127,7 @@ def _build(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, 
     sigma = _take(tensors, name, "sigma", 1)
     try:
         factors = ldu_at_pivots(linear.weight, rows.tolist(), columns, pivoting=record.pivoting)  # type: ignore[arg-type]
-        layer = LoLDULinear(
+        layer = LoLDULayer(
             linear,
             alpha=record.alpha,
             init=record.init,  # type: ignore[arg-type]
@@ -135,8 +135,8 @@ def _build(model: nn.Module, name: str, record: LayerRecord, tensors: dict[str, 
             pivoting=record.pivoting,  # type: ignore[arg-type]
             factors=factors,
         )
-        if is_random(layer.init):
-            layer.set_initial_diagonal(_take(tensors, name, "initial_diagonal", record.rank))
+        if is_random(layer.adapter.init):
+            layer.adapter.set_initial_diagonal(_take(tensors, name, "initial_diagonal", record.rank), layer.factors)
     except (TypeError, ValueError) as error:
         raise AdapterError(f"layer {name!r}: {error}") from error
     with torch.no_grad():

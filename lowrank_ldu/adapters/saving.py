@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
-from lowrank_ldu.nn import LoLDULinear, lowrank_layers
+from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.initialization import is_random
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
         records[name] = LayerRecord(
-            shape=(layer.out_features, layer.in_features),
+            shape=(layer.factors.left.shape[0], layer.factors.right.shape[1]),
             rank=layer.rank,
-            alpha=layer.alpha,
-            init=layer.init,
-            preserving=layer.preserving,
-            pivoting=layer.pivoting,
-            base_sha256=fingerprint(layer.linear.weight),
+            alpha=layer.adapter.alpha,
+            init=layer.adapter.init,
+            preserving=layer.adapter.preserving,
+            pivoting=layer.factors.options.pivoting,
+            base_sha256=fingerprint(layer.base_layer.weight),
         )
         tensors.update({f"{name}.{key}": tensor for key, tensor in _tensors(layer).items()})
     if not records:
@@ -95,16 +95,16 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     return folder
 
 
-def _tensors(layer: LoLDULinear) -> dict[str, Tensor]:
+def _tensors(layer: LoLDULayer) -> dict[str, Tensor]:
     tensors = {
         "offset": layer.offset.detach(),
         "sigma": layer.sigma.detach(),
-        "pivot_rows": _smallest_integers(layer.pivot_rows, layer.out_features),
+        "pivot_rows": _smallest_integers(layer.adapter.pivot_rows, layer.factors.left.shape[0]),
     }
-    if layer.pivot_columns is not None:
-        tensors["pivot_columns"] = _smallest_integers(layer.pivot_columns, layer.in_features)
-    if is_random(layer.init):
-        tensors["initial_diagonal"] = layer.initial_diagonal
+    if layer.adapter.pivot_columns is not None:
+        tensors["pivot_columns"] = _smallest_integers(layer.adapter.pivot_columns, layer.factors.right.shape[1])
+    if is_random(layer.adapter.init):
+        tensors["initial_diagonal"] = layer.adapter.initial_diagonal
     return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
 
 

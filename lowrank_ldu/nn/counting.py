@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.nn.injection import lowrank_layers
+from lowrank_ldu.nn.host import hosts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters of a model with LoLDU layers; `str()` gives them as a sentence.
+    """Numbers of parameters of a model with LoLDU adapters; `str()` gives them as a sentence.
 
     Attributes
     ----------
@@ -71,8 +71,11 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
     >>> print(trainable_parameters(model))
     5 trainable parameters in 1 LoLDU layer = 1 x (4 + 1), 5.556 % of 90; 18 more outside them (heads)
     """
-    layers = [layer for _, layer in lowrank_layers(model)]
-    own = {id(parameter) for layer in layers for parameter in (layer.offset, layer.sigma)}
+    layers = [diagonal.adapter for _, host in hosts(model) for diagonal in host.diagonals()]
+    layers = [adapter for adapter in layers if adapter.offset.requires_grad or adapter.sigma.requires_grad]
+    own = {
+        id(numbers) for _, host in hosts(model) for _, adapter, _ in host.diagonals() for numbers in adapter.parameters()
+    }
     others = [parameter for parameter in model.parameters() if id(parameter) not in own]
     kinds = Counter(
         (layer.offset.numel() * layer.offset.requires_grad, layer.sigma.numel() * layer.sigma.requires_grad)

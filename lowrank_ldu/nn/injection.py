@@ -1,4 +1,4 @@
-"""Put LoLDU layers into a model in place of its linear layers."""
+"""Put LoLDU layers into a model in place of the layers they adapt."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.linear import LoLDULinear
+from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
+from lowrank_ldu.nn.layer import LoLDULayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lowrank_ldu.decomposition import Pivoting
+    from lowrank_ldu.nn.basis import Basis
+    from lowrank_ldu.nn.coordinates import Parametrization
     from lowrank_ldu.nn.initialization import Initialization
 
 ALL_LINEAR = "all-linear"
@@ -23,10 +26,10 @@ ALL_LINEAR = "all-linear"
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
-def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULinear]]:
+def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULayer]]:
     """Yield the qualified name and the layer of every LoLDU layer of `model`, a shared one once."""
     for name, module in model.named_modules():
-        if isinstance(module, LoLDULinear):
+        if isinstance(module, LoLDULayer):
             yield name, module
 
 
@@ -39,10 +42,12 @@ def inject(
     init: Initialization = "regular_ldu",
     preserving: bool = True,
     pivoting: Pivoting = "partial",
+    basis: Basis = "ldu",
+    parametrization: Parametrization = "diagonal",
     train_sigma: bool = True,
     seed: int = 0,
 ) -> list[str]:
-    """Replace linear layers of `model` by LoLDU layers, in place, and freeze every parameter but theirs.
+    """Replace layers of `model` by LoLDU layers, in place, and freeze every parameter but theirs.
 
     A further call adds layers, with other options if need be; those that are there already stay as they are.
 
@@ -52,13 +57,13 @@ def inject(
         Changed in place: the layers are replaced, their weights are not touched.
     targets : sequence of str, or str
         Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A single string
-        is a regular expression that has to match the whole qualified name; "all-linear" takes every nn.Linear that can
-        be, classification heads included. Not those inside nn.MultiheadAttention and nn.TransformerEncoderLayer: these
+        is a regular expression that has to match the whole qualified name; "all-linear" takes every linear layer (nn.Linear,
+        Conv1D of transformers) that can be, classification heads included; convolutions and embeddings are taken by name. Not those inside nn.MultiheadAttention and nn.TransformerEncoderLayer: these
         read the weight of their linear layers without calling them.
     rank : int, optional
         r; each layer's own min(m, n) if not given.
-    alpha, init, preserving, pivoting, train_sigma
-        As for `LoLDULinear`.
+    alpha, init, preserving, pivoting, basis, parametrization, train_sigma
+        As for `LoLDULayer`.
     seed : int
         The i-th layer uses seed + i.
 
@@ -73,7 +78,7 @@ def inject(
         A target matches nothing (the message names what comes close), an option is not accepted, or a weight cannot be
         factored (the message names the layer). The model is then unchanged.
     TypeError
-        A target matches modules, but none of them is an nn.Linear.
+        A target matches modules, but none of them is of a kind that takes an adapter.
 
     Examples
     --------
@@ -87,30 +92,32 @@ def inject(
     names = _matching(model, targets)
     # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
     # names gets one layer, so that what is shared stays shared.
-    layers: dict[nn.Linear, LoLDULinear] = {}
+    layers: dict[nn.Module, LoLDULayer] = {}
     with restore_trainable_on_error(model):
-        for name, linear in names.items():
-            if linear in layers:
+        for name, base in names.items():
+            if base in layers:
                 continue
             try:
-                layers[linear] = LoLDULinear(
-                    linear,
+                layers[base] = LoLDULayer(
+                    base,
                     rank,
                     alpha=alpha,
                     init=init,
                     preserving=preserving,
                     pivoting=pivoting,
+                    basis=basis,
+                    parametrization=parametrization,
                     train_sigma=train_sigma,
                     seed=seed + len(layers),
                 )
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {name!r}: {error}") from error
-    adapters = {id(parameter) for _, layer in lowrank_layers(model) for parameter in (layer.offset, layer.sigma)}
+    adapters = {id(parameter) for _, layer in lowrank_layers(model) for parameter in layer.adapter.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in adapters:
             parameter.requires_grad = False
-    for name, linear in names.items():
-        replace_module(model, name, layers[linear])
+    for name, base in names.items():
+        replace_module(model, name, layers[base])
     return list(names)
 
 
@@ -120,26 +127,29 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Linear]:
+def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    taken = [name for name, module in modules.items() if isinstance(module, LoLDULinear)]
+    taken = [name for name, module in modules.items() if isinstance(module, LoLDULayer)]
     candidates = {
         name: module
         for name, module in modules.items()
         if name and not any(name == layer or name.startswith(f"{layer}.") for layer in taken)
     }
-    linears = {
+    adaptable = {
         name: module
         for name, module in candidates.items()
-        if isinstance(module, nn.Linear) and not isinstance(modules[name.rpartition(".")[0]], _READS_WEIGHTS)
+        if supports(module) and not isinstance(modules[name.rpartition(".")[0]], _READS_WEIGHTS)
     }
-    if not linears:
+    every_linear = isinstance(targets, str) and targets == ALL_LINEAR
+    if every_linear:
+        adaptable = {name: module for name, module in adaptable.items() if is_linear(module)}
+    if not adaptable:
         raise ValueError(
-            f"the model ({type(model).__name__}) holds no nn.Linear that could be replaced; accepted: a model with "
-            "nn.Linear submodules that are not LoLDU layers already"
+            f"the model ({type(model).__name__}) holds no {'linear layer' if every_linear else 'layer'} that could be "
+            f"replaced; accepted: a model with submodules of {ACCEPTED_LAYERS}, which are not LoLDU layers already"
         )
-    if isinstance(targets, str) and targets == ALL_LINEAR:
-        return linears
+    if every_linear:
+        return adaptable
     wanted: dict[str, list[str]]
     if isinstance(targets, str):
         try:
@@ -156,25 +166,25 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Li
     if not wanted:
         raise ValueError(f"targets is empty; accepted: module names, a regular expression, or {ALL_LINEAR!r}")
     for target, matches in wanted.items():
-        _check_target(target, matches, candidates, linears)
+        _check_target(target, matches, candidates, adaptable)
     chosen = {name for matches in wanted.values() for name in matches}
-    return {name: linear for name, linear in linears.items() if name in chosen}
+    return {name: module for name, module in adaptable.items() if name in chosen}
 
 
 def _check_target(
-    target: str, matches: Sequence[str], candidates: dict[str, nn.Module], linears: dict[str, nn.Linear]
+    target: str, matches: Sequence[str], candidates: dict[str, nn.Module], adaptable: dict[str, nn.Module]
 ) -> None:
-    if any(name in linears for name in matches):
+    if any(name in adaptable for name in matches):
         return
     if matches:
         kinds = ", ".join(sorted({type(candidates[name]).__name__ for name in matches}))
         raise TypeError(
-            f"target {target!r} matches modules of type {kinds}; accepted: nn.Linear, and none inside "
-            "nn.MultiheadAttention or nn.TransformerEncoderLayer, which read its weight past it"
+            f"target {target!r} matches modules of type {kinds}; accepted: {ACCEPTED_LAYERS}, and none "
+            "inside nn.MultiheadAttention or nn.TransformerEncoderLayer, which read its weight past it"
         )
-    endings = sorted({name.rpartition(".")[2] for name in linears})
+    endings = sorted({name.rpartition(".")[2] for name in adaptable})
     close = difflib.get_close_matches(target.rpartition(".")[2], endings, n=3) or endings[:10]
     raise ValueError(
-        f"target {target!r} matches no module; linear layers of this model end with: {', '.join(close)}"
+        f"target {target!r} matches no module; layers of this model that it could match end with: {', '.join(close)}"
         f"{', ...' if len(endings) > len(close) else ''}; or give {ALL_LINEAR!r}"
     )

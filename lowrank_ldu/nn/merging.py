@@ -5,21 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.nn.injection import lowrank_layers, replace_module
-from lowrank_ldu.nn.linear import LoLDULinear
+from lowrank_ldu.nn.layer import LoLDULayer
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def merge(model: nn.Module, *, keep_base: bool = True) -> None:
-    """Merge every LoLDU layer of `model` (`LoLDULinear.merge`).
+    """Merge every LoLDU layer of `model` (`LoLDULayer.merge`).
 
     Raises
     ------
     RuntimeError
         A layer is merged already, or its weight is tied to another module's; none has been changed then.
-    OverflowError
-        A merged weight is not finite in its dtype; the message names the layer, and those before it are merged.
+    TypeError, OverflowError
+        A weight is quantised, or a merged one is not finite in its dtype; the message names the layer, and those before
+        it are merged.
     """
     _refuse_tied_weights(model)
     layers = list(lowrank_layers(model))
@@ -30,11 +31,11 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> None:
         _merge_layer(name, layer, keep_base=keep_base)
 
 
-def _merge_layer(name: str, layer: LoLDULinear, *, keep_base: bool) -> None:
+def _merge_layer(name: str, layer: LoLDULayer, *, keep_base: bool) -> None:
     try:
         layer.merge(keep_base=keep_base)
-    except OverflowError as error:
-        raise OverflowError(f"layer {name!r}: {error}") from error
+    except (TypeError, OverflowError) as error:
+        raise type(error)(f"layer {name!r}: {error}") from error
 
 
 def _refuse_tied_weights(model: nn.Module) -> None:
@@ -45,7 +46,8 @@ def _refuse_tied_weights(model: nn.Module) -> None:
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(name)
     for name, layer in lowrank_layers(model):
-        tied = [owner for owner in owners[id(layer.linear.weight)] if owner != f"{name}.linear".removeprefix(".")]
+        own = f"{name}.base_layer".removeprefix(".")
+        tied = [owner for owner in owners[id(layer.base_layer.weight)] if owner != own]
         if tied:
             raise RuntimeError(
                 f"the weight of layer {name!r} is tied to {', '.join(map(repr, tied))}, which merging would change; "
@@ -54,14 +56,14 @@ def _refuse_tied_weights(model: nn.Module) -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Restore the base weights of every merged LoLDU layer of `model`, bit for bit (`LoLDULinear.unmerge`)."""
+    """Restore the base weights of every merged LoLDU layer of `model`, bit for bit (`LoLDULayer.unmerge`)."""
     for _, layer in lowrank_layers(model):
         if layer.merged:
             layer.unmerge()
 
 
 def unload(model: nn.Module, *, merged: bool = True) -> None:
-    """Replace every LoLDU layer of `model` by its plain nn.Linear, in place.
+    """Replace every LoLDU layer of `model` by its plain base layer, in place.
 
     Parameters
     ----------
@@ -71,7 +73,7 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
 
     Raises
     ------
-    RuntimeError, OverflowError
+    RuntimeError, TypeError, OverflowError
         As for `merge`; also RuntimeError if a layer was merged without keeping the base and `merged` is False.
 
     Examples
@@ -88,10 +90,10 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
         _refuse_tied_weights(model)
     # A layer that stands under two names is merged once and replaced twice.
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(module, LoLDULinear):
+        if not isinstance(module, LoLDULayer):
             continue
         if merged and not module.merged:
             _merge_layer(name, module, keep_base=False)
         elif not merged and module.merged:
             module.unmerge()
-        replace_module(model, name, module.linear)
+        replace_module(model, name, module.base_layer)

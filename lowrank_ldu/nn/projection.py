@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.nn.injection import lowrank_layers
+from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.validation import check_positive
 
 if TYPE_CHECKING:
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def project_(model: nn.Module, epsilon: float | None = None) -> None:
-    r"""Project the parameters of every LoLDU layer onto \|z\| <= epsilon and 0 < sigma <= 1, in place.
+    r"""Project the parameters of every LoLDU adapter of a model onto \|z\| <= epsilon and 0 < sigma <= 1, in place.
 
     Parameters
     ----------
     model : nn.Module
     epsilon : float, optional
-        Largest Euclidean norm of each layer's diagonal z = start + offset, to rounding; positive. No limit if not
-        given.
+        Largest Euclidean norm of each layer's diagonal z, to rounding; positive. No limit if not given.
 
     Raises
     ------
@@ -31,13 +30,13 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
 
     Notes
     -----
-    Section III-D of arXiv 2410.13618, which leaves epsilon open. The set 0 < sigma <= 1 has no nearest point to a
+    Adapters that are frozen stay as they are. Section III-D of arXiv 2410.13618, which leaves epsilon open. The set 0 < sigma <= 1 has no nearest point to a
     sigma <= 0; it becomes the smallest normal number of its dtype.
 
     Examples
     --------
-    >>> from lowrank_ldu.nn import LoLDULinear
-    >>> layer = LoLDULinear(torch.nn.Linear(4, 4), rank=2)
+    >>> from lowrank_ldu.nn import LoLDULayer
+    >>> layer = LoLDULayer(torch.nn.Linear(4, 4), rank=2)
     >>> with torch.no_grad():
     ...     _ = layer.sigma.fill_(3.0)
     >>> project_(layer, epsilon=0.5)
@@ -45,11 +44,14 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     (1.0, True)
     """
     limit = None if epsilon is None else check_positive(epsilon, "epsilon")
-    for _, layer in lowrank_layers(model):
-        layer.sigma.clamp_(torch.finfo(layer.sigma.dtype).tiny, 1.0)
-        if limit is None:
-            continue
-        z = layer.z
-        norm = torch.linalg.vector_norm(z)
-        if norm > limit:
-            layer.offset.copy_(z * (limit / norm) - layer.initial_diagonal)
+    for _, host in hosts(model):
+        for _, adapter, factors in host.diagonals():
+            if not adapter.offset.requires_grad:
+                continue
+            adapter.sigma.clamp_(torch.finfo(adapter.sigma.dtype).tiny, 1.0)
+            if limit is None:
+                continue
+            z = adapter.z(factors)
+            norm = torch.linalg.vector_norm(z)
+            if norm > limit:
+                adapter.set_z(z * (limit / norm), factors)

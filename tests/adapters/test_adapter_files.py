@@ -53,7 +53,7 @@ def test_a_reloaded_adapter_gives_the_same_model(tmp_path, init, pivoting, prese
     for (_, ours), (_, theirs) in zip(lowrank_layers(reloaded), lowrank_layers(model), strict=True):
         assert torch.equal(ours.offset, theirs.offset)
         assert torch.equal(ours.sigma, theirs.sigma)
-        assert torch.equal(ours.pivot_rows, theirs.pivot_rows)
+        assert torch.equal(ours.adapter.pivot_rows, theirs.adapter.pivot_rows)
 
 
 def test_the_file_holds_a_few_numbers_and_nothing_of_the_base(saved):
@@ -118,7 +118,7 @@ def test_a_missing_layer_and_one_of_another_kind_are_refused(saved):
 def test_a_model_that_has_an_adapter_already_is_refused(saved):
     model = base_model()
     load_adapter(model, saved)
-    with pytest.raises(AdapterError, match="layer '0' is a LoLDULinear in the model; accepted: an nn.Linear"):
+    with pytest.raises(AdapterError, match="layer '0' is a LoLDULayer in the model; accepted: an nn.Linear"):
         load_adapter(model, saved)
 
 

@@ -58,7 +58,7 @@ def test_full_fine_tuning_trains_every_weight(network):
     ("method", "leaves"),
     [
         (LinearProbe(1e-2), set()),
-        (LoLDU(1e-2, rank=4), {"offset", "sigma"}),
+        (LoLDU(1e-2, rank=4), {"adapter.offset", "adapter.sigma"}),
         (LoRA(1e-2, rank=2), {"lora_A.default.weight", "lora_B.default.weight"}),
         (PiSSA(1e-2, rank=2), {"lora_A.default.weight", "lora_B.default.weight"}),
     ],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowrank_ldu.nn import (
-    LoLDULinear,
+    LoLDULayer,
     inject,
     lowrank_layers,
     merge,
@@ -74,7 +74,7 @@ def test_only_the_adapter_trains_and_step_0_is_the_base_model(model):
     inject(model, ["query", "value"], 4)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {
-        f"blocks.{i}.{which}.{p}" for i in (0, 1) for which in ("query", "value") for p in ("offset", "sigma")
+        f"blocks.{i}.{which}.{p}" for i in (0, 1) for which in ("query", "value") for p in ("adapter.offset", "adapter.sigma")
     }
     x = torch.randn(5, 8)
     assert torch.equal(model(x), base(x))
@@ -95,11 +95,11 @@ def test_rank_defaults_to_each_layers_own(model):
 
 def test_layers_draw_different_numbers(model):
     inject(model, ["query"], 4, init="normal_0_1", seed=5)
-    first, second = (layer.initial_diagonal for _, layer in lowrank_layers(model))
+    first, second = (layer.adapter.initial_diagonal for _, layer in lowrank_layers(model))
     assert not torch.equal(first, second)
     again = Model()
     inject(again, ["query"], 4, init="normal_0_1", seed=5)
-    assert torch.equal(next(lowrank_layers(again))[1].initial_diagonal, first)
+    assert torch.equal(next(lowrank_layers(again))[1].adapter.initial_diagonal, first)
 
 
 def test_a_shared_layer_stays_shared():
@@ -119,7 +119,7 @@ def test_a_shared_layer_stays_shared():
 @pytest.mark.parametrize(
     ("targets", "rank", "error", "message"),
     [
-        (["quary"], 2, ValueError, "target 'quary' matches no module; linear layers of this model end with: query"),
+        (["quary"], 2, ValueError, "target 'quary' matches no module; layers of this model that it could match end with: query"),
         ([], 2, ValueError, "targets is empty"),
         ("(", 2, ValueError, r"targets is '\(', not a regular expression"),
         (["norm"], 2, TypeError, "target 'norm' matches modules of type LayerNorm; accepted: nn.Linear"),
@@ -138,9 +138,9 @@ def test_a_refused_injection_leaves_the_model_as_it_was(model, targets, rank, er
 
 
 def test_models_without_linear_layers():
-    with pytest.raises(ValueError, match=r"the model \(ReLU\) holds no nn.Linear that could be replaced"):
+    with pytest.raises(ValueError, match=r"the model \(ReLU\) holds no linear layer that could be replaced"):
         inject(nn.ReLU(), "all-linear", 2)
-    with pytest.raises(ValueError, match="holds no nn.Linear that could be replaced"):
+    with pytest.raises(ValueError, match="holds no linear layer that could be replaced"):
         inject(nn.Linear(3, 3), "all-linear", 2)
 
 
@@ -157,7 +157,7 @@ def test_merge_unmerge_and_unload_a_model(model):
     unmerge(model)
     assert torch.equal(model(x), before)
     for name, layer in lowrank_layers(model):
-        assert torch.equal(layer.linear.weight, base.get_submodule(name).weight)
+        assert torch.equal(layer.base_layer.weight, base.get_submodule(name).weight)
     unload(model, merged=False)
     assert not list(lowrank_layers(model))
     assert torch.equal(model(x), base(x))
@@ -180,11 +180,11 @@ def test_tied_weights_are_not_merged():
     model[1].weight = model[0].weight
     inject(model, "all-linear", 4)
     disturb(model)
-    weight = model[0].linear.weight.detach().clone()
+    weight = model[0].base_layer.weight.detach().clone()
     for change in (merge, unload):
-        with pytest.raises(RuntimeError, match=r"the weight of layer '0' is tied to '1\.linear', which merging would"):
+        with pytest.raises(RuntimeError, match=r"the weight of layer '0' is tied to '1\.base_layer', which merging would"):
             change(model)
-    assert torch.equal(model[0].linear.weight, weight)
+    assert torch.equal(model[0].base_layer.weight, weight)
     unload(model, merged=False)
     assert model[0].weight is model[1].weight
 
@@ -268,5 +268,6 @@ def test_projection_onto_nothing(model, epsilon):
 
 def test_layers_print_their_options(model):
     inject(model, ["query"], 2)
-    assert "rank=2, alpha=2, init=regular_ldu, preserving=True, pivoting=partial" in repr(model)
-    assert isinstance(model.blocks[0].query, LoLDULinear)
+    assert "rank=2, basis=ldu, pivoting=partial, parametrization=diagonal" in repr(model)
+    assert "alpha=2, init=regular_ldu, preserving=True, train_sigma=True" in repr(model)
+    assert isinstance(model.blocks[0].query, LoLDULayer)

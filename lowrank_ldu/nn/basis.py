@@ -1,0 +1,115 @@
+"""The rank-one terms whose coefficients are trained: of the LDU factorisation, or of what it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import torch
+
+from lowrank_ldu.decomposition import LDU, Factorization, ldu, ldu_at_pivots, svd
+from lowrank_ldu.validation import check_matrix, check_rank
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from lowrank_ldu.decomposition import Pivoting
+
+Basis = Literal["ldu", "svd", "random"]
+BASES: tuple[Basis, ...] = get_args(Basis)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Rank-one terms of a weight and, where they came from an elimination, its pivots.
+
+    Attributes
+    ----------
+    factors : Factorization
+        left (m, r), diagonal (r,), right (r, n), as torch tensors of the weight's dtype, at least float32.
+    rows, columns : Tensor or None
+        Pivots, int64, shape (r,): rows for the LDU basis; columns where it was pivoted on columns, too.
+    """
+
+    factors: Factorization
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+
+def check_basis(basis: str) -> None:
+    """Raise ValueError unless `basis` is one of `BASES`."""
+    if basis not in BASES:
+        raise ValueError(f"basis is {basis!r}; accepted: {', '.join(map(repr, BASES))}")
+
+
+def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting, seed: int) -> Terms:
+    """Return the leading terms of a weight in a basis.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (m, n)
+    rank : int, optional
+        r; min(m, n) if not given.
+    basis : str
+        "ldu": P L_r and U_r with the leading diagonal. "svd": the leading singular vectors and values, by the exact
+        decomposition. "random": orthonormal columns and rows that do not depend on W, with the diagonal that is best
+        for them, diag(left^T W right^T).
+    pivoting : str
+        Of the LDU basis.
+    seed : int
+        Of randomised pivoting and of the random basis.
+
+    Returns
+    -------
+    Terms
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `ldu`, or `basis` is none of the three.
+
+    Examples
+    --------
+    >>> terms = terms_of(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), 1, "svd", "partial", 0)
+    >>> terms.factors.diagonal
+    tensor([3.])
+    """
+    check_basis(basis)
+    if basis == "svd":
+        return Terms(svd(matrix, rank))
+    if basis == "random":
+        return Terms(_random(matrix, rank, seed))
+    return ldu_terms(ldu(matrix, rank, pivoting=pivoting, seed=seed))
+
+
+def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoting: Pivoting) -> Terms:
+    """Return the terms of the LDU basis for pivots that are known, without a search.
+
+    Raises
+    ------
+    ValueError
+        The pivots are not possible in this matrix.
+    """
+    listed: Sequence[int] | None = None if columns is None else columns.tolist()
+    return ldu_terms(ldu_at_pivots(matrix, rows.tolist(), listed, pivoting=pivoting))
+
+
+def ldu_terms(factors: LDU) -> Terms:
+    """Return the terms of a factorisation that is there."""
+    rows, columns, r = factors.permutation, factors.column_permutation, factors.rank
+    return Terms(factors, rows[:r].clone(), None if columns is None else columns[:r].clone())
+
+
+def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:
+    wide, _ = check_matrix(matrix)
+    rank = check_rank(rank, min(matrix.shape))
+    # The legacy generator, whose stream is frozen: an adapter has to find the same basis under any NumPy. QR in float64
+    # on the CPU, so that every device gets the same to rounding.
+    generator = np.random.RandomState(seed)  # noqa: NPY002
+    left, right = (np.linalg.qr(generator.standard_normal((size, rank)))[0] for size in matrix.shape)
+    left, right = (torch.from_numpy(part).to(matrix.device, wide.dtype) for part in (left, right))
+    diagonal = (left * (wide @ right)).sum(dim=0)
+    return Factorization(left, diagonal, right.T.contiguous())

@@ -1,0 +1,103 @@
+"""The coordinates in which the diagonal is trained: z itself, unit terms, or an orthonormal frame of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from lowrank_ldu.decomposition.gram import gram_matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Parametrization = Literal["diagonal", "normalized", "gram"]
+PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
+
+# The unit-diagonal Gram matrix takes rounding errors of about r eps. Jitter starts there and grows until the Cholesky
+# factorisation succeeds.
+_JITTER_GROWTH = 10.0
+
+
+def check_parametrization(parametrization: str) -> None:
+    """Raise ValueError unless `parametrization` is one of `PARAMETRIZATIONS`."""
+    if parametrization not in PARAMETRIZATIONS:
+        raise ValueError(
+            f"parametrization is {parametrization!r}; accepted: {', '.join(map(repr, PARAMETRIZATIONS))}"
+        )
+
+
+def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization) -> tuple[Tensor | None, float]:
+    r"""Return T with z = z_start + T w, for the coordinates w that are trained, and the jitter that was added.
+
+    Parameters
+    ----------
+    left : Tensor, shape (m, r)
+    right : Tensor, shape (r, n)
+    parametrization : str
+        "diagonal": w is the offset of z. "normalized": each rank-one term counts with unit Frobenius norm,
+        T = diag(1 / (\|l_i\| \|u_i\|)). "gram": T = R^-1 with the Gram matrix G = R^T R of the terms, so that
+        \|P L diag(T w) U\|_F = \|w\|: the gradient in w is the natural gradient of z in the weight's own metric.
+
+    Returns
+    -------
+    T : Tensor or None
+        None for "diagonal"; (r,) for "normalized"; (r, r), upper triangular, for "gram". float64 on left's device, or
+        float32 where that has no float64.
+    jitter : float
+        What was added to the diagonal of the unit-diagonal Gram matrix, 0 for all but nearly dependent terms; a
+        warning says so.
+
+    Notes
+    -----
+    G is computed and factored in float64 after its terms are scaled to unit norm, which is what its condition number
+    should not have to pay for. Terms that are zero count with norm 1.
+    """
+    check_parametrization(parametrization)
+    if parametrization == "diagonal":
+        return None, 0.0
+    gram: Tensor = gram_matrix(left, right)
+    size = gram.diagonal().sqrt()
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    if parametrization == "normalized":
+        return 1 / size, 0.0
+    unit = gram / size[:, None] / size[None, :]
+    identity = torch.eye(len(size), dtype=unit.dtype, device=unit.device)
+    unit = torch.where(identity.bool(), identity, unit)  # zero terms stand for themselves
+    factor, jitter = _cholesky(unit, identity)
+    inverse = torch.linalg.solve_triangular(factor.mT, identity, upper=True)
+    return inverse / size[:, None], jitter
+
+
+def _cholesky(matrix: Tensor, identity: Tensor) -> tuple[Tensor, float]:
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    jitter = 0.0
+    while bool(failed):
+        jitter = jitter * _JITTER_GROWTH or len(matrix) * torch.finfo(matrix.dtype).eps
+        factor, failed = torch.linalg.cholesky_ex(matrix + jitter * identity)
+    if jitter:
+        warnings.warn(
+            f"the {len(matrix)} rank-one terms are linearly dependent to rounding: {jitter:.1e} was added to the "
+            "diagonal of their Gram matrix; a smaller rank, or parametrization 'normalized', avoids it",
+            stacklevel=3,
+        )
+    return factor, jitter
+
+
+def to_diagonal(coordinates: Tensor, frame: Tensor | None) -> Tensor:
+    """Return T w, shape (..., r), for coordinates w (..., r) and T as `coordinates_of` gives it."""
+    if frame is None:
+        return coordinates
+    if frame.ndim == 1:
+        return coordinates * frame
+    return coordinates @ frame.mT
+
+
+def from_diagonal(offset: Tensor, frame: Tensor | None) -> Tensor:
+    """Return w (r,) with T w = offset (r,)."""
+    if frame is None:
+        return offset
+    if frame.ndim == 1:
+        return offset / frame
+    return torch.linalg.solve_triangular(frame, offset[:, None], upper=True)[:, 0]

@@ -1,0 +1,197 @@
+"""The constant side of an adapter: factors of one base weight, shared by every adapter that asks for the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
+from lowrank_ldu.nn.basis import Basis, Terms, check_basis, terms_at_pivots, terms_of
+from lowrank_ldu.nn.coordinates import Parametrization, check_parametrization, coordinates_of
+
+if TYPE_CHECKING:
+    from lowrank_ldu.decomposition import Pivoting
+
+# Entries of the weight that are kept to tell another base from a rounding of the same one.
+_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class FactorOptions:
+    """What determines the factors of a given weight; two adapters with equal options share them.
+
+    Attributes
+    ----------
+    rank : int
+        r, from 1 to min(m, n).
+    basis, pivoting, parametrization : str
+        One of `BASES`, of `PIVOTING`, of `PARAMETRIZATIONS`.
+    seed : int
+        Of randomised pivoting and of the random basis.
+    """
+
+    rank: int
+    basis: Basis = "ldu"
+    pivoting: Pivoting = "partial"
+    parametrization: Parametrization = "diagonal"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_basis(self.basis)
+        check_pivoting(self.pivoting)
+        check_parametrization(self.parametrization)
+
+    @property
+    def rows(self) -> bool:
+        """Whether the basis has pivot rows."""
+        return self.basis == "ldu"
+
+    @property
+    def columns(self) -> bool:
+        """Whether the basis has pivot columns."""
+        return self.basis == "ldu" and self.pivoting != "partial"
+
+
+class Factors(nn.Module):
+    """P L_r, U_r and what else is constant, as buffers that no checkpoint holds.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (m, n)
+        The weight W, floating. On the meta device the factors are left for `build`, on the meta device as well.
+    options : FactorOptions
+    terms : Terms, optional
+        Where they are known already.
+
+    Attributes
+    ----------
+    left, right : Tensor, shapes (m, r) and (r, n)
+        P L and U, rows of U over `scale`, in W's dtype.
+    scale : Tensor, shape (r,)
+        Powers of two.
+    diagonal : Tensor, shape (r,)
+        The factorisation's own.
+    frame : Tensor or None
+        T of `coordinates_of`.
+    pivot_rows, pivot_columns : Tensor or None
+        int64, shape (r,).
+    sample : Tensor, float32
+        Evenly spaced entries of W.
+    jitter : float
+        Of `coordinates_of`.
+    ready : bool
+        Whether the factors are there.
+    """
+
+    left: Tensor
+    right: Tensor
+    scale: Tensor
+    diagonal: Tensor
+    sample: Tensor
+    frame: Tensor | None
+    pivot_rows: Tensor | None
+    pivot_columns: Tensor | None
+
+    def __init__(self, matrix: Tensor, options: FactorOptions, *, terms: Terms | None = None) -> None:
+        super().__init__()
+        self.options = options
+        self.jitter = 0.0
+        self.ready = False
+        if matrix.device.type == "meta":
+            self._set_empty(matrix)
+        else:
+            self.build(matrix, terms=terms)
+
+    @torch.no_grad()
+    def build(
+        self, matrix: Tensor, rows: Tensor | None = None, columns: Tensor | None = None, *, terms: Terms | None = None
+    ) -> None:
+        """Compute the factors of the weight, at the given pivots if there are any.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `ldu` and `ldu_at_pivots`.
+        """
+        matrix = matrix.detach()
+        options = self.options
+        if terms is None and rows is not None and options.basis == "ldu":
+            terms = terms_at_pivots(matrix, rows, columns, options.pivoting)
+        elif terms is None:
+            terms = terms_of(matrix, options.rank, options.basis, options.pivoting, options.seed)
+        factors = terms.factors
+        left, right, diagonal = factors.left, factors.right, factors.diagonal
+        # Rows of U range over orders of magnitude. Scaled by powers of two (exact but for what float16 cannot hold) to
+        # a sum of magnitudes of at most 1 they fit float16, and so does U x wherever x does: where x is finite no
+        # infinity ever meets a delta of zero.
+        _, exponent = torch.frexp(right.abs().sum(dim=1))
+        scale = torch.ldexp(torch.ones_like(diagonal), exponent)
+        frame, self.jitter = coordinates_of(left, right, options.parametrization)
+        self._keep("left", left.to(matrix.dtype))
+        self._keep("right", (right / scale[:, None]).to(matrix.dtype))
+        self._keep("scale", scale)
+        self._keep("diagonal", diagonal)
+        self._keep("frame", None if frame is None else frame.to(diagonal.dtype))
+        self._keep("pivot_rows", terms.rows)
+        self._keep("pivot_columns", terms.columns)
+        self._keep("sample", _sample(matrix))
+        self.ready = True
+
+    def at(self, rows: Tensor | None, columns: Tensor | None) -> bool:
+        """Whether the factors are those at these pivots."""
+        if not self.ready:
+            return False
+        return _same(rows, self.pivot_rows) and _same(columns, self.pivot_columns)
+
+    def _keep(self, name: str, tensor: Tensor | None) -> None:
+        self.register_buffer(name, tensor, persistent=False)
+
+    def _set_empty(self, matrix: Tensor) -> None:
+        """Stand in for the factors, in the right shapes, until there is a weight."""
+        (m, n), r = matrix.shape, self.options.rank
+        wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "left": ((m, r), matrix.dtype),
+            "right": ((r, n), matrix.dtype),
+            "scale": ((r,), wide),
+            "diagonal": ((r,), wide),
+            "sample": ((_SAMPLES,), torch.float32),
+        }
+        for name, (shape, dtype) in shapes.items():
+            self._keep(name, torch.empty(shape, dtype=dtype, device=matrix.device))
+        for name in ("frame", "pivot_rows", "pivot_columns"):
+            self._keep(name, None)
+
+    def extra_repr(self) -> str:
+        """Describe the options, for printing the module."""
+        options = self.options
+        return (
+            f"rank={options.rank}, basis={options.basis}, pivoting={options.pivoting}, "
+            f"parametrization={options.parametrization}"
+        )
+
+
+def _same(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    if ours is None or theirs is None:
+        return ours is theirs
+    return torch.equal(ours.to(theirs), theirs)
+
+
+def _sample(matrix: Tensor) -> Tensor:
+    m, n = matrix.shape
+    positions = torch.arange(_SAMPLES, device=matrix.device) * max(m * n - 1, 1) // max(_SAMPLES - 1, 1)
+    positions = positions % (m * n)
+    return matrix[positions // n, positions % n].float().clone()
+
+
+def sample_deviation(saved: Tensor, present: Tensor) -> float:
+    """Return how far a base is from the one that was sampled, relative to that: 0 for the same, about 1 for another."""
+    saved, present = saved.detach().double().cpu(), present.detach().double().cpu()
+    size = float(saved.norm())
+    difference = float((present - saved).norm())
+    if size == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return difference / size

@@ -1,0 +1,63 @@
+"""What every adapter computes: the update of an output, and the update of a weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.validation import dtype_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+    from lowrank_ldu.nn.factors import Factors
+    from lowrank_ldu.nn.kinds import LayerKind
+
+
+def updated_output(
+    base_layer: nn.Module, kind: type[LayerKind], x: Tensor, y: Tensor, factors: Factors, delta: Tensor
+) -> Tensor:
+    """Return the base layer's output y plus what P L diag(delta) U adds to it.
+
+    Parameters
+    ----------
+    base_layer : nn.Module
+    kind : LayerKind
+        The base layer's.
+    x, y : Tensor
+        The base layer's input and output.
+    factors : Factors
+    delta : Tensor, shape (r,) or (B, r)
+        One diagonal, or one for each row of the batch: of different adapters, which share the factors.
+    """
+    if x.is_floating_point():
+        x = x.to(factors.right.dtype)
+    return y + kind.update(base_layer, x, factors.left, factors.right, delta * factors.scale).to(y.dtype)
+
+
+def updated_matrix(factors: Factors, delta: Tensor) -> Tensor:
+    """Return P L diag(delta) U, shape (m, n), in float32, or float64 if delta is."""
+    wide = delta.dtype if delta.dtype == torch.float64 else torch.float32
+    diagonal = (delta * factors.scale).to(wide)
+    return (factors.left.to(wide) * diagonal) @ factors.right.to(wide)
+
+
+def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
+    """Return the weight plus updates (m, n), summed in their dtype and rounded once, in the weight's layout and dtype.
+
+    Raises
+    ------
+    OverflowError
+        The sum is not finite in the weight's dtype.
+    """
+    total = sum(updates, torch.zeros((), device=weight.device))
+    matrix = kind.as_matrix(weight)
+    merged = (matrix.to(torch.promote_types(total.dtype, matrix.dtype)) + total).to(weight.dtype)
+    if not bool(merged.isfinite().all()):
+        raise OverflowError(
+            f"the merged weight overflows {dtype_name(weight)}; accepted: a smaller update, or a wider base"
+        )
+    return kind.as_weight(merged, weight)

@@ -1,0 +1,56 @@
+"""What the standalone layer and the PEFT layer have in common: a base layer with adapters on it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.quantized import dense_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lowrank_ldu.nn.diagonal import DiagonalAdapter
+    from lowrank_ldu.nn.factors import Factors
+
+
+class Diagonal(NamedTuple):
+    """One adapter of a layer, with the factors that it is expressed in."""
+
+    name: str
+    adapter: DiagonalAdapter
+    factors: Factors
+
+    @property
+    def delta(self) -> Tensor:
+        """Difference sigma z - sigma_0 z_ref, shape (r,)."""
+        return self.adapter.delta(self.factors)
+
+
+class AdapterHost:
+    """A module that holds LoLDU adapters of one base layer; what optimisation, counting and saving ask for."""
+
+    @abstractmethod
+    def diagonals(self) -> Iterator[Diagonal]:
+        """Yield the adapters of the layer."""
+
+
+def weight_matrix(base_layer: nn.Module) -> Tensor:
+    """Return a layer's weight as W (m, n), dequantised where it is stored quantised.
+
+    Raises
+    ------
+    TypeError
+        The layer or its weight is of a kind that cannot be factored.
+    """
+    return kind_of(base_layer).as_matrix(dense_weight(base_layer))
+
+
+def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
+    """Yield the qualified name and the module of every layer of `model` with LoLDU adapters, a shared one once."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterHost):
+            yield name, module

@@ -1,0 +1,20 @@
+"""The kinds of layer that take an adapter: how each reads as a matrix, and what a low-rank update of it computes."""
+
+from lowrank_ldu.nn.kinds.base import LayerKind
+from lowrank_ldu.nn.kinds.convolution import ConvolutionKind
+from lowrank_ldu.nn.kinds.embedding import EmbeddingKind
+from lowrank_ldu.nn.kinds.linear import LinearKind
+from lowrank_ldu.nn.kinds.select import ACCEPTED_LAYERS, is_linear, kind_of, supports
+from lowrank_ldu.nn.kinds.transposed import TransposedLinearKind
+
+__all__ = [
+    "ACCEPTED_LAYERS",
+    "ConvolutionKind",
+    "EmbeddingKind",
+    "LayerKind",
+    "LinearKind",
+    "TransposedLinearKind",
+    "is_linear",
+    "kind_of",
+    "supports",
+]

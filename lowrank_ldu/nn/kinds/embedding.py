@@ -1,0 +1,43 @@
+"""nn.Embedding: the weight is W (num_embeddings, embedding_dim), of which rows are looked up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch.nn.functional import embedding, linear
+
+from lowrank_ldu.nn.kinds.base import per_row
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class EmbeddingKind:
+    """y = W[x], W (num_embeddings, embedding_dim) as it is stored, so that pivot rows are tokens."""
+
+    name: ClassVar[str] = "embedding"
+    linear: ClassVar[bool] = False
+
+    @staticmethod
+    def as_matrix(weight: Tensor) -> Tensor:
+        """Return the weight."""
+        return weight
+
+    @staticmethod
+    def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
+        """Return the matrix."""
+        return matrix.reshape(weight.shape)
+
+    @staticmethod
+    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
+        """Return left[x] diag(delta) right for token numbers x (...)."""
+        rows = embedding(x, left)
+        result = linear(rows * per_row(delta, rows.ndim).to(rows.dtype), right.T)
+        # Some models scale what they look up, in a subclass's forward.
+        scale = getattr(module, "embed_scale", None)
+        return result if scale is None else result * scale
+
+    @staticmethod
+    def lora_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return left^T (r, num_embeddings) and right^T (embedding_dim, r): LoRA adds (B A)^T to an embedding."""
+        return left.T, right.T

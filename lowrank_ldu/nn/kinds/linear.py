@@ -1,0 +1,39 @@
+"""nn.Linear and its relatives: the weight is W."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lowrank_ldu.kernels import ldu_update
+from lowrank_ldu.nn.kinds.base import per_row
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class LinearKind:
+    """y = x W^T + b, W (out_features, in_features)."""
+
+    name: ClassVar[str] = "linear"
+    linear: ClassVar[bool] = True
+
+    @staticmethod
+    def as_matrix(weight: Tensor) -> Tensor:
+        """Return the weight."""
+        return weight
+
+    @staticmethod
+    def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
+        """Return the matrix."""
+        return matrix.reshape(weight.shape)
+
+    @staticmethod
+    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
+        """Return x right^T diag(delta) left^T for x (..., n)."""
+        del module
+        return ldu_update(x, left, right, per_row(delta, x.ndim))
+
+    @staticmethod
+    def lora_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return right (r, n) and left (m, r)."""
+        return right, left

@@ -1,0 +1,71 @@
+"""Which kind a module is of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from lowrank_ldu.nn.kinds.convolution import ConvolutionKind
+from lowrank_ldu.nn.kinds.embedding import EmbeddingKind
+from lowrank_ldu.nn.kinds.linear import LinearKind
+from lowrank_ldu.nn.kinds.transposed import TransposedLinearKind
+
+if TYPE_CHECKING:
+    from lowrank_ldu.nn.kinds.base import LayerKind
+
+ACCEPTED_LAYERS = (
+    "nn.Linear (quantised by bitsandbytes or torchao, too), transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, "
+    "nn.Embedding"
+)
+
+
+def kind_of(module: nn.Module) -> type[LayerKind]:
+    """Return the kind of a module.
+
+    Raises
+    ------
+    TypeError
+        No kind is known for it.
+    ValueError
+        An embedding that renormalises its weight as it looks rows up (max_norm), so that nothing can be factored.
+
+    Examples
+    --------
+    >>> kind_of(nn.Conv2d(3, 8, 3)).name
+    'convolution'
+    """
+    kind = _find(module)
+    if kind is None:
+        raise TypeError(f"the layer is a {type(module).__name__}; accepted: {ACCEPTED_LAYERS}")
+    if kind is EmbeddingKind and module.max_norm is not None:
+        raise ValueError(
+            f"the embedding has max_norm {module.max_norm} and changes its weight in use; accepted: max_norm None"
+        )
+    return kind
+
+
+def supports(module: nn.Module) -> bool:
+    """Whether a kind is known for the module."""
+    return _find(module) is not None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is a linear layer, which "all-linear" takes."""
+    kind = _find(module)
+    return kind is not None and kind.linear
+
+
+def _find(module: nn.Module) -> type[LayerKind] | None:
+    if isinstance(module, nn.Linear):
+        return LinearKind
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return ConvolutionKind
+    if isinstance(module, nn.Embedding):
+        return EmbeddingKind
+    # By name: transformers need not be there, and need not be imported to tell.
+    if any((kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D") for kind in type(module).__mro__):
+        return TransposedLinearKind
+    if any((kind.__module__, kind.__name__) == ("hqq.core.quantize", "HQQLinear") for kind in type(module).__mro__):
+        return LinearKind
+    return None

@@ -1,0 +1,26 @@
+"""transformers' Conv1D, GPT-2's linear layer: the weight is W transposed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from lowrank_ldu.nn.kinds.linear import LinearKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TransposedLinearKind(LinearKind):
+    """y = x W^T + b with W^T (in_features, out_features) stored."""
+
+    name: ClassVar[str] = "transposed linear"
+
+    @staticmethod
+    def as_matrix(weight: Tensor) -> Tensor:
+        """Return the weight's transpose."""
+        return weight.T
+
+    @staticmethod
+    def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
+        """Return the matrix's transpose."""
+        return matrix.T.reshape(weight.shape)

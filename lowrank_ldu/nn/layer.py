@@ -1,0 +1,300 @@
+"""The layer: a frozen base layer plus what its trained diagonal changes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_ldu.decomposition import LDU, Pivoting
+from lowrank_ldu.nn.basis import Basis, check_basis, ldu_terms
+from lowrank_ldu.nn.coordinates import Parametrization
+from lowrank_ldu.nn.diagonal import DiagonalAdapter
+from lowrank_ldu.nn.factors import FactorOptions, Factors
+from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, weight_matrix
+from lowrank_ldu.nn.initialization import Initialization
+from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.quantized import is_quantized
+from lowrank_ldu.validation import check_matrix, check_rank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class LoLDULayer(AdapterHost, nn.Module):
+    r"""Layer with frozen weight W0 = P L diag(z) U + residual, of which z_r and one scale sigma are trained.
+
+    Computes `W0 x + b + P L_r diag(sigma z - sigma_0 z_ref) U_r x`. That is the paper's `RSM x + DSM x`, with the
+    difference of the two diagonals taken before the products instead of the difference of two weights: W0 is never
+    written to, can be shared or quantised, and at step 0 of the preserving form the output is the base layer's bit for
+    bit.
+
+    Parameters
+    ----------
+    base_layer : nn.Module
+        nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.Embedding, whose weight reads as W (m, n):
+        (out, in) for linear layers, (out, in / groups * kernel) for convolutions, (num_embeddings, embedding_dim).
+        Linear layers that bitsandbytes or torchao quantised are factored dequantised and stay quantised. Kept, frozen,
+        as `self.base_layer`.
+    rank : int, optional
+        r, from 1 to min(m, n); the latter if not given.
+    alpha : float, optional
+        Sets sigma's start, sigma_0 = alpha / r. r if not given, so that sigma_0 = 1.
+    init : str
+        Start of z, one of `INITIALIZATIONS`.
+    preserving : bool
+        True: z_ref is the start of z, so the layer starts as the base layer. False: z_ref is the factorisation's own
+        diagonal, as Algorithm 1 has it (the residual is computed before z is overwritten), and any other start of z
+        changes the model at step 0.
+    pivoting : str
+        As for `ldu`.
+    basis : str
+        "ldu"; or, to compare it with, the same trained diagonal between other factors: "svd", the leading singular
+        vectors, or "random", orthonormal and independent of W.
+    parametrization : str
+        Coordinates that z is trained in: "diagonal", its own entries; "normalized", with every rank-one term of unit
+        norm; "gram", orthonormal in the weight's metric, one Cholesky factor of the Gram matrix of the terms.
+    train_sigma : bool
+        Whether sigma is trained (True) or stays at alpha / r.
+    seed : int
+        Of random starts of z, of randomised pivoting and of the random basis.
+    factors : LDU, optional
+        The weight's factorisation where it is known already, with `rank` terms if that is given; its pivoting counts.
+
+    Attributes
+    ----------
+    offset : Parameter, shape (r,)
+        Coordinates of z minus its start; zeros at step 0. Trained instead of z because it is small: in low precision z
+        itself would lose it. float32, or float64 for a float64 base. Weight decay therefore draws z to its start.
+    sigma : Parameter, shape (1,)
+        Scale.
+    factors : Factors
+        The constant factors.
+    adapter : DiagonalAdapter
+        Holds offset, sigma and the constants that belong to them.
+
+    Raises
+    ------
+    TypeError
+        No adapter fits this kind of layer, or its weight is neither floating nor in a known quantised format.
+    ValueError
+        The weight is not finite or on the meta device; rank, alpha or a named option is not accepted.
+
+    Notes
+    -----
+    Algorithm 1 and equations (6) to (9) of arXiv 2410.13618. A state dict holds the base layer, offset, sigma, the
+    pivots, the start of z if it was drawn at random, and the options, and no factors; loading it takes all of them
+    over.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> base = nn.Linear(6, 4)
+    >>> layer = LoLDULayer(base, rank=2)
+    >>> x = torch.randn(3, 6)
+    >>> torch.equal(layer(x), base(x))
+    True
+    >>> sorted(name for name, parameter in layer.named_parameters() if parameter.requires_grad)
+    ['adapter.offset', 'adapter.sigma']
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        rank: int | None = None,
+        *,
+        alpha: float | None = None,
+        init: Initialization = "regular_ldu",
+        preserving: bool = True,
+        pivoting: Pivoting = "partial",
+        basis: Basis = "ldu",
+        parametrization: Parametrization = "diagonal",
+        train_sigma: bool = True,
+        seed: int = 0,
+        factors: LDU | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind = kind_of(base_layer)
+        matrix = weight_matrix(base_layer)
+        check_matrix(matrix, "base_layer.weight")
+        if factors is not None:
+            check_basis(basis)
+            _check_factors(factors, matrix, rank, basis)
+            rank, pivoting = factors.rank, factors.pivoting
+        options = FactorOptions(check_rank(rank, min(matrix.shape)), basis, pivoting, parametrization, seed)
+        adapter = DiagonalAdapter(
+            options.rank,
+            alpha=alpha,
+            init=init,
+            preserving=preserving,
+            train_sigma=train_sigma,
+            seed=seed,
+            rows=options.rows,
+            columns=options.columns,
+            dtype=torch.promote_types(torch.float32, matrix.dtype),
+            device=matrix.device,
+        )
+        self.factors = Factors(matrix, options, terms=None if factors is None else ldu_terms(factors))
+        self.adapter = adapter
+        self.adapter.start_from(self.factors)
+        # Every option is checked: from here on the base layer is this one's.
+        self.base_layer = base_layer.requires_grad_(requires_grad=False)
+        self._base_weight: Tensor | None = None
+        self._merged = False
+        self.register_state_dict_pre_hook(_refuse_while_merged)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_rebuild_factors)  # type: ignore[no-untyped-call]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that make the same layer of the same base, but for `factors`."""
+        adapter, factors = self.adapter, self.factors.options
+        return {
+            "rank": adapter.rank,
+            "alpha": adapter.alpha,
+            "init": adapter.init,
+            "preserving": adapter.preserving,
+            "pivoting": factors.pivoting,
+            "basis": factors.basis,
+            "parametrization": factors.parametrization,
+            "train_sigma": adapter.train_sigma,
+            "seed": adapter.seed,
+        }
+
+    def get_extra_state(self) -> Tensor:
+        """Return the options without which the parameters mean nothing: JSON in a tensor, which any format takes."""
+        return torch.frombuffer(bytearray(json.dumps(self.options).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over the options of the layer whose state is loaded."""
+        options = json.loads(bytes(state.tolist()))
+        self.factors.options = FactorOptions(
+            **{key: options[key] for key in ("rank", "basis", "pivoting", "parametrization", "seed")}
+        )
+        for key in ("rank", "alpha", "init", "preserving", "train_sigma", "seed"):
+            setattr(self.adapter, key, options[key])
+
+    @property
+    def rank(self) -> int:
+        """Number of trained diagonal entries r."""
+        return self.adapter.rank
+
+    @property
+    def offset(self) -> Tensor:
+        """Trained coordinates of z minus its start, shape (r,)."""
+        return self.adapter.offset
+
+    @property
+    def sigma(self) -> Tensor:
+        """Trained scale, shape (1,)."""
+        return self.adapter.sigma
+
+    @property
+    def z(self) -> Tensor:
+        """Present diagonal, shape (r,)."""
+        return self.adapter.z(self.factors)
+
+    @property
+    def delta(self) -> Tensor:
+        """Difference sigma z - sigma_0 z_ref, shape (r,): exactly zero at step 0 of the preserving form."""
+        return self.adapter.delta(self.factors)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the update is in the base weight at present."""
+        return self._merged
+
+    def diagonals(self) -> Iterator[Diagonal]:
+        """Yield the one adapter."""
+        yield Diagonal("default", self.adapter, self.factors)
+
+    def delta_weight(self) -> Tensor:
+        """Return the update of the matrix W, P L diag(delta) U, shape (m, n), in float32 (float64 for such a base)."""
+        return updated_matrix(self.factors, self.delta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the base layer's output for x plus the update's."""
+        y: Tensor = self.base_layer(x)
+        if self._merged:
+            return y
+        return updated_output(self.base_layer, self.kind, x, y, self.factors, self.delta)
+
+    @torch.no_grad()
+    def merge(self, *, keep_base: bool = True) -> None:
+        """Add the update to the base weight in place, summed in float32 and rounded once.
+
+        Parameters
+        ----------
+        keep_base : bool
+            Keep a copy of the weight (m n entries of its dtype), so that `unmerge` restores it bit for bit. Without
+            it `unmerge` is not possible.
+
+        Raises
+        ------
+        RuntimeError
+            The layer is merged already.
+        TypeError
+            The base is quantised: no sum of its weight and an update is in its format.
+        OverflowError
+            The sum is not finite in the weight's dtype. The weight is not changed then.
+        """
+        if self._merged:
+            raise RuntimeError("the layer is merged already; accepted: one merge, then unmerge")
+        if is_quantized(self.base_layer):
+            raise TypeError(
+                f"the base layer is a quantised {type(self.base_layer).__name__}, which would lose the update in "
+                "rounding; accepted: a floating weight, or the adapter as it is beside the quantised base"
+            )
+        weight = self.base_layer.weight
+        merged = merged_weight(weight, self.kind, [self.delta_weight()])
+        if keep_base:
+            self._base_weight = weight.detach().clone()
+        weight.copy_(merged)
+        self._merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put back the base weight that `merge` kept.
+
+        Raises
+        ------
+        RuntimeError
+            The layer is not merged, or was merged without keeping the base.
+        """
+        if not self._merged:
+            raise RuntimeError("the layer is not merged; accepted: unmerge after merge")
+        if self._base_weight is None:
+            raise RuntimeError("the base weight was not kept; accepted: unmerge after merge(keep_base=True)")
+        self.base_layer.weight.copy_(self._base_weight)
+        self._base_weight = None
+        self._merged = False
+
+
+def _check_factors(factors: LDU, matrix: Tensor, rank: int | None, basis: str) -> None:
+    if not (isinstance(factors, LDU) and isinstance(factors.left, Tensor)) or basis != "ldu":
+        raise TypeError(
+            f"factors is a {type(factors).__name__} and basis is {basis!r}; accepted: an LDU of torch tensors, with "
+            "basis 'ldu'"
+        )
+    if factors.shape != tuple(matrix.shape):
+        raise ValueError(f"factors are of a matrix {factors.shape}; accepted: of base_layer.weight, {tuple(matrix.shape)}")
+    if rank is not None and factors.rank != rank:
+        raise ValueError(f"factors has rank {factors.rank} and rank is {rank}; accepted: the same, or no rank")
+
+
+def _refuse_while_merged(module: nn.Module, *_: Any) -> None:
+    if isinstance(module, LoLDULayer) and module.merged:
+        raise RuntimeError(
+            "a merged layer's state would pass the merged weight off as the base; accepted: unmerge it first, "
+            "or take the plain layers with lowrank_ldu.nn.unload"
+        )
+
+
+def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
+    """After a state dict has been loaded: the factors of this weight at these pivots."""
+    if isinstance(module, LoLDULayer) and module.base_layer.weight.device.type != "meta":
+        adapter = module.adapter
+        module.factors.build(weight_matrix(module.base_layer), adapter.pivot_rows, adapter.pivot_columns)
+        adapter.start_from(module.factors)
