@@ -23,9 +23,7 @@ _JITTER_GROWTH = 10.0
 def check_parametrization(parametrization: str) -> None:
     """Raise ValueError unless `parametrization` is one of `PARAMETRIZATIONS`."""
     if parametrization not in PARAMETRIZATIONS:
-        raise ValueError(
-            f"parametrization is {parametrization!r}; accepted: {', '.join(map(repr, PARAMETRIZATIONS))}"
-        )
+        raise ValueError(f"parametrization is {parametrization!r}; accepted: {', '.join(map(repr, PARAMETRIZATIONS))}")
 
 
 def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization) -> tuple[Tensor | None, float]:

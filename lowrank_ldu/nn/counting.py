@@ -74,7 +74,10 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
     layers = [diagonal.adapter for _, host in hosts(model) for diagonal in host.diagonals()]
     layers = [adapter for adapter in layers if adapter.offset.requires_grad or adapter.sigma.requires_grad]
     own = {
-        id(numbers) for _, host in hosts(model) for _, adapter, _ in host.diagonals() for numbers in adapter.parameters()
+        id(numbers)
+        for _, host in hosts(model)
+        for _, adapter, _ in host.diagonals()
+        for numbers in adapter.parameters()
     }
     others = [parameter for parameter in model.parameters() if id(parameter) not in own]
     kinds = Counter(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_ldu.nn.coordinates import from_diagonal, to_diagonal
+from lowrank_ldu.nn.factors import SAMPLES
 from lowrank_ldu.nn.initialization import INITIALIZATIONS, Initialization, initial_diagonal, is_random
 from lowrank_ldu.validation import check_positive
 
@@ -76,11 +77,13 @@ class DiagonalAdapter(nn.Module):
         sigma_0 (1,), the start of z (r,), z_ref (r,).
     pivot_rows, pivot_columns : Tensor or None
         int64, shape (r,): where the factors are rebuilt.
+    base_sample : Tensor, float32
+        `Factors.sample` of the base that the adapter was made on.
 
     Notes
     -----
-    A state dict holds offset, sigma, sigma_0, the pivots in the smallest integer type and, if it was drawn at random,
-    the start of z.
+    A state dict holds offset, sigma, sigma_0, the pivots in the smallest integer type, the sample of the base and, if it
+    was drawn at random, the start of z.
     """
 
     initial_sigma: Tensor
@@ -88,6 +91,7 @@ class DiagonalAdapter(nn.Module):
     reference_diagonal: Tensor
     pivot_rows: Tensor | None
     pivot_columns: Tensor | None
+    base_sample: Tensor
 
     def __init__(
         self,
@@ -120,32 +124,40 @@ class DiagonalAdapter(nn.Module):
             # No parameter: whoever unfreezes an adapter's parameters is not to unfreeze this one.
             self.register_buffer("sigma", start)
         self._keep("initial_sigma", start.clone())
-        for name in ("initial_diagonal", "reference_diagonal"):
-            self._keep(name, torch.zeros(rank, device=device))
-        self._keep("pivot_rows", torch.zeros(rank, dtype=torch.int64, device=device) if rows else None)
-        self._keep("pivot_columns", torch.zeros(rank, dtype=torch.int64, device=device) if columns else None)
+        self._keep("initial_diagonal", torch.zeros(rank, device=device), persistent=is_random(init))
+        self._keep("reference_diagonal", torch.zeros(rank, device=device), persistent=False)
+        self._keep("pivot_rows", torch.full((rank,), -1, device=device) if rows else None)
+        self._keep("pivot_columns", torch.full((rank,), -1, device=device) if columns else None)
+        self._keep("base_sample", torch.zeros(SAMPLES, device=device))
         self._start_is_given = False
 
     def start_from(self, factors: Factors) -> None:
         """Take over the factors' pivots, and their diagonal as the start of z unless one was given or loaded."""
         if not self._start_is_given:
             start = initial_diagonal(self.init, factors.diagonal, self.seed)
-            self._keep("initial_diagonal", start)
+            self._keep_start(start)
         self.initial_diagonal = self.initial_diagonal.to(factors.diagonal)
         self._set_reference(factors)
         self._keep("pivot_rows", None if factors.pivot_rows is None else factors.pivot_rows.clone())
         self._keep("pivot_columns", None if factors.pivot_columns is None else factors.pivot_columns.clone())
+        self._keep("base_sample", factors.sample.clone())
 
     def set_initial_diagonal(self, start: Tensor, factors: Factors) -> None:
         """Give z another start (r,): one that was drawn elsewhere, say. The offset from it stays."""
         if tuple(start.shape) != (self.rank,):
             raise ValueError(f"start has shape {tuple(start.shape)}; accepted: {(self.rank,)}")
-        self._keep("initial_diagonal", start.detach().to(factors.diagonal, copy=True))
+        self._keep_start(start.detach().to(factors.diagonal, copy=True))
         self._start_is_given = True
         self._set_reference(factors)
 
     def _set_reference(self, factors: Factors) -> None:
-        self._keep("reference_diagonal", (self.initial_diagonal if self.preserving else factors.diagonal).clone())
+        reference = self.initial_diagonal if self.preserving else factors.diagonal
+        self._keep("reference_diagonal", reference.clone(), persistent=False)
+
+    @property
+    def has_pivots(self) -> bool:
+        """Whether pivots have been chosen or loaded; never for a basis that has none."""
+        return self.pivot_rows is not None and int(self.pivot_rows[0]) >= 0
 
     @property
     def state(self) -> DiagonalState:
@@ -165,35 +177,46 @@ class DiagonalAdapter(nn.Module):
     @torch.no_grad()
     def set_z(self, z: Tensor, factors: Factors) -> None:
         """Make `z` (r,) the present diagonal, by its coordinates."""
+        self._set_offset(z - self.initial_diagonal, factors)
+
+    @torch.no_grad()
+    def set_delta(self, delta: Tensor, factors: Factors) -> None:
+        """Make `delta` (r,) the present difference sigma z - sigma_0 z_ref, with sigma at its start."""
+        self.sigma.copy_(self.initial_sigma)
+        moved = delta / self.initial_sigma.to(delta) - (self.initial_diagonal - self.reference_diagonal).to(delta)
+        self._set_offset(moved, factors)
+
+    def _set_offset(self, offset: Tensor, factors: Factors) -> None:
         wide = torch.promote_types(self.offset.dtype, torch.float32)
         frame = None if factors.frame is None else factors.frame.to(wide)
-        self.offset.copy_(from_diagonal((z - self.initial_diagonal).to(wide), frame))
+        self.offset.copy_(from_diagonal(offset.to(wide), frame))
 
-    def _keep(self, name: str, tensor: Tensor | None) -> None:
-        self.register_buffer(name, tensor, persistent=False)
+    def _keep(self, name: str, tensor: Tensor | None, *, persistent: bool = True) -> None:
+        self.register_buffer(name, tensor, persistent=persistent)
+
+    def _keep_start(self, start: Tensor) -> None:
+        self._keep("initial_diagonal", start, persistent=is_random(self.init))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
-        destination[f"{prefix}initial_sigma"] = self.initial_sigma
-        if is_random(self.init):
-            destination[f"{prefix}initial_diagonal"] = self.initial_diagonal
+        # int64 in memory, which every collective of torch.distributed takes; the smallest type on disk.
         for name in ("pivot_rows", "pivot_columns"):
-            pivots = getattr(self, name)
-            if pivots is not None:
-                destination[f"{prefix}{name}"] = smallest_integers(pivots)
+            if getattr(self, name) is not None:
+                destination[f"{prefix}{name}"] = smallest_integers(getattr(self, name))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Taken out before the parameters are loaded: these are constants whose presence and dtype may differ from ours.
-        found = {name: state_dict.pop(f"{prefix}{name}", None) for name in _CONSTANTS}
+        if f"{prefix}offset" in state_dict:
+            # What is constant may be there or not by the options of the adapter that was saved: make room for it.
+            for name in ("initial_diagonal", "pivot_rows", "pivot_columns"):
+                tensor = state_dict.get(f"{prefix}{name}")
+                if name == "initial_diagonal":
+                    self._start_is_given = tensor is not None
+                    self._keep(name, self.initial_diagonal, persistent=tensor is not None)
+                elif tensor is None:
+                    self._keep(name, None)
+                elif getattr(self, name) is None:
+                    self._keep(name, torch.zeros_like(tensor, dtype=torch.int64, device=self.offset.device))
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
-        device = self.offset.device
-        for name, tensor in found.items():
-            if tensor is None:
-                continue
-            integer = name.startswith("pivot")
-            self._keep(name, tensor.detach().to(device, torch.int64 if integer else tensor.dtype, copy=True))
-        if found["initial_diagonal"] is not None:
-            self._start_is_given = True
 
     def extra_repr(self) -> str:
         """Describe the options, for printing the module."""
@@ -201,9 +224,6 @@ class DiagonalAdapter(nn.Module):
             f"rank={self.rank}, alpha={self.alpha:g}, init={self.init}, preserving={self.preserving}, "
             f"train_sigma={self.train_sigma}"
         )
-
-
-_CONSTANTS = ("initial_sigma", "initial_diagonal", "pivot_rows", "pivot_columns")
 
 
 def smallest_integers(index: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.decomposition import Pivoting
 
 # Entries of the weight that are kept to tell another base from a rounding of the same one.
-_SAMPLES = 32
+SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Factors(nn.Module):
     options : FactorOptions
     terms : Terms, optional
         Where they are known already.
+    deferred : bool
+        Leave the factors for `build`, since their pivots are yet to be loaded.
 
     Attributes
     ----------
@@ -95,12 +97,14 @@ class Factors(nn.Module):
     pivot_rows: Tensor | None
     pivot_columns: Tensor | None
 
-    def __init__(self, matrix: Tensor, options: FactorOptions, *, terms: Terms | None = None) -> None:
+    def __init__(
+        self, matrix: Tensor, options: FactorOptions, *, terms: Terms | None = None, deferred: bool = False
+    ) -> None:
         super().__init__()
         self.options = options
         self.jitter = 0.0
         self.ready = False
-        if matrix.device.type == "meta":
+        if deferred or matrix.device.type == "meta":
             self._set_empty(matrix)
         else:
             self.build(matrix, terms=terms)
@@ -150,15 +154,15 @@ class Factors(nn.Module):
         self.register_buffer(name, tensor, persistent=False)
 
     def _set_empty(self, matrix: Tensor) -> None:
-        """Stand in for the factors, in the right shapes, until there is a weight."""
-        (m, n), r = matrix.shape, self.options.rank
+        """Stand in for the factors, on the meta device in the right shapes, and elsewhere by empty tensors."""
+        (m, n), r = matrix.shape if matrix.device.type == "meta" else (0, 0), self.options.rank
         wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "left": ((m, r), matrix.dtype),
             "right": ((r, n), matrix.dtype),
             "scale": ((r,), wide),
             "diagonal": ((r,), wide),
-            "sample": ((_SAMPLES,), torch.float32),
+            "sample": ((SAMPLES,), torch.float32),
         }
         for name, (shape, dtype) in shapes.items():
             self._keep(name, torch.empty(shape, dtype=dtype, device=matrix.device))
@@ -182,7 +186,7 @@ def _same(ours: Tensor | None, theirs: Tensor | None) -> bool:
 
 def _sample(matrix: Tensor) -> Tensor:
     m, n = matrix.shape
-    positions = torch.arange(_SAMPLES, device=matrix.device) * max(m * n - 1, 1) // max(_SAMPLES - 1, 1)
+    positions = torch.arange(SAMPLES, device=matrix.device) * max(m * n - 1, 1) // max(SAMPLES - 1, 1)
     positions = positions % (m * n)
     return matrix[positions // n, positions % n].float().clone()
 

@@ -279,7 +279,9 @@ def _check_factors(factors: LDU, matrix: Tensor, rank: int | None, basis: str) -
             "basis 'ldu'"
         )
     if factors.shape != tuple(matrix.shape):
-        raise ValueError(f"factors are of a matrix {factors.shape}; accepted: of base_layer.weight, {tuple(matrix.shape)}")
+        raise ValueError(
+            f"factors are of a matrix {factors.shape}; accepted: of base_layer.weight, {tuple(matrix.shape)}"
+        )
     if rank is not None and factors.rank != rank:
         raise ValueError(f"factors has rank {factors.rank} and rank is {rank}; accepted: the same, or no rank")
 

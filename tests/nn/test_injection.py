@@ -74,7 +74,10 @@ def test_only_the_adapter_trains_and_step_0_is_the_base_model(model):
     inject(model, ["query", "value"], 4)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {
-        f"blocks.{i}.{which}.{p}" for i in (0, 1) for which in ("query", "value") for p in ("adapter.offset", "adapter.sigma")
+        f"blocks.{i}.{which}.{p}"
+        for i in (0, 1)
+        for which in ("query", "value")
+        for p in ("adapter.offset", "adapter.sigma")
     }
     x = torch.randn(5, 8)
     assert torch.equal(model(x), base(x))
@@ -119,7 +122,12 @@ def test_a_shared_layer_stays_shared():
 @pytest.mark.parametrize(
     ("targets", "rank", "error", "message"),
     [
-        (["quary"], 2, ValueError, "target 'quary' matches no module; layers of this model that it could match end with: query"),
+        (
+            ["quary"],
+            2,
+            ValueError,
+            "target 'quary' matches no module; layers of this model that it could match end with: query",
+        ),
         ([], 2, ValueError, "targets is empty"),
         ("(", 2, ValueError, r"targets is '\(', not a regular expression"),
         (["norm"], 2, TypeError, "target 'norm' matches modules of type LayerNorm; accepted: nn.Linear"),
@@ -182,7 +190,9 @@ def test_tied_weights_are_not_merged():
     disturb(model)
     weight = model[0].base_layer.weight.detach().clone()
     for change in (merge, unload):
-        with pytest.raises(RuntimeError, match=r"the weight of layer '0' is tied to '1\.base_layer', which merging would"):
+        with pytest.raises(
+            RuntimeError, match=r"the weight of layer '0' is tied to '1\.base_layer', which merging would"
+        ):
             change(model)
     assert torch.equal(model[0].base_layer.weight, weight)
     unload(model, merged=False)

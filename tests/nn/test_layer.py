@@ -233,6 +233,7 @@ def test_state_dict_holds_no_factors_and_restores_the_layer_whatever_a_new_searc
     assert set(state) == {
         "_extra_state", "base_layer.weight", "base_layer.bias", "adapter.offset", "adapter.sigma",
         "adapter.initial_sigma", "adapter.initial_diagonal", "adapter.pivot_rows", "adapter.pivot_columns",
+        "adapter.base_sample",
     }  # fmt: skip
     # Other pivots, another base, another start and other options: all of it is what the state says afterwards.
     other = LoLDULayer(nn.Linear(12, 10), 4, alpha=9, pivoting="rook", init="ones", preserving=False, seed=9)
@@ -317,5 +318,7 @@ def test_a_weight_that_is_not_finite():
     base = nn.Linear(4, 3)
     with torch.no_grad():
         base.weight[1, 2] = torch.nan
-    with pytest.raises(ValueError, match=r"base_layer\.weight holds 1 entries that are not finite, the first at \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"base_layer\.weight holds 1 entries that are not finite, the first at \(1, 2\)"
+    ):
         LoLDULayer(base, 2)

@@ -64,7 +64,9 @@ def _find(module: nn.Module) -> type[LayerKind] | None:
     if isinstance(module, nn.Embedding):
         return EmbeddingKind
     # By name: transformers need not be there, and need not be imported to tell.
-    if any((kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D") for kind in type(module).__mro__):
+    if any(
+        (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D") for kind in type(module).__mro__
+    ):
         return TransposedLinearKind
     if any((kind.__module__, kind.__name__) == ("hqq.core.quantize", "HQQLinear") for kind in type(module).__mro__):
         return LinearKind

@@ -1,0 +1,144 @@
+"""Configuration of LoLDU under PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+
+from lowrank_ldu.nn.factors import FactorOptions
+from lowrank_ldu.nn.initialization import INITIALIZATIONS
+from lowrank_ldu.validation import check_count, check_positive
+
+BaseCheck = Literal["error", "warn", "ignore"]
+Bias = Literal["none", "all", "loldu_only"]
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
+    r"""Options of a LoLDU adapter under PEFT; fields that LoRA has, too, mean the same.
+
+    Attributes
+    ----------
+    r : int
+        Rank: trained diagonal entries of each layer, at most min(m, n) of its weight.
+    alpha : float, optional
+        sigma starts at alpha / r; at 1 if not given.
+    target_modules : list of str, or str, optional
+        Names, a regular expression, or "all-linear"; by default what LoRA takes for the architecture. Linear layers,
+        transformers' Conv1D, convolutions and embeddings can be targets.
+    exclude_modules : list of str, or str, optional
+        Not these.
+    modules_to_save : list of str, optional
+        Modules that are trained and saved whole, such as a new classification head.
+    layers_to_transform, layers_pattern
+        Only blocks of these numbers, in a list of modules of that name.
+    rank_pattern, alpha_pattern : dict
+        Name or regular expression to r or alpha, where it differs.
+    bias : str
+        "none", "all" or "loldu_only": which biases are trained.
+    init_weights : bool
+        True: step 0 is the base model bit for bit. False: a random offset, for tests that need to see an effect.
+    fan_in_fan_out : bool
+        Set where a target stores its weight transposed; found out by itself.
+    init, preserving, pivoting, basis, parametrization, train_sigma
+        As for `lowrank_ldu.nn.LoLDULayer`.
+    seed : int
+        Of random starts, of randomised pivoting and of the random basis.
+    keep_base : bool
+        Keep a copy of each weight when an adapter is merged, so that unmerging restores it bit for bit. False saves that
+        memory; unmerging then subtracts, which leaves rounding errors.
+    base_check : str
+        What happens when an adapter is loaded on a base weight that is not the one of training, beyond what a change of
+        its dtype explains: "error", "warn" or "ignore".
+    layer_kinds : dict, optional
+        Kind of each target that is not a linear layer; filled in by the model.
+
+    Raises
+    ------
+    ValueError
+        A value is not accepted; the message names the field and what is.
+
+    Examples
+    --------
+    >>> config = LolduConfig(r=8, target_modules=["query", "value"])
+    >>> config.peft_type.value, config.bias
+    ('LOLDU', 'none')
+    """
+
+    r: int = field(default=64, metadata=_help("Rank: trained diagonal entries of each layer."))
+    alpha: float | None = field(default=None, metadata=_help("sigma starts at alpha / r; r if not given."))
+    target_modules: list[str] | str | None = field(
+        default=None, metadata=_help("Names, a regular expression, or 'all-linear'.")
+    )
+    exclude_modules: list[str] | str | None = field(default=None, metadata=_help("Modules that are left alone."))
+    modules_to_save: list[str] | None = field(
+        default=None, metadata=_help("Modules that are trained and saved whole, such as a new head.")
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata=_help("Numbers of the blocks to transform.")
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata=_help("Name of the list of blocks that layers_to_transform counts.")
+    )
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata=_help("Name or pattern to rank."))
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata=_help("Name or pattern to alpha."))
+    bias: Bias = field(default="none", metadata=_help("Biases that are trained: 'none', 'all' or 'loldu_only'."))
+    init_weights: bool = field(
+        default=True, metadata=_help("True: starts as the base model. False: random offset, for tests.")
+    )
+    fan_in_fan_out: bool = field(
+        default=False, metadata=_help("Whether targets store their weight transposed; found out by itself.")
+    )
+    init: str = field(default="regular_ldu", metadata=_help("Start of the diagonal: " + ", ".join(INITIALIZATIONS)))
+    preserving: bool = field(default=True, metadata=_help("Whether every start leaves the model unchanged."))
+    pivoting: str = field(default="partial", metadata=_help("partial, complete, rook or randomized."))
+    basis: str = field(default="ldu", metadata=_help("Terms whose coefficients are trained: ldu, svd or random."))
+    parametrization: str = field(default="diagonal", metadata=_help("diagonal, normalized or gram."))
+    train_sigma: bool = field(default=True, metadata=_help("Whether the scale is trained."))
+    seed: int = field(default=0, metadata=_help("Seed of what is random."))
+    keep_base: bool = field(default=True, metadata=_help("Keep the base weight while merged."))
+    base_check: BaseCheck = field(default="error", metadata=_help("On another base: 'error', 'warn' or 'ignore'."))
+    layer_kinds: dict[str, str] | None = field(
+        default=None, metadata=_help("Kinds of targets that are not linear layers; filled in.")
+    )
+
+    def __post_init__(self) -> None:
+        """Check every value, so that a mistake shows before a model is touched."""
+        super().__post_init__()
+        self.peft_type = PeftType.LOLDU
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, list | tuple):
+                setattr(self, name, set(value))
+        for rank in (self.r, *self.rank_pattern.values()):
+            if check_count(rank, "r") < 1:
+                raise ValueError(f"r is {rank}; accepted: an integer from 1 on")
+            FactorOptions(rank, self.basis, self.pivoting, self.parametrization)  # type: ignore[arg-type]
+        for alpha in (self.alpha, *self.alpha_pattern.values()):
+            if alpha is not None:
+                check_positive(alpha, "alpha")
+        check_count(self.seed, "seed")
+        for name, accepted in (
+            ("init", INITIALIZATIONS),
+            ("bias", get_args(Bias)),
+            ("base_check", get_args(BaseCheck)),
+        ):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(map(repr, accepted))}")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError(
+                "layers_to_transform is given and target_modules is a string; accepted: a list of names with it"
+            )
+        if isinstance(self.target_modules, str) and self.layers_pattern is not None:
+            raise ValueError(
+                "layers_pattern is given and target_modules is a string; accepted: a list of names with it"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern is given and layers_to_transform is not; accepted: both or neither")

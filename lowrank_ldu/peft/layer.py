@@ -1,0 +1,393 @@
+"""The layer that PEFT puts in place of a target: a base layer with any number of LoLDU adapters."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils.integrations import gather_params_ctx
+from torch import Tensor, nn
+
+from lowrank_ldu.nn.diagonal import DiagonalAdapter
+from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
+from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, weight_matrix
+from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.quantized import is_quantized
+from lowrank_ldu.peft.mixed_batch import mixed_output
+from lowrank_ldu.validation import check_rank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lowrank_ldu.peft.config import LolduConfig
+
+# Rounding a weight to bfloat16 changes it by 0.2 %, to 4 bits by some 10 %; another weight is off by 100 %.
+_ROUNDED, _QUANTIZED = 0.01, 0.2
+# Of z, where a random offset is asked for: seen in the output, and far from what breaks a model.
+_RANDOM_OFFSET = 0.1
+
+
+class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has no types
+    """A base layer with LoLDU adapters under PEFT.
+
+    Parameters
+    ----------
+    base_layer : nn.Module
+        Of a kind that `lowrank_ldu.nn.LoLDULayer` takes. Never written to but by merging.
+    adapter_name : str
+    config : LolduConfig
+    r : int
+    alpha : float, optional
+    name : str
+        Qualified name in the model, for messages.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("loldu_adapter",)
+    other_param_names: tuple[str, ...] = ("loldu_config", "loldu_terms")
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        *,
+        config: LolduConfig,
+        r: int,
+        alpha: float | None,
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.kind = kind_of(base_layer)
+        self.name = name
+        self.loldu_adapter = nn.ModuleDict()
+        # Adapters of equal options share their factors: what they differ in is r + 1 numbers.
+        self.loldu_factors = nn.ModuleDict()
+        self.loldu_terms: dict[str, str] = {}
+        self.loldu_config: dict[str, LolduConfig] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter: str | list[str] = adapter_name
+        self._base_weight: Tensor | None = None
+        self._loaded: set[str] = set()
+        self.in_features, self.out_features = _sizes(base_layer)
+        self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+        self.update_layer(adapter_name, config=config, r=r, alpha=alpha)
+
+    def update_layer(self, adapter_name: str, *, config: LolduConfig, r: int, alpha: float | None) -> None:
+        """Add an adapter.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option or the weight is not accepted, or an adapter is merged at present: the weight is not the base's
+            then.
+        """
+        if self.merged:
+            raise ValueError(
+                f"layer {self.name!r}: adapters {self.merged_adapters} are merged, so that adapter {adapter_name!r} would "
+                "be made for the merged weight; accepted: unmerge_adapter() first"
+            )
+        base = self.get_base_layer()
+        with gather_params_ctx(base.weight), torch.no_grad():
+            try:
+                matrix = weight_matrix(base)
+                rank = check_rank(r, min(matrix.shape))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layer {self.name!r}: {error}") from error
+            options = FactorOptions(rank, config.basis, config.pivoting, config.parametrization, config.seed)  # type: ignore[arg-type]
+            adapter = DiagonalAdapter(
+                rank,
+                alpha=alpha,
+                init=config.init,  # type: ignore[arg-type]
+                preserving=config.preserving,
+                train_sigma=config.train_sigma,
+                seed=config.seed,
+                rows=options.rows,
+                columns=options.columns,
+                # PEFT creates an adapter in the base's dtype, and widens it afterwards unless told not to.
+                dtype=matrix.dtype,
+                device=matrix.device,
+            )
+            # PEFT makes parameters on the meta device where numbers are to be loaded: the pivots come with them.
+            deferred = adapter.offset.device.type == "meta"
+            try:
+                terms = self._shared_terms(options, matrix, deferred=deferred)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layer {self.name!r}: {error}") from error
+        self.loldu_adapter[adapter_name] = adapter
+        self.loldu_terms[adapter_name] = terms
+        self.loldu_config[adapter_name] = config
+        self._settle(adapter_name)
+        factors = self.factors_of(adapter_name)
+        if not deferred and factors.ready and not config.init_weights:
+            _randomize(adapter, factors)
+        self.set_adapter(self.active_adapters)
+
+    def _shared_terms(self, options: FactorOptions, matrix: Tensor, *, deferred: bool) -> str:
+        """Return the key of factors of these options, computed if there are none."""
+        for key, factors in self.loldu_factors.items():
+            if factors.options == options and (factors.ready or deferred):
+                return key
+        return self._add_factors(Factors(matrix, options, deferred=deferred))
+
+    def _add_factors(self, factors: Factors) -> str:
+        taken = [int(key.split()[1]) for key in self.loldu_factors]
+        key = f"terms {max(taken, default=-1) + 1}"
+        self.loldu_factors[key] = factors
+        return key
+
+    def factors_of(self, adapter_name: str) -> Factors:
+        """Return the factors that an adapter is expressed in."""
+        factors = self.loldu_factors[self.loldu_terms[adapter_name]]
+        assert isinstance(factors, Factors)  # noqa: S101  # what a ModuleDict holds has no type
+        return factors
+
+    def adapter(self, adapter_name: str) -> DiagonalAdapter:
+        """Return an adapter's numbers."""
+        adapter = self.loldu_adapter[adapter_name]
+        assert isinstance(adapter, DiagonalAdapter)  # noqa: S101
+        return adapter
+
+    def diagonals(self) -> Iterator[Diagonal]:
+        """Yield every adapter."""
+        for name in self.loldu_adapter:
+            yield self.diagonal(name)
+
+    def diagonal(self, adapter_name: str) -> Diagonal:
+        """Return one adapter with its factors, computed now if they were put off."""
+        if not self.factors_of(adapter_name).ready:
+            self._settle(adapter_name)
+        return Diagonal(adapter_name, self.adapter(adapter_name), self.factors_of(adapter_name))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and its factors if no other one uses them."""
+        super().delete_adapter(adapter_name)
+        self._drop_unused_factors()
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """Return an adapter's update in the layout of the base weight, in float32 (float64 for such a base)."""
+        _, adapter, factors = self.diagonal(adapter_name)
+        return self.kind.as_weight(updated_matrix(factors, adapter.delta(factors)), self.get_base_layer().weight)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT's convert_to_lora can take the layer: it knows linear layers only."""
+        del adapter_name
+        return self.kind.linear
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the base layer's output for x with the updates of the active adapters."""
+        adapter_names = kwargs.pop("adapter_names", None)
+        if adapter_names is not None:
+            self._check_mixed_batch(x, adapter_names)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        if adapter_names is not None:
+            return mixed_output(self, x, result, adapter_names)
+        # The updates of adapters that share their factors add up before the products.
+        deltas: dict[str, Tensor] = {}
+        for name in self.active_adapters:
+            if name in self.loldu_adapter:
+                _, adapter, factors = self.diagonal(name)
+                key, delta = self.loldu_terms[name], adapter.delta(factors)
+                deltas[key] = deltas[key] + delta if key in deltas else delta
+        base = self.get_base_layer()
+        for key, delta in deltas.items():
+            result = updated_output(base, self.kind, x, result, self.loldu_factors[key], delta)  # type: ignore[arg-type]
+        return result
+
+    def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
+        if len(x) != len(adapter_names):
+            raise ValueError(
+                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(adapter_names)} "
+                f"and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the base weight, all of them summed in float32 and rounded once.
+
+        Parameters
+        ----------
+        safe_merge : bool
+            PEFT's; the sum is checked in any case.
+        adapter_names : list of str, optional
+            The active ones if not given.
+
+        Raises
+        ------
+        ValueError
+            The base is quantised, or the sum is not finite; the weight is unchanged then.
+        """
+        del safe_merge
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.loldu_adapter]
+        if not names:
+            return
+        base = self.get_base_layer()
+        if is_quantized(base):
+            raise ValueError(
+                f"layer {self.name!r} is a quantised {type(base).__name__}, which would lose the update in rounding; "
+                "accepted: a floating weight, or the adapter as it is beside the quantised base"
+            )
+        keep = self._base_weight is not None or (
+            not self.merged and all(self.loldu_config[name].keep_base for name in names)
+        )
+        with gather_params_ctx(base.weight):
+            start = base.weight.detach() if self._base_weight is None else self._base_weight
+            added = [*self.merged_adapters, *names] if keep else names
+            try:
+                merged = merged_weight(start, self.kind, [self._update(name) for name in added])
+            except OverflowError as error:
+                raise ValueError(f"NaNs detected in the merged weights of layer {self.name!r}: {error}") from error
+            if keep and self._base_weight is None:
+                self._base_weight = base.weight.detach().clone()
+            base.weight.data.copy_(merged)
+        self.merged_adapters.extend(names)
+
+    def _update(self, adapter_name: str) -> Tensor:
+        _, adapter, factors = self.diagonal(adapter_name)
+        return updated_matrix(factors, adapter.delta(factors))
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put back the base weight: the kept copy, or without one the difference, with its rounding errors."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", UserWarning, stacklevel=2)
+            return
+        base = self.get_base_layer()
+        with gather_params_ctx(base.weight):
+            if self._base_weight is None:
+                updates = [-self._update(name) for name in self.merged_adapters]
+                base.weight.data.copy_(merged_weight(base.weight, self.kind, updates))
+            else:
+                base.weight.data.copy_(self._base_weight)
+        self._base_weight = None
+        self.merged_adapters.clear()
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones."""
+        # Loaders that set tensors one by one, such as that of transformers, end with this call.
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in names:
+            if name in self.loldu_adapter:
+                self._settle(name)
+        super().set_adapter(adapter_names, inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT's own would cast the numbers to the base's dtype as well.
+        device = device or self.get_base_layer().weight.device
+        if adapter_name in self.loldu_adapter and self.adapter(adapter_name).offset.device.type != "meta":
+            self.loldu_adapter[adapter_name].to(device)
+            self.factors_of(adapter_name).to(device)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self.loldu_adapter:
+            if f"{prefix}loldu_adapter.{name}.offset" in state_dict:
+                self._loaded.add(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _settle(self, adapter_name: str) -> None:
+        """See to it that an adapter's factors are those at its pivots, which may have been loaded meanwhile.
+
+        Raises
+        ------
+        ValueError
+            The base weight is not the one that the adapter was made on, or cannot be eliminated at its pivots.
+        """
+        adapter, base = self.adapter(adapter_name), self.get_base_layer()
+        if self.merged or any(tensor.device.type == "meta" for tensor in (adapter.offset, base.weight)):
+            return
+        factors = self.factors_of(adapter_name)
+        pivots = (adapter.pivot_rows, adapter.pivot_columns) if adapter.has_pivots else (None, None)
+        if not (factors.ready and not adapter.has_pivots) and not factors.at(*pivots):
+            try:
+                with gather_params_ctx(base.weight):
+                    factors = self._factors_at(adapter_name, weight_matrix(base), *pivots)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layer {self.name!r}, adapter {adapter_name!r}: {error}") from error
+        self._check_base(adapter_name, adapter, factors)
+        adapter.start_from(factors)
+
+    def _factors_at(self, adapter_name: str, matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Factors:
+        """Give an adapter the factors at its pivots: another adapter's if they are the same, or built anew."""
+        present = self.factors_of(adapter_name)
+        for key, factors in self.loldu_factors.items():
+            if factors.options == present.options and factors.at(rows, columns):
+                self.loldu_terms[adapter_name] = key
+                self._drop_unused_factors()
+                return factors  # type: ignore[return-value]
+        users = [name for name, key in self.loldu_terms.items() if key == self.loldu_terms[adapter_name]]
+        if present.ready and len(users) > 1:
+            # Another machine's pivots: the adapters that are here keep theirs.
+            present = Factors(matrix, present.options, deferred=True)
+            self.loldu_terms[adapter_name] = self._add_factors(present)
+        present.build(matrix, rows, columns)
+        return present
+
+    def share_factors(self, adapter_name: str, other: str) -> None:
+        """Express an adapter in another one's factors; its own numbers are to be set afterwards."""
+        self.loldu_terms[adapter_name] = self.loldu_terms[other]
+        self._drop_unused_factors()
+        self.adapter(adapter_name).start_from(self.factors_of(adapter_name))
+
+    def _drop_unused_factors(self) -> None:
+        for key in set(self.loldu_factors) - set(self.loldu_terms.values()):
+            del self.loldu_factors[key]
+
+    def _check_base(self, adapter_name: str, adapter: DiagonalAdapter, factors: Factors) -> None:
+        check = self.loldu_config[adapter_name].base_check
+        if check == "ignore" or not adapter.base_sample.any():
+            return
+        deviation = sample_deviation(adapter.base_sample, factors.sample)
+        if deviation <= _ROUNDED:
+            return
+        message = (
+            f"layer {self.name!r}: the base weight differs by {100 * deviation:.2g} % from the one that adapter "
+            f"{adapter_name!r} was trained on, so its diagonal means something else; accepted: the same base, or "
+            "base_check='warn' in the configuration"
+        )
+        if check == "error" and not deviation <= _QUANTIZED:
+            raise ValueError(message)
+        warnings.warn(message, UserWarning, stacklevel=2)
+
+    def extra_repr(self) -> str:
+        """Name the layer, for printing the module."""
+        return f"name={self.name!r}"
+
+
+def _after_load(module: nn.Module, _: Any) -> None:
+    """After a state dict has been loaded: the factors at the pivots that came with it."""
+    if isinstance(module, LolduLayer):
+        loaded, module._loaded = module._loaded, set()  # noqa: SLF001
+        for name in sorted(loaded):
+            module._settle(name)  # noqa: SLF001
+
+
+def _randomize(adapter: DiagonalAdapter, factors: Factors) -> None:
+    z = adapter.initial_diagonal
+    size = z.abs().mean().clamp_min(torch.finfo(z.dtype).tiny)
+    # From the global generator, as PEFT's own methods do: two adapters come out different.
+    adapter.set_z(z + _RANDOM_OFFSET * size * torch.randn_like(z), factors)
+
+
+def _sizes(base_layer: nn.Module) -> tuple[int | None, int | None]:
+    """Return PEFT's in_features and out_features of a layer, whatever its kind calls them."""
+    inputs, outputs = (
+        ("in_features", "in_channels", "num_embeddings", "nx"),
+        ("out_features", "out_channels", "embedding_dim", "nf"),
+    )
+
+    def first(names: tuple[str, ...]) -> int | None:
+        return next((getattr(base_layer, name) for name in names if hasattr(base_layer, name)), None)
+
+    return first(inputs), first(outputs)

@@ -1,0 +1,243 @@
+"""The model that PEFT makes of a base model and a `LolduConfig`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AuxiliaryTrainingWrapper,
+    ModulesToSaveWrapper,
+)
+from peft.utils.other import get_pattern_key
+
+from lowrank_ldu.nn.host import hosts
+from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of
+from lowrank_ldu.peft.layer import LolduLayer
+from lowrank_ldu.peft.registration import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from lowrank_ldu.peft.config import LolduConfig
+
+_BASE = "__base__"
+
+
+class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
+    """LoLDU adapters on a model; made by `peft.get_peft_model` for a `LolduConfig`.
+
+    Parameters
+    ----------
+    model : nn.Module
+    config : LolduConfig
+    adapter_name : str
+    low_cpu_mem_usage : bool
+        Leave the numbers on the meta device, to be loaded.
+
+    Notes
+    -----
+    All adapters of a layer whose rank, basis and pivoting agree share their factors.
+    """
+
+    prefix: str = PREFIX
+    tuner_layer_cls = LolduLayer
+    # The paper adapts query and value, too.
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _create_and_replace(
+        self,
+        peft_config: LolduConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        *,
+        parameter_name: str | None = None,
+    ) -> None:
+        del parameter_name
+        options = {
+            "config": peft_config,
+            "r": _for_layer(peft_config.rank_pattern, current_key, peft_config.r),
+            "alpha": _for_layer(peft_config.alpha_pattern, current_key, peft_config.alpha),
+        }
+        if isinstance(target, LolduLayer):
+            target.update_layer(adapter_name, **options)
+            return
+        try:
+            kind = kind_of(target)
+        except TypeError as error:
+            # PEFT and its users expect ValueError for a target of another kind.
+            raise ValueError(f"target module {current_key!r}: {error}") from error
+        if kind is TransposedLinearKind:
+            peft_config.fan_in_fan_out = True
+        if kind is not LinearKind:
+            peft_config.layer_kinds = {**(peft_config.layer_kinds or {}), current_key: kind.name}
+        layer = LolduLayer(target, adapter_name, name=current_key, **options)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(requires_grad=False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _prepare_adapter_config(self, peft_config: LolduConfig, model_config: dict[str, Any]) -> LolduConfig:
+        if peft_config.target_modules is None:
+            model_type = model_config.get("model_type")
+            known = self.target_module_mapping.get(model_type)
+            if known is None:
+                raise ValueError(
+                    f"Please specify `target_modules` in `peft_config`: there is no default for model type {model_type!r}"
+                )
+            peft_config.target_modules = known if isinstance(known, str) else set(known)
+        return peft_config
+
+    def _check_new_adapter_config(self, config: LolduConfig) -> None:
+        super()._check_new_adapter_config(config)
+        for name, layer in hosts(self.model):
+            if isinstance(layer, LolduLayer) and layer.merged:
+                raise ValueError(
+                    f"layer {name!r} has adapters {layer.merged_adapters} merged, so that a new adapter would be made for "
+                    "the merged weight; accepted: unmerge_adapter() first"
+                )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hand `adapter_names` of a forward or generate call on to the layers, while it lasts."""
+        del args
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        self._check_adapter_names(names)
+        beams = kwargs.get("num_beams")
+        repeated = names
+        encoder: set[nn.Module] = set()
+        if isinstance(beams, int) and beams > 1:
+            # Each row stands for `beams` hypotheses, in all but the encoder of an encoder-decoder model.
+            repeated = [name for name in names for _ in range(beams)]
+            encoder = _encoder_modules(self.model)
+        handles = []
+        try:
+            for module in self.modules():
+                if isinstance(module, LolduLayer | AuxiliaryTrainingWrapper):
+                    rows = names if module in encoder else repeated
+                    hook = partial(_add_adapter_names, adapter_names=rows)
+                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_adapter_names(self, names: list[str]) -> None:
+        if self.training:
+            # Gradient checkpointing runs layers again when the hooks are gone.
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        if not isinstance(names, list | tuple):
+            raise TypeError(f"Got adapter names of type {type(names)}, expected a list of str.")
+        known = {diagonal for _, layer in hosts(self.model) for diagonal in layer.loldu_adapter}  # type: ignore[attr-defined]
+        unknown = sorted(set(names) - known - {_BASE})
+        if unknown:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+
+    @torch.no_grad()
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
+    ) -> None:
+        """Add an adapter whose update is the weighted sum of other adapters' updates, exactly.
+
+        Adapters of the same factors add up entry by entry of their diagonals, without any approximation.
+
+        Parameters
+        ----------
+        adapters : list of str
+        weights : list of float
+            One for each adapter, of either sign.
+        adapter_name : str
+            Of the new one; nothing happens if it is there already, as with LoRA.
+        combination_type : str
+            "linear".
+
+        Raises
+        ------
+        ValueError
+            An adapter does not exist, numbers differ, another combination is asked for, or in some layer the adapters
+            do not share their factors (rank, basis, pivoting or pivots differ).
+        """
+        if adapter_name in self.peft_config:
+            return
+        self._check_weighted(adapters, weights, combination_type)
+        first = self.peft_config[adapters[0]]
+        self.peft_config[adapter_name] = replace(
+            first, target_modules=_union([self.peft_config[name].target_modules for name in adapters])
+        )
+        self.inject_adapter(self.model, adapter_name)
+        self.set_requires_grad(adapter_name, requires_grad=False)
+        for _, layer in hosts(self.model):
+            if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter:
+                _set_weighted(layer, dict(zip(adapters, weights, strict=True)), adapter_name)
+
+    def _check_weighted(self, adapters: list[str], weights: list[float], combination_type: str) -> None:
+        missing = [name for name in adapters if name not in self.peft_config]
+        if missing or not adapters:
+            raise ValueError(f"Adapter {', '.join(missing) or adapters!r} does not exist")
+        if len(adapters) != len(weights):
+            raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights; accepted: as many of each")
+        if combination_type != "linear":
+            raise ValueError(
+                f"combination_type is {combination_type!r}; accepted: 'linear', which is exact for adapters of the same "
+                "factors"
+            )
+        wrappers = [module for module in self.modules() if isinstance(module, ModulesToSaveWrapper)]
+        shared = sum(sum(name in wrapper.modules_to_save for name in adapters) > 1 for wrapper in wrappers)
+        if shared:
+            raise ValueError(
+                "Cannot add weighted adapters if they target the same module with modules_to_save, but found "
+                f"{shared} such instance(s)."
+            )
+        for key, layer in hosts(self.model):
+            if not isinstance(layer, LolduLayer):
+                continue
+            if len({layer.loldu_terms[name] for name in adapters if name in layer.loldu_adapter}) > 1:
+                raise ValueError(
+                    f"layer {key!r}: adapters {adapters} do not share their factors, so that no diagonal is their sum; "
+                    "accepted: adapters of equal rank, basis, parametrization, pivoting and pivots"
+                )
+
+
+def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str) -> None:
+    present = {name: weight for name, weight in weights.items() if name in layer.loldu_adapter}
+    if not present:
+        return
+    # The sum is expressed in the factors of its summands.
+    layer.share_factors(adapter_name, next(iter(present)))
+    _, adapter, factors = layer.diagonal(adapter_name)
+    deltas = [weight * layer.diagonal(name).delta for name, weight in present.items()]
+    adapter.set_delta(sum(deltas[1:], deltas[0]), factors)
+
+
+def _union(targets: list[set[str] | str]) -> set[str] | str:
+    if all(isinstance(target, str) for target in targets):
+        return "|".join(f"({target})" for target in dict.fromkeys(targets))  # type: ignore[arg-type]
+    if any(isinstance(target, str) for target in targets):
+        raise ValueError("target_modules of the adapters are names and patterns; accepted: all names, or all patterns")
+    return set().union(*targets)
+
+
+def _for_layer(pattern: dict[str, Any], key: str, default: Any) -> Any:
+    return pattern.get(get_pattern_key(pattern.keys(), key), default)
+
+
+def _encoder_modules(model: nn.Module) -> set[nn.Module]:
+    encoder = model.get_encoder() if hasattr(model, "get_encoder") else None
+    # In transformers 5 a model without an encoder answers with itself.
+    return set() if encoder is None or encoder is model else set(encoder.modules())
+
+
+def _add_adapter_names(_: nn.Module, args: Any, kwargs: dict[str, Any], adapter_names: list[str]) -> tuple[Any, Any]:
+    return args, {**kwargs, "adapter_names": adapter_names}
