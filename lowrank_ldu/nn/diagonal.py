@@ -237,4 +237,11 @@ def smallest_integers(index: Tensor) -> Tensor:
 
 def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
     """Return the states of adapters of equal rank, stacked: (A, r) and (A, 1)."""
-    return DiagonalState(*(torch.stack(numbers) for numbers in zip(*(each.state for each in adapters), strict=True)))
+    parameters = [each._parameters for each in adapters]  # noqa: SLF001  # not one by one through Module.__getattr__
+    buffers = [each._buffers for each in adapters]  # noqa: SLF001
+
+    def stack(name: str) -> Tensor:
+        numbers = [own[name] if name in own else kept[name] for own, kept in zip(parameters, buffers, strict=True)]
+        return torch.stack(numbers)  # type: ignore[arg-type]
+
+    return DiagonalState(*(stack(name) for name in DiagonalState._fields))

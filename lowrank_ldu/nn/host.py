@@ -38,6 +38,11 @@ class AdapterHost:
         """Yield the adapters of the layer."""
 
 
+def stored_weight(base_layer: nn.Module) -> nn.Parameter:
+    """Return a layer's weight as it is stored."""
+    return base_layer.weight  # type: ignore[return-value]  # every kind has one
+
+
 def weight_matrix(base_layer: nn.Module) -> Tensor:
     """Return a layer's weight as W (m, n), dequantised where it is stored quantised.
 

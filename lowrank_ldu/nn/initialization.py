@@ -61,6 +61,8 @@ def initial_diagonal(init: Initialization, z: Tensor, seed: int = 0) -> Tensor:
     """
     if init not in INITIALIZATIONS:
         raise ValueError(f"init is {init!r}; accepted: {', '.join(map(repr, INITIALIZATIONS))}")
+    if init == "regular_ldu":
+        return z.detach().clone()
     generator = torch.Generator("cpu").manual_seed(seed)
     values = z.detach().to("cpu", torch.float64)
     mean = values.mean()
@@ -68,7 +70,6 @@ def initial_diagonal(init: Initialization, z: Tensor, seed: int = 0) -> Tensor:
     uniform = 2 * torch.rand(len(values), generator=generator, dtype=torch.float64, device="cpu") - 1
     normal = torch.randn(len(values), generator=generator, dtype=torch.float64, device="cpu")
     start = {
-        "regular_ldu": values,
         "constant_zmean": mean.expand_as(values),
         "uniform_minus1_1": uniform,
         "uniform_zmean_half": uniform * mean / 2,

@@ -14,7 +14,7 @@ from lowrank_ldu.nn.coordinates import Parametrization
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
 from lowrank_ldu.nn.initialization import Initialization
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import is_quantized
@@ -247,7 +247,7 @@ class LoLDULayer(AdapterHost, nn.Module):
                 f"the base layer is a quantised {type(self.base_layer).__name__}, which would lose the update in "
                 "rounding; accepted: a floating weight, or the adapter as it is beside the quantised base"
             )
-        weight = self.base_layer.weight
+        weight = stored_weight(self.base_layer)
         merged = merged_weight(weight, self.kind, [self.delta_weight()])
         if keep_base:
             self._base_weight = weight.detach().clone()
@@ -267,7 +267,7 @@ class LoLDULayer(AdapterHost, nn.Module):
             raise RuntimeError("the layer is not merged; accepted: unmerge after merge")
         if self._base_weight is None:
             raise RuntimeError("the base weight was not kept; accepted: unmerge after merge(keep_base=True)")
-        self.base_layer.weight.copy_(self._base_weight)
+        stored_weight(self.base_layer).copy_(self._base_weight)
         self._base_weight = None
         self._merged = False
 

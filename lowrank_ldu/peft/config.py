@@ -8,7 +8,9 @@ from typing import Literal, get_args
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
-from lowrank_ldu.nn.factors import FactorOptions
+from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
+from lowrank_ldu.nn.basis import check_basis
+from lowrank_ldu.nn.coordinates import check_parametrization
 from lowrank_ldu.nn.initialization import INITIALIZATIONS
 from lowrank_ldu.validation import check_count, check_positive
 
@@ -52,11 +54,11 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     seed : int
         Of random starts, of randomised pivoting and of the random basis.
     keep_base : bool
-        Keep a copy of each weight when an adapter is merged, so that unmerging restores it bit for bit. False saves that
-        memory; unmerging then subtracts, which leaves rounding errors.
+        Keep a copy of each weight when an adapter is merged, so that unmerging restores it bit for bit. False saves
+        that memory; unmerging then subtracts, which leaves rounding errors.
     base_check : str
-        What happens when an adapter is loaded on a base weight that is not the one of training, beyond what a change of
-        its dtype explains: "error", "warn" or "ignore".
+        What happens when an adapter is loaded on a base weight that is not the one of training, beyond what a change
+        of its dtype explains: "error", "warn" or "ignore". "error" still only warns of what may be quantisation.
     layer_kinds : dict, optional
         Kind of each target that is not a linear layer; filled in by the model.
 
@@ -74,10 +76,12 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
     r: int = field(default=64, metadata=_help("Rank: trained diagonal entries of each layer."))
     alpha: float | None = field(default=None, metadata=_help("sigma starts at alpha / r; r if not given."))
-    target_modules: list[str] | str | None = field(
+    target_modules: list[str] | set[str] | str | None = field(
         default=None, metadata=_help("Names, a regular expression, or 'all-linear'.")
     )
-    exclude_modules: list[str] | str | None = field(default=None, metadata=_help("Modules that are left alone."))
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata=_help("Modules that are left alone.")
+    )
     modules_to_save: list[str] | None = field(
         default=None, metadata=_help("Modules that are trained and saved whole, such as a new head.")
     )
@@ -117,14 +121,23 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
             value = getattr(self, name)
             if isinstance(value, list | tuple):
                 setattr(self, name, set(value))
+        self._check_numbers()
+        self._check_names()
+        self._check_layers()
+
+    def _check_numbers(self) -> None:
         for rank in (self.r, *self.rank_pattern.values()):
             if check_count(rank, "r") < 1:
                 raise ValueError(f"r is {rank}; accepted: an integer from 1 on")
-            FactorOptions(rank, self.basis, self.pivoting, self.parametrization)  # type: ignore[arg-type]
         for alpha in (self.alpha, *self.alpha_pattern.values()):
             if alpha is not None:
                 check_positive(alpha, "alpha")
         check_count(self.seed, "seed")
+
+    def _check_names(self) -> None:
+        check_basis(self.basis)
+        check_pivoting(self.pivoting)
+        check_parametrization(self.parametrization)
         for name, accepted in (
             ("init", INITIALIZATIONS),
             ("bias", get_args(Bias)),
@@ -132,13 +145,13 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         ):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(map(repr, accepted))}")
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise ValueError(
-                "layers_to_transform is given and target_modules is a string; accepted: a list of names with it"
-            )
-        if isinstance(self.target_modules, str) and self.layers_pattern is not None:
-            raise ValueError(
-                "layers_pattern is given and target_modules is a string; accepted: a list of names with it"
-            )
+
+    def _check_layers(self) -> None:
+        if isinstance(self.target_modules, str):
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is given and target_modules is a string; accepted: a list of names with it"
+                    )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern is given and layers_to_transform is not; accepted: both or neither")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
@@ -45,6 +45,13 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         Qualified name in the model, for messages.
     """
 
+    if TYPE_CHECKING:  # PEFT's, which has no types here
+        active_adapters: list[str]
+        disable_adapters: bool
+        merged: bool
+
+        def get_base_layer(self) -> nn.Module: ...  # noqa: D102
+
     adapter_layer_names: tuple[str, ...] = ("loldu_adapter",)
     other_param_names: tuple[str, ...] = ("loldu_config", "loldu_terms")
 
@@ -72,6 +79,8 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         self._active_adapter: str | list[str] = adapter_name
         self._base_weight: Tensor | None = None
         self._loaded: set[str] = set()
+        # Factors that each adapter was found to agree with.
+        self._settled: dict[str, str] = {}
         self.in_features, self.out_features = _sizes(base_layer)
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         self.update_layer(adapter_name, config=config, r=r, alpha=alpha)
@@ -87,11 +96,11 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         """
         if self.merged:
             raise ValueError(
-                f"layer {self.name!r}: adapters {self.merged_adapters} are merged, so that adapter {adapter_name!r} would "
-                "be made for the merged weight; accepted: unmerge_adapter() first"
+                f"layer {self.name!r}: adapters {self.merged_adapters} are merged, so that adapter {adapter_name!r} "
+                "would be made for the merged weight; accepted: unmerge_adapter() first"
             )
         base = self.get_base_layer()
-        with gather_params_ctx(base.weight), torch.no_grad():
+        with gather_params_ctx(stored_weight(base)), torch.no_grad():
             try:
                 matrix = weight_matrix(base)
                 rank = check_rank(r, min(matrix.shape))
@@ -128,7 +137,7 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
 
     def _shared_terms(self, options: FactorOptions, matrix: Tensor, *, deferred: bool) -> str:
         """Return the key of factors of these options, computed if there are none."""
-        for key, factors in self.loldu_factors.items():
+        for key, factors in self._factors():
             if factors.options == options and (factors.ready or deferred):
                 return key
         return self._add_factors(Factors(matrix, options, deferred=deferred))
@@ -141,15 +150,14 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
 
     def factors_of(self, adapter_name: str) -> Factors:
         """Return the factors that an adapter is expressed in."""
-        factors = self.loldu_factors[self.loldu_terms[adapter_name]]
-        assert isinstance(factors, Factors)  # noqa: S101  # what a ModuleDict holds has no type
-        return factors
+        return self.loldu_factors[self.loldu_terms[adapter_name]]  # type: ignore[return-value]  # what a ModuleDict holds
+
+    def _factors(self) -> Iterator[tuple[str, Factors]]:
+        yield from self.loldu_factors.items()  # type: ignore[misc]
 
     def adapter(self, adapter_name: str) -> DiagonalAdapter:
         """Return an adapter's numbers."""
-        adapter = self.loldu_adapter[adapter_name]
-        assert isinstance(adapter, DiagonalAdapter)  # noqa: S101
-        return adapter
+        return self.loldu_adapter[adapter_name]  # type: ignore[return-value]
 
     def diagonals(self) -> Iterator[Diagonal]:
         """Yield every adapter."""
@@ -165,12 +173,15 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and its factors if no other one uses them."""
         super().delete_adapter(adapter_name)
+        self._settled.pop(adapter_name, None)
         self._drop_unused_factors()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """Return an adapter's update in the layout of the base weight, in float32 (float64 for such a base)."""
         _, adapter, factors = self.diagonal(adapter_name)
-        return self.kind.as_weight(updated_matrix(factors, adapter.delta(factors)), self.get_base_layer().weight)
+        return self.kind.as_weight(
+            updated_matrix(factors, adapter.delta(factors)), stored_weight(self.get_base_layer())
+        )
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's convert_to_lora can take the layer: it knows linear layers only."""
@@ -241,16 +252,16 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         keep = self._base_weight is not None or (
             not self.merged and all(self.loldu_config[name].keep_base for name in names)
         )
-        with gather_params_ctx(base.weight):
-            start = base.weight.detach() if self._base_weight is None else self._base_weight
+        with gather_params_ctx(stored_weight(base)):
+            start = stored_weight(base).detach() if self._base_weight is None else self._base_weight
             added = [*self.merged_adapters, *names] if keep else names
             try:
                 merged = merged_weight(start, self.kind, [self._update(name) for name in added])
             except OverflowError as error:
                 raise ValueError(f"NaNs detected in the merged weights of layer {self.name!r}: {error}") from error
             if keep and self._base_weight is None:
-                self._base_weight = base.weight.detach().clone()
-            base.weight.data.copy_(merged)
+                self._base_weight = stored_weight(base).detach().clone()
+            stored_weight(base).data.copy_(merged)
         self.merged_adapters.extend(names)
 
     def _update(self, adapter_name: str) -> Tensor:
@@ -264,12 +275,12 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             warnings.warn("Already unmerged. Nothing to do.", UserWarning, stacklevel=2)
             return
         base = self.get_base_layer()
-        with gather_params_ctx(base.weight):
+        with gather_params_ctx(stored_weight(base)):
             if self._base_weight is None:
                 updates = [-self._update(name) for name in self.merged_adapters]
-                base.weight.data.copy_(merged_weight(base.weight, self.kind, updates))
+                stored_weight(base).data.copy_(merged_weight(stored_weight(base), self.kind, updates))
             else:
-                base.weight.data.copy_(self._base_weight)
+                stored_weight(base).data.copy_(self._base_weight)
         self._base_weight = None
         self.merged_adapters.clear()
 
@@ -284,7 +295,7 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's own would cast the numbers to the base's dtype as well.
-        device = device or self.get_base_layer().weight.device
+        device = device or stored_weight(self.get_base_layer()).device
         if adapter_name in self.loldu_adapter and self.adapter(adapter_name).offset.device.type != "meta":
             self.loldu_adapter[adapter_name].to(device)
             self.factors_of(adapter_name).to(device)
@@ -293,7 +304,7 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         for name in self.loldu_adapter:
             if f"{prefix}loldu_adapter.{name}.offset" in state_dict:
                 self._loaded.add(name)
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def _settle(self, adapter_name: str) -> None:
@@ -305,27 +316,35 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             The base weight is not the one that the adapter was made on, or cannot be eliminated at its pivots.
         """
         adapter, base = self.adapter(adapter_name), self.get_base_layer()
-        if self.merged or any(tensor.device.type == "meta" for tensor in (adapter.offset, base.weight)):
+        if self.merged or any(tensor.device.type == "meta" for tensor in (adapter.offset, stored_weight(base))):
             return
         factors = self.factors_of(adapter_name)
+        if (
+            factors.ready
+            and self._settled.get(adapter_name) == self.loldu_terms[adapter_name]
+            and torch.equal(adapter.base_sample, factors.sample)
+            and factors.at(adapter.pivot_rows, adapter.pivot_columns)
+        ):
+            return
         pivots = (adapter.pivot_rows, adapter.pivot_columns) if adapter.has_pivots else (None, None)
         if not (factors.ready and not adapter.has_pivots) and not factors.at(*pivots):
             try:
-                with gather_params_ctx(base.weight):
+                with gather_params_ctx(stored_weight(base)):
                     factors = self._factors_at(adapter_name, weight_matrix(base), *pivots)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {self.name!r}, adapter {adapter_name!r}: {error}") from error
         self._check_base(adapter_name, adapter, factors)
         adapter.start_from(factors)
+        self._settled[adapter_name] = self.loldu_terms[adapter_name]
 
     def _factors_at(self, adapter_name: str, matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Factors:
         """Give an adapter the factors at its pivots: another adapter's if they are the same, or built anew."""
         present = self.factors_of(adapter_name)
-        for key, factors in self.loldu_factors.items():
+        for key, factors in self._factors():
             if factors.options == present.options and factors.at(rows, columns):
                 self.loldu_terms[adapter_name] = key
                 self._drop_unused_factors()
-                return factors  # type: ignore[return-value]
+                return factors
         users = [name for name, key in self.loldu_terms.items() if key == self.loldu_terms[adapter_name]]
         if present.ready and len(users) > 1:
             # Another machine's pivots: the adapters that are here keep theirs.
@@ -365,11 +384,16 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         return f"name={self.name!r}"
 
 
+class LolduLinear(LolduLayer):
+    """The same on a linear layer: PEFT's "all-linear" knows those that have adapters already by the class's name."""
+
+
 def _after_load(module: nn.Module, _: Any) -> None:
     """After a state dict has been loaded: the factors at the pivots that came with it."""
     if isinstance(module, LolduLayer):
         loaded, module._loaded = module._loaded, set()  # noqa: SLF001
         for name in sorted(loaded):
+            module._settled.pop(name, None)  # noqa: SLF001
             module._settle(name)  # noqa: SLF001
 
 

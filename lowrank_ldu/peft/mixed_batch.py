@@ -31,17 +31,20 @@ def mixed_output(layer: LolduLayer, x: Tensor, y: Tensor, adapter_names: list[st
     Adapters that share their factors, which is all of them where rank, basis and pivoting are the same, cost what one
     of them costs, but for B r numbers.
     """
-    used = [name for name in dict.fromkeys(adapter_names) if name in layer.loldu_adapter]
+    adapters, built = layer.loldu_adapter, layer.loldu_factors  # once: there may be thousands of rows
     groups: dict[str, list[str]] = {}
-    for name in used:
-        layer.diagonal(name)  # computes its factors if they were put off
-        groups.setdefault(layer.loldu_terms[name], []).append(name)
+    for name in dict.fromkeys(adapter_names):
+        if name in adapters:
+            if not built[layer.loldu_terms[name]].ready:
+                layer.diagonal(name)
+            groups.setdefault(layer.loldu_terms[name], []).append(name)
     for names in groups.values():
         factors = layer.factors_of(names[0])
         position = {name: index for index, name in enumerate(names)}
         rows = [row for row, name in enumerate(adapter_names) if name in position]
         which = torch.tensor([position[adapter_names[row]] for row in rows], device=y.device)
-        deltas = delta_of(stack_states([layer.adapter(name) for name in names]), factors.frame)[which]
+        states = stack_states([adapters[name] for name in names])  # type: ignore[misc]
+        deltas = delta_of(states, factors.frame)[which]
         base = layer.get_base_layer()
         if len(rows) == len(adapter_names):
             y = updated_output(base, layer.kind, x, y, factors, deltas)

@@ -18,7 +18,7 @@ from peft.utils.other import get_pattern_key
 
 from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of
-from lowrank_ldu.peft.layer import LolduLayer
+from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     # The paper adapts query and value, too.
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _create_and_replace(
+    def _create_and_replace(  # noqa: PLR0917  # PEFT's signature
         self,
         peft_config: LolduConfig,
         adapter_name: str,
@@ -81,7 +81,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             peft_config.fan_in_fan_out = True
         if kind is not LinearKind:
             peft_config.layer_kinds = {**(peft_config.layer_kinds or {}), current_key: kind.name}
-        layer = LolduLayer(target, adapter_name, name=current_key, **options)
+        layer_cls = LolduLinear if kind.linear else LolduLayer
+        layer = layer_cls(target, adapter_name, name=current_key, **options)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
@@ -92,7 +93,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             known = self.target_module_mapping.get(model_type)
             if known is None:
                 raise ValueError(
-                    f"Please specify `target_modules` in `peft_config`: there is no default for model type {model_type!r}"
+                    f"Please specify `target_modules` in `peft_config`: no default for model type {model_type!r}"
                 )
             peft_config.target_modules = known if isinstance(known, str) else set(known)
         return peft_config
@@ -102,8 +103,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         for name, layer in hosts(self.model):
             if isinstance(layer, LolduLayer) and layer.merged:
                 raise ValueError(
-                    f"layer {name!r} has adapters {layer.merged_adapters} merged, so that a new adapter would be made for "
-                    "the merged weight; accepted: unmerge_adapter() first"
+                    f"layer {name!r} has adapters {layer.merged_adapters} merged, so that a new adapter would be made "
+                    "for the merged weight; accepted: unmerge_adapter() first"
                 )
 
     @contextmanager
@@ -140,7 +141,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
         if not isinstance(names, list | tuple):
             raise TypeError(f"Got adapter names of type {type(names)}, expected a list of str.")
-        known = {diagonal for _, layer in hosts(self.model) for diagonal in layer.loldu_adapter}  # type: ignore[attr-defined]
+        known = {diagonal.name for _, layer in hosts(self.model) for diagonal in layer.diagonals()}
         unknown = sorted(set(names) - known - {_BASE})
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
@@ -190,8 +191,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights; accepted: as many of each")
         if combination_type != "linear":
             raise ValueError(
-                f"combination_type is {combination_type!r}; accepted: 'linear', which is exact for adapters of the same "
-                "factors"
+                f"combination_type is {combination_type!r}; accepted: 'linear', which is exact for adapters of the "
+                "same factors"
             )
         wrappers = [module for module in self.modules() if isinstance(module, ModulesToSaveWrapper)]
         shared = sum(sum(name in wrapper.modules_to_save for name in adapters) > 1 for wrapper in wrappers)
@@ -223,7 +224,7 @@ def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: st
 
 def _union(targets: list[set[str] | str]) -> set[str] | str:
     if all(isinstance(target, str) for target in targets):
-        return "|".join(f"({target})" for target in dict.fromkeys(targets))  # type: ignore[arg-type]
+        return "|".join(f"({target})" for target in dict.fromkeys(targets))
     if any(isinstance(target, str) for target in targets):
         raise ValueError("target_modules of the adapters are names and patterns; accepted: all names, or all patterns")
     return set().union(*targets)
@@ -234,7 +235,7 @@ def _for_layer(pattern: dict[str, Any], key: str, default: Any) -> Any:
 
 
 def _encoder_modules(model: nn.Module) -> set[nn.Module]:
-    encoder = model.get_encoder() if hasattr(model, "get_encoder") else None
+    encoder = model.get_encoder() if hasattr(model, "get_encoder") else None  # type: ignore[operator]
     # In transformers 5 a model without an encoder answers with itself.
     return set() if encoder is None or encoder is model else set(encoder.modules())
 
