@@ -16,3 +16,8 @@ def checkpoint() -> Path:
     path = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == SHA256
     return path
+
+
+def folder() -> Path:
+    """The folder that transformers loads: weights, configuration and tokeniser."""
+    return checkpoint().parent

@@ -115,7 +115,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if names is None:
             yield
             return
-        self._check_adapter_names(names)
+        adapted = list(_adapted_modules(self.model))
+        self._check_adapter_names(names, adapted)
         beams = kwargs.get("num_beams")
         repeated = names
         encoder: set[nn.Module] = set()
@@ -125,23 +126,22 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             encoder = _encoder_modules(self.model)
         handles = []
         try:
-            for module in self.modules():
-                if isinstance(module, LolduLayer | AuxiliaryTrainingWrapper):
-                    rows = names if module in encoder else repeated
-                    hook = partial(_add_adapter_names, adapter_names=rows)
-                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            for module in adapted:
+                rows = names if module in encoder else repeated
+                hook = partial(_add_adapter_names, adapter_names=rows)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _check_adapter_names(self, names: list[str]) -> None:
+    def _check_adapter_names(self, names: list[str], adapted: list[nn.Module]) -> None:
         if self.training:
             # Gradient checkpointing runs layers again when the hooks are gone.
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
         if not isinstance(names, list | tuple):
             raise TypeError(f"Got adapter names of type {type(names)}, expected a list of str.")
-        known = {diagonal.name for _, layer in hosts(self.model) for diagonal in layer.diagonals()}
+        known = {name for layer in adapted if isinstance(layer, LolduLayer) for name in layer.loldu_adapter}
         unknown = sorted(set(names) - known - {_BASE})
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
@@ -232,6 +232,15 @@ def _union(targets: list[set[str] | str]) -> set[str] | str:
 
 def _for_layer(pattern: dict[str, Any], key: str, default: Any) -> Any:
     return pattern.get(get_pattern_key(pattern.keys(), key), default)
+
+
+def _adapted_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield what takes `adapter_names`, without looking at every adapter of every layer: there may be thousands."""
+    for child in model.children():
+        if isinstance(child, LolduLayer | AuxiliaryTrainingWrapper):
+            yield child
+        if not isinstance(child, LolduLayer):
+            yield from _adapted_modules(child)
 
 
 def _encoder_modules(model: nn.Module) -> set[nn.Module]:
