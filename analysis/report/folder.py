@@ -61,6 +61,8 @@ def _check(target: Path, *, overwrite: bool) -> None:
         elif not target.is_dir():
             raise OutputError(f"{target}: is not a folder")
         elif not overwrite and any(target.iterdir()):
-            raise OutputError(f"{target}: is not empty; choose another folder, or replace its report with --force")
+            raise OutputError(
+                f"{target}: is not empty; choose another folder, or ask for its files to be replaced (--help says how)"
+            )
     except OSError as error:
         raise OutputError(f"{target}: cannot be looked up ({error.strerror})") from error

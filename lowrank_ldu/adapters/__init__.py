@@ -1,7 +1,22 @@
 """Adapters on disk: a few numbers per layer, and what they need to be put back exactly."""
 
+from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.exports import export_delta, export_lora, export_merged
+from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 from lowrank_ldu.adapters.loading import load_adapter
+from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.adapters.saving import save_adapter
 
-__all__ = ["AdapterError", "load_adapter", "save_adapter"]
+__all__ = [
+    "AdapterError",
+    "AdapterFile",
+    "BaseCheckpoint",
+    "StoredLayer",
+    "export_delta",
+    "export_lora",
+    "export_merged",
+    "load_adapter",
+    "read_adapter",
+    "save_adapter",
+]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 WEIGHTS_FILE = "adapter.safetensors"
 CONFIG_FILE = "adapter.json"
 FORMAT = "lowrank-ldu adapter"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,31 @@ class LayerRecord:
 
     Attributes
     ----------
+    kind : str
+        `LayerKind.name` of the base layer.
     shape : tuple of int
-        (m, n) of the base weight.
-    rank : int
-    alpha : float
-    init, pivoting : str
-    preserving : bool
+        (m, n) of the base weight as a matrix.
+    base_dtype : str
+        Of the base weight, "float32".
     base_sha256 : str
-        `fingerprint` of the base weight.
+        `fingerprint` of that matrix; empty where it is not known.
+    rank, seed : int
+    alpha : float
+    init, pivoting, basis, parametrization : str
+    preserving, train_sigma : bool
+        Options of `LoLDULayer`.
     """
 
+    kind: str
     shape: tuple[int, int]
+    base_dtype: str
+    base_sha256: str
     rank: int
     alpha: float
     init: str
     preserving: bool
     pivoting: str
-    base_sha256: str
+    basis: str
+    parametrization: str
+    train_sigma: bool
+    seed: int

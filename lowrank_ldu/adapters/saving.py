@@ -10,13 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import save
 
+from lowrank_ldu.adapters.file import basis_signature
 from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
+from lowrank_ldu.adapters.native_folder import config_digest
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
-from lowrank_ldu.nn.initialization import is_random
+from lowrank_ldu.nn.host import hosts, weight_matrix
+from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +42,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     Returns
     -------
     Path
-        The folder. `adapter.safetensors` holds for each layer offset, sigma, the pivots (in the smallest integer type
-        that fits) and, where it was drawn at random, the start of z; `adapter.json` the options and a fingerprint of
-        the base weight.
+        The folder. `adapter.safetensors` holds for each layer offset, sigma, its start, the pivots (in the smallest
+        integer type that fits), a sample of the base weight and, where it was drawn at random, the start of z;
+        `adapter.json` the options and a fingerprint of the base weight.
 
     Raises
     ------
@@ -63,20 +65,12 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     for name, layer in lowrank_layers(model):
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
-        records[name] = LayerRecord(
-            shape=(layer.factors.left.shape[0], layer.factors.right.shape[1]),
-            rank=layer.rank,
-            alpha=layer.adapter.alpha,
-            init=layer.adapter.init,
-            preserving=layer.adapter.preserving,
-            pivoting=layer.factors.options.pivoting,
-            base_sha256=fingerprint(layer.base_layer.weight),
-        )
+        records[name] = _record(layer)
         tensors.update({f"{name}.{key}": tensor for key, tensor in _tensors(layer).items()})
     if not records:
-        raise ValueError(
-            f"the model ({type(model).__name__}) has no LoLDU layer; accepted: one that `inject` was used on"
-        )
+        wrapped = next(hosts(model), None) is not None
+        hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
+        raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
     for name in modules_to_save:
         tensors.update({f"{name}.{key}": tensor for key, tensor in _whole_module(model, name).items()})
     folder = Path(path)
@@ -89,23 +83,31 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         "layers": {name: asdict(record) for name, record in records.items()},
         "modules": list(modules_to_save),
     }
+    config["config_sha256"] = config_digest(config)
     # Each file is whole or not there, and the checksum tells whether the two belong together.
     _write(folder / WEIGHTS_FILE, data)
     _write(folder / CONFIG_FILE, json.dumps(config, indent=1).encode())
     return folder
 
 
+def _record(layer: LoLDULayer) -> LayerRecord:
+    matrix = weight_matrix(layer.base_layer)
+    return LayerRecord(
+        kind=layer.kind.name,
+        shape=(int(matrix.shape[0]), int(matrix.shape[1])),
+        base_dtype=dtype_name(matrix),
+        base_sha256=fingerprint(matrix),
+        **layer.options,
+    )
+
+
 def _tensors(layer: LoLDULayer) -> dict[str, Tensor]:
-    tensors = {
-        "offset": layer.offset.detach(),
-        "sigma": layer.sigma.detach(),
-        "pivot_rows": _smallest_integers(layer.adapter.pivot_rows, layer.factors.left.shape[0]),
-    }
-    if layer.adapter.pivot_columns is not None:
-        tensors["pivot_columns"] = _smallest_integers(layer.adapter.pivot_columns, layer.factors.right.shape[1])
-    if is_random(layer.adapter.init):
-        tensors["initial_diagonal"] = layer.adapter.initial_diagonal
-    return {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    # The state that the layer loads from, the pivots in their smallest type.
+    tensors: dict[str, Tensor] = layer.adapter.state_dict()
+    if layer.factors.options.basis == "svd":
+        tensors["signature"] = basis_signature(layer.factors)
+    # Clones: a tensor may share its memory with another, which the file format does not take.
+    return {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
 
 
 def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
@@ -119,10 +121,6 @@ def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
         raise ValueError(f"modules_to_save names {name!r}, which has LoLDU layers; accepted: modules without any")
     # Clones: tied tensors would share memory, which the file format does not take.
     return {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
-
-
-def _smallest_integers(index: Tensor, size: int) -> Tensor:
-    return index.to(torch.uint8 if size <= 2**8 else torch.uint16 if size <= 2**16 else torch.int32)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ import typer
 import lowrank_ldu
 from lowrank_ldu.cli.analyze import analyze
 from lowrank_ldu.cli.demo import demo
+from lowrank_ldu.cli.export import export
 
 # Nothing here may import torch, matplotlib or the like: --help has to be quick. Commands import them when they run.
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -34,3 +35,4 @@ def _root(
 
 app.command()(analyze)
 app.command()(demo)
+app.command()(export)

@@ -59,3 +59,18 @@ def show_steps() -> Iterator[Callable[[ComparisonProgress], None]]:
             bar.update(task, completed=state.step, total=state.total, description=state.stage)
 
         yield update
+
+
+@contextmanager
+def show_items(total: int) -> Iterator[Callable[[str], None]]:
+    """Show a list of things being worked on: how many are done, and the name of the present one."""
+    with _bar("{task.fields[count]}", "{task.description}") as bar:
+        task = bar.add_task("", total=total, count=f"0/{total}")
+        started = 0
+
+        def update(name: str) -> None:
+            nonlocal started
+            bar.update(task, completed=started, count=f"{started}/{total}", description=printable(name))
+            started += 1
+
+        yield update

@@ -141,7 +141,7 @@ class Factors(nn.Module):
         self._keep("frame", None if frame is None else frame.to(diagonal.dtype))
         self._keep("pivot_rows", terms.rows)
         self._keep("pivot_columns", terms.columns)
-        self._keep("sample", _sample(matrix))
+        self._keep("sample", self.sample_of(matrix))
         self.ready = True
 
     def at(self, rows: Tensor | None, columns: Tensor | None) -> bool:
@@ -149,6 +149,13 @@ class Factors(nn.Module):
         if not self.ready:
             return False
         return _same(rows, self.pivot_rows) and _same(columns, self.pivot_columns)
+
+    @staticmethod
+    def sample_of(matrix: Tensor) -> Tensor:
+        """Return evenly spaced entries of a weight (m, n), float32, to tell it from another one."""
+        m, n = matrix.shape
+        positions = torch.arange(SAMPLES, device=matrix.device) * (m * n - 1) // (SAMPLES - 1)
+        return matrix[positions // n, positions % n].detach().float()
 
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, tensor, persistent=False)
@@ -182,13 +189,6 @@ def _same(ours: Tensor | None, theirs: Tensor | None) -> bool:
     if ours is None or theirs is None:
         return ours is theirs
     return torch.equal(ours.to(theirs), theirs)
-
-
-def _sample(matrix: Tensor) -> Tensor:
-    m, n = matrix.shape
-    positions = torch.arange(SAMPLES, device=matrix.device) * max(m * n - 1, 1) // max(SAMPLES - 1, 1)
-    positions = positions % (m * n)
-    return matrix[positions // n, positions % n].float().clone()
 
 
 def sample_deviation(saved: Tensor, present: Tensor) -> float:

@@ -137,11 +137,24 @@ class LoLDULayer(AdapterHost, nn.Module):
             dtype=torch.promote_types(torch.float32, matrix.dtype),
             device=matrix.device,
         )
-        self.factors = Factors(matrix, options, terms=None if factors is None else ldu_terms(factors))
-        self.adapter = adapter
-        self.adapter.start_from(self.factors)
+        constant = Factors(matrix, options, terms=None if factors is None else ldu_terms(factors))
+        adapter.start_from(constant)
         # Every option is checked: from here on the base layer is this one's.
+        self._hold(base_layer, adapter, constant)
+
+    @classmethod
+    def of(cls, base_layer: nn.Module, diagonal: Diagonal) -> LoLDULayer:
+        """Return the layer of an adapter that is there already, with its factors."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.kind = kind_of(base_layer)
+        layer._hold(base_layer, diagonal.adapter, diagonal.factors)
+        return layer
+
+    def _hold(self, base_layer: nn.Module, adapter: DiagonalAdapter, factors: Factors) -> None:
         self.base_layer = base_layer.requires_grad_(requires_grad=False)
+        self.factors = factors
+        self.adapter = adapter
         self._base_weight: Tensor | None = None
         self._merged = False
         self.register_state_dict_pre_hook(_refuse_while_merged)  # type: ignore[no-untyped-call]

@@ -4,17 +4,19 @@ from lowrank_ldu.nn.kinds.base import LayerKind
 from lowrank_ldu.nn.kinds.convolution import ConvolutionKind
 from lowrank_ldu.nn.kinds.embedding import EmbeddingKind
 from lowrank_ldu.nn.kinds.linear import LinearKind
-from lowrank_ldu.nn.kinds.select import ACCEPTED_LAYERS, is_linear, kind_of, supports
+from lowrank_ldu.nn.kinds.select import ACCEPTED_LAYERS, KINDS, is_linear, kind_named, kind_of, supports
 from lowrank_ldu.nn.kinds.transposed import TransposedLinearKind
 
 __all__ = [
     "ACCEPTED_LAYERS",
+    "KINDS",
     "ConvolutionKind",
     "EmbeddingKind",
     "LayerKind",
     "LinearKind",
     "TransposedLinearKind",
     "is_linear",
+    "kind_named",
     "kind_of",
     "supports",
 ]

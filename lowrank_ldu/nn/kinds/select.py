@@ -20,6 +20,16 @@ ACCEPTED_LAYERS = (
 )
 
 
+KINDS: dict[str, type[LayerKind]] = {
+    kind.name: kind for kind in (LinearKind, TransposedLinearKind, ConvolutionKind, EmbeddingKind)
+}
+
+
+def kind_named(name: str) -> type[LayerKind]:
+    """Return the kind of a name in `KINDS`."""
+    return KINDS[name]
+
+
 def kind_of(module: nn.Module) -> type[LayerKind]:
     """Return the kind of a module.
 

@@ -1,0 +1,133 @@
+"""The base model's weights on disk, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from lowrank_ldu.adapters.errors import AdapterError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+INDEX_SUFFIX = ".safetensors.index.json"
+
+
+class BaseCheckpoint:
+    """The safetensors files of a model: names without reading data, one tensor at a time.
+
+    Parameters
+    ----------
+    path : path
+        A .safetensors file, an index of shards, or a folder with one or the other.
+
+    Attributes
+    ----------
+    root : Path
+        Folder of the files.
+    files : dict of str to list of str
+        File name to the names of its tensors, in the file's order.
+
+    Raises
+    ------
+    AdapterError
+        There is no such file, it is not what it should be, or an index names a file outside its folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        main = _main_file(self.path)
+        self.root = main.parent
+        self.index = main if main.name.endswith(INDEX_SUFFIX) else None
+        names = [main.name] if self.index is None else _shards(main)
+        self.files = {name: self._names(name) for name in names}
+        self._where = {tensor: name for name, tensors in self.files.items() for tensor in tensors}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor."""
+        with self._open(self._where[name]) as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, without reading it."""
+        with self._open(self._where[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def weight_of(self, layer: str) -> str:
+        """Return the name of a layer's weight, which a checkpoint may hold under more or fewer prefixes.
+
+        Raises
+        ------
+        AdapterError
+            There is no such weight, or there are several.
+        """
+        return self.name_of(f"{layer}.weight", f"layer {layer!r}")
+
+    def name_of(self, wanted: str, what: str) -> str:
+        """Return the one name of the checkpoint that is `wanted`, but for prefixes of either."""
+        if wanted in self._where:
+            return wanted
+        longer = [name for name in self._where if name.endswith(f".{wanted}")]
+        shorter = [name for name in self._where if wanted.endswith(f".{name}")]
+        found = longer or shorter
+        if len(found) == 1:
+            return found[0]
+        seen = (
+            f"it holds {', '.join(map(repr, found[:3]))}"
+            if found
+            else f"it holds none of its {len(self._where)} tensors"
+        )
+        raise AdapterError(f"{what}: {self.path} has no {wanted!r} ({seen}); accepted: the base that the adapter is of")
+
+    def _names(self, file_name: str) -> list[str]:
+        with self._open(file_name) as file:
+            return list(file.keys())
+
+    def _open(self, file_name: str) -> safe_open:
+        path = self.root / file_name
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise AdapterError(f"{path}: not a safetensors file ({error})") from error
+
+
+def _main_file(path: Path) -> Path:
+    if path.is_dir():
+        indices, files = sorted(path.glob(f"*{INDEX_SUFFIX}")), sorted(path.glob("*.safetensors"))
+        if len(indices) == 1:
+            return indices[0]
+        if len(files) == 1:
+            return files[0]
+        found = ", ".join(file.name for file in [*indices, *files]) or "none"
+        raise AdapterError(f"{path}: accepted: a folder with one safetensors file or one index of them; found: {found}")
+    if not path.is_file():
+        raise AdapterError(
+            f"{path}: no such file or folder; accepted: a base model's safetensors file, index or folder"
+        )
+    if not path.name.endswith((".safetensors", INDEX_SUFFIX)):
+        raise AdapterError(f"{path}: accepted: a .safetensors file, an index of shards, or a folder with one of them")
+    return path
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise AdapterError(f"{index}: not an index of safetensors shards ({error})") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise AdapterError(f"{index}: names the shard {name!r}; accepted: files in the folder of the index")
+    return sorted(names)

@@ -1,0 +1,7 @@
+"""Adapters for those who do not have this package: LoRA pairs, merged models, dense updates."""
+
+from lowrank_ldu.adapters.exports.delta import DELTA_WEIGHTS, export_delta
+from lowrank_ldu.adapters.exports.lora import LoraExport, export_lora
+from lowrank_ldu.adapters.exports.merged import export_merged
+
+__all__ = ["DELTA_WEIGHTS", "LoraExport", "export_delta", "export_lora", "export_merged"]

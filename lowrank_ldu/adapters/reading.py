@@ -1,0 +1,35 @@
+"""Read an adapter's folder, of this package or of PEFT, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.adapters.native_folder import read_native
+from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG, read_peft
+
+if TYPE_CHECKING:
+    import os
+
+    from lowrank_ldu.adapters.file import AdapterFile
+
+
+def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
+    """Read the folder that `save_adapter`, or `save_pretrained` of a PEFT model with a `LolduConfig`, wrote.
+
+    Parameters
+    ----------
+    path : path
+        The folder.
+
+    Returns
+    -------
+    AdapterFile
+
+    Raises
+    ------
+    AdapterError
+        A file is missing, damaged or changed, or is not of such an adapter.
+    """
+    folder = Path(path)
+    return read_peft(folder) if (folder / PEFT_CONFIG).is_file() else read_native(folder)

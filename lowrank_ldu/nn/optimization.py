@@ -1,0 +1,125 @@
+"""Any torch optimiser with the constraints of section III-D kept after every step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim import Optimizer
+
+from lowrank_ldu.nn.projection import project_
+from lowrank_ldu.validation import check_positive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+# What is kept here; everything else, set or read, is the wrapped optimiser's. LR schedulers and accelerate replace `step`
+# by their own, which has to stay on the object that they were given.
+_OWN = frozenset({"optimizer", "model", "epsilon", "step", "_handle"})
+
+
+class ProjectedOptimizer(Optimizer):
+    r"""Optimiser after each step of which every LoLDU adapter has \|z\| <= epsilon and 0 < sigma <= 1.
+
+    Stands in for the optimiser that it wraps: for LR schedulers, GradScaler, accelerate, the Trainer of transformers.
+    Parameter groups, state and state dicts are the wrapped optimiser's own, so checkpoints are those without it. The
+    projection is a hook on the wrapped optimiser, so that whoever calls that one's `step`, which some libraries do, gets
+    it as well.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Any torch optimiser.
+    model : nn.Module
+        Holds the adapters: LoLDU layers, or layers of PEFT. Adapters that are added later count; frozen ones are left
+        alone.
+    epsilon : float, optional
+        As for `project_`.
+
+    Attributes
+    ----------
+    optimizer, model, epsilon
+        As given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `optimizer` is not a torch optimiser, or epsilon not a positive finite number.
+
+    Notes
+    -----
+    The projection follows the step and does not enter the optimiser's moments. LBFGS keeps differences of points between
+    its steps, which do not hold what the projection moved.
+
+    Examples
+    --------
+    >>> from lowrank_ldu.nn import LoLDULayer
+    >>> layer = LoLDULayer(torch.nn.Linear(4, 4), rank=2)
+    >>> optimizer = ProjectedOptimizer(torch.optim.SGD(layer.adapter.parameters(), lr=100.0), layer, epsilon=0.5)
+    >>> layer(torch.ones(4)).square().sum().backward()
+    >>> optimizer.step()
+    >>> bool(layer.z.norm() <= 0.5 + 1e-6), bool(0 < layer.sigma <= 1)
+    (True, True)
+    >>> optimizer.remove()  # from here on plain SGD
+    """
+
+    # Optimizer.__init__ is not called: groups and state are not to be made a second time.
+    def __init__(self, optimizer: Optimizer, model: nn.Module, epsilon: float | None = None) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer is a {type(optimizer).__name__}; accepted: a torch.optim.Optimizer")
+        self.optimizer = optimizer
+        self.model = model
+        self.epsilon = None if epsilon is None else check_positive(epsilon, "epsilon")
+        self._handle = optimizer.register_step_post_hook(self._project)
+
+    def _project(self, *_: Any) -> None:
+        project_(self.model, self.epsilon)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take the wrapped optimiser's step, and project."""
+        # Without a closure no argument: some optimisers' step takes none.
+        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    def remove(self) -> None:
+        """Take the projection off; this object and the wrapped optimiser then do the same."""
+        self._handle.remove()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:
+            raise AttributeError(name)  # not there yet, while being unpickled
+        return getattr(self.optimizer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.optimizer, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in _OWN:
+            object.__delattr__(self, name)
+        else:
+            delattr(self.optimizer, name)
+
+    def __repr__(self) -> str:
+        return f"ProjectedOptimizer(epsilon={self.epsilon}, {self.optimizer!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle with the model that is projected; torch's optimisers leave their hooks behind."""
+        active = self._handle.id in self.optimizer._optimizer_step_post_hooks
+        return type(self), (self.optimizer, self.model, self.epsilon), active
+
+    def __setstate__(self, active: bool) -> None:  # type: ignore[override]
+        if not active:
+            self.remove()
+
+
+def _forwarded(name: str) -> Any:
+    """Return a method that calls the wrapped optimiser's, where `Optimizer` has one that would be found first."""
+
+    def method(self: ProjectedOptimizer, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.optimizer, name)(*args, **kwargs)
+
+    return method

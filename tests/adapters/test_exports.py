@@ -1,0 +1,298 @@
+"""Exports: what plain PEFT, plain safetensors and plain PyTorch make of them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+from lowrank_ldu.adapters import (
+    AdapterError,
+    BaseCheckpoint,
+    export_delta,
+    export_lora,
+    export_merged,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
+from lowrank_ldu.adapters.exports.low_rank import compress
+from lowrank_ldu.adapters.tensor_stream import Entry, entries_of, write_tensors
+from lowrank_ldu.adapters.tensor_stream import given as in_memory
+from lowrank_ldu.nn import inject, lowrank_layers
+from lowrank_ldu.nn.functional import updated_matrix
+from lowrank_ldu.peft import LolduConfig
+
+TOKENS = torch.arange(12).reshape(3, 4)
+
+
+class Mixed(nn.Module):
+    """Every kind of layer that has a LoRA counterpart, and a head that is trained whole."""
+
+    def __init__(self, linear=nn.Linear):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(20, 12)
+        self.first = linear(12, 16)
+        self.second = linear(16, 12)
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, tokens):
+        hidden = self.second(torch.relu(self.first(self.embed(tokens))))
+        return self.head(self.conv(hidden[:, None]).mean((2, 3)))
+
+
+class Transposed(Mixed):
+    def __init__(self):
+        super().__init__(linear=lambda n, m: Conv1D(m, n))
+
+
+TARGETS = ["embed", "first", "second", "conv"]
+
+
+def peft_adapter(model, folder, **options):
+    """A trained adapter of PEFT's making, and the outputs of its model."""
+    config = LolduConfig(r=5, target_modules=TARGETS, init_weights=False, modules_to_save=["head"], **options)
+    adapted = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        adapted.base_model.model.head.modules_to_save["default"].weight.normal_()
+    adapted.save_pretrained(folder)
+    with torch.no_grad():
+        return adapted(TOKENS)
+
+
+@pytest.fixture
+def base(tmp_path):
+    (tmp_path / "base").mkdir()
+    save_file(Mixed().state_dict(), tmp_path / "base" / "model.safetensors")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("kind", [Mixed, Transposed])
+@pytest.mark.parametrize(
+    "options", [{}, {"rank_pattern": {"conv": 3}, "alpha": 2.0, "parametrization": "gram"}], ids=str
+)
+def test_lora_in_plain_peft_gives_the_same_outputs(tmp_path, kind, options):
+    save_file(kind().state_dict(), tmp_path / "model.safetensors")
+    expected = peft_adapter(kind(), tmp_path / "adapter", **options)
+    (tmp_path / "lora").mkdir()
+    result = export_lora(
+        read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "model.safetensors"), tmp_path / "lora"
+    )
+    assert set(result.errors.values()) == {0.0}
+    assert set(result.ranks) == set(TARGETS)
+    plain = PeftModel.from_pretrained(kind(), tmp_path / "lora").eval()
+    assert type(plain.peft_config["default"]) is LoraConfig
+    torch.testing.assert_close(plain(TOKENS), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_needs_no_lowrank_ldu(tmp_path, base):
+    """In a process that cannot import this package."""
+    expected = peft_adapter(Mixed(), tmp_path / "adapter")
+    (tmp_path / "lora").mkdir()
+    export_lora(read_adapter(tmp_path / "adapter"), BaseCheckpoint(base), tmp_path / "lora")
+    script = (
+        'import sys; sys.modules["lowrank_ldu"] = None\n'
+        "import torch, warnings; warnings.simplefilter('ignore')\n"
+        "from peft import PeftModel\nfrom torch import nn\n"
+        "class Model(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embed, self.first, self.second = nn.Embedding(20, 12), nn.Linear(12, 16), nn.Linear(16, 12)\n"
+        "        self.conv, self.head = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(6, 2)\n"
+        "    def forward(self, tokens):\n"
+        "        hidden = self.second(torch.relu(self.first(self.embed(tokens))))\n"
+        "        return self.head(self.conv(hidden[:, None]).mean((2, 3)))\n"
+        "from safetensors.torch import load_file\n"
+        "model = Model(); model.load_state_dict(load_file(sys.argv[1]))\n"
+        "model = PeftModel.from_pretrained(model, sys.argv[2]).eval()\n"
+        "print(model(torch.arange(12).reshape(3, 4)).tolist())\n"
+    )
+    arguments = [sys.executable, "-P", "-c", script, base / "model.safetensors", tmp_path / "lora"]
+    out = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    torch.testing.assert_close(torch.tensor(json.loads(out)), expected, atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 6), st.integers(1, 7), st.integers(1, 5), st.data())
+def test_compression_is_the_truncated_svd(m, n, r, data):
+    rank = data.draw(st.integers(1, min(m, n, r)))
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    left, right = (torch.from_numpy(generator.standard_normal(shape)) for shape in ((m, r), (r, n)))
+    B, A, error = compress(left, right, rank)
+    product = (left @ right).numpy()
+    u, s, vt = np.linalg.svd(product)
+    best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+    # Products of well-scaled float64 numbers; ties of singular values are never drawn.
+    np.testing.assert_allclose((B @ A).numpy(), best, atol=1e-9 * s[0])
+    np.testing.assert_allclose(error, np.linalg.norm(product - best) / np.linalg.norm(product), atol=1e-9)
+
+
+def test_a_compressed_export_says_its_error(tmp_path, base):
+    peft_adapter(Mixed(), tmp_path / "adapter")
+    (tmp_path / "lora").mkdir()
+    result = export_lora(read_adapter(tmp_path / "adapter"), BaseCheckpoint(base), tmp_path / "lora", rank=2)
+    tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert set(result.ranks.values()) == {2}
+    exact = read_adapter(tmp_path / "adapter").layers["first"].bind(Mixed().first.weight.detach())
+    update = updated_matrix(exact.factors, exact.delta.detach())
+    kept = tensors["base_model.model.first.lora_B.weight"] @ tensors["base_model.model.first.lora_A.weight"]
+    assert result.errors["first"] == pytest.approx(float((update - kept).norm() / update.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_merged_model_gives_the_same_outputs(tmp_path, shards):
+    state = Mixed().state_dict()
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_text("the unmerged weights in another format")
+    if shards == 1:
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+    else:
+        names = {name: f"model-{index % shards}.safetensors" for index, name in enumerate(state)}
+        for file in set(names.values()):
+            save_file({name: state[name] for name in state if names[name] == file}, folder / file, {"format": "pt"})
+        index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": names}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = peft_adapter(Mixed(), tmp_path / "adapter")
+    (tmp_path / "out").mkdir()
+    changed = export_merged(read_adapter(tmp_path / "adapter"), BaseCheckpoint(folder), tmp_path / "out")
+    assert changed == sorted([*(f"{name}.weight" for name in TARGETS), "head.bias", "head.weight"])
+    merged = Mixed()
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        merged.load_state_dict(load_file(file), strict=False)
+    torch.testing.assert_close(merged(TOKENS), expected, atol=1e-5, rtol=1e-5)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {path.name for path in folder.iterdir()} - {"pytorch_model.bin"}
+    # What is not adapted is the same bytes.
+    assert torch.equal(merged.conv.bias, state["conv.bias"])
+
+
+def test_a_half_precision_merge_rounds_once(tmp_path):
+    """float32 sum, one rounding: at most half a unit in the last place from the float64 sum."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 24)).bfloat16()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    weight = model[0].weight.detach().clone()
+    inject(model, ["0"], 8)
+    with torch.no_grad():
+        model[0].offset.normal_(std=0.01)
+    save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "out").mkdir()
+    export_merged(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "model.safetensors"), tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")["0.weight"]
+    assert merged.dtype == torch.bfloat16
+    # The factors of a bfloat16 base are bfloat16, and rebuilt ones may round differently: those that were merged count.
+    _, adapter, factors = read_adapter(tmp_path / "adapter").layers["0"].bind(weight)
+    exact = weight.double() + updated_matrix(factors, adapter.delta(factors).detach()).double()
+    # 8 bits: half a unit is at most 2^-8 of the magnitude; float32's own rounding is below a thousandth of that.
+    assert ((merged.double() - exact).abs() <= exact.abs() * 2.0**-8 * 1.001 + 1e-12).all()
+
+
+def test_dense_updates(tmp_path, base):
+    model = Mixed()
+    inject(model, TARGETS, 4)
+    for _, layer in lowrank_layers(model):
+        with torch.no_grad():
+            layer.offset.normal_(std=0.1)
+    save_adapter(model, tmp_path / "adapter")
+    (tmp_path / "out").mkdir()
+    names = export_delta(read_adapter(tmp_path / "adapter"), BaseCheckpoint(base), tmp_path / "out")
+    updates = load_file(tmp_path / "out" / "delta.safetensors")
+    assert sorted(updates) == sorted(names) == sorted(f"{name}.weight" for name in TARGETS)
+    for name, layer in lowrank_layers(model):
+        expected = layer.delta_weight().reshape(updates[f"{name}.weight"].shape)
+        torch.testing.assert_close(updates[f"{name}.weight"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_native_and_peft_folders_of_gpt2_with_its_prefix(tmp_path):
+    """A checkpoint saved under other prefixes than the model that was adapted has; tied weights are saved once."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=2)).eval()
+    model.transformer.save_pretrained(tmp_path / "base")  # names without "transformer."
+    adapted = get_peft_model(model, LolduConfig(r=4, target_modules=["c_attn", "c_fc"], init_weights=False)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted(TOKENS).logits
+    (tmp_path / "out").mkdir()
+    export_merged(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base"), tmp_path / "out")
+    merged = type(model.transformer).from_pretrained(tmp_path / "out").eval()
+    hidden = merged(TOKENS).last_hidden_state
+    torch.testing.assert_close(adapted.base_model.model.lm_head(hidden), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_peft_folder_loads_into_the_standalone_layer(tmp_path):
+    expected = peft_adapter(Mixed(), tmp_path / "adapter")
+    model = Mixed()
+    assert sorted(load_adapter(model, tmp_path / "adapter")) == sorted(TARGETS)
+    torch.testing.assert_close(model(TOKENS), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_another_base_and_what_force_lets_pass(tmp_path):
+    peft_adapter(Mixed(), tmp_path / "adapter")
+    other = {
+        name: tensor * 1.003 if name == "first.weight" else tensor for name, tensor in Mixed().state_dict().items()
+    }
+    save_file(other, tmp_path / "other.safetensors")
+    (tmp_path / "out").mkdir()
+    arguments = read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "other.safetensors"), tmp_path / "out"
+    with pytest.raises(AdapterError, match=r"layer 'first': the weight is not the one .* differs, by 0\.3 %"):
+        export_merged(*arguments)
+    assert list((tmp_path / "out").iterdir()) == []
+    with pytest.warns(UserWarning, match="layer 'first': the weight is not the one"):
+        export_merged(*arguments, force=True)
+    del other["first.weight"]
+    save_file(other, tmp_path / "other.safetensors")
+    arguments = read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "other.safetensors"), tmp_path / "out"
+    with pytest.raises(AdapterError, match="layer 'first': .* has no 'first.weight'"):
+        export_lora(*arguments, force=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path / "none", "no such file or folder"),
+        (lambda path: (path / "x.bin").write_text("junk") and path / "x.bin", "accepted: a .safetensors file"),
+        (lambda path: (path / "x.safetensors").write_text("junk") and path / "x.safetensors", "not a safetensors file"),
+        (lambda path: path, "a folder with one safetensors file or one index of them; found: none"),
+        (
+            lambda path: (
+                (path / "m.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}') and path
+            ),
+            "names the shard '../x.safetensors'; accepted: files in the folder of the index",
+        ),
+        (
+            lambda path: (path / "m.safetensors.index.json").write_text("[]") and path,
+            "not an index of safetensors shards",
+        ),
+    ],
+)
+def test_bases_that_are_none(tmp_path, make, message):
+    with pytest.raises(AdapterError, match=message):
+        BaseCheckpoint(make(tmp_path))
+
+
+def test_written_tensors_are_those_that_safetensors_writes(tmp_path):
+    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+    tensors = {str(dtype): (torch.arange(6).reshape(2, 3) % 2).to(dtype) for dtype in dtypes}
+    tensors["empty"], tensors["scalar"] = torch.zeros(0, 3), torch.tensor(3.0)
+    write_tensors(tmp_path / "ours", [in_memory(*item) for item in tensors.items()], {"format": "pt"})
+    read = load_file(tmp_path / "ours")
+    assert set(read) == set(tensors)
+    assert all(torch.equal(read[name], tensors[name]) and read[name].dtype == tensors[name].dtype for name in tensors)
+    again = {entry.name: entry.read() for entry in entries_of(tmp_path / "ours")}
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    wrong = Entry("a", torch.float32, (3,), lambda: torch.zeros(2))
+    with pytest.raises(ValueError, match="tensor 'a' is torch.float32"):
+        write_tensors(tmp_path / "bad", [wrong])
+    assert not (tmp_path / "bad").exists()
+    assert len(list(tmp_path.iterdir())) == 1
