@@ -5,6 +5,7 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports import export_delta, export_lora, export_merged
 from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 from lowrank_ldu.adapters.loading import load_adapter
+from lowrank_ldu.adapters.published import import_published
 from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.adapters.saving import save_adapter
 
@@ -16,6 +17,7 @@ __all__ = [
     "export_delta",
     "export_lora",
     "export_merged",
+    "import_published",
     "load_adapter",
     "read_adapter",
     "save_adapter",

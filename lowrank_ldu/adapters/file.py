@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from lowrank_ldu.adapters.deviation import Deviation, warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.fingerprint import fingerprint
+from lowrank_ldu.adapters.records import factor_options
+from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
-from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
+from lowrank_ldu.nn.factors import Factors, sample_deviation
 from lowrank_ldu.nn.host import Diagonal
-from lowrank_ldu.nn.initialization import is_random
 from lowrank_ldu.nn.kinds import kind_named
 from lowrank_ldu.validation import dtype_name
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.layout import LayerRecord
     from lowrank_ldu.nn.kinds import LayerKind
 
-# Singular vectors of values that agree to rounding are not determined: the basis of another machine may be turned
-# within their space. What rounding does to separate ones is far below this.
-_TURNED = 0.01
+# Of the update. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms are nothing but
+# rounding (a rank above the base's own) or singular vectors came out turned, they agree to 1 or worse.
+_AGREE = 0.01
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class StoredLayer:
         Qualified name of the base layer in its model.
     record : LayerRecord
     tensors : dict of str to Tensor
-        offset, sigma, initial_sigma, base_sample and, where there are any, pivot_rows, pivot_columns,
-        initial_diagonal, diagonal.
+        offset, sigma, initial_sigma, base_sample and, where there are any, update_sketch, pivot_rows, pivot_columns,
+        initial_diagonal.
     """
 
     name: str
@@ -59,13 +60,20 @@ class StoredLayer:
         matrix : Tensor, shape (m, n)
             The base weight, as its kind reads it.
         force : bool
-            Accept a weight that is not the one of training, and warn of how far off it is.
+            Accept a weight that is not the one of training, and warn of how far off it and the update are.
 
         Raises
         ------
         AdapterError
-            The weight has another shape or, without `force`, other entries; or it cannot be eliminated at the pivots.
+            The weight has another shape or, without `force`, other entries; it cannot be eliminated at the pivots; or,
+            without `force`, the update does not come out as it was trained.
         """
+        diagonal, deviation = self.rebuild(matrix, force=force)
+        warn_of([] if deviation is None else [deviation])
+        return diagonal
+
+    def rebuild(self, matrix: Tensor, *, force: bool) -> tuple[Diagonal, Deviation | None]:
+        """Do what `bind` does, and return what `force` let pass instead of warning of it."""
         record = self.record
         # PEFT's files say nothing of shapes.
         if record.shape != (0, 0) and tuple(matrix.shape) != record.shape:
@@ -75,17 +83,28 @@ class StoredLayer:
             )
         if matrix.device.type == "meta":
             raise AdapterError(f"layer {self.name!r} is on the meta device and has no data; accepted: a base with data")
-        self._check_base(matrix, force=force)
-        wide = torch.promote_types(matrix.dtype, torch.float32)
-        try:
-            options = FactorOptions(
-                record.rank,
-                record.basis,  # type: ignore[arg-type]
-                record.pivoting,  # type: ignore[arg-type]
-                record.parametrization,  # type: ignore[arg-type]
-                record.seed,
+        base = self._base_deviation(matrix)
+        # Before the factorisation, which has no meaning on another base and may fail there.
+        if base is not None and not force:
+            raise AdapterError(
+                f"{self._deviation(matrix, base, None)}, so that its diagonal means something else; accepted: the same "
+                "base, or force for a rounded copy of it"
             )
-            factors = Factors(matrix, options, deferred=True)
+        diagonal = self._diagonal(matrix)
+        update = self._update_deviation(diagonal)
+        if base is None and (update is None or update <= _AGREE):
+            return diagonal, None
+        deviation = self._deviation(matrix, base, update)
+        if not force:
+            raise AdapterError(
+                f"{deviation}: {self._reason()}; accepted: an adapter that can be rebuilt, or force to take it as it is"
+            )
+        return diagonal, deviation
+
+    def _diagonal(self, matrix: Tensor) -> Diagonal:
+        record = self.record
+        try:
+            factors = Factors(matrix, factor_options(record), deferred=True)
             factors.build(matrix, self.tensors.get("pivot_rows"), self.tensors.get("pivot_columns"))
             adapter = DiagonalAdapter(
                 record.rank,
@@ -94,7 +113,7 @@ class StoredLayer:
                 preserving=record.preserving,
                 train_sigma=record.train_sigma,
                 seed=record.seed,
-                dtype=wide,
+                dtype=torch.promote_types(matrix.dtype, torch.float32),
                 device=matrix.device,
             )
             adapter.start_from(factors)
@@ -102,60 +121,37 @@ class StoredLayer:
                 adapter.set_initial_diagonal(self.tensors["initial_diagonal"], factors)
         except (TypeError, ValueError) as error:
             raise AdapterError(f"layer {self.name!r}: {error}") from error
-        self._check_basis(factors, force=force)
         with torch.no_grad():
             for name in ("offset", "sigma", "initial_sigma"):
                 getattr(adapter, name).copy_(self.tensors[name])
         return Diagonal(self.name, adapter, factors)
 
-    def _check_base(self, matrix: Tensor, *, force: bool) -> None:
+    def _base_deviation(self, matrix: Tensor) -> float | None:
+        """Return how far off the weight is where it was sampled, or None if it is the one of training."""
         if self.record.base_sha256 and fingerprint(matrix) == self.record.base_sha256:
-            return
-        # Where there is no fingerprint, as in PEFT's files, a sample has to do.
+            return None
         deviation = sample_deviation(self.tensors["base_sample"], Factors.sample_of(matrix))
-        if not self.record.base_sha256 and deviation == 0.0:
-            return
-        seen = f"by {100 * deviation:.2g} % where it was sampled" if deviation else "but not where it was sampled"
-        dtype = dtype_name(matrix)
-        changed = f", and is {dtype} for {self.record.base_dtype}" if self.record.base_dtype not in {"", dtype} else ""
-        trained = f"layer {self.name!r}: the weight is not the one that the adapter was trained on"
-        message = f"{trained}: it differs, {seen}{changed}"
-        if not force:
-            raise AdapterError(
-                f"{message}, so that its diagonal means something else; accepted: the same base, or force for a "
-                "rounded copy of it"
-            )
-        warnings.warn(message, UserWarning, stacklevel=4)
+        # Where there is no fingerprint, as in PEFT's files, a sample has to do.
+        return None if not self.record.base_sha256 and deviation == 0.0 else deviation
 
-    def _check_basis(self, factors: Factors, *, force: bool) -> None:
-        """Notice singular vectors that came out turned: for them, u_i^T W' v_i of the training's base is not s_i."""
-        saved = self.tensors.get("signature")
-        if saved is None:
-            return
-        deviation = sample_deviation(saved, basis_signature(factors))
-        if deviation <= _TURNED:
-            return
-        message = (
-            f"layer {self.name!r}: its singular vectors come out different here (by {100 * deviation:.2g} %), as those "
-            "of nearly equal singular values may"
+    def _update_deviation(self, diagonal: Diagonal) -> float | None:
+        if "update_sketch" not in self.tensors:
+            return None
+        return sample_deviation(self.tensors["update_sketch"], update_sketch(diagonal.factors, diagonal.delta))
+
+    def _deviation(self, matrix: Tensor, base: float | None, update: float | None) -> Deviation:
+        trained, present = self.record.base_dtype, dtype_name(matrix)
+        return Deviation(self.name, base, None if trained in {"", present} else (present, trained), update)
+
+    def _reason(self) -> str:
+        if self.record.basis == "svd":
+            return "its singular vectors come out different here, as those of nearly equal singular values may"
+        if self.record.basis == "random":
+            return "its random basis comes out different here"
+        return (
+            f"the base does not determine all of its {self.record.rank} terms, some of which are rounding errors (its "
+            "rank is smaller), or it was changed after the adapter was put on it"
         )
-        if not force:
-            raise AdapterError(f"{message}; accepted: basis 'ldu', which is rebuilt from its pivots, or force")
-        warnings.warn(message, UserWarning, stacklevel=4)
-
-
-def basis_signature(factors: Factors) -> Tensor:
-    """Return one number for each term that does not depend on the sign of its pair of vectors, shape (r,), float32.
-
-    The sum of the term's entries under a fixed pattern of signs.
-    """
-    signs = [
-        torch.where(torch.arange(size, device=factors.left.device) * 2654435761 % 7 < 4, 1.0, -1.0)
-        for size in (factors.left.shape[0], factors.right.shape[1])
-    ]
-    rows = signs[0].to(factors.left) @ factors.left
-    columns = factors.right @ signs[1].to(factors.right)
-    return (rows * columns * factors.scale).float()
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ class AdapterFile:
     module_names : list of str
         Modules that were trained and saved whole.
     module_tensors : dict of str to Tensor
-        Their state, by qualified name.
+        Their state and that of single parameters (biases) that were trained, by qualified name in the base model.
     base_model, task_type : str, optional
         As PEFT's configuration names them.
     """
@@ -178,37 +174,3 @@ class AdapterFile:
     module_tensors: dict[str, Tensor] = field(default_factory=dict)
     base_model: str | None = None
     task_type: str | None = None
-
-
-def check_numbers(name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> None:
-    """Check that a layer has every tensor it needs, in its shape, and nothing that is not finite.
-
-    Raises
-    ------
-    AdapterError
-        Naming the layer and the tensor.
-    """
-    rows = record.basis == "ldu"
-    expected = {
-        "offset": (record.rank,),
-        "sigma": (1,),
-        "initial_sigma": (1,),
-        "base_sample": None,
-        **({"pivot_rows": (record.rank,)} if rows else {}),
-        **({"pivot_columns": (record.rank,)} if rows and record.pivoting != "partial" else {}),
-        **({"initial_diagonal": (record.rank,)} if is_random(record.init) else {}),  # type: ignore[arg-type]
-    }
-    for key, shape in expected.items():
-        if key not in tensors:
-            raise AdapterError(f"layer {name!r}: the adapter holds no {key}")
-        if shape is not None and tuple(tensors[key].shape) != shape:
-            raise AdapterError(f"layer {name!r}: {key} has shape {tuple(tensors[key].shape)}; accepted: {shape}")
-        floating = not key.startswith("pivot")
-        if tensors[key].is_floating_point() != floating:
-            raise AdapterError(
-                f"layer {name!r}: {key} is {dtype_name(tensors[key])}; accepted: "
-                f"{'floating' if floating else 'integers'}"
-            )
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise AdapterError(f"layer {name!r}: {key} holds entries that are not finite")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 
 
@@ -32,8 +36,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
     path : path
         Folder that `save_adapter` wrote, or `save_pretrained` of a PEFT model with a `LolduConfig`.
     force : bool
-        Accept base weights that are not those of training, such as a rounded or quantised copy, and warn of how far
-        off they are. Nothing else is let pass.
+        Accept base weights that are not those of training, such as a rounded or quantised copy, and updates that do
+        not come out as they were trained; warn once, of how far off the worst layer is. Nothing else is let pass.
 
     Returns
     -------
@@ -45,23 +49,28 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
     ------
     AdapterError
         A file is missing, damaged or changed; a layer of the adapter is missing in the model, is of another kind or
-        shape, or has another weight than in training. The model is then unchanged.
+        shape, or has another weight than in training; an update does not come out as it was trained. The model is then
+        unchanged.
     """
     adapter = read_adapter(path)
+    deviations: list[Deviation] = []
     with restore_trainable_on_error(model):
-        layers = {name: _build(model, stored, force=force) for name, stored in adapter.layers.items()}
-        states = {name: _module_state(model, name, adapter) for name in adapter.module_names}
+        layers = {name: _build(model, stored, deviations, force=force) for name, stored in adapter.layers.items()}
+        state = _whole_state(model, adapter)
+    # What can fail has not failed: from here on the model is changed.
+    with torch.no_grad():
+        for place, tensor in state:
+            place.copy_(tensor)
     # A base layer that stands under two names was saved once and is replaced twice.
     by_base: dict[nn.Module, LoLDULayer] = {layer.base_layer: layer for layer in layers.values()}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module in by_base and not name.endswith(".base_layer"):
+        if module in by_base:
             replace_module(model, name, by_base[module])
-    for name, state in states.items():
-        model.get_submodule(name).load_state_dict(state)
+    warn_of(deviations)
     return list(layers)
 
 
-def _build(model: nn.Module, stored: StoredLayer, *, force: bool) -> LoLDULayer:
+def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *, force: bool) -> LoLDULayer:
     name = stored.name
     try:
         base_layer = model.get_submodule(name)
@@ -76,21 +85,33 @@ def _build(model: nn.Module, stored: StoredLayer, *, force: bool) -> LoLDULayer:
         raise AdapterError(
             f"layer {name!r} is a {type(base_layer).__name__} in the model; accepted: kind {stored.kind.name!r}"
         )
-    return LoLDULayer.of(base_layer, stored.bind(matrix, force=force))
+    diagonal, deviation = stored.rebuild(matrix, force=force)
+    if deviation is not None:
+        deviations.append(deviation)
+    return LoLDULayer.of(base_layer, diagonal)
 
 
-def _module_state(model: nn.Module, name: str, adapter: AdapterFile) -> dict[str, Tensor]:
-    """Return the state of a module that was saved whole, checked to fit."""
-    try:
-        expected = model.get_submodule(name).state_dict()
-    except AttributeError as error:
-        raise AdapterError(f"module {name!r}: the model ({type(model).__name__}) has no such module") from error
-    held = {key.removeprefix(f"{name}."): tensor for key, tensor in adapter.module_tensors.items()}
-    state = {key: held[key] for key in expected if key in held}
-    for key, tensor in expected.items():
-        found = tuple(state[key].shape) if key in state else None
-        if found != tuple(tensor.shape):
+def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors of modules that were saved whole, each beside its place in the model, checked to fit."""
+    held, places = adapter.module_tensors, model.state_dict(keep_vars=True)
+    for name in adapter.module_names:
+        try:
+            expected = model.get_submodule(name).state_dict()
+        except AttributeError as error:
+            raise AdapterError(f"module {name!r}: the model ({type(model).__name__}) has no such module") from error
+        missing = sorted(key for key in expected if f"{name}.{key}" not in held)
+        if missing:
+            raise AdapterError(f"module {name!r}: the adapter holds no {missing[0]}; accepted: all of its state")
+    for name, tensor in sorted(held.items()):
+        place = places.get(name)
+        if not isinstance(place, torch.Tensor):
             raise AdapterError(
-                f"module {name!r}: {key} has shape {found} in the adapter; accepted: {tuple(tensor.shape)}"
+                f"tensor {name!r} of the adapter: the model ({type(model).__name__}) has none of its name"
             )
-    return state
+        if place.shape != tensor.shape:
+            raise AdapterError(
+                f"tensor {name!r} has shape {tuple(tensor.shape)} in the adapter; accepted: {tuple(place.shape)}"
+            )
+        if place.device.type == "meta":
+            raise AdapterError(f"tensor {name!r} is on the meta device in the model; accepted: a model with data")
+    return [(places[name], tensor) for name, tensor in held.items()]

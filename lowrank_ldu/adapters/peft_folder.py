@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lowrank_ldu.adapters.errors import AdapterError
-from lowrank_ldu.adapters.file import AdapterFile, StoredLayer, check_numbers
-from lowrank_ldu.adapters.layout import LayerRecord
-from lowrank_ldu.nn.kinds import KINDS, LinearKind
+from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+from lowrank_ldu.adapters.records import check_numbers, checked_record
+from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _INFIX = "base_model.model.", ".loldu_adapter."
+# With bias="all" PEFT saves the biases of modules that were trained whole twice more, under the names of its wrapper.
+_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 _OPTIONS = ("init", "preserving", "pivoting", "basis", "parametrization", "train_sigma", "seed")
 
 
@@ -40,7 +42,7 @@ def read_peft(folder: Path) -> AdapterFile:
         tensors = load_file(folder / PEFT_WEIGHTS)
     except OSError as error:
         raise AdapterError(f"{folder}: {error}; accepted: a folder with {PEFT_CONFIG} and {PEFT_WEIGHTS}") from error
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise AdapterError(f"{folder}: {PEFT_CONFIG} or {PEFT_WEIGHTS} is damaged ({error})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LOLDU":
         kind = config.get("peft_type") if isinstance(config, dict) else None
@@ -49,49 +51,73 @@ def read_peft(folder: Path) -> AdapterFile:
     if missing:
         raise AdapterError(f"{path}: has no {', '.join(missing)}; accepted: the configuration of a LoLDU adapter")
     layers: dict[str, dict[str, Tensor]] = {}
-    modules: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(_PREFIX)
         if _INFIX in name:
             layer, _, number = name.partition(_INFIX)
             layers.setdefault(layer, {})[number] = tensor
-        else:
-            modules[name] = tensor
+        elif not _WRAPPED.search(name):
+            others[name.replace(".base_layer.", ".")] = tensor
     if not layers:
         raise AdapterError(f"{folder / PEFT_WEIGHTS}: holds no layer of a LoLDU adapter")
-    stored = {name: _stored(name, config, numbers) for name, numbers in layers.items()}
+    stored = {name: _stored(path, name, config, numbers) for name, numbers in layers.items()}
     return AdapterFile(
         stored,
-        list(config.get("modules_to_save") or []),
-        modules,
+        _module_names(path, config.get("modules_to_save"), others),
+        others,
         base_model=config.get("base_model_name_or_path"),
         task_type=config.get("task_type"),
     )
 
 
-def _stored(name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> StoredLayer:
-    kind = (config.get("layer_kinds") or {}).get(name, LinearKind.name)
-    if kind not in KINDS:
-        raise AdapterError(f"layer {name!r} has kind {kind!r}; accepted: {', '.join(KINDS)}")
-    rank = _for_layer(config.get("rank_pattern") or {}, name, config["r"])
-    alpha = _for_layer(config.get("alpha_pattern") or {}, name, config.get("alpha"))
-    try:
-        options = {key: config[key] for key in _OPTIONS}
-        record = LayerRecord(
-            kind=kind,
-            shape=(0, 0),
-            base_dtype="",
-            base_sha256="",
-            rank=int(rank),
-            alpha=float(alpha or rank),
-            **options,
+def _stored(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> StoredLayer:
+    where = f"{path}: layer {name!r}"
+    kinds, patterns = (
+        config.get("layer_kinds") or {},
+        [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")],
+    )
+    if not all(isinstance(value, dict) for value in (kinds, *patterns)):
+        raise AdapterError(
+            f"{path}: layer_kinds, rank_pattern or alpha_pattern is no object; accepted: names to values"
         )
-    except (TypeError, ValueError) as error:
-        raise AdapterError(f"layer {name!r}: {error}") from error
-    check_numbers(name, record, tensors)
+    # Kinds are listed where one is not the plain one; files that have no list say it for all layers at once.
+    plain = TransposedLinearKind if not kinds and config.get("fan_in_fan_out") is True else LinearKind
+    try:
+        rank, alpha = (
+            _for_layer(pattern, name, config.get(key)) for pattern, key in zip(patterns, ("r", "alpha"), strict=True)
+        )
+    except re.error as error:
+        raise AdapterError(
+            f"{path}: rank_pattern or alpha_pattern holds what is no regular expression ({error})"
+        ) from error
+    record = checked_record(
+        where,
+        {
+            "kind": kinds.get(name, plain.name),
+            "shape": [0, 0],
+            "base_dtype": "",
+            "base_sha256": "",
+            "rank": rank,
+            "alpha": rank if alpha is None else alpha,
+            **{key: config[key] for key in _OPTIONS},
+        },
+    )
+    check_numbers(where, record, tensors, sketched=False)
     return StoredLayer(name, record, tensors)
 
 
 def _for_layer(pattern: dict[str, Any], name: str, default: Any) -> Any:
     """Return what a pattern of names gives for a layer, as PEFT matches them."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def _module_names(path: Path, listed: Any, tensors: dict[str, Tensor]) -> list[str]:
+    """Return the qualified names of modules that are listed by their last parts, not all of which there need be."""
+    if not isinstance(listed, list | None) or not all(isinstance(name, str) for name in listed or []):
+        raise AdapterError(f"{path}: modules_to_save is {listed!r}; accepted: a list of names, or null")
+    found = set()
+    for name in listed or []:
+        matches = (re.match(rf"((?:.*\.)?{re.escape(name)})\.", tensor) for tensor in tensors)
+        found |= {match[1] for match in matches if match}
+    return sorted(found)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import secrets
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors.torch import save
 
-from lowrank_ldu.adapters.file import basis_signature
+from lowrank_ldu.adapters.atomic import write_together
+from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.file import StoredLayer
 from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
-from lowrank_ldu.adapters.native_folder import config_digest
+from lowrank_ldu.adapters.records import check_numbers
+from lowrank_ldu.adapters.seal import sealed
+from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.host import hosts, weight_matrix
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from torch import Tensor, nn
@@ -34,7 +38,8 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     model : nn.Module
         Its LoLDU layers are not merged.
     path : path
-        A folder, made if it is not there. Files of an adapter in it are replaced, each at once.
+        A folder, made if it is not there. Files of an adapter in it are replaced, each at once; until both are there
+        whole, the folder is no adapter to `load_adapter`.
     modules_to_save : sequence of str
         Qualified names of modules that were trained whole, such as a new classification head; their state is
         written too.
@@ -43,18 +48,25 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     -------
     Path
         The folder. `adapter.safetensors` holds for each layer offset, sigma, its start, the pivots (in the smallest
-        integer type that fits), a sample of the base weight and, where it was drawn at random, the start of z;
-        `adapter.json` the options and a fingerprint of the base weight.
+        integer type that fits), a sample of the base weight, a sketch of the update and, where it was drawn at random,
+        the start of z; `adapter.json` the options and a fingerprint of the base weight.
 
     Raises
     ------
     TypeError
         `modules_to_save` is a single string.
     ValueError
-        `path` is a file. The model has no LoLDU layer, or no module of a name in `modules_to_save`, or that module has
-        one inside.
+        `path` is a file. The model has no LoLDU layer, is one itself, or has one whose numbers are not finite. It has
+        no module of a name in `modules_to_save`, or that module has a LoLDU layer inside, is inside one, or has state
+        that is no tensor.
     RuntimeError
         A layer is merged, so that its base weight cannot be told.
+
+    Warns
+    -----
+    UserWarning
+        A layer's rank is above its base's own, so that some of its terms are rounding errors and `load_adapter` will
+        refuse the file.
     """
     if isinstance(modules_to_save, str):
         raise TypeError(f"modules_to_save is the string {modules_to_save!r}; accepted: a sequence of names")
@@ -65,8 +77,12 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     for name, layer in lowrank_layers(model):
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
-        records[name] = _record(layer)
-        tensors.update({f"{name}.{key}": tensor for key, tensor in _tensors(layer).items()})
+        if not name:
+            raise ValueError("the model is a LoLDU layer itself; accepted: a model with LoLDU layers inside")
+        records[name], numbers = _record(layer), _tensors(layer)
+        check_numbers(f"layer {name!r}", records[name], numbers, sketched=True)
+        _warn_of_rounding(layer, StoredLayer(name, records[name], numbers))
+        tensors.update({f"{name}.{key}": tensor for key, tensor in numbers.items()})
     if not records:
         wrapped = next(hosts(model), None) is not None
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
@@ -83,10 +99,8 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         "layers": {name: asdict(record) for name, record in records.items()},
         "modules": list(modules_to_save),
     }
-    config["config_sha256"] = config_digest(config)
-    # Each file is whole or not there, and the checksum tells whether the two belong together.
-    _write(folder / WEIGHTS_FILE, data)
-    _write(folder / CONFIG_FILE, json.dumps(config, indent=1).encode())
+    # The configuration, which has the checksum of both, comes last.
+    write_together({folder / WEIGHTS_FILE: data, folder / CONFIG_FILE: sealed(config)})
     return folder
 
 
@@ -104,10 +118,25 @@ def _record(layer: LoLDULayer) -> LayerRecord:
 def _tensors(layer: LoLDULayer) -> dict[str, Tensor]:
     # The state that the layer loads from, the pivots in their smallest type.
     tensors: dict[str, Tensor] = layer.adapter.state_dict()
-    if layer.factors.options.basis == "svd":
-        tensors["signature"] = basis_signature(layer.factors)
-    # Clones: a tensor may share its memory with another, which the file format does not take.
-    return {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
+    tensors["update_sketch"] = update_sketch(layer.factors, layer.delta)
+    return {key: _copy(tensor) for key, tensor in tensors.items()}
+
+
+def _warn_of_rounding(layer: LoLDULayer, stored: StoredLayer) -> None:
+    """Try out, where the last pivots are as small as rounding errors, whether the update can be rebuilt."""
+    sizes = layer.factors.diagonal.abs()
+    noise = torch.finfo(sizes.dtype).eps * max(stored.record.shape)
+    if stored.record.basis != "ldu" or sizes.min() > noise * sizes.max():
+        return
+    try:
+        stored.rebuild(weight_matrix(layer.base_layer), force=False)
+    except AdapterError as error:
+        warnings.warn(f"saved, but load_adapter will refuse it: {error}", UserWarning, stacklevel=3)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    # A clone: a tensor may share its memory with another or have gaps in it, which the file format does not take.
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
@@ -119,18 +148,11 @@ def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
         ) from error
     if next(lowrank_layers(module), None) is not None:
         raise ValueError(f"modules_to_save names {name!r}, which has LoLDU layers; accepted: modules without any")
-    # Clones: tied tensors would share memory, which the file format does not take.
-    return {key: tensor.detach().cpu().clone() for key, tensor in module.state_dict().items()}
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    inside = next((layer for layer, _ in lowrank_layers(model) if name.startswith(f"{layer}.")), None)
+    if inside is not None:
+        raise ValueError(f"modules_to_save names {name!r}, which is inside of LoLDU layer {inside!r}; accepted: others")
+    state = module.state_dict()
+    other = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
+    if other is not None:
+        raise ValueError(f"modules_to_save names {name!r}, whose state holds {other!r}, which is not a tensor")
+    return {key: _copy(tensor) for key, tensor in state.items()}

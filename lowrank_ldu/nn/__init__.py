@@ -7,6 +7,7 @@ from lowrank_ldu.nn.initialization import INITIALIZATIONS, Initialization, initi
 from lowrank_ldu.nn.injection import inject, lowrank_layers
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.merging import merge, unload, unmerge
+from lowrank_ldu.nn.optimization import ProjectedOptimizer
 from lowrank_ldu.nn.projection import project_
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LoLDULayer",
     "ParameterCount",
     "Parametrization",
+    "ProjectedOptimizer",
     "initial_diagonal",
     "inject",
     "lowrank_layers",

@@ -82,6 +82,22 @@ class ProjectedOptimizer(Optimizer):
         # Without a closure no argument: some optimisers' step takes none.
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of the wrapped optimiser's parameters."""
+        self.optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped optimiser."""
+        self.optimizer.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the wrapped optimiser's state dict."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict, of the wrapped optimiser with or without the projection."""
+        self.optimizer.load_state_dict(state_dict)
+
     def remove(self) -> None:
         """Take the projection off; this object and the wrapped optimiser then do the same."""
         self._handle.remove()
@@ -114,12 +130,3 @@ class ProjectedOptimizer(Optimizer):
     def __setstate__(self, active: bool) -> None:  # type: ignore[override]
         if not active:
             self.remove()
-
-
-def _forwarded(name: str) -> Any:
-    """Return a method that calls the wrapped optimiser's, where `Optimizer` has one that would be found first."""
-
-    def method(self: ProjectedOptimizer, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.optimizer, name)(*args, **kwargs)
-
-    return method

@@ -30,8 +30,9 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
 
     Notes
     -----
-    Adapters that are frozen stay as they are. Section III-D of arXiv 2410.13618, which leaves epsilon open. The set 0 < sigma <= 1 has no nearest point to a
-    sigma <= 0; it becomes the smallest normal number of its dtype.
+    What is frozen stays as it is, a sigma of `train_sigma=False` included. Section III-D of arXiv 2410.13618, which
+    leaves epsilon open. The set 0 < sigma <= 1 has no nearest point to a sigma <= 0; it becomes the smallest normal
+    number of its dtype.
 
     Examples
     --------
@@ -46,10 +47,10 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     limit = None if epsilon is None else check_positive(epsilon, "epsilon")
     for _, host in hosts(model):
         for _, adapter, factors in host.diagonals():
-            if not adapter.offset.requires_grad:
-                continue
-            adapter.sigma.clamp_(torch.finfo(adapter.sigma.dtype).tiny, 1.0)
-            if limit is None:
+            # Each for itself: one may be trained and the other not.
+            if adapter.sigma.requires_grad:
+                adapter.sigma.clamp_(torch.finfo(adapter.sigma.dtype).tiny, 1.0)
+            if limit is None or not adapter.offset.requires_grad:
                 continue
             z = adapter.z(factors)
             norm = torch.linalg.vector_norm(z)

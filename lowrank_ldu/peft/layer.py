@@ -14,6 +14,7 @@ from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
+from lowrank_ldu.nn.initialization import is_random
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
@@ -81,6 +82,8 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         self._loaded: set[str] = set()
         # Factors that each adapter was found to agree with.
         self._settled: dict[str, str] = {}
+        # The tensor that was looked at then: a loader that sets tensors one by one puts another one in its place.
+        self._seen: dict[str, Tensor] = {}
         self.in_features, self.out_features = _sizes(base_layer)
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         self.update_layer(adapter_name, config=config, r=r, alpha=alpha)
@@ -166,14 +169,22 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
 
     def diagonal(self, adapter_name: str) -> Diagonal:
         """Return one adapter with its factors, computed now if they were put off."""
-        if not self.factors_of(adapter_name).ready:
+        if not self.is_settled(adapter_name):
             self._settle(adapter_name)
         return Diagonal(adapter_name, self.adapter(adapter_name), self.factors_of(adapter_name))
+
+    def is_settled(self, adapter_name: str) -> bool:
+        """Whether an adapter's factors are there, and nothing was put in the place of its numbers since they were."""
+        return (
+            self.factors_of(adapter_name).ready
+            and self._seen.get(adapter_name) is self.adapter(adapter_name).base_sample
+        )
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and its factors if no other one uses them."""
         super().delete_adapter(adapter_name)
         self._settled.pop(adapter_name, None)
+        self._seen.pop(adapter_name, None)
         self._drop_unused_factors()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
@@ -258,7 +269,10 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             try:
                 merged = merged_weight(start, self.kind, [self._update(name) for name in added])
             except OverflowError as error:
-                raise ValueError(f"NaNs detected in the merged weights of layer {self.name!r}: {error}") from error
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: layer "
+                    f"{self.name!r}: {error}"
+                ) from error
             if keep and self._base_weight is None:
                 self._base_weight = stored_weight(base).detach().clone()
             stored_weight(base).data.copy_(merged)
@@ -286,7 +300,7 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters the active ones."""
-        # Loaders that set tensors one by one, such as that of transformers, end with this call.
+        # What was loaded on another base is refused here rather than in the next forward.
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in names:
             if name in self.loldu_adapter:
@@ -324,7 +338,10 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             and self._settled.get(adapter_name) == self.loldu_terms[adapter_name]
             and torch.equal(adapter.base_sample, factors.sample)
             and factors.at(adapter.pivot_rows, adapter.pivot_columns)
+            # A loader may leave the type of the file, which not every collective takes.
+            and (adapter.pivot_rows is None or adapter.pivot_rows.dtype == torch.int64)
         ):
+            self._seen[adapter_name] = adapter.base_sample
             return
         pivots = (adapter.pivot_rows, adapter.pivot_columns) if adapter.has_pivots else (None, None)
         if not (factors.ready and not adapter.has_pivots) and not factors.at(*pivots):
@@ -334,8 +351,12 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {self.name!r}, adapter {adapter_name!r}: {error}") from error
         self._check_base(adapter_name, adapter, factors)
+        if adapter_name in self._seen and is_random(adapter.init):
+            # Loaded without load_state_dict, which would have told the adapter so: its start is not to be drawn anew.
+            adapter.set_initial_diagonal(adapter.initial_diagonal, factors)
         adapter.start_from(factors)
         self._settled[adapter_name] = self.loldu_terms[adapter_name]
+        self._seen[adapter_name] = adapter.base_sample
 
     def _factors_at(self, adapter_name: str, matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Factors:
         """Give an adapter the factors at its pivots: another adapter's if they are the same, or built anew."""

@@ -31,11 +31,11 @@ def mixed_output(layer: LolduLayer, x: Tensor, y: Tensor, adapter_names: list[st
     Adapters that share their factors, which is all of them where rank, basis and pivoting are the same, cost what one
     of them costs, but for B r numbers.
     """
-    adapters, built = layer.loldu_adapter, layer.loldu_factors  # once: there may be thousands of rows
+    adapters = layer.loldu_adapter  # once: there may be thousands of rows
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(adapter_names):
         if name in adapters:
-            if not built[layer.loldu_terms[name]].ready:
+            if not layer.is_settled(name):
                 layer.diagonal(name)
             groups.setdefault(layer.loldu_terms[name], []).append(name)
     for names in groups.values():

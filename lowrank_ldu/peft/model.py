@@ -15,6 +15,7 @@ from peft.utils import (
     ModulesToSaveWrapper,
 )
 from peft.utils.other import get_pattern_key
+from torch import nn
 
 from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of
@@ -24,11 +25,11 @@ from lowrank_ldu.peft.registration import PREFIX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
-
     from lowrank_ldu.peft.config import LolduConfig
 
 _BASE = "__base__"
+# They read the weights of their layers without calling them, at least on their fast path.
+_READ_PAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
@@ -72,6 +73,11 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if isinstance(target, LolduLayer):
             target.update_layer(adapter_name, **options)
             return
+        if isinstance(parent, _READ_PAST):
+            raise ValueError(  # noqa: TRY004  # as for other targets that are refused
+                f"target module {current_key!r} is inside a {type(parent).__name__}, which reads its weight past any "
+                "adapter; accepted: to leave it out with exclude_modules"
+            )
         try:
             kind = kind_of(target)
         except TypeError as error:

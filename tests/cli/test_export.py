@@ -1,0 +1,109 @@
+"""`lowrank-ldu export`, as a user runs it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lowrank_ldu.adapters import save_adapter
+from lowrank_ldu.nn import inject
+
+
+def run(*arguments):
+    command = [sys.executable, "-P", "-c", "from lowrank_ldu.cli import main; main()", "export", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 16))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    save_file(model().state_dict(), folder / "base.safetensors")
+    adapted = model()
+    inject(adapted, "all-linear", 8)
+    with torch.no_grad():
+        for layer in (adapted[0], adapted[2]):
+            layer.offset.normal_(std=0.1)
+    save_adapter(adapted, folder / "adapter")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("to", "file", "said"),
+    [
+        ("lora", "adapter_model.safetensors", "2 LoRA pairs of rank 8, 4 kB"),
+        ("merged", "base.safetensors", "2 tensors merged"),
+        ("delta", "delta.safetensors", "2 tensors of updates"),
+    ],
+)
+def test_every_target(files, tmp_path, to, file, said):
+    result = run(files / "adapter", "--to", to, "--base", files / "base.safetensors", "--out", tmp_path / "out")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [said, f"written to {tmp_path / 'out'}"]
+    assert load_file(tmp_path / "out" / file)
+
+
+def test_compression_prints_its_error(files, tmp_path):
+    arguments = (files / "adapter", "--to", "lora", "--base", files / "base.safetensors", "--out", tmp_path / "out")
+    result = run(*arguments, "--compress", 2)
+    assert result.returncode == 0
+    assert "2 LoRA pairs of rank 2" in result.stdout
+    assert "relative error of the updates: " in result.stdout
+
+
+def test_force_warns_and_overwrite_replaces(files, tmp_path):
+    other = {name: tensor * 1.001 for name, tensor in model().state_dict().items()}
+    save_file(other, tmp_path / "other.safetensors")
+    arguments = (files / "adapter", "--to", "merged", "--base", tmp_path / "other.safetensors", "--out", tmp_path / "o")
+    refused = run(*arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: layer '0': the weight is not the one that the adapter was trained on")
+    assert not (tmp_path / "o").exists()
+    forced = run(*arguments, "--force")
+    assert forced.returncode == 0
+    assert [line.split(":")[0] for line in forced.stderr.splitlines()] == ["warning", "warning"]
+    assert run(*arguments, "--force").stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'o'}: is not empty")
+    assert run(*arguments, "--force", "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"adapter": "none"},
+            "No such file or directory; accepted: a folder with adapter.safetensors and",
+        ),
+        ({"--base": "none.safetensors"}, "no such file or folder"),
+        ({"--compress": "0"}, "--compress is 0; accepted: a rank from 1 on"),
+        ({"--compress": "2", "--to": "merged"}, "--compress is given with --to merged; accepted: with --to lora"),
+        ({"--out": "."}, "holds the base model; accepted: another folder"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(files, tmp_path, change, message):
+    options = {"--to": "lora", "--base": "base.safetensors", "--out": str(tmp_path / "out")}
+    adapter = files / change.pop("adapter", "adapter")
+    options |= change
+    options["--base"] = str(files / options["--base"])
+    if options["--out"] == ".":
+        options["--out"] = str(files)
+    result = run(adapter, *(part for item in options.items() for part in item))
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_says_what_it_does():
+    result = run("--help")
+    assert result.returncode == 0
+    for word in ("--base", "--to", "lora|merged|delta", "--compress", "--force", "--overwrite"):
+        assert word in result.stdout

@@ -1,0 +1,220 @@
+"""Adapters on disk: what is in the file, on which base it is taken, and who can load it."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import set_peft_model_state_dict as set_state
+from plugin_models import layers, logits, minilm, perturb, tiny_bert, tokens
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from lowrank_ldu.peft import LolduConfig
+
+FILE = "adapter_model.safetensors"
+ALWAYS = {"offset", "sigma", "initial_sigma", "base_sample"}
+
+
+def saved(folder, base, **options):
+    model = perturb(get_peft_model(base, LolduConfig(**{"r": 8} | options)))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, {"pivot_rows"}),
+        ({"pivoting": "complete", "parametrization": "gram"}, {"pivot_rows", "pivot_columns"}),
+        ({"init": "normal_0_1"}, {"pivot_rows", "initial_diagonal"}),
+        ({"basis": "svd"}, set()),
+        ({"bias": "none", "train_sigma": False}, {"pivot_rows"}),
+    ],
+    ids=str,
+)
+def test_a_file_holds_the_few_numbers_and_no_more(tmp_path, options, names):
+    saved(tmp_path, tiny_bert(), **options)
+    prefixes = [
+        f"base_model.model.bert.encoder.layer.{block}.attention.self.{target}.loldu_adapter."
+        for block in range(2)
+        for target in ("query", "value")
+    ]
+    state = load_file(tmp_path / FILE)
+    assert set(state) == {prefix + name for prefix in prefixes for name in ALWAYS | names}
+    assert sum(tensor.numel() for tensor in state.values()) <= len(prefixes) * (4 * 8 + 2 + 32)
+
+
+def test_a_file_of_minilm_is_small(tmp_path):
+    saved(tmp_path, minilm(), r=64)
+    assert (tmp_path / FILE).stat().st_size < 16_000
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_loading_gives_the_same_model(tmp_path, dtype, low):
+    model = saved(tmp_path, minilm(dtype), pivoting="complete", r=16)
+    loaded = PeftModel.from_pretrained(minilm(dtype), tmp_path, low_cpu_mem_usage=low).eval()
+    # Without a search the factors are rebuilt at the stored pivots: the same to rounding.
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype] if low else 0
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=tolerance)
+    assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
+
+
+def test_auto_classes_load(tmp_path):
+    base = tmp_path / "base"
+    tiny_bert().save_pretrained(base)
+    plain = AutoModelForSequenceClassification.from_pretrained(base)
+    model = saved(tmp_path / "adapter", plain, task_type="SEQ_CLS", init="normal_0_1")
+    for auto in (AutoPeftModelForSequenceClassification, AutoModelForSequenceClassification):
+        assert torch.equal(logits(auto.from_pretrained(tmp_path / "adapter").eval()), logits(model))
+
+
+def test_transformers_own_adapter_methods(tmp_path):
+    model = saved(tmp_path, tiny_bert(), init="uniform_minus1_1")
+    expected, start = logits(model), logits(tiny_bert())
+    native = tiny_bert()
+    native.load_adapter(str(tmp_path))
+    assert torch.equal(logits(native), expected)
+    # Not the file's smallest type, which not every collective takes.
+    assert layers(native)[0].adapter("default").pivot_rows.dtype == torch.int64
+    native.disable_adapters()
+    assert torch.equal(logits(native), start)
+    native.enable_adapters()
+    with pytest.warns(UserWarning, match="Already found a `peft_config`"):
+        native.add_adapter(LolduConfig(r=4, target_modules=["key"]), "other")
+    assert torch.equal(logits(native), start)
+    native.set_adapter("default")
+    assert torch.equal(logits(native), expected)
+    native.save_pretrained(tmp_path / "again")
+    again = tiny_bert()
+    again.load_adapter(str(tmp_path / "again"))
+    assert torch.equal(logits(again), expected)
+
+
+def other_pivots(state):
+    """The same adapter as another machine could have made it: its pivots in another order."""
+    return {name: value.flip(0) if name.endswith("pivot_rows") else value for name, value in state.items()}
+
+
+def test_factors_are_those_at_the_stored_pivots_however_they_come(tmp_path):
+    config = LolduConfig(r=8, target_modules=["query"])
+    model = perturb(get_peft_model(tiny_bert(), config))
+    state = other_pivots(get_peft_model_state_dict(model))
+    expected = copy.deepcopy(model)
+    set_state(expected, state)
+    assert (logits(expected) - logits(model)).abs().max() > 1e-5
+    expected.save_pretrained(tmp_path)
+    native = tiny_bert()
+    native.load_adapter(str(tmp_path))
+    for loaded in (native, PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()):
+        assert torch.equal(logits(loaded), logits(expected))
+
+
+def test_adapters_with_other_pivots_do_not_disturb_each_other():
+    config = LolduConfig(r=8, target_modules=["query"])
+    model = perturb(get_peft_model(tiny_bert(), config))
+    expected = logits(model)
+    state = other_pivots(get_peft_model_state_dict(model))
+    model.add_adapter("other", LolduConfig(r=8, target_modules=["query"]))
+    set_state(model, state, adapter_name="other")
+    assert all(len(layer.loldu_factors) == 2 for layer in layers(model))
+    assert torch.equal(logits(model), expected)
+    model.set_adapter("other")
+    assert not torch.equal(logits(model), expected)
+    model.set_adapter("default")
+    model.delete_adapter("other")
+    assert all(len(layer.loldu_factors) == 1 for layer in layers(model))
+    assert torch.equal(logits(model), expected)
+
+
+def loaders(folder):
+    def native(base):
+        base.load_adapter(str(folder))
+        return logits(base)
+
+    return [
+        lambda base: logits(PeftModel.from_pretrained(base, folder).eval()),
+        lambda base: logits(PeftModel.from_pretrained(base, folder, low_cpu_mem_usage=True).eval()),
+        native,
+    ]
+
+
+@pytest.mark.parametrize("loader", range(3), ids=["peft", "low memory", "transformers"])
+def test_another_base_is_refused_by_the_name_of_the_layer(tmp_path, loader):
+    saved(tmp_path, tiny_bert())
+    with pytest.raises(ValueError, match=r"bert\.encoder\.layer\.0\.attention\.self\.query.*differs by"):
+        loaders(tmp_path)[loader](tiny_bert(seed=1))
+
+
+@pytest.mark.parametrize("loader", range(3), ids=["peft", "low memory", "transformers"])
+def test_a_rounded_copy_of_the_base_is_accepted(tmp_path, loader):
+    model = saved(tmp_path, minilm(), r=16)
+    found = loaders(tmp_path)[loader](minilm(torch.bfloat16))
+    torch.testing.assert_close(found.float(), logits(model), rtol=0, atol=0.02)
+
+
+def test_another_base_can_be_allowed(tmp_path):
+    saved(tmp_path, tiny_bert(), base_check="warn")
+    with pytest.warns(UserWarning, match="differs by"):
+        PeftModel.from_pretrained(tiny_bert(seed=1), tmp_path)
+
+
+def test_without_the_import_peft_names_the_unknown_type(tmp_path):
+    saved(tmp_path, tiny_bert())
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LOLDU"
+    script = "import sys; from peft import PeftConfig; PeftConfig.from_pretrained(sys.argv[1])"
+    # KeyError: 'LOLDU'. PEFT has no way to find out who brings a method.
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode != 0
+    assert "LOLDU" in done.stderr
+
+
+def test_an_adapter_is_not_made_for_a_merged_weight():
+    model = perturb(get_peft_model(tiny_bert(), LolduConfig(r=8)))
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"query.*merged.*unmerge_adapter"):
+        model.add_adapter("other", LolduConfig(r=8))
+    assert set(model.peft_config) == {"default"}
+
+
+def test_bad_options_and_targets_are_refused():
+    with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.query.*rank is 100"):
+        get_peft_model(tiny_bert(), LolduConfig(r=100))
+    with pytest.raises(ValueError, match="pivoting is 'none'"):
+        LolduConfig(pivoting="none")
+    with pytest.raises(TypeError, match="lora_alpha"):
+        LolduConfig(lora_alpha=1)
+    integers = tiny_bert()
+    query = integers.bert.encoder.layer[1].attention.self.query
+    query.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(TypeError, match=r"layer\.1\.attention\.self\.query.*int8"):
+        get_peft_model(integers, LolduConfig(r=4))
+
+
+@pytest.mark.parametrize("target", [["0"], ["out_proj"], "all-linear"], ids=str)
+def test_attention_that_reads_weights_past_an_adapter_is_refused(target):
+    with pytest.raises(ValueError, match="MultiheadAttention"):
+        get_peft_model(nn.Sequential(nn.MultiheadAttention(8, 2)), LolduConfig(r=2, target_modules=target))
+    with pytest.raises(ValueError, match=r"(TransformerEncoderLayer|MultiheadAttention)"):
+        get_peft_model(
+            nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8)),
+            LolduConfig(r=2, target_modules=target if target == "all-linear" else ["linear1"]),
+        )
+
+
+def test_merging_without_a_copy_of_the_base_comes_back_to_rounding():
+    model = perturb(get_peft_model(tiny_bert(), LolduConfig(r=8, keep_base=False)))
+    before = model.state_dict()["base_model.model.bert.encoder.layer.0.attention.self.query.base_layer.weight"].clone()
+    model.merge_adapter()
+    assert all(layer._base_weight is None for layer in layers(model))
+    model.unmerge_adapter()
+    after = model.state_dict()["base_model.model.bert.encoder.layer.0.attention.self.query.base_layer.weight"]
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-7)
+    assert logits(model, tokens()).isfinite().all()
