@@ -57,6 +57,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
     with restore_trainable_on_error(model):
         layers = {name: _build(model, stored, deviations, force=force) for name, stored in adapter.layers.items()}
         state = _whole_state(model, adapter)
+        # Here, since a warning may be an error to the caller.
+        warn_of(deviations)
     # What can fail has not failed: from here on the model is changed.
     with torch.no_grad():
         for place, tensor in state:
@@ -66,7 +68,6 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in by_base:
             replace_module(model, name, by_base[module])
-    warn_of(deviations)
     return list(layers)
 
 

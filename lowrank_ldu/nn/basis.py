@@ -109,7 +109,7 @@ def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:
     # The legacy generator, whose stream is frozen: an adapter has to find the same basis under any NumPy. QR in float64
     # on the CPU, so that every device gets the same to rounding.
     generator = np.random.RandomState(seed)
-    left, right = (np.linalg.qr(generator.standard_normal((size, rank)))[0] for size in matrix.shape)
-    left, right = (torch.from_numpy(part).to(matrix.device, wide.dtype) for part in (left, right))
+    bases = [np.linalg.qr(generator.standard_normal((size, rank)))[0] for size in matrix.shape]
+    left, right = (torch.from_numpy(basis).to(matrix.device, wide.dtype) for basis in bases)
     diagonal = (left * (wide @ right)).sum(dim=0)
     return Factorization(left, diagonal, right.T.contiguous())

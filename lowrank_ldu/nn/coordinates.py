@@ -64,7 +64,7 @@ def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization
     identity = torch.eye(len(size), dtype=unit.dtype, device=unit.device)
     unit = torch.where(identity.bool(), identity, unit)  # zero terms stand for themselves
     factor, jitter = _cholesky(unit, identity)
-    inverse = torch.linalg.solve_triangular(factor.mT, identity, upper=True)
+    inverse: Tensor = torch.linalg.solve_triangular(factor.mT, identity, upper=True)
     return inverse / size[:, None], jitter
 
 

@@ -82,8 +82,8 @@ class DiagonalAdapter(nn.Module):
 
     Notes
     -----
-    A state dict holds offset, sigma, sigma_0, the pivots in the smallest integer type, the sample of the base and, if it
-    was drawn at random, the start of z.
+    A state dict holds offset, sigma, sigma_0, the pivots in the smallest integer type, the sample of the base and, if
+    it was drawn at random, the start of z.
     """
 
     initial_sigma: Tensor
@@ -198,7 +198,7 @@ class DiagonalAdapter(nn.Module):
         self._keep("initial_diagonal", start, persistent=is_random(self.init))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         # int64 in memory, which every collective of torch.distributed takes; the smallest type on disk.
         for name in ("pivot_rows", "pivot_columns"):
             if getattr(self, name) is not None:
@@ -216,7 +216,7 @@ class DiagonalAdapter(nn.Module):
                     self._keep(name, None)
                 elif getattr(self, name) is None:
                     self._keep(name, torch.zeros_like(tensor, dtype=torch.int64, device=self.offset.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Describe the options, for printing the module."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.kinds import LayerKind
 
 
-def updated_output(
+def updated_output(  # noqa: PLR0917  # all of it is needed, and in this order everywhere
     base_layer: nn.Module, kind: type[LayerKind], x: Tensor, y: Tensor, factors: Factors, delta: Tensor
 ) -> Tensor:
     """Return the base layer's output y plus what P L diag(delta) U adds to it.

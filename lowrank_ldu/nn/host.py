@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor, nn
-
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import dense_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import Tensor, nn
 
     from lowrank_ldu.nn.diagonal import DiagonalAdapter
     from lowrank_ldu.nn.factors import Factors

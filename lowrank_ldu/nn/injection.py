@@ -57,9 +57,10 @@ def inject(
         Changed in place: the layers are replaced, their weights are not touched.
     targets : sequence of str, or str
         Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A single string
-        is a regular expression that has to match the whole qualified name; "all-linear" takes every linear layer (nn.Linear,
-        Conv1D of transformers) that can be, classification heads included; convolutions and embeddings are taken by name. Not those inside nn.MultiheadAttention and nn.TransformerEncoderLayer: these
-        read the weight of their linear layers without calling them.
+        is a regular expression that has to match the whole qualified name; "all-linear" takes every linear layer
+        (nn.Linear, Conv1D of transformers) that can be, classification heads included; convolutions and embeddings are
+        taken by name. Not those inside nn.MultiheadAttention and nn.TransformerEncoderLayer: these read the weight of
+        their linear layers without calling them.
     rank : int, optional
         r; each layer's own min(m, n) if not given.
     alpha, init, preserving, pivoting, basis, parametrization, train_sigma

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from lowrank_ldu.decomposition import LDU, Pivoting
 from lowrank_ldu.nn.basis import Basis, check_basis, ldu_terms
-from lowrank_ldu.nn.coordinates import Parametrization
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
-from lowrank_ldu.nn.initialization import Initialization
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.validation import check_matrix, check_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from lowrank_ldu.nn.coordinates import Parametrization
+    from lowrank_ldu.nn.initialization import Initialization
 
 
 class LoLDULayer(AdapterHost, nn.Module):
@@ -35,8 +36,9 @@ class LoLDULayer(AdapterHost, nn.Module):
     Parameters
     ----------
     base_layer : nn.Module
-        nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.Embedding, whose weight reads as W (m, n):
-        (out, in) for linear layers, (out, in / groups * kernel) for convolutions, (num_embeddings, embedding_dim).
+        nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.Embedding, whose weight reads as W
+        (m, n): (out, in) for linear layers, (out, in / groups * kernel) for convolutions, (num_embeddings,
+        embedding_dim).
         Linear layers that bitsandbytes or torchao quantised are factored dequantised and stay quantised. Kept, frozen,
         as `self.base_layer`.
     rank : int, optional
@@ -148,7 +150,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.kind = kind_of(base_layer)
-        layer._hold(base_layer, diagonal.adapter, diagonal.factors)
+        layer._hold(base_layer, diagonal.adapter, diagonal.factors)  # noqa: SLF001
         return layer
 
     def _hold(self, base_layer: nn.Module, adapter: DiagonalAdapter, factors: Factors) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from lowrank_ldu.validation import dtype_name
 
@@ -48,15 +48,16 @@ def dense_weight(module: nn.Module) -> Tensor:
     >>> dense_weight(linear).data_ptr() == linear.weight.data_ptr()
     True
     """
-    kind = _format_of(module)
-    weight: Tensor = module.weight.detach() if kind != _HQQ else module.dequantize()  # type: ignore[operator, union-attr, assignment]
+    kind, base = _format_of(module), cast("Any", module)
+    if kind == _HQQ:
+        return base.dequantize()  # type: ignore[no-any-return]
+    weight: Tensor = base.weight.detach()
     if kind == _BITSANDBYTES_4:
         from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415
 
-        parameter = module.weight
-        return dequantize_4bit(parameter.data, parameter.quant_state)  # type: ignore[no-any-return, union-attr]
+        return dequantize_4bit(base.weight.data, base.weight.quant_state)
     if kind == _BITSANDBYTES_8:
-        return weight.float() * (_row_scales(module) / _INT8_LIMIT)[:, None].to(weight.device)
+        return weight.float() * (_row_scales(base) / _INT8_LIMIT)[:, None].to(weight.device)
     if kind == _TORCHAO:
         return weight.dequantize()
     if not weight.is_floating_point() or weight.dtype.itemsize == 1:

@@ -71,7 +71,8 @@ class HQQLinear(nn.Module):
 
 HQQLinear.__module__ = "hqq.core.quantize"
 
-# The step between neighbouring numbers, in units of a row's or block's largest: 1/127 (bitsandbytes goes by way of float16),
+# The step between neighbouring numbers, in units of the largest of a row or block: 1/127 (by way of float16 with
+# bitsandbytes),
 # and the gaps of 4 bits.
 KINDS = [
     pytest.param(eight_bits, 0.55 / 127, id="bitsandbytes 8 bits"),

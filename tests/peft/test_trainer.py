@@ -30,9 +30,8 @@ def test_real_text_is_learned_and_a_new_process_predicts_the_same(tmp_path):
     Trainer(model, arguments(tmp_path, **options), train_dataset=train).train()
     predicted = predictions(model, held_out)
     labels = torch.tensor(held_out.labels)
-    print("ACC",len(pairs), labels.bincount(), (predicted.argmax(1) == labels).float().mean())
     accuracy = (predicted.argmax(1) == labels).float().mean()
-    assert accuracy > labels.bincount().max() / len(labels) + 0.1
+    assert accuracy > labels.bincount().max() / len(labels) + 0.15
     # Not by the head alone.
     assert all(layer.adapter("default").offset.any() for layer in layers(model))
     model.save_pretrained(tmp_path / "adapter")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn.functional import conv1d, conv2d, conv3d
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
-_POINTWISE = {1: conv1d, 2: conv2d, 3: conv3d}
+_POINTWISE: dict[int, Callable[..., Tensor]] = {1: conv1d, 2: conv2d, 3: conv3d}
 
 
 class ConvolutionKind:
@@ -35,18 +37,15 @@ class ConvolutionKind:
         With groups every group's patches are projected by the same r rows of `right`, and each output channel reads
         the projections of its own group.
         """
-        # nn.Conv2d and its relatives keep these under the same names.
-        kernel, groups = module.kernel_size, module.groups
-        spatial = len(kernel)  # type: ignore[arg-type]
-        ones = (1,) * spatial
-        filters = right.reshape(len(right), -1, *kernel).repeat(groups, *(1,) * (spatial + 1))  # type: ignore[operator, misc, arg-type]
+        conv: Any = module  # nn.Conv1d, nn.Conv2d and nn.Conv3d have these in common, and no base class that says so
+        kernel, groups = conv.kernel_size, conv.groups
+        ones = (1,) * len(kernel)
+        filters = right.reshape(len(right), -1, *kernel).repeat(groups, 1, *ones)
         # The module's own: it knows how to pad.
-        projected = module._conv_forward(x, filters, None)  # type: ignore[operator]  # noqa: SLF001
-        scaled = projected * delta.repeat(*(1,) * (delta.ndim - 1), groups).reshape(*delta.shape[:-1], -1, *ones).to(  # type: ignore[call-overload]
-            projected.dtype
-        )
-        result: Tensor = _POINTWISE[spatial](scaled, left.reshape(*left.shape, *ones), groups=groups)  # type: ignore[arg-type]
-        return result
+        projected = conv._conv_forward(x, filters, None)  # noqa: SLF001
+        diagonal = delta.repeat(*(1,) * (delta.ndim - 1), groups).reshape(*delta.shape[:-1], -1, *ones)
+        scaled = projected * diagonal.to(projected.dtype)
+        return _POINTWISE[len(kernel)](scaled, left.reshape(*left.shape, *ones), groups=groups)
 
     @staticmethod
     def lora_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
