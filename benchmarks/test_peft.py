@@ -86,6 +86,7 @@ class TestMixedBatch:
 
 def test_size_of_an_adapter():
     """Not a time: the bytes of an adapter file for query and value of 12 layers of width 768, at rank 768."""
+
     class Block(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -98,4 +98,5 @@ def from_diagonal(offset: Tensor, frame: Tensor | None) -> Tensor:
         return offset
     if frame.ndim == 1:
         return offset / frame
-    return torch.linalg.solve_triangular(frame, offset[:, None], upper=True)[:, 0]
+    solution: Tensor = torch.linalg.solve_triangular(frame, offset[:, None], upper=True)
+    return solution[:, 0]

@@ -59,3 +59,25 @@ def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
     for name, module in model.named_modules():
         if isinstance(module, AdapterHost):
             yield name, module
+
+
+def tied_weights(model: nn.Module, base_layers: dict[str, nn.Module]) -> dict[str, list[str]]:
+    """Return, for each of these layers whose weight other modules use too, the names of those modules.
+
+    Parameters
+    ----------
+    model : nn.Module
+    base_layers : dict of str to nn.Module
+        Qualified name of each layer with adapters to its base layer.
+    """
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():  # noqa: SLF001  # parameters() leaves out what it has seen
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((name, module))
+    tied = {}
+    for name, base_layer in base_layers.items():
+        others = [owner for owner, module in owners.get(id(stored_weight(base_layer)), []) if module is not base_layer]
+        if others:
+            tied[name] = others
+    return tied

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
+from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, READ_PAST_ADAPTERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from torch import nn
 
     from lowrank_ldu.decomposition import Pivoting
     from lowrank_ldu.nn.basis import Basis
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.initialization import Initialization
 
 ALL_LINEAR = "all-linear"
-
-_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULayer]]:
@@ -83,6 +81,7 @@ def inject(
 
     Examples
     --------
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> inject(model, ["0"], rank=4)
     ['0']
@@ -139,7 +138,7 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
     adaptable = {
         name: module
         for name, module in candidates.items()
-        if supports(module) and not isinstance(modules[name.rpartition(".")[0]], _READS_WEIGHTS)
+        if supports(module) and not isinstance(modules[name.rpartition(".")[0]], READ_PAST_ADAPTERS)
     }
     every_linear = isinstance(targets, str) and targets == ALL_LINEAR
     if every_linear:

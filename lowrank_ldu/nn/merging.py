@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.nn.host import tied_weights
 from lowrank_ldu.nn.injection import lowrank_layers, replace_module
 from lowrank_ldu.nn.layer import LoLDULayer
 
@@ -40,19 +41,12 @@ def _merge_layer(name: str, layer: LoLDULayer, *, keep_base: bool) -> None:
 
 def _refuse_tied_weights(model: nn.Module) -> None:
     """Refuse to write an update into a weight that another module uses too: that one would change with it."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():  # noqa: SLF001  # parameters() leaves out what it has seen
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(name)
-    for name, layer in lowrank_layers(model):
-        own = f"{name}.base_layer".removeprefix(".")
-        tied = [owner for owner in owners[id(layer.base_layer.weight)] if owner != own]
-        if tied:
-            raise RuntimeError(
-                f"the weight of layer {name!r} is tied to {', '.join(map(repr, tied))}, which merging would change; "
-                "accepted: weights of their own (give one module a clone)"
-            )
+    tied = tied_weights(model, {name: layer.base_layer for name, layer in lowrank_layers(model)})
+    for name, others in tied.items():
+        raise RuntimeError(
+            f"the weight of layer {name!r} is tied to {', '.join(map(repr, others))}, which merging would change; "
+            "accepted: weights of their own (give one module a clone)"
+        )
 
 
 def unmerge(model: nn.Module) -> None:

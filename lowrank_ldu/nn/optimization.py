@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.optim import Optimizer
 
 from lowrank_ldu.nn.projection import project_
@@ -15,8 +14,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# What is kept here; everything else, set or read, is the wrapped optimiser's. LR schedulers and accelerate replace `step`
-# by their own, which has to stay on the object that they were given.
+# What is kept here; everything else, set or read, is the wrapped optimiser's. LR schedulers and accelerate replace
+# `step` by their own, which has to stay on the object that they were given.
 _OWN = frozenset({"optimizer", "model", "epsilon", "step", "_handle"})
 
 
@@ -25,8 +24,8 @@ class ProjectedOptimizer(Optimizer):
 
     Stands in for the optimiser that it wraps: for LR schedulers, GradScaler, accelerate, the Trainer of transformers.
     Parameter groups, state and state dicts are the wrapped optimiser's own, so checkpoints are those without it. The
-    projection is a hook on the wrapped optimiser, so that whoever calls that one's `step`, which some libraries do, gets
-    it as well.
+    projection is a hook on the wrapped optimiser, so that whoever calls that one's `step`, which some libraries do,
+    gets it as well.
 
     Parameters
     ----------
@@ -50,11 +49,12 @@ class ProjectedOptimizer(Optimizer):
 
     Notes
     -----
-    The projection follows the step and does not enter the optimiser's moments. LBFGS keeps differences of points between
-    its steps, which do not hold what the projection moved.
+    The projection follows the step and does not enter the optimiser's moments. LBFGS keeps differences of points
+    between its steps, which do not hold what the projection moved.
 
     Examples
     --------
+    >>> import torch
     >>> from lowrank_ldu.nn import LoLDULayer
     >>> layer = LoLDULayer(torch.nn.Linear(4, 4), rank=2)
     >>> optimizer = ProjectedOptimizer(torch.optim.SGD(layer.adapter.parameters(), lr=100.0), layer, epsilon=0.5)
@@ -124,7 +124,7 @@ class ProjectedOptimizer(Optimizer):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle with the model that is projected; torch's optimisers leave their hooks behind."""
-        active = self._handle.id in self.optimizer._optimizer_step_post_hooks
+        active = self._handle.id in self.optimizer._optimizer_step_post_hooks  # noqa: SLF001  # no public way to ask
         return type(self), (self.optimizer, self.model, self.epsilon), active
 
     def __setstate__(self, active: bool) -> None:  # type: ignore[override]

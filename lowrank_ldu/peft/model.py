@@ -17,8 +17,8 @@ from peft.utils import (
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from lowrank_ldu.nn.host import hosts
-from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of
+from lowrank_ldu.nn.host import hosts, tied_weights
+from lowrank_ldu.nn.kinds import READ_PAST_ADAPTERS, LinearKind, TransposedLinearKind, kind_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.peft.config import LolduConfig
 
 _BASE = "__base__"
-# They read the weights of their layers without calling them, at least on their fast path.
-_READ_PAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
@@ -73,7 +71,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if isinstance(target, LolduLayer):
             target.update_layer(adapter_name, **options)
             return
-        if isinstance(parent, _READ_PAST):
+        if isinstance(parent, READ_PAST_ADAPTERS):
             raise ValueError(  # noqa: TRY004  # as for other targets that are refused
                 f"target module {current_key!r} is inside a {type(parent).__name__}, which reads its weight past any "
                 "adapter; accepted: to leave it out with exclude_modules"
@@ -112,6 +110,23 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                     f"layer {name!r} has adapters {layer.merged_adapters} merged, so that a new adapter would be made "
                     "for the merged weight; accepted: unmerge_adapter() first"
                 )
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse to write an update into a weight that another module uses, too: that one would change with it.
+
+        Raises
+        ------
+        ValueError
+            Naming the layer and the other module.
+        """
+        super()._check_merge_allowed()
+        layers = ((name, layer) for name, layer in hosts(self.model) if isinstance(layer, LolduLayer))
+        tied = tied_weights(self.model, {name: layer.get_base_layer() for name, layer in layers})
+        for name, others in tied.items():
+            raise ValueError(
+                f"the weight of layer {name!r} is tied to {', '.join(map(repr, others))}, which merging would change; "
+                "accepted: weights of their own (give one module a clone)"
+            )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

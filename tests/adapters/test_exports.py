@@ -296,3 +296,19 @@ def test_written_tensors_are_those_that_safetensors_writes(tmp_path):
         write_tensors(tmp_path / "bad", [wrong])
     assert not (tmp_path / "bad").exists()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_trained_biases_go_into_a_merged_model_and_not_into_lora(tmp_path, base):
+    config = LolduConfig(r=4, target_modules=["first"], bias="loldu_only", init_weights=False)
+    adapted = get_peft_model(Mixed(), config).eval()
+    with torch.no_grad():
+        adapted.base_model.model.first.base_layer.bias.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted(TOKENS)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(AdapterError, match="the adapter trained 'first.bias' beside its layers"):
+        export_lora(read_adapter(tmp_path / "adapter"), BaseCheckpoint(base), tmp_path / "out")
+    export_merged(read_adapter(tmp_path / "adapter"), BaseCheckpoint(base), tmp_path / "out")
+    merged = Mixed()
+    merged.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
+    torch.testing.assert_close(merged(TOKENS), expected, atol=1e-5, rtol=1e-5)

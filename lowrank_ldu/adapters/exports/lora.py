@@ -77,6 +77,7 @@ def export_lora(
     AdapterError
         A layer is missing in the base, or its weight is another one.
     """
+    _refuse_biases(adapter)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
@@ -95,6 +96,16 @@ def export_lora(
     write_tensors(folder / LORA_WEIGHTS, [given(name, tensor) for name, tensor in tensors.items()], {"format": "pt"})
     (folder / LORA_CONFIG).write_text(json.dumps(_config(adapter, ranks, kinds), indent=2))
     return LoraExport(ranks, errors, (folder / LORA_WEIGHTS).stat().st_size)
+
+
+def _refuse_biases(adapter: AdapterFile) -> None:
+    whole = tuple(f"{name}." for name in adapter.module_names)
+    biases = [name for name in adapter.module_tensors if not name.startswith(whole)]
+    if biases:
+        raise AdapterError(
+            f"the adapter trained {', '.join(map(repr, biases[:3]))} beside its layers, which a LoRA adapter without "
+            "biases does not hold; accepted: --to merged, or an adapter with bias 'none'"
+        )
 
 
 def _named(name: str, kind: type[LayerKind], left: Tensor, right: Tensor, weight: Tensor) -> dict[str, Tensor]:

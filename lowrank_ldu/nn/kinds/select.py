@@ -20,6 +20,9 @@ ACCEPTED_LAYERS = (
 )
 
 
+# They read the weights of the layers inside them without calling those, at least on their fast path.
+READ_PAST_ADAPTERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
 KINDS: dict[str, type[LayerKind]] = {
     kind.name: kind for kind in (LinearKind, TransposedLinearKind, ConvolutionKind, EmbeddingKind)
 }
