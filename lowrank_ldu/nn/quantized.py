@@ -44,6 +44,7 @@ def dense_weight(module: nn.Module) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> linear = torch.nn.Linear(2, 3)
     >>> dense_weight(linear).data_ptr() == linear.weight.data_ptr()
     True
