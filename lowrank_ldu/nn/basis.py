@@ -112,4 +112,9 @@ def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:
     bases = [np.linalg.qr(generator.standard_normal((size, rank)))[0] for size in matrix.shape]
     left, right = (torch.from_numpy(basis).to(matrix.device, wide.dtype) for basis in bases)
     diagonal = (left * (wide @ right)).sum(dim=0)
+    if not bool(diagonal.isfinite().all()):
+        raise ValueError(
+            f"W has entries up to {float(wide.abs().max()):.3g}, whose sums in the random basis overflow; accepted: "
+            "smaller ones, or basis 'ldu'"
+        )
     return Factorization(left, diagonal, right.T.contiguous())

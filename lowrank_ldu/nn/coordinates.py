@@ -55,17 +55,26 @@ def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization
     check_parametrization(parametrization)
     if parametrization == "diagonal":
         return None, 0.0
-    gram: Tensor = gram_matrix(left, right)
+    # Squares of entries beyond 1e154, which float64 weights can have, would overflow even there.
+    left_peak, right_peak = _peak(left, 0), _peak(right, 1)
+    gram: Tensor = gram_matrix(left / left_peak, right / right_peak[:, None])
     size = gram.diagonal().sqrt()
     size = torch.where(size > 0, size, torch.ones_like(size))
+    peak = left_peak.to(size) * right_peak.to(size)
     if parametrization == "normalized":
-        return 1 / size, 0.0
+        return 1 / size / peak, 0.0
     unit = gram / size[:, None] / size[None, :]
     identity = torch.eye(len(size), dtype=unit.dtype, device=unit.device)
     unit = torch.where(identity.bool(), identity, unit)  # zero terms stand for themselves
     factor, jitter = _cholesky(unit, identity)
     inverse: Tensor = torch.linalg.solve_triangular(factor.mT, identity, upper=True)
-    return inverse / size[:, None], jitter
+    return inverse / size[:, None] / peak[:, None], jitter
+
+
+def _peak(array: Tensor, dim: int) -> Tensor:
+    """Return the power of two at or under the largest magnitude along a dimension, so that dividing by it is exact."""
+    _, exponent = torch.frexp(array.abs().amax(dim))
+    return torch.ldexp(torch.ones_like(exponent, dtype=array.dtype), exponent - 1)
 
 
 def _cholesky(matrix: Tensor, identity: Tensor) -> tuple[Tensor, float]:

@@ -155,7 +155,8 @@ class Factors(nn.Module):
         """Return evenly spaced entries of a weight (m, n), float32, to tell it from another one."""
         m, n = matrix.shape
         positions = torch.arange(SAMPLES, device=matrix.device) * (m * n - 1) // (SAMPLES - 1)
-        return matrix[positions // n, positions % n].detach().float()
+        # What float32 cannot hold counts as its largest number: infinities could not be compared.
+        return matrix[positions // n, positions % n].detach().float().nan_to_num()
 
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, tensor, persistent=False)

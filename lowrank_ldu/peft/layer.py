@@ -125,6 +125,8 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             )
             # PEFT makes parameters on the meta device where numbers are to be loaded: the pivots come with them.
             deferred = adapter.offset.device.type == "meta"
+            if deferred:
+                adapter.to("meta")  # its buffers, too
             try:
                 terms = self._shared_terms(options, matrix, deferred=deferred)
             except (TypeError, ValueError) as error:
@@ -188,11 +190,12 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         self._drop_unused_factors()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """Return an adapter's update in the layout of the base weight, in float32 (float64 for such a base)."""
+        """Return an adapter's update in the layout of the base weight, in the dtype of the adapter's numbers."""
         _, adapter, factors = self.diagonal(adapter_name)
-        return self.kind.as_weight(
-            updated_matrix(factors, adapter.delta(factors)), stored_weight(self.get_base_layer())
-        )
+        update = updated_matrix(factors, adapter.delta(factors)).to(adapter.offset.dtype)
+        if is_quantized(self.get_base_layer()):
+            return update  # its stored weight has no shape to speak of
+        return self.kind.as_weight(update, stored_weight(self.get_base_layer()))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Whether PEFT's convert_to_lora can take the layer: it knows linear layers only."""

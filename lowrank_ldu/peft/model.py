@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.peft.config import LolduConfig
 
 _BASE = "__base__"
+# LoRA's names for ways to add adapters up, of which "cat" and "svd" are exact there. Here they are one.
+_SUMS = ("linear", "svd", "cat")
 
 
 class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
@@ -183,7 +185,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         adapter_name : str
             Of the new one; nothing happens if it is there already, as with LoRA.
         combination_type : str
-            "linear".
+            "linear", "svd" or "cat": LoRA's names, which all mean the exact sum here.
 
         Raises
         ------
@@ -210,10 +212,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             raise ValueError(f"Adapter {', '.join(missing) or adapters!r} does not exist")
         if len(adapters) != len(weights):
             raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights; accepted: as many of each")
-        if combination_type != "linear":
+        if combination_type not in _SUMS:
             raise ValueError(
-                f"combination_type is {combination_type!r}; accepted: 'linear', which is exact for adapters of the "
-                "same factors"
+                f"combination_type is {combination_type!r}; accepted: {', '.join(map(repr, _SUMS))}, all of them the "
+                "exact sum"
             )
         wrappers = [module for module in self.modules() if isinstance(module, ModulesToSaveWrapper)]
         shared = sum(sum(name in wrapper.modules_to_save for name in adapters) > 1 for wrapper in wrappers)
