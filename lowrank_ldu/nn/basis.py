@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:
     # The legacy generator, whose stream is frozen: an adapter has to find the same basis under any NumPy. QR in float64
     # on the CPU, so that every device gets the same to rounding.
     generator = np.random.RandomState(seed)
-    bases = [np.linalg.qr(generator.standard_normal((size, rank)))[0] for size in matrix.shape]
+    bases = [_orthonormal(generator.standard_normal((size, rank))) for size in matrix.shape]
     left, right = (torch.from_numpy(basis).to(matrix.device, wide.dtype) for basis in bases)
     diagonal = (left * (wide @ right)).sum(dim=0)
     if not bool(diagonal.isfinite().all()):
@@ -118,3 +118,9 @@ def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:
             "smaller ones, or basis 'ldu'"
         )
     return Factorization(left, diagonal, right.T.contiguous())
+
+
+def _orthonormal(columns: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Any:
+    """Return Q of the QR decomposition whose R has a positive diagonal: the signs of a LAPACK's own are its choice."""
+    q, r = np.linalg.qr(columns)
+    return q * np.sign(np.diagonal(r))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Parametrization = Literal["diagonal", "normalized", "gram"]
 PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
 
-# The unit-diagonal Gram matrix takes rounding errors of about r eps. Jitter starts there and grows until the Cholesky
-# factorisation succeeds.
+# The unit-diagonal Gram matrix takes rounding errors of about r eps. Jitter starts there and grows until the pivots of
+# the Cholesky factorisation are beyond them.
 _JITTER_GROWTH = 10.0
 
 
@@ -59,8 +59,8 @@ def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization
     left_peak, right_peak = _peak(left, 0), _peak(right, 1)
     gram: Tensor = gram_matrix(left / left_peak, right / right_peak[:, None])
     size = gram.diagonal().sqrt()
-    size = torch.where(size > 0, size, torch.ones_like(size))
-    peak = left_peak.to(size) * right_peak.to(size)
+    peak = torch.where(size > 0, left_peak.to(size) * right_peak.to(size), 1.0)
+    size = torch.where(size > 0, size, 1.0)
     if parametrization == "normalized":
         return 1 / size / peak, 0.0
     unit = gram / size[:, None] / size[None, :]
@@ -78,10 +78,12 @@ def _peak(array: Tensor, dim: int) -> Tensor:
 
 
 def _cholesky(matrix: Tensor, identity: Tensor) -> tuple[Tensor, float]:
-    factor, failed = torch.linalg.cholesky_ex(matrix)
+    rounding = len(matrix) * torch.finfo(matrix.dtype).eps
     jitter = 0.0
-    while bool(failed):
-        jitter = jitter * _JITTER_GROWTH or len(matrix) * torch.finfo(matrix.dtype).eps
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    # A pivot within rounding of zero is noise that happened to be positive: dividing by it would pass it on enlarged.
+    while bool(failed) or float(factor.diagonal().min()) ** 2 < rounding:
+        jitter = jitter * _JITTER_GROWTH or rounding
         factor, failed = torch.linalg.cholesky_ex(matrix + jitter * identity)
     if jitter:
         warnings.warn(

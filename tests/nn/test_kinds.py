@@ -1,122 +1,111 @@
-"""Every kind of layer against the one definition: the base layer with W + P L diag(delta) U for a weight."""
+"""Each kind of layer: the update is that of the changed weight, merging is exact, the LoRA pair is PEFT's."""
 
 import copy
+import itertools
 
+import peft
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lowrank_ldu.nn import LoLDULayer
+from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LoLDULayer, inject, merge, unload, unmerge
 from lowrank_ldu.nn.functional import updated_output
-from lowrank_ldu.nn.kinds import KINDS, kind_of
+from lowrank_ldu.nn.kinds import KINDS, kind_of, supports
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 class ScaledEmbedding(nn.Embedding):
-    """As some models of transformers have it."""
+    """As in models that scale what they look up."""
 
-    def __init__(self, *sizes):
-        super().__init__(*sizes)
-        self.embed_scale = 3.0
+    embed_scale = 1.75
 
-    def forward(self, tokens):
-        return super().forward(tokens) * self.embed_scale
-
-
-def tokens(*shape):
-    return torch.randint(0, 20, shape)
+    def forward(self, x):
+        return super().forward(x) * self.embed_scale
 
 
 LAYERS = {
-    "linear": (lambda: nn.Linear(12, 10), lambda: torch.randn(5, 12)),
-    "linear, one row": (lambda: nn.Linear(12, 10), lambda: torch.randn(12)),
-    "linear, no rows": (lambda: nn.Linear(12, 10), lambda: torch.randn(0, 12)),
-    "linear, sequences": (lambda: nn.Linear(12, 10, bias=False), lambda: torch.randn(3, 4, 12)),
-    "Conv1D": (lambda: Conv1D(10, 12), lambda: torch.randn(3, 4, 12)),
-    "Conv1d": (lambda: nn.Conv1d(4, 10, 3, stride=2, padding=1), lambda: torch.randn(3, 4, 9)),
-    "Conv2d": (lambda: nn.Conv2d(3, 10, (2, 3), stride=2, padding=1, dilation=2), lambda: torch.randn(3, 3, 9, 8)),
-    "Conv2d, one image": (lambda: nn.Conv2d(3, 10, 3, padding="same"), lambda: torch.randn(3, 7, 8)),
-    "Conv2d, reflected": (
-        lambda: nn.Conv2d(3, 10, 3, padding=1, padding_mode="reflect"),
-        lambda: torch.randn(2, 3, 7, 8),
-    ),
-    "Conv2d, groups": (lambda: nn.Conv2d(8, 10, 3, groups=2), lambda: torch.randn(2, 8, 7, 8)),
-    "Conv2d, as many groups": (lambda: nn.Conv2d(8, 8, 3, groups=8), lambda: torch.randn(2, 8, 7, 8)),
-    "Conv3d": (lambda: nn.Conv3d(2, 10, 2), lambda: torch.randn(2, 2, 4, 5, 3)),
-    "embedding": (lambda: nn.Embedding(20, 12), lambda: tokens(3, 5)),
-    "embedding, padded": (lambda: nn.Embedding(20, 12, padding_idx=0), lambda: tokens(4)),
-    "embedding, scaled": (lambda: ScaledEmbedding(20, 12), lambda: tokens(3, 5)),
+    "linear": lambda: (nn.Linear(7, 5), torch.randn(4, 7)),
+    "Conv1D": lambda: (Conv1D(5, 7), torch.randn(4, 3, 7)),
+    "conv1d": lambda: (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2), torch.randn(4, 4, 11)),
+    "conv2d": lambda: (nn.Conv2d(4, 6, (3, 1), groups=2, padding="same"), torch.randn(4, 4, 6, 5)),
+    "conv3d": lambda: (nn.Conv3d(2, 4, 2, padding=1, padding_mode="replicate"), torch.randn(4, 2, 3, 4, 3)),
+    "depthwise": lambda: (nn.Conv2d(4, 4, 3, groups=4), torch.randn(4, 4, 5, 5)),
+    "embedding": lambda: (nn.Embedding(11, 6, padding_idx=2), torch.randint(0, 11, (4, 5))),
+    "scaled embedding": lambda: (ScaledEmbedding(11, 6), torch.randint(0, 11, (4, 5))),
 }
-layers = pytest.mark.parametrize(("make", "inputs"), LAYERS.values(), ids=LAYERS)
 
 
-def trained(layer):
+# Inputs without a batch, or with nothing in it.
+SINGLE = {
+    "linear, one row": lambda: (nn.Linear(7, 5), torch.randn(7)),
+    "linear, no rows": lambda: (nn.Linear(7, 5), torch.randn(0, 7)),
+    "Conv1D, one row": lambda: (Conv1D(5, 7), torch.randn(7)),
+    "conv2d, one image": lambda: (nn.Conv2d(4, 6, 3, padding="same"), torch.randn(4, 6, 5)),
+    "embedding, one token": lambda: (nn.Embedding(11, 6), torch.tensor(3)),
+    "embedding, no tokens": lambda: (nn.Embedding(11, 6), torch.zeros(2, 0, dtype=torch.int64)),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer_and_input(request):
+    return LAYERS[request.param]()
+
+
+def to(x, dtype):
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def trained(layer, size=0.1):
     with torch.no_grad():
-        layer.offset.normal_()
-        layer.sigma.mul_(0.7)
+        layer.offset.normal_(std=size)
+        layer.sigma.mul_(0.8)
     return layer
 
 
-def with_update(layer):
-    """The base layer with the update in its weight."""
-    plain = copy.deepcopy(layer.base_layer)
+def with_weight_changed(layer):
+    """A copy of the base layer with W + P L diag(delta) U for its weight."""
+    changed = copy.deepcopy(layer.base_layer)
     with torch.no_grad():
-        plain.weight += layer.kind.as_weight(layer.delta_weight(), plain.weight)
-    return plain
+        matrix = layer.kind.as_matrix(changed.weight) + layer.delta_weight()
+        changed.weight.copy_(layer.kind.as_weight(matrix, changed.weight))
+    return changed
 
 
-@layers
-@pytest.mark.parametrize("rank", [1, 6])
-def test_the_update_is_that_of_the_weight(make, inputs, rank):
-    """float64: what is left is rounding of sums of at most a few dozen products."""
-    layer = trained(LoLDULayer(make().double(), rank))
-    x = inputs()
-    x = x.double() if x.is_floating_point() else x
-    torch.testing.assert_close(layer(x), with_update(layer)(x), atol=1e-11, rtol=1e-11)
+def assert_same_output(layer, x):
+    expected = with_weight_changed(layer)(x)
+    # float64, sums of at most a few hundred products; the update's size is that of its terms, not of its sum.
+    size = 1 + (layer.delta.abs() @ layer.factors.left.norm(dim=0).diag() @ layer.factors.scale).item()
+    torch.testing.assert_close(layer(x), expected, atol=1e-11 * size, rtol=1e-11)
 
 
-@layers
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_step_0_is_the_base_layer_and_unmerging_restores_its_weight(make, inputs, dtype):
-    base = make().to(dtype)
-    x = inputs()
-    x = x.to(dtype) if x.is_floating_point() else x
-    layer = LoLDULayer(base, 4)
-    assert torch.equal(layer(x), base(x))
-    weight = base.weight.detach().clone()
-    trained(layer)
-    unmerged = layer(x)
-    layer.merge()
-    if dtype == torch.float32:
-        size = max(1.0, float(unmerged.detach().abs().max())) if unmerged.numel() else 1.0
-        torch.testing.assert_close(layer(x), unmerged, atol=1e-5 * size, rtol=1e-5)
-    layer.unmerge()
-    assert torch.equal(base.weight, weight)
+def test_update_is_that_of_the_changed_weight_for_every_kind_basis_and_parametrization(layer_and_input):
+    base, x = layer_and_input
+    base, x = base.double(), to(x, torch.float64)
+    for basis, parametrization in itertools.product(BASES, PARAMETRIZATIONS):
+        layer = trained(LoLDULayer(base, 3, basis=basis, parametrization=parametrization))
+        assert_same_output(layer, x)
+        assert not torch.equal(layer(x), base(x))
 
 
-@layers
-def test_a_diagonal_for_each_row_is_each_row_with_its_own(make, inputs):
-    x = inputs()
-    if x.ndim in {1, 3} and "one" in next(name for name, value in LAYERS.items() if value[0] is make):
-        return  # a single example has no rows
-    layer = LoLDULayer(make(), 5)
-    deltas = torch.randn(len(x), 5)
-    y = layer.base_layer(x)
-    together = updated_output(layer.base_layer, layer.kind, x, y, layer.factors, deltas)
-    for row in range(len(x)):
-        alone = slice(row, row + 1)
-        expected = updated_output(layer.base_layer, layer.kind, x[alone], y[alone], layer.factors, deltas[row])
-        torch.testing.assert_close(together[alone], expected, atol=1e-4, rtol=1e-5)
+@pytest.mark.parametrize("name", SINGLE)
+def test_inputs_without_a_batch(name):
+    base, x = SINGLE[name]()
+    base, x = base.double(), to(x, torch.float64)
+    for rank in (1, 3):
+        layer = trained(LoLDULayer(base, rank))
+        assert layer(x).shape == base(x).shape
+        assert_same_output(layer, x)
 
 
-@layers
-def test_gradients_of_the_update(make, inputs):
-    layer = trained(LoLDULayer(make().double(), 4))
-    x = inputs()
-    x = x.double() if x.is_floating_point() else x
+def test_gradients_of_every_kind(layer_and_input):
+    base, x = layer_and_input
+    layer = trained(LoLDULayer(base.double(), 3))
+    x = to(x, torch.float64)
 
     def output(offset, sigma):
         return torch.func.functional_call(layer, {"adapter.offset": offset, "adapter.sigma": sigma}, (x,))
@@ -124,49 +113,168 @@ def test_gradients_of_the_update(make, inputs):
     assert torch.autograd.gradcheck(output, (layer.offset, layer.sigma))
 
 
-@given(st.sampled_from(sorted(KINDS)), st.integers(1, 5), st.integers(1, 5), st.integers(1, 3))
-def test_weights_and_matrices_are_each_others_inverse(name, out, inner, kernel):
-    kind = KINDS[name]
-    shape = {"convolution": (out, inner, kernel, kernel), "transposed linear": (inner, out)}.get(name, (out, inner))
-    weight = torch.randn(shape)
+@st.composite
+def convolutions(draw):
+    """A convolution of any options, and an input that is large enough for it, batched or not."""
+    dimensions = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    padding = draw(st.sampled_from(["same", "valid", 0, 1, 2]))
+    # torch warns that it copies the input where "same" needs more padding at one end.
+    sizes = st.sampled_from([1, 3]) if padding == "same" else st.integers(1, 3)
+    kernel = draw(st.tuples(*[sizes] * dimensions))
+    dilation = draw(st.integers(1, 2))
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    layer = CONVOLUTIONS[dimensions](
+        groups * draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 2)),
+        kernel,
+        stride=1 if padding == "same" else draw(st.integers(1, 2)),
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=mode,
+    )
+    batch = draw(st.sampled_from([(), (1,), (3,)]))
+    # Five at least: as far as the widest kernel reaches, and more than any padding, which reflection needs.
+    return layer.double(), torch.randn(*batch, layer.in_channels, *(draw(st.integers(5, 6)),) * dimensions).double()
+
+
+@settings(max_examples=60)
+@given(convolutions(), st.data())
+def test_any_convolution(convolution, data):
+    base, x = convolution
+    assert base(x).isfinite().all()
+    rank = data.draw(st.integers(1, min(kind_of(base).as_matrix(base.weight).shape)))
+    assert_same_output(trained(LoLDULayer(base, rank)), x)
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 3), st.data())
+def test_any_transposed_linear_layer_and_embedding(m, n, dimensions, data):
+    rank = data.draw(st.integers(1, min(m, n)))
+    x = torch.randn(*(2,) * dimensions, n, dtype=torch.float64)
+    assert_same_output(trained(LoLDULayer(Conv1D(m, n).double(), rank)), x)
+    tokens = torch.randint(0, m, (2,) * dimensions)
+    assert_same_output(trained(LoLDULayer(nn.Embedding(m, n).double(), rank)), tokens)
+
+
+def test_a_diagonal_for_each_row_is_each_row_with_its_own(layer_and_input):
+    base, x = layer_and_input
+    base, x = base.double(), to(x, torch.float64)
+    layer = LoLDULayer(base, 3)
+    deltas = torch.randn(len(x), 3, dtype=torch.float64)
+    y = base(x)
+    together = updated_output(base, layer.kind, x, y, layer.factors, deltas)
+    rows = [
+        updated_output(base, layer.kind, x[i : i + 1], y[i : i + 1], layer.factors, delta)
+        for i, delta in enumerate(deltas)
+    ]
+    torch.testing.assert_close(together, torch.cat(rows), atol=1e-10, rtol=1e-10)
+    assert not torch.allclose(together, updated_output(base, layer.kind, x, y, layer.factors, deltas[0]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_step_0_and_unmerge_bit_for_bit(name, dtype):
+    base, x = LAYERS[name]()
+    base, x = base.to(dtype), to(x, dtype)
+    weight, before = base.weight.detach().clone(), base(x)
+    layer = LoLDULayer(base, 3)
+    assert torch.equal(layer(x), before)
+    trained(layer, 0.01)
+    output = layer(x)
+    layer.merge()
+    assert not torch.equal(base.weight, weight)
+    # Rounding of the weight and of the terms, to their own precision; the paths differ in nothing else.
+    tolerance = 1e-5 if dtype == torch.float32 else 40 * torch.finfo(dtype).eps
+    torch.testing.assert_close(layer(x), output, atol=tolerance, rtol=tolerance)
+    layer.unmerge()
+    assert torch.equal(base.weight, weight)
+    assert torch.equal(layer(x), output)
+
+
+def test_as_weight_inverts_as_matrix(layer_and_input):
+    base, _ = layer_and_input
+    kind, weight = kind_of(base), base.weight.detach()
     matrix = kind.as_matrix(weight)
     assert matrix.ndim == 2
     assert torch.equal(kind.as_weight(matrix, weight), weight)
+    assert torch.equal(kind.as_matrix(kind.as_weight(matrix + 1, weight)), weight.new_ones(()) + matrix)
 
 
-# Not the dilated convolution: PEFT's LoRA leaves dilation out.
-@pytest.mark.parametrize("name", ["linear", "Conv1D", "Conv1d", "Conv2d, one image", "embedding"])
-def test_the_lora_pair_is_what_peft_would_need(name):
-    make, inputs = LAYERS[name]
-    torch.manual_seed(0)
-    layer = trained(LoLDULayer(make(), 4))
-    x = inputs()
-    expected = layer(x)
-    model = nn.Sequential(layer.base_layer)
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=["0"], fan_in_fan_out=name == "Conv1D")
-    lora = get_peft_model(model, config).base_model.model[0]
-    factors = layer.factors
-    A, B = layer.kind.lora_pair(factors.left * (layer.delta * factors.scale), factors.right)
+def test_which_layers_are_of_a_kind(layer_and_input):
+    base, _ = layer_and_input
+    assert supports(base)
+    assert KINDS[kind_of(base).name] is kind_of(base)
+    for other in (
+        nn.LayerNorm(3),
+        nn.ConvTranspose2d(3, 3, 2),
+        nn.Bilinear(2, 2, 2),
+        nn.EmbeddingBag(4, 3),
+        nn.MultiheadAttention(4, 1),
+    ):
+        assert not supports(other)
+        with pytest.raises(TypeError, match=f"the layer is a {type(other).__name__}; accepted: nn.Linear"):
+            kind_of(other)
+
+
+def test_an_embedding_that_changes_its_own_weight_is_refused():
+    base = nn.Embedding(5, 4, max_norm=1.0)
+    with pytest.raises(ValueError, match=r"max_norm 1\.0 and changes its weight in use; accepted: max_norm None"):
+        LoLDULayer(base, 2)
+    assert base.weight.requires_grad
+
+
+def test_padding_tokens_take_the_update_and_give_no_gradient_to_a_frozen_base():
+    layer = trained(LoLDULayer(nn.Embedding(6, 4, padding_idx=1).double(), 2))
+    tokens = torch.tensor([1, 3])
+    changed = with_weight_changed(layer)
+    torch.testing.assert_close(layer(tokens), changed.weight[tokens], atol=1e-12, rtol=1e-12)
+    layer(tokens).sum().backward()
+    assert layer.base_layer.weight.grad is None
+    assert layer.offset.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["linear", "Conv1D", "embedding", "conv2d plain"])
+def test_lora_pair_is_the_lora_layer_of_peft(name):
+    """PEFT's own LoRA layer with our pair for A and B gives our output and merges to our weight."""
+    layers = LAYERS | {"conv2d plain": lambda: (nn.Conv2d(4, 6, (3, 2), padding=1), torch.randn(4, 4, 6, 5))}
+    base, x = layers[name]()
+    base, x = base.double(), to(x, torch.float64)
+    layer = trained(LoLDULayer(copy.deepcopy(base), 3))
+    config = peft.LoraConfig(
+        r=3, lora_alpha=3, target_modules=["0"], fan_in_fan_out=name == "Conv1D", init_lora_weights=False
+    )
+    model = peft.get_peft_model(nn.Sequential(base), config).double()
+    lora = model.base_model.model[0]
+    left = layer.factors.left * (layer.delta * layer.factors.scale)
+    pair = [part.detach() for part in layer.kind.lora_pair(left, layer.factors.right)]
+    if isinstance(base, nn.Embedding):
+        places = [lora.lora_embedding_A["default"], lora.lora_embedding_B["default"]]
+    else:
+        places = [lora.lora_A["default"].weight, lora.lora_B["default"].weight]
     with torch.no_grad():
-        if name == "embedding":
-            lora.lora_embedding_A["default"].copy_(A)
-            lora.lora_embedding_B["default"].copy_(B)
-        else:
-            for half, pair in ((lora.lora_A, A), (lora.lora_B, B)):
-                half["default"].weight.copy_(pair.reshape(half["default"].weight.shape))
-    torch.testing.assert_close(lora(x), expected, atol=1e-5, rtol=1e-5)
+        for place, part in zip(places, pair, strict=True):
+            place.copy_(part.reshape(place.shape))
+    torch.testing.assert_close(model(x), layer(x), atol=1e-10, rtol=1e-10)
+    expected = layer.kind.as_weight(layer.delta_weight(), base.weight)
+    torch.testing.assert_close(lora.get_delta_weight("default"), expected, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("layer", "error", "message"),
-    [
-        (nn.Embedding(8, 4, max_norm=1.0), ValueError, r"max_norm 1\.0 and changes its weight in use"),
-        (nn.ConvTranspose2d(2, 3, 2), TypeError, "the layer is a ConvTranspose2d; accepted: nn.Linear"),
-        (nn.Bilinear(2, 3, 4), TypeError, "the layer is a Bilinear"),
-        (nn.MultiheadAttention(4, 1), TypeError, "the layer is a MultiheadAttention"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_other_layers_are_refused(layer, error, message):
-    with pytest.raises(error, match=message):
-        kind_of(layer)
+def test_a_model_of_every_kind_is_injected_merged_and_unloaded():
+    model = nn.Sequential(nn.Embedding(9, 8), Conv1D(6, 8), nn.Conv1d(5, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    tokens = torch.randint(0, 9, (2, 5))
+    base = model(tokens)
+    assert inject(copy.deepcopy(model), "all-linear", 2) == ["1", "4"]
+    names = inject(model, ["0", "1", "2", "4"], 2)
+    assert torch.equal(model(tokens), base)
+    for name in names:
+        trained(model.get_submodule(name))
+    output = model(tokens)
+    merge(model)
+    torch.testing.assert_close(model(tokens), output, atol=1e-5, rtol=1e-5)
+    unmerge(model)
+    assert torch.equal(model(tokens), output)
+    unload(model, merged=False)
+    assert [type(module).__name__ for module in model] == ["Embedding", "Conv1D", "Conv1d", "Flatten", "Linear"]
+    assert torch.equal(model(tokens), base)
