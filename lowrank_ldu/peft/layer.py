@@ -138,7 +138,6 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         factors = self.factors_of(adapter_name)
         if not deferred and factors.ready and not config.init_weights:
             _randomize(adapter, factors)
-        self.set_adapter(self.active_adapters)
 
     def _shared_terms(self, options: FactorOptions, matrix: Tensor, *, deferred: bool) -> str:
         """Return the key of factors of these options, computed if there are none."""
