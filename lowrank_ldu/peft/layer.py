@@ -176,10 +176,17 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
 
     def is_settled(self, adapter_name: str) -> bool:
         """Whether an adapter's factors are there, and nothing was put in the place of its numbers since they were."""
-        return (
-            self.factors_of(adapter_name).ready
-            and self._seen.get(adapter_name) is self.adapter(adapter_name).base_sample
-        )
+        return not self.unsettled([adapter_name])
+
+    def unsettled(self, adapter_names: list[str]) -> list[str]:
+        """Return those adapters that `is_settled` is False of."""
+        adapters, seen, terms = self.loldu_adapter._modules, self._seen, self.loldu_terms  # noqa: SLF001  # quick to find
+        ready = {key for key, factors in self._factors() if factors.ready}
+        return [
+            name
+            for name in adapter_names
+            if terms[name] not in ready or seen.get(name) is not adapters[name]._buffers["base_sample"]  # noqa: SLF001
+        ]
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and its factors if no other one uses them."""

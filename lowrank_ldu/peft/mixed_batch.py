@@ -31,13 +31,14 @@ def mixed_output(layer: LolduLayer, x: Tensor, y: Tensor, adapter_names: list[st
     Adapters that share their factors, which is all of them where rank, basis and pivoting are the same, cost what one
     of them costs, but for B r numbers.
     """
-    adapters = layer.loldu_adapter  # once: there may be thousands of rows
+    # Looked up once: there may be thousands of rows, and a module's attributes are slow to find.
+    adapters, terms = layer.loldu_adapter, layer.loldu_terms
+    unique = [name for name in dict.fromkeys(adapter_names) if name in adapters]
+    for name in layer.unsettled(unique):
+        layer.diagonal(name)
     groups: dict[str, list[str]] = {}
-    for name in dict.fromkeys(adapter_names):
-        if name in adapters:
-            if not layer.is_settled(name):
-                layer.diagonal(name)
-            groups.setdefault(layer.loldu_terms[name], []).append(name)
+    for name in unique:
+        groups.setdefault(terms[name], []).append(name)
     for names in groups.values():
         factors = layer.factors_of(names[0])
         position = {name: index for index, name in enumerate(names)}
