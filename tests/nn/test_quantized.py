@@ -1,5 +1,8 @@
 """Quantised bases, by the real libraries: factored as the numbers they stand for, and never written to."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -10,13 +13,6 @@ from lowrank_ldu.nn import LoLDULayer, inject, merge
 from lowrank_ldu.nn.host import weight_matrix
 from lowrank_ldu.nn.quantized import dense_weight, is_quantized
 from lowrank_ldu.peft import LolduConfig
-
-pytestmark = [
-    # What the libraries say of themselves when they are first used.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
 
 
 def plain():
@@ -40,16 +36,53 @@ def four_bits(**options):
     return layer.to("cpu")
 
 
-def torchao_int8():
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+def torchao(config):
+    from torchao.quantization import quantize_
 
-    model = nn.Sequential(plain())
-    quantize_(model, Int8WeightOnlyConfig())
+    model = nn.Sequential(plain()).eval()
+    quantize_(model, config)
     return model[0]
 
 
+def torchao_int8():
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    return torchao(Int8WeightOnlyConfig())
+
+
+def torchao_int4():
+    from torchao.quantization import IntxWeightOnlyConfig
+
+    return torchao(IntxWeightOnlyConfig(weight_dtype=torch.int4))
+
+
+def torchao_float8():
+    from torchao.quantization import Float8WeightOnlyConfig
+
+    return torchao(Float8WeightOnlyConfig())
+
+
+def torchao_opaque():
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+    return torchao(PrototypeInt4WeightOnlyConfig(group_size=32))
+
+
+def torchao_nf4():
+    from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import linear_nf4, to_nf4
+
+    class Linear(nn.Linear):  # NF4Tensor is no weight for nn.Linear's own forward
+        def forward(self, x):
+            return linear_nf4(x, self.weight) + self.bias
+
+    layer = Linear(64, 32)
+    layer.load_state_dict(plain().state_dict())
+    layer.weight = nn.Parameter(to_nf4(layer.weight.detach(), 64, 32), requires_grad=False)
+    return layer
+
+
 class HQQLinear(nn.Module):
-    """Stands in for the class of that name: HQQ has no build to test with here. It is told by its name alone."""
+    """Stands in for the class of that name, told by its name and library. Like that, it has no `weight`."""
 
     def __init__(self):
         super().__init__()
@@ -57,10 +90,6 @@ class HQQLinear(nn.Module):
         self.in_features, self.out_features, self.bias = 64, 32, layer.bias
         self.scale = layer.weight.detach().abs().max() / 127
         self.W_q = nn.Parameter((layer.weight.detach() / self.scale).round().to(torch.int8), requires_grad=False)
-
-    @property
-    def weight(self):
-        return self.W_q
 
     def dequantize(self):
         return self.W_q.float() * self.scale
@@ -79,7 +108,12 @@ KINDS = [
     pytest.param(lambda: four_bits(quant_type="nf4"), 0.16, id="bitsandbytes nf4"),
     pytest.param(lambda: four_bits(quant_type="fp4"), 0.17, id="bitsandbytes fp4"),
     pytest.param(lambda: four_bits(quant_type="nf4", compress_statistics=True), 0.17, id="bitsandbytes double"),
+    pytest.param(lambda: four_bits(quant_storage=torch.bfloat16), 0.17, id="bitsandbytes stored as bfloat16"),
     pytest.param(torchao_int8, 0.5 / 127, id="torchao int8"),
+    pytest.param(torchao_int4, 0.5 / 7, id="torchao int4"),
+    pytest.param(torchao_opaque, 0.5 / 7, id="torchao int4 in a kernel's order"),
+    pytest.param(torchao_float8, 1 / 16, id="torchao float8"),
+    pytest.param(torchao_nf4, 0.17, id="torchao nf4"),
     pytest.param(HQQLinear, 0.5 / 127, id="HQQ stand-in"),
 ]
 
@@ -156,3 +190,132 @@ def test_bare_integers_and_bytes_are_refused(dtype):
     layer.weight = nn.Parameter(torch.ones(4, 4).to(dtype), requires_grad=False)
     with pytest.raises(TypeError, match=f"the weight of a Linear is {str(dtype).removeprefix('torch.')}, which says"):
         LoLDULayer(layer, 2)
+
+
+@pytest.mark.parametrize("options", [{"quant_type": "nf4"}, {"quant_type": "fp4"}, {"compress_statistics": True}])
+def test_codes_reordered_for_a_cpu_are_read_in_their_order(options):
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu
+
+    layer = four_bits(**options)
+    before = dense_weight(layer)
+    # What the first inference does on a CPU with AVX512-BF16, scales in bfloat16 included.
+    state = layer.weight.quant_state
+    layer.weight.data, _ = _convert_weight_packed_for_cpu(layer.weight.data, state)
+    codes, scales = layer.weight.data.clone(), state.absmax.clone()
+    dense = dense_weight(layer)
+    assert dense.dtype == before.dtype
+    torch.testing.assert_close(dense, before, rtol=2**-8, atol=0)
+    assert state.packing_format_for_cpu
+    assert torch.equal(layer.weight.data, codes)
+    assert torch.equal(state.absmax, scales)
+
+
+def test_an_inference_changes_no_dense_weight_beyond_bfloat16():
+    layer = four_bits(quant_type="nf4").eval()
+    before = dense_weight(layer)
+    with torch.no_grad():
+        layer(torch.randn(3, 64))
+    torch.testing.assert_close(dense_weight(layer), before, rtol=2**-8, atol=0)
+
+
+def test_the_dense_weight_is_the_librarys_own():
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+
+    layer = four_bits(quant_type="nf4")
+    assert torch.equal(dense_weight(layer), dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+    layer = eight_bits()
+    own = int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB)
+    torch.testing.assert_close(dense_weight(layer), own, rtol=1e-6, atol=0)
+    layer(torch.randn(2, 64))
+    assert layer.weight.SCB is None  # moved to the state
+    torch.testing.assert_close(dense_weight(layer), own, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Embedding8bit", "EmbeddingNF4", "EmbeddingFP4"])
+def test_embeddings(name):
+    import bitsandbytes
+
+    layer = getattr(bitsandbytes.nn, name)(10, 64)
+    layer.load_state_dict(nn.Embedding(10, 64).state_dict())
+    layer = layer.to("cpu")
+    assert is_quantized(layer)
+    torch.testing.assert_close(dense_weight(layer), layer(torch.arange(10)), rtol=1e-6, atol=1e-7)
+
+
+def test_a_quant_state_that_only_the_layer_has_left():
+    layer = four_bits()
+    dense = dense_weight(layer)
+    layer.weight.quant_state = None
+    assert torch.equal(dense_weight(layer), dense)
+    layer.quant_state = None
+    assert is_quantized(layer)
+    with pytest.raises(TypeError, match="the 4-bit weight of a Linear4bit has no quant_state; accepted"):
+        dense_weight(layer)
+
+
+def test_eight_bits_without_scales_are_refused():
+    layer = eight_bits()
+    layer.weight.SCB = None
+    with pytest.raises(TypeError, match="the 8-bit weight of a Linear8bitLt has no scales; accepted"):
+        dense_weight(layer)
+
+
+class WrappedTensor(torch.Tensor):
+    """As quanto's: floating to look at, with its storage elsewhere."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        raise NotImplementedError(f"{cls.__name__}: {function}")
+
+
+class TorchAOBaseTensor(WrappedTensor):
+    """Stands in for torchao's formats of which no operation runs on this machine."""
+
+
+TorchAOBaseTensor.__module__ = "torchao.utils"
+
+
+def test_a_tensor_class_that_is_not_known_is_refused():
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(WrappedTensor(torch.ones(4, 4, dtype=torch.int8)), requires_grad=False)
+    assert not is_quantized(layer)
+    with pytest.raises(TypeError, match=r"the weight of a Linear is a .*WrappedTensor, whose storage is not known"):
+        dense_weight(layer)
+
+
+def test_a_torchao_format_that_cannot_be_read_is_refused():
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(TorchAOBaseTensor(torch.ones(4, 4, dtype=torch.int8)), requires_grad=False)
+    assert is_quantized(layer)
+    with pytest.raises(TypeError, match=r"a torchao\.utils\.TorchAOBaseTensor, which can neither be dequantised nor"):
+        dense_weight(layer)
+
+
+def test_a_layer_without_a_weight_is_refused():
+    assert not is_quantized(nn.Identity())
+    with pytest.raises(TypeError, match="the weight of a Identity is of type NoneType; accepted"):
+        dense_weight(nn.Identity())
+
+
+def test_a_class_that_is_only_named_so_is_not_hqq():
+    other = type("HQQLinear", (nn.Linear,), {"__module__": "mine"})(4, 4)
+    assert not is_quantized(other)
+    assert dense_weight(other).data_ptr() == other.weight.data_ptr()
+    assert not dense_weight(other).requires_grad
+
+
+def test_no_library_is_imported_for_a_plain_layer():
+    code = (
+        "import sys, torch; from lowrank_ldu.nn.quantized import dense_weight; dense_weight(torch.nn.Linear(2, 2)); "
+        "assert not {'bitsandbytes', 'torchao', 'hqq'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
