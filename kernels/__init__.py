@@ -1,5 +1,21 @@
-"""The computation at the heart of the layer, in torch: imports torch and, where a kernel needs it, triton only."""
+"""The computation at the heart of the layer: torch, and triton where a kernel of it is asked for."""
 
+from lowrank_ldu.kernels.api import ldu_linear, ldu_linear_multi
+from lowrank_ldu.kernels.packed import Packing, pack
+from lowrank_ldu.kernels.planner import PLANS, Choice, Machine, Plan, Problem, choose_plan, plan_costs
 from lowrank_ldu.kernels.reference import ldu_update
 
-__all__ = ["ldu_update"]
+__all__ = [
+    "PLANS",
+    "Choice",
+    "Machine",
+    "Packing",
+    "Plan",
+    "Problem",
+    "choose_plan",
+    "ldu_linear",
+    "ldu_linear_multi",
+    "ldu_update",
+    "pack",
+    "plan_costs",
+]

@@ -3,6 +3,7 @@
 from lowrank_ldu.nn.basis import BASES, Basis
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, Parametrization
 from lowrank_ldu.nn.counting import ParameterCount, trainable_parameters
+from lowrank_ldu.nn.fusion import set_plan
 from lowrank_ldu.nn.initialization import INITIALIZATIONS, Initialization, initial_diagonal
 from lowrank_ldu.nn.injection import inject, lowrank_layers
 from lowrank_ldu.nn.layer import LoLDULayer
@@ -25,6 +26,7 @@ __all__ = [
     "lowrank_layers",
     "merge",
     "project_",
+    "set_plan",
     "trainable_parameters",
     "unload",
     "unmerge",

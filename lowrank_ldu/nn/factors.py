@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
+from lowrank_ldu.kernels import pack
 from lowrank_ldu.nn.basis import Basis, Terms, check_basis, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import Parametrization, check_parametrization, coordinates_of
 
 if TYPE_CHECKING:
     from lowrank_ldu.decomposition import Pivoting
+    from lowrank_ldu.kernels import Packing
 
 # Entries of the weight that are kept to tell another base from a rounding of the same one.
 SAMPLES = 32
@@ -86,6 +88,8 @@ class Factors(nn.Module):
         Of `coordinates_of`.
     ready : bool
         Whether the factors are there.
+    upper : bool
+        Whether right is upper trapezoidal, as it is in the LDU basis with partial pivoting.
     """
 
     left: Tensor
@@ -104,6 +108,9 @@ class Factors(nn.Module):
         self.options = options
         self.jitter = 0.0
         self.ready = False
+        self.upper = False
+        self._packing: Packing | None = None
+        self._packed: tuple[object, ...] = ()
         if deferred or matrix.device.type == "meta":
             self._set_empty(matrix)
         else:
@@ -143,12 +150,32 @@ class Factors(nn.Module):
         self._keep("pivot_columns", terms.columns)
         self._keep("sample", self.sample_of(matrix))
         self.ready = True
+        self.upper = options.basis == "ldu" and terms.columns is None and not bool(self.right.tril(-1).any())
+        self._packing, self._packed = None, ()
 
     def at(self, rows: Tensor | None, columns: Tensor | None) -> bool:
         """Whether the factors are those at these pivots."""
         if not self.ready:
             return False
         return _same(rows, self.pivot_rows) and _same(columns, self.pivot_columns)
+
+    @property
+    def packable(self) -> bool:
+        """Whether the factors could stand for the weight in the packed plan, by their options and dtype."""
+        full = self.options.rank == min(len(self.left), self.right.shape[1])
+        return full and self.upper and self.right.dtype in {torch.float32, torch.float64}
+
+    def packing(self, weight: Tensor) -> Packing | None:
+        """Return what the packed plan needs, made once for a weight; None if the factors do not hold it to rounding."""
+        key = (weight.data_ptr(), getattr(weight, "_version", 0), self.left.data_ptr(), self.left.device)
+        if self._packed != key:
+            try:
+                pivots = cast("Tensor", self.pivot_rows)
+                self._packing = pack(weight, self.left, self.right, self.diagonal * self.scale, pivots)
+            except ValueError:
+                self._packing = None
+            self._packed = key
+        return self._packing
 
     @staticmethod
     def sample_of(matrix: Tensor) -> Tensor:

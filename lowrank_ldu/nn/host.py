@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from lowrank_ldu.kernels import Plan
     from lowrank_ldu.nn.diagonal import DiagonalAdapter
     from lowrank_ldu.nn.factors import Factors
 
@@ -31,7 +32,15 @@ class Diagonal(NamedTuple):
 
 
 class AdapterHost:
-    """A module that holds LoLDU adapters of one base layer; what optimisation, counting and saving ask for."""
+    """A module that holds LoLDU adapters of one base layer; what optimisation, counting and saving ask for.
+
+    Attributes
+    ----------
+    plan : str
+        How the layer computes, one of `lowrank_ldu.kernels.PLANS`.
+    """
+
+    plan: Plan = "auto"
 
     @abstractmethod
     def diagonals(self) -> Iterator[Diagonal]:
@@ -40,7 +49,8 @@ class AdapterHost:
 
 def stored_weight(base_layer: nn.Module) -> nn.Parameter:
     """Return a layer's weight as it is stored."""
-    return base_layer.weight  # type: ignore[return-value]  # every kind has one
+    # HQQ's layers have no `weight`, but for the packed integers.
+    return base_layer.weight if hasattr(base_layer, "weight") else base_layer.W_q  # type: ignore[return-value]
 
 
 def weight_matrix(base_layer: nn.Module) -> Tensor:

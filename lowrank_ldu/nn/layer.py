@@ -12,7 +12,8 @@ from lowrank_ldu.decomposition import LDU, Pivoting
 from lowrank_ldu.nn.basis import Basis, check_basis, ldu_terms
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors
-from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
+from lowrank_ldu.nn.functional import merged_weight, updated_matrix
+from lowrank_ldu.nn.fusion import layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import is_quantized
@@ -231,10 +232,10 @@ class LoLDULayer(AdapterHost, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base layer's output for x plus the update's."""
-        y: Tensor = self.base_layer(x)
         if self._merged:
+            y: Tensor = self.base_layer(x)
             return y
-        return updated_output(self.base_layer, self.kind, x, y, self.factors, self.delta)
+        return layer_output(self.base_layer, self.kind, x, self.factors, self.delta, plan=self.plan)
 
     @torch.no_grad()
     def merge(self, *, keep_base: bool = True) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
+from lowrank_ldu.nn.fusion import layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
 from lowrank_ldu.nn.initialization import is_random
 from lowrank_ldu.nn.kinds import kind_of
@@ -215,11 +216,11 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             self._check_mixed_batch(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
-            return result
+            plain: Tensor = self.base_layer(x, *args, **kwargs)
+            return plain
         if adapter_names is not None:
-            return mixed_output(self, x, result, adapter_names)
+            return mixed_output(self, x, adapter_names, *args, **kwargs)
         # The updates of adapters that share their factors add up before the products.
         deltas: dict[str, Tensor] = {}
         for name in self.active_adapters:
@@ -228,9 +229,22 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
                 key, delta = self.loldu_terms[name], adapter.delta(factors)
                 deltas[key] = deltas[key] + delta if key in deltas else delta
         base = self.get_base_layer()
+        if len(deltas) == 1 and base is self.base_layer and not (args or kwargs):
+            key, delta = deltas.popitem()
+            return layer_output(base, self.kind, x, self.loldu_factors[key], delta, plan=self.plan)  # type: ignore[arg-type]
+        self.check_unfused()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
         for key, delta in deltas.items():
             result = updated_output(base, self.kind, x, result, self.loldu_factors[key], delta)  # type: ignore[arg-type]
         return result
+
+    def check_unfused(self) -> None:
+        """Raise RuntimeError if a fused plan was asked for where the updates have to be added one by one."""
+        if self.plan not in {"auto", "reference"}:
+            raise RuntimeError(
+                f"plan {self.plan!r} cannot run here: layer {self.name!r} adds up the updates of adapters that do not "
+                "share their factors, or its base layer takes further arguments"
+            )
 
     def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
         if len(x) != len(adapter_names):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lowrank_ldu.nn.diagonal import delta_of, stack_states
 from lowrank_ldu.nn.functional import updated_output
+from lowrank_ldu.nn.fusion import layer_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,16 +16,18 @@ if TYPE_CHECKING:
     from lowrank_ldu.peft.layer import LolduLayer
 
 
-def mixed_output(layer: LolduLayer, x: Tensor, y: Tensor, adapter_names: list[str]) -> Tensor:
-    """Return the base layer's output y plus, in each row, the update of that row's adapter.
+def mixed_output(layer: LolduLayer, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+    """Return the base layer's output for x plus, in each row, the update of that row's adapter.
 
     Parameters
     ----------
     layer : LolduLayer
-    x, y : Tensor, shapes (B, ...)
-        The base layer's input and output.
+    x : Tensor, shape (B, ...)
+        The base layer's input.
     adapter_names : list of str, length B
         Adapters; rows of "__base__", and of adapters that this layer does not have, stay as they are.
+    *args, **kwargs
+        Further arguments of the base layer.
 
     Notes
     -----
@@ -39,18 +42,28 @@ def mixed_output(layer: LolduLayer, x: Tensor, y: Tensor, adapter_names: list[st
     groups: dict[str, list[str]] = {}
     for name in unique:
         groups.setdefault(terms[name], []).append(name)
+    base = layer.get_base_layer()
+    if len(groups) == 1 and base is layer.base_layer and not (args or kwargs):
+        deltas, index = _diagonals(layer, unique, adapter_names, x.device)
+        return layer_output(base, layer.kind, x, layer.factors_of(unique[0]), deltas, plan=layer.plan, index=index)
+    if groups:
+        layer.check_unfused()
+    y: Tensor = layer.base_layer(x, *args, **kwargs)
     for names in groups.values():
-        factors = layer.factors_of(names[0])
-        position = {name: index for index, name in enumerate(names)}
-        rows = [row for row, name in enumerate(adapter_names) if name in position]
-        which = torch.tensor([position[adapter_names[row]] for row in rows], device=y.device)
-        states = stack_states([adapters[name] for name in names])  # type: ignore[misc]
-        deltas = delta_of(states, factors.frame)[which]
-        base = layer.get_base_layer()
-        if len(rows) == len(adapter_names):
-            y = updated_output(base, layer.kind, x, y, factors, deltas)
-        else:
-            chosen = torch.tensor(rows, device=y.device)
-            changed = updated_output(base, layer.kind, x[chosen], y[chosen], factors, deltas)
-            y = y.index_copy(0, chosen, changed)
+        deltas, index = _diagonals(layer, names, adapter_names, y.device)
+        y = updated_output(base, layer.kind, x, y, layer.factors_of(names[0]), deltas[index])
     return y
+
+
+def _diagonals(
+    layer: LolduLayer, names: list[str], adapter_names: list[str], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the diagonals of adapters that share their factors, and for each row of the batch which of them it uses.
+
+    The last diagonal is zero: that of rows that use none.
+    """
+    position = {name: index for index, name in enumerate(names)}
+    index = torch.tensor([position.get(name, len(names)) for name in adapter_names], device=device)
+    states = stack_states([layer.loldu_adapter[name] for name in names])  # type: ignore[misc]
+    deltas = delta_of(states, layer.factors_of(names[0]).frame)
+    return torch.cat([deltas, deltas.new_zeros(1, deltas.shape[1])]), index

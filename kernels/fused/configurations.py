@@ -1,0 +1,82 @@
+"""The block sizes that are tried for each kernel, and which of them fit a chip."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import triton
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Bytes of shared memory that one program may have, for chips that are compiled for without being there.
+SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+
+
+def _config(warps: int, stages: int, **blocks: int) -> triton.Config:
+    return triton.Config(blocks, num_warps=warps, num_stages=stages)
+
+
+PROJECT = [
+    _config(4, 4, BLOCK_T=64, BLOCK_K=64),
+    _config(4, 3, BLOCK_T=128, BLOCK_K=64),
+    _config(8, 3, BLOCK_T=128, BLOCK_K=128),
+    _config(4, 2, BLOCK_T=64, BLOCK_K=32),
+    _config(4, 4, BLOCK_T=32, BLOCK_K=128),
+]
+EXPAND = [
+    _config(8, 3, BLOCK_T=128, BLOCK_M=256, BLOCK_K=64, GROUP=8),
+    _config(8, 4, BLOCK_T=256, BLOCK_M=128, BLOCK_K=64, GROUP=8),
+    _config(8, 3, BLOCK_T=128, BLOCK_M=128, BLOCK_K=64, GROUP=8),
+    _config(4, 4, BLOCK_T=128, BLOCK_M=128, BLOCK_K=32, GROUP=8),
+    _config(4, 4, BLOCK_T=64, BLOCK_M=128, BLOCK_K=64, GROUP=8),
+    _config(4, 2, BLOCK_T=64, BLOCK_M=64, BLOCK_K=32, GROUP=8),
+]
+DECODE = [
+    _config(4, 4, BLOCK_M=16, BLOCK_K=128),
+    _config(4, 3, BLOCK_M=32, BLOCK_K=128),
+    _config(4, 4, BLOCK_M=64, BLOCK_K=64),
+    _config(2, 2, BLOCK_M=16, BLOCK_K=64),
+]
+SEGMENT: dict[str, Any] = {"BLOCK_T": 64, "num_warps": 4}
+
+# Small ones that odd shapes fill with many blocks, for the interpreter.
+INTERPRETED = {
+    "project": {"BLOCK_T": 32, "BLOCK_K": 32},
+    "expand": {"BLOCK_T": 32, "BLOCK_M": 32, "BLOCK_K": 32, "GROUP": 2},
+    "decode": {"BLOCK_M": 16, "BLOCK_K": 32},
+    "segment": {"BLOCK_T": 16},
+}
+
+# Rows that one launch of the decoding kernel takes, and its largest rank: programs each read all of right.
+DECODE_ROWS, DECODE_RANK = 16, 128
+
+
+def term_block(rank: int, largest: int) -> int:
+    """Return the block of terms for a rank: a power of two from 16, which matrix instructions start at."""
+    return int(min(largest, max(16, triton.next_power_of_2(rank))))
+
+
+def shared_bytes(config: triton.Config, blocks: Mapping[str, int], itemsize: int) -> int:
+    """Return the shared memory that a config's buffers take at most: each stage's blocks of both factors.
+
+    Parameters
+    ----------
+    config : triton.Config
+    blocks : mapping
+        Block sizes that the launch sets, beside the config's.
+    itemsize : int
+        Bytes of an entry.
+    """
+    size = {**blocks, **config.kwargs}
+    inner = size["BLOCK_K"]
+    outer = size["BLOCK_T"] + size.get("BLOCK_M", 0)
+    if "BLOCK_M" not in size or "GROUP" not in size:  # the projection's factor is among the blocks of the loop
+        outer += size["BLOCK_R"]
+    return int(config.num_stages * outer * inner * itemsize)
+
+
+def fitting(configs: list[triton.Config], blocks: Mapping[str, int], itemsize: int, limit: int) -> list[triton.Config]:
+    """Return the configs whose buffers fit a chip's shared memory, which may be all of them but never none."""
+    fits = [config for config in configs if shared_bytes(config, blocks, itemsize) <= limit]
+    return fits or [min(configs, key=lambda config: shared_bytes(config, blocks, itemsize))]

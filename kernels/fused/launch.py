@@ -1,0 +1,233 @@
+"""Launching the kernels: grids, block sizes and tuning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+
+from lowrank_ldu.kernels.fused import configurations
+from lowrank_ldu.kernels.fused.availability import interpreted
+from lowrank_ldu.kernels.fused.decode import decode_kernel
+from lowrank_ldu.kernels.fused.expand import expand_kernel
+from lowrank_ldu.kernels.fused.project import project_kernel
+from lowrank_ldu.kernels.fused.segment import segment_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+_LARGEST_TERM_BLOCK = {"project": 128, "expand": 64}
+# Uses of one adapter that one program sums up; a longer list is split among several.
+_USES_PER_PROGRAM, _MOST_SPLITS = 1024, 64
+# Parts of all adapters together, which take memory: few adapters have many uses each, many adapters few.
+_MOST_PARTS = 4096
+
+
+def _prune(configs: list[triton.Config], named: Mapping[str, Any], **options: int) -> list[triton.Config]:
+    x = named["x"]
+    limit = triton.runtime.driver.active.utils.get_device_properties(x.device.index)["max_shared_mem"]
+    blocks = {name: size for name, size in options.items() if name in {"BLOCK_T", "BLOCK_R"}}
+    return configurations.fitting(configs, blocks, x.element_size(), limit)
+
+
+def _tuned(kernel: Any, configs: list[triton.Config], key: list[str]) -> Any:
+    # Kept on disk under the device's name, which is part of the key: chips of one architecture differ, too.
+    return triton.autotune(
+        configs, key=[*key, "DEVICE"], prune_configs_by={"early_config_prune": _prune}, cache_results=True
+    )(kernel)
+
+
+_KERNELS = {
+    "project": _tuned(project_kernel, configurations.PROJECT, ["tokens", "K", "R", "UPPER", "PRODUCT", "PRECISION"]),
+    "expand": _tuned(expand_kernel, configurations.EXPAND, ["tokens", "K", "M", "R", "UPPER", "USES", "PRECISION"]),
+    "decode": _tuned(decode_kernel, configurations.DECODE, ["K", "M", "R", "USES", "PRECISION"]),
+}
+_PLAIN = {"project": project_kernel, "expand": expand_kernel, "decode": decode_kernel, "segment": segment_kernel}
+
+
+def _launch(name: str, grid: Any, *arguments: Any, **options: Any) -> None:
+    device = arguments[0].device
+    if interpreted():
+        _PLAIN[name][grid](*arguments, **options, **configurations.INTERPRETED[name])
+        return
+    with torch.cuda.device(device):
+        if name == "segment":
+            segment_kernel[grid](*arguments, **options, **configurations.SEGMENT)
+        else:
+            _KERNELS[name][grid](*arguments, **options)
+
+
+def _options(x: Tensor) -> dict[str, str]:
+    # As torch's own products do, unless the user asked for TF32.
+    fast = x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    device = "interpreter" if interpreted() else torch.cuda.get_device_name(x.device)
+    return {"PRECISION": "tf32" if fast else "ieee", "DEVICE": device}
+
+
+def _uses(index: Tensor | None) -> int:
+    return 0 if index is None else index.shape[1]
+
+
+def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return x (T, K) times factor (R, K) transposed and, if there is an `other` (T, R), its product with the result.
+
+    Parameters
+    ----------
+    upper : bool
+        factor is zero where its column is less than its row.
+    """
+    (tokens, inner), rank = x.shape, len(factor)
+    out = x.new_empty(tokens, rank)
+    product = None if other is None else x.new_empty(tokens, rank, dtype=torch.float32)
+    if out.numel():
+        block = configurations.term_block(rank, _LARGEST_TERM_BLOCK["project"])
+        _launch(
+            "project",
+            lambda size: (triton.cdiv(tokens, size["BLOCK_T"]), triton.cdiv(rank, block)),
+            x,
+            factor,
+            out,
+            out if other is None else other,
+            out if product is None else product,
+            triton.next_power_of_2(tokens),
+            tokens,
+            inner,
+            rank,
+            *x.stride(),
+            *factor.stride(),
+            UPPER=upper,
+            PRODUCT=other is not None,
+            BLOCK_R=block,
+            **_options(x),
+        )
+    return out, product
+
+
+def expand(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    projected: Tensor,
+    left: Tensor,
+    deltas: Tensor,
+    index: Tensor | None,
+    scales: Tensor | None,
+    *,
+    upper: bool,
+) -> Tensor:
+    """Return x (T, K) weight (M, K)^T + bias + (projected (T, R) * delta) left (M, R)^T.
+
+    Parameters
+    ----------
+    upper : bool
+        left is zero where its column is greater than its row.
+    """
+    (tokens, inner), (out_features, rank) = x.shape, left.shape
+    y = x.new_empty(tokens, out_features)
+    if y.numel():
+        _launch(
+            "expand",
+            lambda size: (triton.cdiv(tokens, size["BLOCK_T"]) * triton.cdiv(out_features, size["BLOCK_M"]),),
+            x,
+            weight,
+            y if bias is None else bias,
+            projected,
+            left,
+            deltas,
+            y if index is None else index,
+            y if scales is None else scales,
+            y,
+            triton.next_power_of_2(tokens),
+            tokens,
+            inner,
+            out_features,
+            rank,
+            len(deltas),
+            *x.stride(),
+            *weight.stride(),
+            *left.stride(),
+            BIAS=bias is not None,
+            USES=_uses(index),
+            SCALED=scales is not None,
+            UPPER=upper,
+            BLOCK_R=configurations.term_block(rank, _LARGEST_TERM_BLOCK["expand"]),
+            **_options(x),
+        )
+    return y
+
+
+def decode(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    deltas: Tensor,
+    index: Tensor | None,
+    scales: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return y (T, m) and a = x right^T (T, r) in one launch, for T and r up to DECODE_ROWS and DECODE_RANK."""
+    (tokens, inner), (out_features, rank) = x.shape, left.shape
+    y, projected = x.new_empty(tokens, out_features), x.new_empty(tokens, rank)
+    _launch(
+        "decode",
+        lambda size: (triton.cdiv(out_features, size["BLOCK_M"]),),
+        x,
+        weight,
+        y if bias is None else bias,
+        left,
+        right,
+        deltas,
+        y if index is None else index,
+        y if scales is None else scales,
+        y,
+        projected,
+        tokens,
+        inner,
+        out_features,
+        rank,
+        len(deltas),
+        *x.stride(),
+        *weight.stride(),
+        *left.stride(),
+        *right.stride(),
+        BIAS=bias is not None,
+        USES=_uses(index),
+        SCALED=scales is not None,
+        BLOCK_T=configurations.DECODE_ROWS,
+        BLOCK_R=configurations.term_block(rank, configurations.DECODE_RANK),
+        **_options(x),
+    )
+    return y, projected
+
+
+def segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
+    """Return the rows of product (T, R) summed by adapter, (adapters, R), in the same order at every call."""
+    rank = product.shape[1]
+    uses = index.flatten()
+    if not (product.numel() and adapters):
+        return product.new_zeros(adapters, rank)
+    ordered, order = torch.sort(uses, stable=True)
+    offsets = torch.searchsorted(ordered, torch.arange(adapters + 1, device=uses.device))
+    splits = min(_MOST_SPLITS, triton.cdiv(uses.numel(), _USES_PER_PROGRAM), max(1, _MOST_PARTS // adapters))
+    block = configurations.term_block(rank, _LARGEST_TERM_BLOCK["expand"])
+    parts = product.new_empty(splits, adapters, rank)
+    _launch(
+        "segment",
+        (adapters, triton.cdiv(rank, block), splits),
+        product,
+        order,
+        offsets,
+        product if scales is None else scales,
+        parts,
+        rank,
+        adapters,
+        USES=index.shape[1],
+        SCALED=scales is not None,
+        SPLITS=splits,
+        BLOCK_R=block,
+    )
+    return parts.sum(dim=0)

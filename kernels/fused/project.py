@@ -1,0 +1,64 @@
+"""a = x F^T for a factor of few rows, and on the way back b = g F^T with the product a * b beside it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def project_kernel(  # Triton's kernels take what they take by position
+    x,
+    factor,
+    out,
+    other,
+    product,
+    tokens,  # T to a power of two, likewise
+    T,
+    K,
+    R,
+    x_row,
+    x_column,
+    factor_row,
+    factor_column,
+    UPPER: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DEVICE: tl.constexpr,  # part of the key that tuning results are kept under
+    BLOCK_T: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Write x (T, K) times factor (R, K) transposed to out (T, R), contiguous.
+
+    UPPER: factor is zero where its column is less than its row; blocks left of the diagonal are not loaded.
+    PRODUCT: also write other (T, R) times the result to product (T, R), in float32.
+    """
+    block = tl.program_id(1)
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    terms = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    in_rows = rows[:, None] < T
+    in_terms = terms[None, :] < R
+    start = 0
+    if UPPER:
+        start = block * BLOCK_R // BLOCK_K * BLOCK_K
+    total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
+    for first in range(start, K, BLOCK_K):
+        columns = first + tl.arange(0, BLOCK_K).to(tl.int64)
+        values = tl.load(
+            x + rows[:, None] * x_row + columns[None, :] * x_column,
+            mask=in_rows & (columns[None, :] < K),
+            other=0.0,
+        )
+        weights = tl.load(
+            factor + terms[None, :] * factor_row + columns[:, None] * factor_column,
+            mask=in_terms & (columns[:, None] < K),
+            other=0.0,
+        )
+        total = tl.dot(values, weights, total, input_precision=PRECISION)
+    place = rows[:, None] * R + terms[None, :]
+    inside = in_rows & in_terms
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
+    if PRODUCT:
+        beside = tl.load(other + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(product + place, total * beside, mask=inside)

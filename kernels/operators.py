@@ -1,0 +1,232 @@
+"""The layer as torch operators, which torch.compile and torch.export see as one node each.
+
+`lowrank_ldu::linear` is the factored and the Triton plan, `lowrank_ldu::packed_linear` the packed one. Each has a
+backward operator; reference and materialised plans are plain torch and need none.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_ldu.kernels import factored
+from lowrank_ldu.kernels.packed import packed_backward, packed_forward
+from lowrank_ldu.kernels.rowwise import deltas_gradient, scales_gradient
+
+_LAYER = (
+    "Tensor weight, {bias}Tensor left, Tensor right, Tensor deltas, Tensor? index, Tensor? scales, bool upper, str plan"
+)
+_BIAS = "Tensor? bias, "
+
+
+def _fused() -> ModuleType:
+    from lowrank_ldu.kernels.fused import passes  # noqa: PLC0415  # imports triton
+
+    return passes
+
+
+@torch.library.custom_op(
+    "lowrank_ldu::linear", mutates_args=(), schema=f"(Tensor x, {_LAYER.format(bias=_BIAS)}) -> (Tensor, Tensor)"
+)
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    deltas: Tensor,
+    index: Tensor | None,
+    scales: Tensor | None,
+    upper: bool,  # operators have no keywords
+    plan: str,
+) -> tuple[Tensor, Tensor]:
+    """Return y (T, m) and the projection (T, r), for x (T, n) and deltas (A, r)."""
+    if plan == "triton":
+        return _fused().forward(x, weight, bias, left, right, deltas, index, scales, upper=upper)  # type: ignore[no-any-return]
+    return factored.forward(x, weight, bias, left, right, deltas, index, scales)
+
+
+@linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Any, left: Tensor, right: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], left.shape[0]), x.new_empty(x.shape[0], right.shape[0])
+
+
+@torch.library.custom_op(
+    "lowrank_ldu::linear_backward",
+    mutates_args=(),
+    schema=(
+        f"(Tensor gradient, Tensor projected, {_LAYER.format(bias='')}, bool need_x, bool need_product) "
+        "-> (Tensor, Tensor)"
+    ),
+)
+def linear_backward(
+    gradient: Tensor,
+    projected: Tensor,
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    deltas: Tensor,
+    index: Tensor | None,
+    scales: Tensor | None,
+    upper: bool,
+    plan: str,
+    need_x: bool,
+    need_product: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return dx (T, n) and the product a * b (T, r) in deltas' dtype; each empty where it is not needed."""
+    needs = {"need_x": need_x, "need_product": need_product}
+    if plan == "triton":
+        dx, product = _fused().backward(
+            gradient, projected, weight, left, right, deltas, index, scales, upper=upper, **needs
+        )
+    else:
+        dx, product = factored.backward(gradient, projected, weight, left, right, deltas, index, scales, **needs)
+    return gradient.new_empty(0) if dx is None else dx, deltas.new_empty(0) if product is None else product
+
+
+@linear_backward.register_fake
+def _(
+    gradient: Tensor, projected: Tensor, weight: Tensor, left: Tensor, right: Tensor, deltas: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    need_x, need_product = rest[-2:]
+    return (
+        gradient.new_empty(gradient.shape[0], right.shape[1]) if need_x else gradient.new_empty(0),
+        deltas.new_empty(projected.shape) if need_product else deltas.new_empty(0),
+    )
+
+
+@torch.library.custom_op("lowrank_ldu::segment_sum", mutates_args=())
+def segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
+    """Return the rows of product (T, r) summed by adapter, (adapters, r), by the Triton kernel."""
+    from lowrank_ldu.kernels.fused import launch  # noqa: PLC0415  # imports triton
+
+    return launch.segment_sum(product, adapters, index, scales)
+
+
+@segment_sum.register_fake
+def _(product: Tensor, adapters: int, *_: Any) -> Tensor:
+    return product.new_empty(adapters, product.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, weight, _, left, right, deltas, index, scales, ctx.upper, ctx.plan = inputs
+    # The projection, T x r, and neither x nor y.
+    ctx.save_for_backward(output[1], weight, left, right, deltas, index, scales)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 10
+    projected, weight, left, right, deltas, index, scales = ctx.saved_tensors
+    need_x, _, need_bias, _, _, need_deltas, _, need_scales, *_ = ctx.needs_input_grad
+    dx, product = linear_backward(
+        gradient.contiguous(),
+        projected,
+        weight,
+        left,
+        right,
+        deltas,
+        index,
+        scales,
+        ctx.upper,
+        ctx.plan,
+        need_x,
+        need_deltas or need_scales,
+    )
+    to_deltas = None
+    if need_deltas and index is not None and ctx.plan == "triton":
+        to_deltas = segment_sum(product, deltas.shape[0], index, scales).to(deltas.dtype)
+    elif need_deltas:
+        to_deltas = deltas_gradient(product, deltas, index, scales)
+    return (
+        dx if need_x else None,
+        None,
+        gradient.sum(dim=0) if need_bias else None,
+        None,
+        None,
+        to_deltas,
+        None,
+        scales_gradient(product, deltas, index, scales) if need_scales else None,
+        None,
+        None,
+    )
+
+
+linear.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("lowrank_ldu::packed_linear", mutates_args=())
+def packed_linear(
+    x: Tensor,
+    bias: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    diagonal: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return x (left diag(diagonal) right)^T + b (T, m) and the projection (T, r)."""
+    return packed_forward(x, bias, left, right, diagonal, order, inverse)
+
+
+@packed_linear.register_fake
+def _(x: Tensor, bias: Any, left: Tensor, right: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], left.shape[0]), x.new_empty(x.shape[0], right.shape[0])
+
+
+@torch.library.custom_op("lowrank_ldu::packed_linear_backward", mutates_args=())
+def packed_linear_backward(
+    gradient: Tensor,
+    projected: Tensor,
+    left: Tensor,
+    right: Tensor,
+    diagonal: Tensor,
+    order: Tensor,
+    need_x: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return dx (T, n), empty if not needed, and the gradient of the diagonal (r,)."""
+    dx, total = packed_backward(gradient, projected, left, right, diagonal, order, need_x=need_x)
+    return gradient.new_empty(0) if dx is None else dx, total
+
+
+@packed_linear_backward.register_fake
+def _(
+    gradient: Tensor,
+    projected: Tensor,
+    left: Tensor,
+    right: Tensor,
+    diagonal: Tensor,
+    order: Tensor,
+    need_x: bool,
+) -> tuple[Tensor, Tensor]:
+    shape = (gradient.shape[0], right.shape[1]) if need_x else (0,)
+    return gradient.new_empty(shape), torch.empty_like(diagonal)
+
+
+def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, left, right, diagonal, order, _ = inputs
+    ctx.save_for_backward(output[1], left, right, diagonal, order)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_packed(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 7
+    need_x, need_bias, _, _, need_diagonal, *_ = ctx.needs_input_grad
+    dx, total = packed_linear_backward(gradient.contiguous(), *ctx.saved_tensors, need_x)
+    return (
+        dx if need_x else None,
+        gradient.sum(dim=0) if need_bias else None,
+        None,
+        None,
+        total if need_diagonal else None,
+        None,
+        None,
+    )
+
+
+packed_linear.register_autograd(_backward_packed, setup_context=_keep_packed)

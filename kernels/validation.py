@@ -1,0 +1,107 @@
+"""What the public functions accept, apart from the mathematics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_INDEX_DTYPES = (torch.int64, torch.int32)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return a dtype's name as users write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _shape(name: str, tensor: Tensor, accepted: tuple[int | str, ...]) -> None:
+    fits = tensor.ndim == len(accepted) and all(
+        isinstance(wanted, str) or size == wanted for size, wanted in zip(tensor.shape, accepted, strict=True)
+    )
+    if not fits:
+        wanted = f"({', '.join(map(str, accepted))}{',' if len(accepted) == 1 else ''})"
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: {wanted}")
+
+
+def check_layer(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor) -> None:
+    """Check the layer's tensors: shapes that belong together, one floating dtype, one device.
+
+    Raises
+    ------
+    TypeError
+        Something is not a tensor, or not of x's dtype.
+    ValueError
+        A shape or a device does not belong to the others'.
+    """
+    tensors = {"x": x, "weight": weight, "bias": bias, "left": left, "right": right}
+    for name, tensor in tensors.items():
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; accepted: a torch tensor")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} has dtype {name_of(tensor.dtype)}; accepted: a floating dtype")
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} has dtype {name_of(tensor.dtype)}; accepted: x's, {name_of(x.dtype)}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}; accepted: x's device, {x.device}")
+    _shape("weight", weight, ("m", "n"))
+    m, n = weight.shape
+    if x.ndim == 0 or x.shape[-1] != n:
+        raise ValueError(f"x has shape {tuple(x.shape)}; accepted: (..., {n}), as weight is {(m, n)}")
+    if bias is not None:
+        _shape("bias", bias, (m,))
+    _shape("left", left, (m, "r"))
+    _shape("right", right, (left.shape[1], n))
+    if left.shape[1] == 0:
+        raise ValueError("left and right have no terms; accepted: a rank of at least 1")
+
+
+def check_deltas(name: str, deltas: Tensor, x: Tensor, shape: tuple[int | str, ...], *, values: bool) -> None:
+    """Check the trained diagonals; `values`: also that they are finite, for which a GPU is waited for."""
+    if not isinstance(deltas, torch.Tensor) or not deltas.is_floating_point():
+        kind = name_of(deltas.dtype) if isinstance(deltas, torch.Tensor) else type(deltas).__name__
+        raise TypeError(f"{name} is {kind}; accepted: a torch tensor of a floating dtype")
+    if deltas.device != x.device:
+        raise ValueError(f"{name} is on {deltas.device}; accepted: x's device, {x.device}")
+    _shape(name, deltas, shape)
+    if values and not bool(deltas.isfinite().all()):
+        first = torch.nonzero(~deltas.isfinite())[0].tolist()
+        raise ValueError(f"{name}{first} is {float(deltas[tuple(first)])}; accepted: finite values")
+
+
+def check_adapters(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int, *, values: bool) -> None:
+    """Check which adapters the rows use; `values`: also that there are such adapters."""
+    if not isinstance(index, torch.Tensor) or index.dtype not in _INDEX_DTYPES:
+        kind = name_of(index.dtype) if isinstance(index, torch.Tensor) else type(index).__name__
+        raise TypeError(f"adapter_index is {kind}; accepted: a torch tensor, int64 or int32")
+    if index.device != x.device:
+        raise ValueError(f"adapter_index is on {index.device}; accepted: x's device, {x.device}")
+    leading = tuple(x.shape[:-1])
+    rows = index.shape if scales is None else index.shape[:-1]
+    if not rows or tuple(rows) != leading[: len(rows)]:
+        mixed = " (and a last dimension for the adapters of a row)" if scales is not None else ""
+        raise ValueError(
+            f"adapter_index has shape {tuple(index.shape)}; accepted: x's leading dimensions, {leading}, or the first "
+            f"of them{mixed}"
+        )
+    if scales is not None:
+        check_deltas("scales", scales, x, tuple(index.shape), values=values)
+    if values and index.numel():
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= adapters:
+            raise IndexError(
+                f"adapter_index reaches from {low} to {high}; accepted: 0 to {adapters - 1}, deltas has {adapters} rows"
+            )
+
+
+def check_upper(right: Tensor) -> None:
+    """Check that what is said to be upper trapezoidal is, before half of it is left out."""
+    if bool(right.tril(-1).any()):
+        raise ValueError(
+            "right has entries left of its diagonal; accepted with upper=True: an upper trapezoidal right, as partial "
+            "pivoting makes it"
+        )

@@ -1,0 +1,167 @@
+"""The layer's output: the base's product and the update in one, where nothing of the base layer is passed by."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
+
+from lowrank_ldu.kernels import PLANS, Plan, Problem, choose_plan, ldu_linear, ldu_linear_multi
+from lowrank_ldu.nn.functional import updated_output
+from lowrank_ldu.nn.host import hosts
+from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowrank_ldu.kernels import Packing
+    from lowrank_ldu.nn.factors import Factors
+    from lowrank_ldu.nn.kinds import LayerKind
+
+_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def set_plan(model: nn.Module, plan: Plan) -> int:
+    """Choose how the LoLDU layers of a model compute, and return how many there are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With layers of `inject`, of `LoLDULayer`, or of PEFT.
+    plan : str
+        One of `lowrank_ldu.kernels.PLANS`; "auto" at first. The choice is the process's and is not saved.
+
+    Raises
+    ------
+    ValueError
+        There is no such plan. Whether a plan can run is seen when a layer is called, which raises if it cannot.
+
+    Examples
+    --------
+    >>> from lowrank_ldu.nn import LoLDULayer
+    >>> set_plan(nn.Sequential(LoLDULayer(nn.Linear(6, 4), rank=2)), "reference")
+    1
+    """
+    if plan not in PLANS:
+        raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
+    layers = [layer for _, layer in hosts(model)]
+    for layer in layers:
+        layer.plan = plan
+    return len(layers)
+
+
+def layer_output(
+    base_layer: nn.Module,
+    kind: type[LayerKind],
+    x: Tensor,
+    factors: Factors,
+    delta: Tensor,
+    *,
+    plan: Plan = "auto",
+    index: Tensor | None = None,
+) -> Tensor:
+    """Return what a base layer and the update P L diag(delta) U make of x.
+
+    Parameters
+    ----------
+    base_layer : nn.Module
+    kind : LayerKind
+        Its kind.
+    x : Tensor
+        Its input.
+    factors : Factors
+    delta : Tensor, shape (r,), or (A, r) with `index`
+    plan : str
+        One of `PLANS`.
+    index : Tensor, shape (B,), optional
+        The row of delta that each row of the batch uses.
+
+    Raises
+    ------
+    RuntimeError
+        The plan that was asked for cannot compute this layer.
+    """
+    reason = _passed_by(base_layer, kind, x, factors)
+    if reason is not None:
+        if plan not in {"auto", "reference"}:
+            raise RuntimeError(f"plan {plan!r} cannot run here: {reason}")
+        rows = delta if index is None else delta[index]
+        return updated_output(base_layer, kind, x, base_layer(x), factors, rows)
+    linear = cast("nn.Linear", base_layer)
+    weight, left, right = kind.as_matrix(linear.weight), factors.left, factors.right
+    bias: Tensor | None = linear.bias
+    automatic = torch.is_autocast_enabled(x.device.type)
+    if automatic:
+        # What autocast does in nn.Linear, to everything that the fused product takes in its place.
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, left, right = (tensor.to(dtype) for tensor in (x, weight, left, right))
+        bias = None if bias is None else bias.to(dtype)
+    arguments = (x, weight, bias, left, right, delta * factors.scale)
+    # Values are not checked: that would wait for a GPU, and a delta that is not finite shows in the output.
+    options: dict[str, Any] = {"plan": plan, "upper": factors.upper, "check_values": False}
+    with torch.autocast(x.device.type, enabled=False):
+        if index is not None:
+            return ldu_linear_multi(*arguments, index, **options)
+        packing = None if automatic else _packing(weight, x, factors, delta, plan)
+        return ldu_linear(*arguments, packing=packing, **options)
+
+
+def _packing(weight: Tensor, x: Tensor, factors: Factors, delta: Tensor, plan: Plan) -> Packing | None:
+    """Return the packing if the packed plan is asked for, or would be the cheapest: it is made only then."""
+    if plan not in {"auto", "packed"} or not factors.packable:
+        return None
+    recorded = torch.is_grad_enabled()
+    if plan == "auto":
+        problem = Problem(
+            tokens=math.prod(x.shape[:-1]),
+            out_features=weight.shape[0],
+            in_features=weight.shape[1],
+            rank=factors.left.shape[1],
+            dtype=x.dtype,
+            device=x.device,
+            x_gradient=recorded and x.requires_grad,
+            delta_gradient=recorded and delta.requires_grad,
+            upper=True,
+            packing=True,
+        )
+        if choose_plan(problem).plan != "packed":
+            return None
+    return factors.packing(weight)
+
+
+def _passed_by(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors: Factors) -> str | None:
+    """Return what of the base layer a fused product would pass by, None if nothing."""
+    if kind not in {LinearKind, TransposedLinearKind}:
+        return f"the layer is a {type(base_layer).__name__}, and fused products are of linear layers"
+    plain = type(base_layer) is nn.Linear if kind is LinearKind else type(base_layer).__name__ == "Conv1D"
+    if not plain or "forward" in vars(base_layer) or "parametrizations" in base_layer._modules:  # noqa: SLF001
+        return f"the base layer ({type(base_layer).__name__}) has a forward of its own"
+    if any(getattr(base_layer, name) for name in _HOOKS) or torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]  # noqa: SLF001
+        return "the base layer has hooks, which a fused product would not call"
+    return _not_plain(cast("nn.Linear", base_layer), x, factors)
+
+
+def _not_plain(base_layer: nn.Linear, x: Tensor, factors: Factors) -> str | None:
+    """Return which tensor a fused product does not take, None if it takes all of them."""
+    weight: Tensor = base_layer.weight
+    tensors = (weight,) if base_layer.bias is None else (weight, base_layer.bias)
+    if any(type(tensor) not in _PLAIN_TENSORS for tensor in tensors):
+        return f"the base layer's weight is a {type(weight).__name__}"
+    if weight.requires_grad:
+        return "the base layer's weight is trained"
+    automatic = torch.is_autocast_enabled(x.device.type)
+    if not x.is_floating_point() or factors.right.dtype != weight.dtype or not (automatic or x.dtype == weight.dtype):
+        return "the input, the weight and the factors have different dtypes"
+    if not torch.compiler.is_compiling() and _transformed():
+        return "a transform of torch.func or forward-mode differentiation is under way"
+    return None
+
+
+def _transformed() -> bool:
+    # There is no public question for either; both work on the plain products only.
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001
