@@ -8,6 +8,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import pytest
 import torch
+
+# Where there is no GPU the Triton kernels are interpreted. Before triton is imported: it decides then.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from libraries import LIBRARIES
 
 # A fixed seed: what CI proves is the same on every run. "explore" looks further, by hand.

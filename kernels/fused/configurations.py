@@ -40,6 +40,9 @@ DECODE = [
 ]
 SEGMENT: dict[str, Any] = {"BLOCK_T": 64, "num_warps": 4}
 
+# What a chip's pipelines need beside their buffers.
+_BARRIERS = 1024
+
 # Small ones that odd shapes fill with many blocks, for the interpreter.
 INTERPRETED = {
     "project": {"BLOCK_T": 32, "BLOCK_K": 32},
@@ -69,11 +72,12 @@ def shared_bytes(config: triton.Config, blocks: Mapping[str, int], itemsize: int
         Bytes of an entry.
     """
     size = {**blocks, **config.kwargs}
-    inner = size["BLOCK_K"]
-    outer = size["BLOCK_T"] + size.get("BLOCK_M", 0)
-    if "BLOCK_M" not in size or "GROUP" not in size:  # the projection's factor is among the blocks of the loop
-        outer += size["BLOCK_R"]
-    return int(config.num_stages * outer * inner * itemsize)
+    if "GROUP" in size:  # the expansion: a loop over K, and one of two stages over the terms
+        entries = (size["BLOCK_T"] + size["BLOCK_M"]) * max(config.num_stages * size["BLOCK_K"], 2 * size["BLOCK_R"])
+    else:
+        outer = size["BLOCK_T"] + size["BLOCK_R"] + size.get("BLOCK_M", 0)
+        entries = config.num_stages * outer * size["BLOCK_K"]
+    return int(entries * itemsize) + _BARRIERS
 
 
 def fitting(configs: list[triton.Config], blocks: Mapping[str, int], itemsize: int, limit: int) -> list[triton.Config]:

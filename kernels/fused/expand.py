@@ -77,7 +77,8 @@ def expand_kernel(
     end = R
     if UPPER:
         end = min(R, (column_block + 1) * BLOCK_M)
-    for first in range(0, end, BLOCK_R):
+    # Few steps, often one: two stages, so that their buffers stay within those of the loop above.
+    for first in tl.range(0, end, BLOCK_R, num_stages=2):
         terms = first + tl.arange(0, BLOCK_R).to(tl.int64)
         values = tl.load(projected + rows[:, None] * R + terms[None, :], mask=in_rows & (terms[None, :] < R), other=0.0)
         delta = row_deltas(deltas, index, scales, rows, terms, T, R, A, USES, SCALED)

@@ -1,0 +1,131 @@
+"""What torch.compile, torch.export and autograd make of the operators."""
+
+import pytest
+import torch
+from layer_problems import USES, call, oracle, problem, values_and_gradients
+
+from lowrank_ldu import ldu
+from lowrank_ldu.kernels import ldu_linear, operators, pack
+
+CPU = torch.device("cpu")
+PLANS = ["auto", "reference", "factored", "materialized", "packed", "triton"]
+
+
+def full_rank(dtype=torch.float32):
+    layer = problem(12, 6, 6, 6, dtype=dtype, device=CPU)
+    factors = ldu(layer.weight)
+    layer = layer._replace(left=factors.left, right=factors.right)
+    return layer, pack(layer.weight, factors.left, factors.right, factors.diagonal, factors.permutation[:6])
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_compiles_without_a_break(plan):
+    if plan == "triton":
+        pytest.importorskip("triton")
+    torch._dynamo.reset()
+    layer, packing = full_rank()
+    gradient = torch.randn(12, 6)
+
+    def step(x, delta):
+        y = ldu_linear(x, *layer[1:5], delta, plan=plan, packing=packing, upper=True)
+        return torch.tanh(y) * 2
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for function in (step, compiled):
+        x, delta = layer.x.clone().requires_grad_(), layer.deltas.clone().requires_grad_()
+        y = function(x, delta)
+        y.backward(gradient)
+        results = y, x.grad, delta.grad
+        if function is step:
+            expected = results
+    torch.testing.assert_close(results, expected)
+
+
+@pytest.mark.parametrize("uses", ["rows", "mixed"])
+@pytest.mark.parametrize("plan", ["auto", "factored", "triton"])
+def test_rows_compile_without_a_break(plan, uses):
+    if plan == "triton":
+        pytest.importorskip("triton")
+    torch._dynamo.reset()
+    layer = problem(12, 6, 7, 3, uses=uses, device=CPU)
+    gradient = torch.randn(12, 6)
+    compiled = torch.compile(lambda layer: call(layer, plan=plan), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(layer), call(layer, plan=plan))
+    results = values_and_gradients(layer, gradient, plan=plan)
+    for name, value in oracle(layer, gradient).items():
+        torch.testing.assert_close(results[name].double(), value, rtol=1e-4, atol=1e-4)
+
+
+def test_compiles_for_any_number_of_rows():
+    torch._dynamo.reset()
+    layer = problem(12, 6, 7, 3, device=CPU)
+    compiled = torch.compile(
+        lambda x: ldu_linear(x, *layer[1:6], plan="factored"), fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    for tokens in (12, 5, 30):
+        x = torch.randn(tokens, 7)
+        torch.testing.assert_close(compiled(x), ldu_linear(x, *layer[1:6], plan="factored"))
+
+
+def test_exports():
+    layer = problem(12, 6, 7, 3, device=CPU)
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("weight", "bias", "left", "right", "deltas"):
+                self.register_buffer(name, getattr(layer, name))
+
+        def forward(self, x):
+            return ldu_linear(x, self.weight, self.bias, self.left, self.right, self.deltas, plan="factored")
+
+    exported = torch.export.export(Layer(), (layer.x,))
+    targets = [str(node.target) for node in exported.graph.nodes]
+    assert "lowrank_ldu.linear.default" in targets
+    torch.testing.assert_close(exported.module()(layer.x), call(layer))
+
+
+class TestOperators:
+    """torch's own checks: schema, aliasing, fake tensors, and gradients under compilation."""
+
+    @pytest.mark.parametrize("uses", USES)
+    def test_linear(self, uses):
+        layer = problem(20, 6, 7, 3, uses=uses, device=CPU)
+        deltas = layer.deltas.reshape(-1, 3).clone().requires_grad_()
+        index = None if layer.index is None else layer.index.reshape(20, -1)
+        arguments = (layer.x.requires_grad_(), *layer[1:5], deltas, index, layer.scales, False, "factored")
+        torch.library.opcheck(operators.linear, arguments)
+
+    def test_linear_backward(self):
+        layer = problem(20, 6, 7, 3, uses="rows", device=CPU)
+        rest = (layer.weight, layer.left, layer.right, layer.deltas, layer.index[:, None], None, False, "factored")
+        for needs in ((True, True), (True, False), (False, True)):
+            torch.library.opcheck(operators.linear_backward, (torch.randn(20, 6), torch.randn(20, 3), *rest, *needs))
+
+    def test_packed_linear(self):
+        layer, packing = full_rank()
+        diagonal = packing.diagonal.clone().requires_grad_()
+        constant = (layer.left, layer.right, diagonal, packing.order)
+        x = layer.x.requires_grad_()
+        torch.library.opcheck(operators.packed_linear, (x, layer.bias, *constant, packing.inverse))
+        gradient, projected = torch.randn(12, 6), torch.randn(12, 6)
+        detached = tuple(tensor.detach() for tensor in constant)
+        for need_x in (True, False):
+            torch.library.opcheck(operators.packed_linear_backward, (gradient, projected, *detached, need_x))
+
+    def test_segment_sum(self):
+        pytest.importorskip("triton")
+        torch.library.opcheck(
+            operators.segment_sum, (torch.randn(9, 4), 3, torch.randint(0, 3, (9, 2)), torch.randn(9, 2))
+        )
+
+
+def test_second_derivatives_are_refused_by_name_and_given_by_reference():
+    layer = problem(4, 5, 6, 3, device=CPU)
+    x = layer.x.requires_grad_()
+    (first,) = torch.autograd.grad(call(layer, plan="factored").square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="lowrank_ldu"):
+        first.sum().backward()
+    (first,) = torch.autograd.grad(call(layer, plan="reference").square().sum(), x, create_graph=True)
+    first.sum().backward()
+    assert bool(x.grad.any())
