@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.kernels import operators, validation
+from lowrank_ldu.kernels import validation
+from lowrank_ldu.kernels.differentiation import fused_linear, packed_linear
 from lowrank_ldu.kernels.materialized import materialized_linear
 from lowrank_ldu.kernels.planner import Plan, Problem, choose_plan
 from lowrank_ldu.kernels.reference import reference_linear
@@ -97,7 +98,7 @@ def ldu_linear(
     elif chosen == "packed":
         assert packing is not None  # noqa: S101  # or it would not have been chosen
         diagonal = (packing.diagonal + wide).to(x.dtype)
-        y, _ = operators.packed_linear(rows, bias, left, right, diagonal, packing.order, packing.inverse)
+        y = packed_linear(rows, bias, left, right, diagonal, packing.order, packing.inverse)
     else:
         y = _rowwise(chosen, rows, weight, bias, left, right, wide[None], None, None, upper=upper)
     return y.reshape(*x.shape[:-1], len(weight))
@@ -202,7 +203,7 @@ def _rowwise(
 ) -> Tensor:
     if plan == "reference":
         return reference_linear(x, weight, bias, left, right, deltas, index, scales)
-    y: Tensor = operators.linear(
+    y: Tensor = fused_linear(
         x,
         weight,
         bias,
@@ -213,7 +214,7 @@ def _rowwise(
         None if scales is None else scales.contiguous(),
         upper,
         plan,
-    )[0]
+    )
     return y
 
 

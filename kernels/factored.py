@@ -49,15 +49,14 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return dx (T, n) and the product a * b (T, r) with b = g left, float32 at least; each None where not needed."""
     expanded = gradient @ left
-    product = None
-    if need_product:
-        wide = deltas.dtype
-        product = projected.to(wide) * expanded.to(wide)
-    if not need_x:
-        return None, product
-    dx = gradient @ weight
-    dx.addmm_(*_scaled(expanded, right, deltas, index, scales))
-    return dx, product
+    dx = None
+    if need_x:
+        dx = gradient @ weight
+        dx.addmm_(*_scaled(expanded, right, deltas, index, scales))
+    if not need_product:
+        return dx, None
+    # In the projection's own memory where it is as wide as the diagonal: new pages cost more than the product.
+    return dx, expanded.to(deltas.dtype).mul_(projected)
 
 
 def _scaled(

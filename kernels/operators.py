@@ -1,7 +1,8 @@
 """The layer as torch operators, which torch.compile and torch.export see as one node each.
 
 `lowrank_ldu::linear` is the factored and the Triton plan, `lowrank_ldu::packed_linear` the packed one. Each has a
-backward operator; reference and materialised plans are plain torch and need none.
+backward operator, and `lowrank_ldu.kernels.differentiation` ties the two together; reference and materialised plans are
+plain torch and need none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from lowrank_ldu.kernels import factored
 from lowrank_ldu.kernels.packed import packed_backward, packed_forward
-from lowrank_ldu.kernels.rowwise import deltas_gradient, scales_gradient
 
 _LAYER = (
     "Tensor weight, {bias}Tensor left, Tensor right, Tensor deltas, Tensor? index, Tensor? scales, bool upper, str plan"
@@ -111,54 +111,6 @@ def _(product: Tensor, adapters: int, *_: Any) -> Tensor:
     return product.new_empty(adapters, product.shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, weight, _, left, right, deltas, index, scales, ctx.upper, ctx.plan = inputs
-    # The projection, T x r, and neither x nor y.
-    ctx.save_for_backward(output[1], weight, left, right, deltas, index, scales)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if gradient is None:
-        return (None,) * 10
-    projected, weight, left, right, deltas, index, scales = ctx.saved_tensors
-    need_x, _, need_bias, _, _, need_deltas, _, need_scales, *_ = ctx.needs_input_grad
-    dx, product = linear_backward(
-        gradient.contiguous(),
-        projected,
-        weight,
-        left,
-        right,
-        deltas,
-        index,
-        scales,
-        ctx.upper,
-        ctx.plan,
-        need_x,
-        need_deltas or need_scales,
-    )
-    to_deltas = None
-    if need_deltas and index is not None and ctx.plan == "triton":
-        to_deltas = segment_sum(product, deltas.shape[0], index, scales).to(deltas.dtype)
-    elif need_deltas:
-        to_deltas = deltas_gradient(product, deltas, index, scales)
-    return (
-        dx if need_x else None,
-        None,
-        gradient.sum(dim=0) if need_bias else None,
-        None,
-        None,
-        to_deltas,
-        None,
-        scales_gradient(product, deltas, index, scales) if need_scales else None,
-        None,
-        None,
-    )
-
-
-linear.register_autograd(_backward, setup_context=_keep)
-
-
 @torch.library.custom_op("lowrank_ldu::packed_linear", mutates_args=())
 def packed_linear(
     x: Tensor,
@@ -205,28 +157,3 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     shape = (gradient.shape[0], right.shape[1]) if need_x else (0,)
     return gradient.new_empty(shape), torch.empty_like(diagonal)
-
-
-def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, _, left, right, diagonal, order, _ = inputs
-    ctx.save_for_backward(output[1], left, right, diagonal, order)
-    ctx.set_materialize_grads(False)
-
-
-def _backward_packed(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if gradient is None:
-        return (None,) * 7
-    need_x, need_bias, _, _, need_diagonal, *_ = ctx.needs_input_grad
-    dx, total = packed_linear_backward(gradient.contiguous(), *ctx.saved_tensors, need_x)
-    return (
-        dx if need_x else None,
-        gradient.sum(dim=0) if need_bias else None,
-        None,
-        None,
-        total if need_diagonal else None,
-        None,
-        None,
-    )
-
-
-packed_linear.register_autograd(_backward_packed, setup_context=_keep_packed)

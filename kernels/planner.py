@@ -21,12 +21,13 @@ is what decides for few rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from functools import lru_cache
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from lowrank_ldu.kernels import trapezoid
-from lowrank_ldu.kernels.fused.availability import obstacle
+from lowrank_ldu.kernels.fused.availability import interpreted, obstacle
 
 Plan = Literal["auto", "reference", "factored", "materialized", "packed", "triton"]
 PLANS: tuple[Plan, ...] = get_args(Plan)
@@ -109,8 +110,7 @@ def _gpu(device: torch.device) -> tuple[int, int]:
     return architecture, properties.multi_processor_count
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """One call of the layer, as the cost model sees it.
 
     Attributes
@@ -279,6 +279,18 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
     """
     if plan not in PLANS:
         raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
+    if machine is None and not torch.compiler.is_compiling():
+        # Layers ask the same thing again and again, and asking takes longer than small layers do.
+        return _remembered(problem, plan, torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())
+    return _choose(problem, plan, machine)
+
+
+@lru_cache(maxsize=4096)
+def _remembered(problem: Problem, plan: Plan, *_: object) -> Choice:
+    return _choose(problem, plan, None)
+
+
+def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
     reasons = obstacles(problem)
     if plan != "auto":
         if plan in reasons:

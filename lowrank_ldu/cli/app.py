@@ -8,6 +8,7 @@ import typer
 
 import lowrank_ldu
 from lowrank_ldu.cli.analyze import analyze
+from lowrank_ldu.cli.benchmark import bench
 from lowrank_ldu.cli.demo import demo
 from lowrank_ldu.cli.export import export
 
@@ -34,5 +35,6 @@ def _root(
 
 
 app.command()(analyze)
+app.command()(bench)
 app.command()(demo)
 app.command()(export)

@@ -74,3 +74,15 @@ def show_items(total: int) -> Iterator[Callable[[str], None]]:
             started += 1
 
         yield update
+
+
+@contextmanager
+def show_stage() -> Iterator[Callable[[str], None]]:
+    """Show what is being done, for work whose length is not known."""
+    with _bar("{task.description}", "") as bar:
+        task = bar.add_task("starting", total=None)
+
+        def update(stage: str) -> None:
+            bar.update(task, description=stage)
+
+        yield update

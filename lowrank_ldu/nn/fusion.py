@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.kernels import Packing
     from lowrank_ldu.nn.factors import Factors
+    from lowrank_ldu.nn.host import AdapterHost
     from lowrank_ldu.nn.kinds import LayerKind
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
@@ -104,33 +106,59 @@ def layer_output(
     arguments = (x, weight, bias, left, right, delta * factors.scale)
     # Values are not checked: that would wait for a GPU, and a delta that is not finite shows in the output.
     options: dict[str, Any] = {"plan": plan, "upper": factors.upper, "check_values": False}
-    with torch.autocast(x.device.type, enabled=False):
+    packing = None if automatic or index is not None else _packing(weight, x, factors, delta, plan)
+    with torch.autocast(x.device.type, enabled=False) if automatic else nullcontext():
         if index is not None:
             return ldu_linear_multi(*arguments, index, **options)
-        packing = None if automatic else _packing(weight, x, factors, delta, plan)
         return ldu_linear(*arguments, packing=packing, **options)
+
+
+def planned(layer: AdapterHost, x: Tensor) -> str:
+    """Return the plan that a layer takes for x under the present gradient mode; "reference" if nothing can be fused.
+
+    Parameters
+    ----------
+    layer : LoLDULayer or PEFT's LolduLayer
+        With one adapter.
+    x : Tensor
+
+    Raises
+    ------
+    RuntimeError
+        The plan that was asked for cannot run.
+    """
+    diagonal = next(iter(layer.diagonals()))
+    base_layer: nn.Module = layer.base_layer  # type: ignore[attr-defined]
+    kind: type[LayerKind] = layer.kind  # type: ignore[attr-defined]
+    if _passed_by(base_layer, kind, x, diagonal.factors) is not None:
+        return "reference"
+    weight, factors = kind.as_matrix(cast("Tensor", base_layer.weight)), diagonal.factors
+    packing = _packing(weight, x, factors, diagonal.delta, layer.plan)
+    return choose_plan(_problem(weight, x, factors, diagonal.delta, packing=packing is not None), layer.plan).plan
+
+
+def _problem(weight: Tensor, x: Tensor, factors: Factors, delta: Tensor, *, packing: bool) -> Problem:
+    recorded = torch.is_grad_enabled()
+    return Problem(
+        tokens=math.prod(x.shape[:-1]),
+        out_features=weight.shape[0],
+        in_features=weight.shape[1],
+        rank=factors.left.shape[1],
+        dtype=x.dtype,
+        device=x.device,
+        x_gradient=recorded and x.requires_grad,
+        delta_gradient=recorded and delta.requires_grad,
+        upper=factors.upper,
+        packing=packing,
+    )
 
 
 def _packing(weight: Tensor, x: Tensor, factors: Factors, delta: Tensor, plan: Plan) -> Packing | None:
     """Return the packing if the packed plan is asked for, or would be the cheapest: it is made only then."""
     if plan not in {"auto", "packed"} or not factors.packable:
         return None
-    recorded = torch.is_grad_enabled()
-    if plan == "auto":
-        problem = Problem(
-            tokens=math.prod(x.shape[:-1]),
-            out_features=weight.shape[0],
-            in_features=weight.shape[1],
-            rank=factors.left.shape[1],
-            dtype=x.dtype,
-            device=x.device,
-            x_gradient=recorded and x.requires_grad,
-            delta_gradient=recorded and delta.requires_grad,
-            upper=True,
-            packing=True,
-        )
-        if choose_plan(problem).plan != "packed":
-            return None
+    if plan == "auto" and choose_plan(_problem(weight, x, factors, delta, packing=True)).plan != "packed":
+        return None
     return factors.packing(weight)
 
 

@@ -5,12 +5,19 @@ import importlib.util
 import pytest
 import torch
 
-from lowrank_ldu.kernels import PLANS, Machine, Problem, choose_plan, ldu_linear, plan_costs
+from lowrank_ldu.kernels import PLANS, Machine, Problem, choose_plan, ldu_linear, plan_costs, planner
 from lowrank_ldu.kernels.fused import availability
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 # Round figures of a GPU, so that the choice can be seen without one.
 GPU = Machine({torch.bfloat16: 2.5e14, torch.float32: 2.5e13}, bandwidth=2.8e12, call=2e-6, operator=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered():
+    planner._remembered.cache_clear()
+    yield
+    planner._remembered.cache_clear()
 
 
 def training(tokens, m, n, r, **options):

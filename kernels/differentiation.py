@@ -1,0 +1,101 @@
+"""The operators with their gradients.
+
+`fused_linear` and `packed_linear` go through functions of autograd, and under torch.compile through the operators
+themselves, which are differentiable by the same rules: eagerly a registered rule takes up to 1 ms longer for each layer
+and step (T = 2048, 768 x 768), and Dynamo warns of functions of autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_ldu.kernels import operators
+from lowrank_ldu.kernels.rowwise import deltas_gradient, scales_gradient
+
+
+def fused_linear(*arguments: Any) -> Tensor:
+    """Return y of `lowrank_ldu::linear`, with gradients of x, bias, deltas and scales."""
+    if torch.compiler.is_compiling():
+        return operators.linear(*arguments)[0]  # type: ignore[no-any-return]
+    return _FusedLinear.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def packed_linear(*arguments: Any) -> Tensor:
+    """Return y of `lowrank_ldu::packed_linear`, with gradients of x, bias and the diagonal."""
+    if torch.compiler.is_compiling():
+        return operators.packed_linear(*arguments)[0]  # type: ignore[no-any-return]
+    return _PackedLinear.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, weight, _, left, right, deltas, index, scales, ctx.upper, ctx.plan = inputs
+    # The projection, T x r, and neither x nor y.
+    ctx.save_for_backward(output[1], weight, left, right, deltas, index, scales)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None = None) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 10
+    projected, weight, left, right, deltas, index, scales = ctx.saved_tensors
+    need_x, _, need_bias, _, _, need_deltas, _, need_scales, *_ = ctx.needs_input_grad
+    constant = (weight, left, right, deltas, index, scales, ctx.upper, ctx.plan)
+    dx, product = operators.linear_backward(
+        gradient.contiguous(), projected, *constant, need_x, need_deltas or need_scales
+    )
+    to_deltas = None
+    if need_deltas and index is not None and ctx.plan == "triton":
+        to_deltas = operators.segment_sum(product, deltas.shape[0], index, scales).to(deltas.dtype)
+    elif need_deltas:
+        to_deltas = deltas_gradient(product, deltas, index, scales)
+    to_bias = gradient.sum(dim=0) if need_bias else None
+    to_scales = scales_gradient(product, deltas, index, scales) if need_scales else None
+    return dx if need_x else None, None, to_bias, None, None, to_deltas, None, to_scales, None, None
+
+
+def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, left, right, diagonal, order, _ = inputs
+    ctx.save_for_backward(output[1], left, right, diagonal, order)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_packed(ctx: Any, gradient: Tensor | None, _: Tensor | None = None) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 7
+    need_x, need_bias, _, _, need_diagonal, *_ = ctx.needs_input_grad
+    dx, total = operators.packed_linear_backward(gradient.contiguous(), *ctx.saved_tensors, need_x)
+    to_bias = gradient.sum(dim=0) if need_bias else None
+    return dx if need_x else None, to_bias, None, None, total if need_diagonal else None, None, None
+
+
+operators.linear.register_autograd(_backward, setup_context=_keep)
+operators.packed_linear.register_autograd(_backward_packed, setup_context=_keep_packed)
+
+
+class _FusedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = operators.linear(*inputs)
+        _keep(ctx, inputs, output)
+        return output[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
+        return _backward(ctx, gradient)
+
+
+class _PackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = operators.packed_linear(*inputs)
+        _keep_packed(ctx, inputs, output)
+        return output[0]  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
+        return _backward_packed(ctx, gradient)

@@ -1,0 +1,139 @@
+"""`lowrank-ldu bench`: one layer in every way of computing it, in one run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path  # noqa: TC003  # typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lowrank_ldu.cli.errors import fail, readable_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from lowrank_ldu.benchmarking import Case, Row
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_DEVICES = ("cpu", "cuda")
+_THREADS = 2
+
+
+def bench(
+    *,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(help="base (768, of RoBERTa and ViT-B), llama (4096 and 11008), decode (T = 1, 8). Repeatable."),
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="A layer of your own, OUTxIN, instead of presets.")] = None,
+    tokens: Annotated[int, typer.Option(help="With --shape: rows of the batch.")] = 2048,
+    rank: Annotated[list[int] | None, typer.Option(help="With --shape: r, 64 if not given. Repeatable.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16, float64; bfloat16 on a GPU, float32 elsewhere.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads, at most as many as there are cores.")] = _THREADS,
+    seconds: Annotated[float, typer.Option(help="Time for the rounds of each table.")] = 20.0,
+    adapters: Annotated[int, typer.Option(help="Adapters of the mixed batch.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.csv and the plots.")] = None,
+    append: Annotated[Path | None, typer.Option(help="A results.csv to add the new rows to, in --out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
+) -> None:
+    """Time one linear layer: frozen, fully fine-tuned, LoRA, the paper's formula, and every plan of this package.
+
+    All methods take turns in one run, so that ratios mean something; each is checked against float64 first. Plans that
+    cannot run on this machine are listed with the reason.
+    """
+    from lowrank_ldu.analysis.report.folder import OutputError, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.benchmarking import read_rows, write_plots, write_rows  # noqa: PLC0415
+
+    where, kind = _device(device, dtype)
+    for name, number in (("--tokens", tokens), ("--threads", threads), ("--adapters", adapters)):
+        if number < 1:
+            fail(f"{name} is {number}; accepted: from 1 on")
+    if not 0 < seconds < float("inf"):
+        fail(f"--seconds is {seconds:g}; accepted: a positive number")
+    if append is not None and out is None:
+        fail("--append is given without --out; accepted: both")
+    cases = _cases(preset, shape, tokens, rank, where.type)
+    with readable_errors(OutputError, ValueError):
+        before = [] if append is None else read_rows(append)
+        if out is None:
+            _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
+            return
+        with whole_folder(out, overwrite=overwrite) as folder:
+            rows = _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
+            write_rows([*before, *rows], folder / "results.csv")
+            write_plots(rows, folder)
+        typer.echo(f"written to {out}: results.csv, ratios.png, ratios.svg")
+
+
+def _device(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
+    import torch  # noqa: PLC0415
+
+    if device is not None and device not in _DEVICES:
+        fail(f"--device is {device!r}; accepted: {', '.join(_DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        fail("--device is 'cuda', and torch finds no such device; accepted: cpu")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = dtype or ("bfloat16" if where.type == "cuda" else "float32")
+    if name not in _DTYPES:
+        fail(f"--dtype is {name!r}; accepted: {', '.join(_DTYPES)}")
+    return where, getattr(torch, name)
+
+
+def _cases(preset: list[str] | None, shape: str | None, tokens: int, rank: list[int] | None, device: str) -> list[Case]:
+    from lowrank_ldu.benchmarking import Case, cases_of  # noqa: PLC0415
+
+    if shape is None:
+        if rank:
+            fail("--rank is given without --shape; accepted: both, or a preset")
+        with readable_errors(ValueError):
+            return [case for name in preset or ["base"] for case in cases_of(name, device)]
+    if preset:
+        fail("--shape and --preset are given; accepted: one of them")
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
+    if found is None:
+        fail(f"--shape is {shape!r}; accepted: OUTxIN, such as 768x3072")
+        raise AssertionError  # not reached
+    m, n = map(int, found.groups())
+    for each in rank or []:
+        if not 1 <= each <= min(m, n):
+            fail(f"--rank is {each}; accepted: 1 to {min(m, n)} for a layer {m} x {n}")
+    return [Case(m, n, tokens, each) for each in rank or [min(64, m, n)]]
+
+
+def _measure(
+    cases: list[Case], device: torch.device, dtype: torch.dtype, *, threads: int, seconds: float, adapters: int
+) -> list[Row]:
+    import os  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    from lowrank_ldu.analysis.environment import describe_environment  # noqa: PLC0415
+    from lowrank_ldu.benchmarking import run_case  # noqa: PLC0415
+    from lowrank_ldu.cli.progress import show_stage  # noqa: PLC0415
+    from lowrank_ldu.cli.ratios import show_ratios  # noqa: PLC0415
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_environment().cpu
+    rows: list[Row] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    try:
+        for case in cases:
+            with show_stage() as progress:
+                result = run_case(
+                    case,
+                    device=device,
+                    dtype=dtype,
+                    seconds=seconds,
+                    adapters=adapters,
+                    device_name=name,
+                    progress=progress,
+                )
+            show_ratios(case, result)
+            rows += result.rows
+    finally:
+        torch.set_num_threads(before)
+    return rows
