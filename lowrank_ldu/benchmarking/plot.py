@@ -59,7 +59,7 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
         axes.text(end + 0.06, place, f"{row.ratio:.2f}", va="center", fontsize=8)
     axes.axvline(1.0, color="#555555", linewidth=1, linestyle=":")
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
-    axes.set_xlim(0, min(_LONGEST, max(shown)) * 1.15)
+    axes.set_xlim(0, min(_LONGEST, max(max(row.ratio, row.p80_ms / frozen) for row in rows)) * 1.15)
     first = rows[0]
     mode = "forward + backward" if first.mode == "training" else "forward"
     axes.set_title(

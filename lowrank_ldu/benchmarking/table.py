@@ -93,9 +93,22 @@ def read_rows(path: Path) -> list[Row]:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 raise ValueError(f"{path}: its columns are not those of this version; accepted: {', '.join(COLUMNS)}")
-            kinds = {field.name: _TYPES[str(field.type)] for field in fields(Row)}
-            return [Row(**{name: kinds[name](value) for name, value in line.items()}) for line in reader]
+            return [_row(line) for line in reader]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except (TypeError, UnicodeDecodeError, csv.Error) as error:
+    except (_DamagedError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: is no table of measurements ({error})") from error
+
+
+def _row(line: dict[str, str]) -> Row:
+    try:
+        # A line that is too short or too long has values or names of None.
+        if None in line or None in line.values():
+            raise _DamagedError(f"a line of other than {len(COLUMNS)} values")
+        return Row(**{field.name: _TYPES[str(field.type)](line[field.name]) for field in fields(Row)})
+    except ValueError as error:
+        raise _DamagedError(str(error)) from error
+
+
+class _DamagedError(Exception):
+    """A line is no row."""

@@ -1,0 +1,83 @@
+"""`lowrank-ldu bench` as a user runs it."""
+
+import csv
+
+import pytest
+from typer.testing import CliRunner
+
+from lowrank_ldu.cli.app import app
+
+RUN = [
+    "bench",
+    "--shape",
+    "24x20",
+    "--tokens",
+    "40",
+    "--rank",
+    "4",
+    "--seconds",
+    "0.01",
+    "--adapters",
+    "3",
+    "--device",
+    "cpu",
+]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_tables_files_and_appending(tmp_path):
+    out = tmp_path / "first"
+    result = run(*RUN, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert "24 x 20, T = 40, r = 4, float32: forward and backward" in result.stdout
+    assert "not run: lowrank-ldu, packed: plan 'packed' cannot run here" in result.stdout
+    assert sorted(path.name for path in out.iterdir()) == ["ratios.png", "ratios.svg", "results.csv"]
+    first = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    again = run(*RUN, "--out", str(tmp_path / "second"), "--append", str(out / "results.csv"))
+    assert again.exit_code == 0, again.output
+    both = list(csv.DictReader((tmp_path / "second" / "results.csv").read_text().splitlines()))
+    assert both[: len(first)] == first
+    assert len(both) == 2 * len(first)
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*RUN).exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "24"], "--shape is '24'; accepted: OUTxIN, such as 768x3072"),
+        (["--shape", "0x3"], "--shape is '0x3'"),
+        (["--shape", "24x20", "--rank", "21"], "--rank is 21; accepted: 1 to 20 for a layer 24 x 20"),
+        (["--shape", "24x20", "--preset", "base"], "--shape and --preset are given; accepted: one of them"),
+        (["--rank", "4"], "--rank is given without --shape"),
+        (["--preset", "large"], "preset is 'large'; accepted: 'base', 'llama', 'decode'"),
+        (["--device", "tpu"], "--device is 'tpu'; accepted: cpu, cuda"),
+        (["--dtype", "int8"], "--dtype is 'int8'; accepted: float32, bfloat16, float16, float64"),
+        (["--seconds", "0"], "--seconds is 0; accepted: a positive number"),
+        (["--seconds", "nan"], "--seconds is nan; accepted: a positive number"),
+        (["--threads", "0"], "--threads is 0; accepted: from 1 on"),
+        (["--tokens", "-1", "--shape", "2x2"], "--tokens is -1; accepted: from 1 on"),
+        (["--adapters", "0"], "--adapters is 0; accepted: from 1 on"),
+        (["--append", "old.csv"], "--append is given without --out; accepted: both"),
+    ],
+)
+def test_bad_options(arguments, message):
+    result = run("bench", *arguments)
+    assert result.exit_code == 2
+    assert f"error: {message}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_no_table(tmp_path):
+    (tmp_path / "old.csv").write_text("a,b\n")
+    result = run(*RUN, "--out", str(tmp_path / "new"), "--append", str(tmp_path / "old.csv"))
+    assert result.exit_code == 2
+    assert "its columns are not those of this version" in result.stderr
+    assert not (tmp_path / "new").exists()
