@@ -247,9 +247,8 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
     }
 
 
-# The model is not more exact than this; among plans that it cannot tell apart, the one that keeps least is taken.
+# The model is not more exact than this. The materialised plan, which keeps x and a weight, has to be cheaper by more.
 _TIE = 1.05
-_LEANEST_FIRST: tuple[Plan, ...] = ("triton", "factored", "reference", "packed", "materialized")
 
 
 def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None = None) -> Choice:
@@ -305,6 +304,6 @@ def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
         reasons.setdefault("packed", "no diagonal is trained; plan='packed' takes it all the same")
     costs = plan_costs(problem, machine)
     possible = {name: cost for name, cost in costs.items() if name not in reasons}
-    limit = min(possible.values()) * _TIE
-    best = next(name for name in _LEANEST_FIRST if name in possible and possible[name] <= limit)
-    return Choice(best, possible, reasons)
+    cheapest = sorted((cost, name) for name, cost in possible.items())
+    lean = [(cost, name) for cost, name in cheapest if name != "materialized" and cost <= _TIE * cheapest[0][0]]
+    return Choice((lean or cheapest)[0][1], possible, reasons)  # type: ignore[arg-type]  # names are plans
