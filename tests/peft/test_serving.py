@@ -5,6 +5,7 @@ import torch
 from peft import get_peft_model
 from plugin_models import logits, perturb, tiny_bert, tiny_gpt2, tiny_t5, tokens
 
+from lowrank_ldu.nn import set_plan
 from lowrank_ldu.peft import LolduConfig
 
 NAMES = ["default", "second", "__base__", "complete", "smaller", "second"]
@@ -64,3 +65,20 @@ def test_what_cannot_be_mixed_is_refused():
     model.unmerge_adapter()
     with pytest.raises(ValueError, match="training mode"):
         model.train()(ids, adapter_names=["default", "second"])
+
+
+def test_plans():
+    """PEFT's layers compute by the plan that is set, rows of a mixed batch too, and refuse what they cannot fuse."""
+    model, ids = served(tiny_bert()), tokens(3)
+    model.set_adapter("second")
+    expected = logits(model, ids)
+    mixed = logits(model, ids, adapter_names=["default", "second", "__base__"])
+    assert set_plan(model, "factored") > 1
+    torch.testing.assert_close(logits(model, ids), expected)
+    # "default" and "second" share their factors; "complete" has others.
+    torch.testing.assert_close(logits(model, ids, adapter_names=["default", "second", "__base__"]), mixed)
+    with pytest.raises(RuntimeError, match="plan 'factored' cannot run here: layer .* do not share their factors"):
+        logits(model, ids, adapter_names=["default", "complete", "__base__"])
+    set_plan(model, "packed")
+    with pytest.raises(RuntimeError, match="plan 'packed' cannot run here"):
+        logits(model, ids)
