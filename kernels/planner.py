@@ -304,6 +304,10 @@ def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
         reasons.setdefault("packed", "no diagonal is trained; plan='packed' takes it all the same")
     costs = plan_costs(problem, machine)
     possible = {name: cost for name, cost in costs.items() if name not in reasons}
-    cheapest = sorted((cost, name) for name, cost in possible.items())
-    lean = [(cost, name) for cost, name in cheapest if name != "materialized" and cost <= _TIE * cheapest[0][0]]
-    return Choice((lean or cheapest)[0][1], possible, reasons)  # type: ignore[arg-type]  # names are plans
+    # In comparisons, which torch.compile follows where the number of rows is a symbol, and not by sorting.
+    best, least = "reference", possible["reference"]
+    for name, cost in possible.items():
+        weighed = cost * _TIE if name == "materialized" else cost
+        if weighed < least:
+            best, least = name, weighed
+    return Choice(best, possible, reasons)  # type: ignore[arg-type]  # names are plans

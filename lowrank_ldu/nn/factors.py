@@ -167,7 +167,10 @@ class Factors(nn.Module):
 
     def packing(self, weight: Tensor) -> Packing | None:
         """Return what the packed plan needs, made once for a weight; None if the factors do not hold it to rounding."""
-        key = (weight.data_ptr(), getattr(weight, "_version", 0), self.left.data_ptr(), self.left.device)
+        if torch.compiler.is_compiling():
+            return self._packing  # of a call before; none is made in the middle of a graph
+        version = 0 if weight.is_inference() else weight._version  # noqa: SLF001  # torch's only word of changes
+        key = (weight.data_ptr(), version, self.left.data_ptr(), self.left.device)
         if self._packed != key:
             try:
                 pivots = cast("Tensor", self.pivot_rows)

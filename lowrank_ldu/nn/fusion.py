@@ -97,7 +97,7 @@ def layer_output(
     linear = cast("nn.Linear", base_layer)
     weight, left, right = kind.as_matrix(linear.weight), factors.left, factors.right
     bias: Tensor | None = linear.bias
-    automatic = torch.is_autocast_enabled(x.device.type)
+    automatic = _autocast(x.device.type)
     if automatic:
         # What autocast does in nn.Linear, to everything that the fused product takes in its place.
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -182,12 +182,17 @@ def _not_plain(base_layer: nn.Linear, x: Tensor, factors: Factors) -> str | None
         return f"the base layer's weight is a {type(weight).__name__}"
     if weight.requires_grad:
         return "the base layer's weight is trained"
-    automatic = torch.is_autocast_enabled(x.device.type)
+    automatic = _autocast(x.device.type)
     if not x.is_floating_point() or factors.right.dtype != weight.dtype or not (automatic or x.dtype == weight.dtype):
         return "the input, the weight and the factors have different dtypes"
     if not torch.compiler.is_compiling() and _transformed():
         return "a transform of torch.func or forward-mode differentiation is under way"
     return None
+
+
+def _autocast(device_type: str) -> bool:
+    # Devices that have none, such as meta, are not to be asked.
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _transformed() -> bool:

@@ -56,15 +56,16 @@ def test_rows_compile_without_a_break(plan, uses):
         torch.testing.assert_close(results[name].double(), value, rtol=1e-4, atol=1e-4)
 
 
-def test_compiles_for_any_number_of_rows():
+@pytest.mark.parametrize("plan", ["auto", "factored"])
+def test_compiles_for_any_number_of_rows(plan):
     torch._dynamo.reset()
     layer = problem(12, 6, 7, 3, device=CPU)
     compiled = torch.compile(
-        lambda x: ldu_linear(x, *layer[1:6], plan="factored"), fullgraph=True, backend="aot_eager", dynamic=True
+        lambda x: ldu_linear(x, *layer[1:6], plan=plan), fullgraph=True, backend="aot_eager", dynamic=True
     )
-    for tokens in (12, 5, 30):
+    for tokens in (12, 5, 30, 4000):
         x = torch.randn(tokens, 7)
-        torch.testing.assert_close(compiled(x), ldu_linear(x, *layer[1:6], plan="factored"))
+        torch.testing.assert_close(compiled(x), ldu_linear(x, *layer[1:6], plan=plan))
 
 
 def test_exports():

@@ -77,6 +77,25 @@ def test_packed_follows_the_weight():
         module(x)  # the factors are another weight's
 
 
+def test_packed_in_a_compiled_graph():
+    torch._dynamo.reset()
+    module = layer(96, 96, 96)
+    x = torch.randn(2000, 96, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), unfused(module, x), rtol=1e-3, atol=1e-3)  # before there is a packing
+    set_plan(module, "packed")
+    module(x)
+    torch.testing.assert_close(compiled(x), unfused(module, x), rtol=1e-3, atol=1e-3)
+
+
+def test_packed_under_inference_mode():
+    with torch.inference_mode():
+        module = LoLDULayer(nn.Linear(16, 16), 16)
+        set_plan(module, "packed")
+        x = torch.randn(5, 16)
+        torch.testing.assert_close(module(x), module.base_layer(x), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("pivoting", ["complete", "rook"])
 def test_packed_needs_partial_pivoting(pivoting):
     module = layer(16, 16, 16, pivoting=pivoting)
