@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lowrank_ldu.kernels.fused.blocks import load_block
 from lowrank_ldu.kernels.fused.diagonal import row_deltas
 
 
@@ -52,42 +53,27 @@ def decode_kernel(
     rows = tl.arange(0, BLOCK_T).to(tl.int64)
     terms = tl.arange(0, BLOCK_R).to(tl.int64)
     columns = block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_rows = rows[:, None] < T
-    in_columns = columns[None, :] < M
     total = tl.zeros((BLOCK_T, BLOCK_M), dtype=tl.float32)
     projection = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
     for first in range(0, K, BLOCK_K):
         inner = first + tl.arange(0, BLOCK_K).to(tl.int64)
-        values = tl.load(
-            x + rows[:, None] * x_row + inner[None, :] * x_column, mask=in_rows & (inner[None, :] < K), other=0.0
-        )
-        weights = tl.load(
-            weight + columns[None, :] * weight_row + inner[:, None] * weight_column,
-            mask=in_columns & (inner[:, None] < K),
-            other=0.0,
-        )
-        factor = tl.load(
-            right + terms[None, :] * right_row + inner[:, None] * right_column,
-            mask=(terms[None, :] < R) & (inner[:, None] < K),
-            other=0.0,
-        )
+        values = load_block(x, rows, inner, T, K, x_row, x_column)
+        weights = load_block(weight, inner, columns, K, M, weight_column, weight_row)
+        factor = load_block(right, inner, terms, K, R, right_column, right_row)
         total = tl.dot(values, weights, total, input_precision=PRECISION)
         projection = tl.dot(values, factor, projection, input_precision=PRECISION)
 
     place = rows[:, None] * R + terms[None, :]
-    inside = in_rows & (terms[None, :] < R)
+    inside = (rows[:, None] < T) & (terms[None, :] < R)
     # Rounded as the two launches for many rows round it.
     rounded = projection.to(x.dtype.element_ty)
     if block == 0:
         tl.store(projected + place, rounded, mask=inside)
     delta = row_deltas(deltas, index, scales, rows, terms, T, R, A, USES, SCALED)
     scaled = (rounded.to(tl.float32) * delta).to(x.dtype.element_ty)
-    expansion = tl.load(
-        left + columns[None, :] * left_row + terms[:, None] * left_column,
-        mask=in_columns & (terms[:, None] < R),
-        other=0.0,
-    )
+    expansion = load_block(left, terms, columns, R, M, left_column, left_row)
     total = tl.dot(scaled, expansion, total, input_precision=PRECISION)
     if BIAS:
         total += tl.load(bias + columns, mask=columns < M, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + rows[:, None] * M + columns[None, :], total.to(y.dtype.element_ty), mask=in_rows & in_columns)
+    inside = (rows[:, None] < T) & (columns[None, :] < M)
+    tl.store(y + rows[:, None] * M + columns[None, :], total.to(y.dtype.element_ty), mask=inside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lowrank_ldu.kernels.fused.blocks import load_block
 from lowrank_ldu.kernels.fused.diagonal import row_deltas
 
 
@@ -59,19 +60,11 @@ def expand_kernel(
 
     rows = row_block.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = column_block.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_rows = rows[:, None] < T
-    in_columns = columns[None, :] < M
     total = tl.zeros((BLOCK_T, BLOCK_M), dtype=tl.float32)
     for first in range(0, K, BLOCK_K):
         inner = first + tl.arange(0, BLOCK_K).to(tl.int64)
-        values = tl.load(
-            x + rows[:, None] * x_row + inner[None, :] * x_column, mask=in_rows & (inner[None, :] < K), other=0.0
-        )
-        weights = tl.load(
-            weight + columns[None, :] * weight_row + inner[:, None] * weight_column,
-            mask=in_columns & (inner[:, None] < K),
-            other=0.0,
-        )
+        values = load_block(x, rows, inner, T, K, x_row, x_column)
+        weights = load_block(weight, inner, columns, K, M, weight_column, weight_row)
         total = tl.dot(values, weights, total, input_precision=PRECISION)
 
     end = R
@@ -80,16 +73,13 @@ def expand_kernel(
     # Few steps, often one: two stages, so that their buffers stay within those of the loop above.
     for first in tl.range(0, end, BLOCK_R, num_stages=2):
         terms = first + tl.arange(0, BLOCK_R).to(tl.int64)
-        values = tl.load(projected + rows[:, None] * R + terms[None, :], mask=in_rows & (terms[None, :] < R), other=0.0)
+        values = load_block(projected, rows, terms, T, R, R, 1)
         delta = row_deltas(deltas, index, scales, rows, terms, T, R, A, USES, SCALED)
         values = (values.to(tl.float32) * delta).to(values.dtype)
-        weights = tl.load(
-            left + columns[None, :] * left_row + terms[:, None] * left_column,
-            mask=in_columns & (terms[:, None] < R),
-            other=0.0,
-        )
+        weights = load_block(left, terms, columns, R, M, left_column, left_row)
         total = tl.dot(values, weights, total, input_precision=PRECISION)
 
     if BIAS:
         total += tl.load(bias + columns, mask=columns < M, other=0.0).to(tl.float32)[None, :]
-    tl.store(y + rows[:, None] * M + columns[None, :], total.to(y.dtype.element_ty), mask=in_rows & in_columns)
+    inside = (rows[:, None] < T) & (columns[None, :] < M)
+    tl.store(y + rows[:, None] * M + columns[None, :], total.to(y.dtype.element_ty), mask=inside)

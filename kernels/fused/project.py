@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lowrank_ldu.kernels.fused.blocks import load_block
+
 
 @triton.jit
 def project_kernel(  # Triton's kernels take what they take by position
@@ -37,27 +39,17 @@ def project_kernel(  # Triton's kernels take what they take by position
     block = tl.program_id(1)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     terms = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    in_rows = rows[:, None] < T
-    in_terms = terms[None, :] < R
     start = 0
     if UPPER:
         start = block * BLOCK_R // BLOCK_K * BLOCK_K
     total = tl.zeros((BLOCK_T, BLOCK_R), dtype=tl.float32)
     for first in range(start, K, BLOCK_K):
         columns = first + tl.arange(0, BLOCK_K).to(tl.int64)
-        values = tl.load(
-            x + rows[:, None] * x_row + columns[None, :] * x_column,
-            mask=in_rows & (columns[None, :] < K),
-            other=0.0,
-        )
-        weights = tl.load(
-            factor + terms[None, :] * factor_row + columns[:, None] * factor_column,
-            mask=in_terms & (columns[:, None] < K),
-            other=0.0,
-        )
+        values = load_block(x, rows, columns, T, K, x_row, x_column)
+        weights = load_block(factor, columns, terms, K, R, factor_column, factor_row)
         total = tl.dot(values, weights, total, input_precision=PRECISION)
     place = rows[:, None] * R + terms[None, :]
-    inside = in_rows & in_terms
+    inside = (rows[:, None] < T) & (terms[None, :] < R)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
     if PRODUCT:
         beside = tl.load(other + place, mask=inside, other=0.0).to(tl.float32)
