@@ -18,7 +18,10 @@ NAMES = [
     "full fine-tuning",
     "PEFT LoRA r = 16",
     "naive (dense P, diag as a matrix)",
-    *(f"lowrank-ldu, {plan}" for plan in ("auto", "reference", "factored", "materialized", "packed", "triton")),
+    *(
+        f"lowrank-ldu, {plan}"
+        for plan in ("auto", "reference", "factored", "hybrid", "materialized", "packed", "triton")
+    ),
     "lowrank-ldu, 1 adapter in a batch, auto",
     f"lowrank-ldu, {ADAPTERS} adapters in a batch, auto",
 ]

@@ -51,6 +51,8 @@ def ldu_linear(
         How it is computed, one of `PLANS`: "auto" takes the cheapest by the model of `lowrank_ldu.kernels.planner`.
         "reference": plain torch, with gradients of everything and of any order. "factored": the same products,
         accumulated in place; keeps the projection x right^T (T r values) for the backward pass and not x.
+        "hybrid": rows go through the materialised weight, made anew on the way back; the gradient of delta through the
+        thin products, and keeps what "factored" keeps.
         "materialized": W + left diag(delta) right is made once for all rows. "packed": triangular products of the
         factors alone, where they are the whole weight. "triton": fused kernels, on a GPU.
     packing : Packing, optional
@@ -75,8 +77,8 @@ def ldu_linear(
     Notes
     -----
     Gradients: of x, bias and delta in every plan; "reference" and "materialized" also of weight, left and right. With
-    delta = 0 the plans reference, factored and materialized return the bits of the frozen layer's output; packed and
-    triton sum in another order. Equation (9) of arXiv 2410.13618 with RSM x and DSM x taken together.
+    delta = 0 the plans reference, factored, hybrid and materialized return the bits of the frozen layer's output;
+    packed and triton sum in another order. Equation (9) of arXiv 2410.13618 with RSM x and DSM x taken together.
 
     Examples
     --------

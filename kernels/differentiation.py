@@ -2,7 +2,8 @@
 
 `fused_linear` and `packed_linear` go through functions of autograd, and under torch.compile through the operators
 themselves, which are differentiable by the same rules: eagerly a registered rule takes up to 1 ms longer for each layer
-and step (T = 2048, 768 x 768), and Dynamo warns of functions of autograd.
+and step (T = 2048, 768 x 768), and Dynamo warns of functions of autograd. Those call what the operators compute; plan
+"triton" stays with the operators, since kernels cannot be launched on fake tensors and operators know what to do.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, gradient: Tensor | None, _: Tensor | None = None) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, gradient: Tensor | None, _: Tensor | None = None, backward: Any = operators.linear_backward
+) -> tuple[Any, ...]:
     if gradient is None:
         return (None,) * 10
     projected, weight, left, right, deltas, index, scales = ctx.saved_tensors
     need_x, _, need_bias, _, _, need_deltas, _, need_scales, *_ = ctx.needs_input_grad
     constant = (weight, left, right, deltas, index, scales, ctx.upper, ctx.plan)
-    dx, product = operators.linear_backward(
-        gradient.contiguous(), projected, *constant, need_x, need_deltas or need_scales
-    )
+    dx, product = backward(gradient.contiguous(), projected, *constant, need_x, need_deltas or need_scales)
     to_deltas = None
     if need_deltas and index is not None and ctx.plan == "triton":
         to_deltas = operators.segment_sum(product, deltas.shape[0], index, scales).to(deltas.dtype)
@@ -62,11 +63,13 @@ def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
     ctx.set_materialize_grads(False)
 
 
-def _backward_packed(ctx: Any, gradient: Tensor | None, _: Tensor | None = None) -> tuple[Any, ...]:
+def _backward_packed(
+    ctx: Any, gradient: Tensor | None, _: Tensor | None = None, backward: Any = operators.packed_linear_backward
+) -> tuple[Any, ...]:
     if gradient is None:
         return (None,) * 7
     need_x, need_bias, _, _, need_diagonal, *_ = ctx.needs_input_grad
-    dx, total = operators.packed_linear_backward(gradient.contiguous(), *ctx.saved_tensors, need_x)
+    dx, total = backward(gradient.contiguous(), *ctx.saved_tensors, need_x)
     to_bias = gradient.sum(dim=0) if need_bias else None
     return dx if need_x else None, to_bias, None, None, total if need_diagonal else None, None, None
 
@@ -78,24 +81,28 @@ operators.packed_linear.register_autograd(_backward_packed, setup_context=_keep_
 class _FusedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = operators.linear(*inputs)
+        compute = operators.linear if inputs[-1] == "triton" else operators.compute_linear
+        output = compute(*inputs)
         _keep(ctx, inputs, output)
         return output[0]  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
-        return _backward(ctx, gradient)
+        triton = ctx.plan == "triton"
+        return _backward(
+            ctx, gradient, backward=operators.linear_backward if triton else operators.compute_linear_backward
+        )
 
 
 class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = operators.packed_linear(*inputs)
+        output = operators.compute_packed_linear(*inputs)
         _keep_packed(ctx, inputs, output)
         return output[0]  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
-        return _backward_packed(ctx, gradient)
+        return _backward_packed(ctx, gradient, backward=operators.compute_packed_linear_backward)

@@ -24,8 +24,13 @@ def materialized_linear(
     but the gradient does, and delta itself is kept in float32. With delta = 0 y is bit for bit the base's. Autograd
     keeps x (T n values) and the sum (m n).
     """
+    return linear(x, summed_weight(weight, left, right, delta), bias)
+
+
+def summed_weight(weight: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
+    """Return W + left diag(delta) right (m, n), in W's dtype and layout; with delta = 0 it is W."""
     scaled = (left * delta).to(left.dtype)
     if weight.stride(0) == 1 and weight.stride(1) != 1:
         # Stored transposed: the sum is, too, so that the product with it takes the same path, to the bit.
-        return linear(x, torch.addmm(weight.T, right.T, scaled.T).T, bias)
-    return linear(x, torch.addmm(weight, scaled, right), bias)
+        return torch.addmm(weight.T, right.T, scaled.T).T
+    return torch.addmm(weight, scaled, right)

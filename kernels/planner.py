@@ -9,6 +9,7 @@ plan          forward                                backward                   
 ============  =====================================  ==========================================  ====================
 reference     T m n + T r (m + n)                    T m n + T r (m + n)                         3 T m, 3 T n
 factored      T m n + T r (m + n)                    T m n + T r (m + n)                         2 T m, 2 T n
+hybrid        T m n + m n r + T r n                  T m n + m n r + T r m                       3 m n, twice
 materialized  T m n + m n r                          2 T m n + m n r                             3 m n, twice
 packed        T r (m + n) - T r^2 (1 - 96 / r)       the same                                    2 T m, twice
 triton        T m n + T r (m + n) - T r^2 / 2        the same                                    T n, T m
@@ -29,7 +30,7 @@ import torch
 from lowrank_ldu.kernels import trapezoid
 from lowrank_ldu.kernels.fused.availability import interpreted, obstacle
 
-Plan = Literal["auto", "reference", "factored", "materialized", "packed", "triton"]
+Plan = Literal["auto", "reference", "factored", "hybrid", "materialized", "packed", "triton"]
 PLANS: tuple[Plan, ...] = get_args(Plan)
 
 
@@ -60,7 +61,7 @@ class Machine:
 
         Notes
         -----
-        The CPU's are of one AVX-512 core, times torch's threads, measured on an AMD EPYC; float16 and bfloat16 are
+        The CPU's are of one core of an AMD EPYC (AVX2), times torch's threads, as measured; float16 and bfloat16 are
         what oneDNN reaches there. A GPU's are of its architecture, A100, H100 and B200, in proportion to its number of
         multiprocessors.
         """
@@ -84,7 +85,7 @@ class Machine:
             torch.bfloat16: 48e9 * threads,
             torch.float16: 24e9 * threads,
         }
-        return cls(rates, 8e9 * min(threads, 4), call=6e-6, operator=8e-5)
+        return cls(rates, 8e9 * min(threads, 4), call=6e-6, operator=4e-5)
 
 
 # Multiply-adds a second in half, single and double precision, bytes a second, multiprocessors: some two thirds of the
@@ -163,17 +164,20 @@ class Choice:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
+_OPERATORS = ("factored", "hybrid", "packed", "triton")
+
+
 def obstacles(problem: Problem) -> dict[str, str]:
     """Return the plans that cannot compute a problem, each with the reason."""
     found: dict[str, str] = {}
     if problem.rowwise:
         found["materialized"] = "rows with diagonals of their own have no common weight"
-        found["packed"] = found["materialized"]
+        found |= dict.fromkeys(("hybrid", "packed"), found["materialized"])
     elif not problem.packing:
         found["packed"] = "there is no packing of this weight: see lowrank_ldu.kernels.pack"
     if not problem.constant:
         reason = "weight, left or right requires a gradient, which this plan does not compute (plan='reference' does)"
-        found |= dict.fromkeys(("factored", "packed", "triton"), reason)
+        found |= dict.fromkeys(_OPERATORS, reason)
     blocked = obstacle(problem.device, problem.dtype)
     if blocked is not None:
         found["triton"] = blocked
@@ -187,7 +191,7 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
     --------
     >>> problem = Problem(2048, 768, 768, 64, torch.float32, torch.device("cpu"), True, True)
     >>> costs = plan_costs(problem)
-    >>> costs["factored"] < costs["materialized"]
+    >>> costs["hybrid"] < costs["factored"] < costs["materialized"]
     True
     """
     machine = machine or Machine.of(problem.device)
@@ -200,9 +204,6 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
         seconds = sum(max(adds / rate, entries / bandwidth) + machine.call for adds, entries in works)
         costs[plan] = seconds + (operator if plan in _OPERATORS else 0.0)
     return costs
-
-
-_OPERATORS = ("factored", "packed", "triton")
 
 
 def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
@@ -225,6 +226,12 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
         materialized.append(base)
     if to_delta:
         materialized += [base, update]
+    # Both sums again on the way back: none is kept.
+    hybrid = [base, update, right]
+    if to_x or to_delta:
+        hybrid += [left, (0.0, 3 * T * r)]
+    if to_x:
+        hybrid += [base, update]
     thin = T * (trapezoid.multiply_adds(r, n) + trapezoid.multiply_adds(r, m))
     # Triangular products take a call for each block, and new memory for L in its order: pages that are written for the
     # first time count several times.
@@ -241,14 +248,18 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
     return {
         "reference": [*factored, (0.0, 3 * again)],
         "factored": [*factored, (0.0, again)],
+        "hybrid": hybrid,
         "materialized": materialized,
         "packed": packed,
         "triton": fused,
     }
 
 
-# The model is not more exact than this. The materialised plan, which keeps x and a weight, has to be cheaper by more.
-_TIE = 1.05
+# By how much the plans that sum W and its update have to be cheaper than the others: the model is not more exact than
+# this, and they take memory. In half precision the sum is rounded to W's own grid, where updates below half a unit in
+# the last place are lost: taken only where it saves a product, and not a pass.
+_SUMMING = ("hybrid", "materialized")
+_TIE, _TIE_IN_HALF_PRECISION = 1.05, 1.25
 
 
 def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None = None) -> Choice:
@@ -274,6 +285,8 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
     Examples
     --------
     >>> choose_plan(Problem(6304, 768, 768, 64, torch.float32, torch.device("cpu"), True, True)).plan
+    'hybrid'
+    >>> choose_plan(Problem(6304, 768, 768, 64, torch.bfloat16, torch.device("cpu"), True, True)).plan
     'factored'
     """
     if plan not in PLANS:
@@ -304,10 +317,11 @@ def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
         reasons.setdefault("packed", "no diagonal is trained; plan='packed' takes it all the same")
     costs = plan_costs(problem, machine)
     possible = {name: cost for name, cost in costs.items() if name not in reasons}
+    margin = _TIE_IN_HALF_PRECISION if problem.dtype.itemsize == 2 else _TIE
     # In comparisons, which torch.compile follows where the number of rows is a symbol, and not by sorting.
     best, least = "reference", possible["reference"]
     for name, cost in possible.items():
-        weighed = cost * _TIE if name == "materialized" else cost
+        weighed = cost * margin if name in _SUMMING else cost
         if weighed < least:
             best, least = name, weighed
     return Choice(best, possible, reasons)  # type: ignore[arg-type]  # names are plans

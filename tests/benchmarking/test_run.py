@@ -32,6 +32,7 @@ def test_everything_that_can_run_is_timed(result):
         "lowrank-ldu, 7 adapters in a batch",
         "lowrank-ldu, reference",
         "lowrank-ldu, factored",
+        "lowrank-ldu, hybrid",
         "lowrank-ldu, materialized",
     }
     if case is FULL:
@@ -44,7 +45,7 @@ def test_everything_that_can_run_is_timed(result):
         } == expected
         (auto,) = (row for row in rows if row.plan == "auto" and "batch" not in row.method)
         assert auto.label == f"lowrank-ldu, auto ({auto.chosen})"
-        assert auto.chosen in {"reference", "factored", "materialized", "packed"}
+        assert auto.chosen in {"reference", "factored", "hybrid", "materialized", "packed"}
         for row in rows:
             assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms
             assert row.rounds >= LEAST_ROUNDS
@@ -64,13 +65,14 @@ def test_ratios_are_to_the_frozen_layer(result):
 
 
 def test_kept_values(result):
-    """The frozen layer keeps nothing, full fine-tuning its input, the factored plan the projection."""
+    """The frozen layer keeps nothing, full fine-tuning its input, factored and hybrid plans the projection."""
     case, measured = result
     kept = {row.label: row.saved_bytes for row in measured.rows if row.mode == "training"}
     assert kept["frozen nn.Linear"] == 0
     assert kept["full fine-tuning"] == 4 * case.tokens * case.in_features
     diagonal = 4 * case.rank
-    assert kept["lowrank-ldu, factored"] - 4 * case.tokens * case.rank in range(2 * diagonal + 1)
+    for plan in ("factored", "hybrid"):
+        assert kept[f"lowrank-ldu, {plan}"] - 4 * case.tokens * case.rank in range(2 * diagonal + 1)
 
 
 def test_peak_of_a_known_step():

@@ -8,7 +8,7 @@ from lowrank_ldu import ldu
 from lowrank_ldu.kernels import ldu_linear, operators, pack
 
 CPU = torch.device("cpu")
-PLANS = ["auto", "reference", "factored", "materialized", "packed", "triton"]
+PLANS = ["auto", "reference", "factored", "hybrid", "materialized", "packed", "triton"]
 
 
 def full_rank(dtype=torch.float32):
@@ -56,7 +56,7 @@ def test_rows_compile_without_a_break(plan, uses):
         torch.testing.assert_close(results[name].double(), value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("plan", ["auto", "factored"])
+@pytest.mark.parametrize("plan", ["auto", "factored", "hybrid"])
 def test_compiles_for_any_number_of_rows(plan):
     torch._dynamo.reset()
     layer = problem(12, 6, 7, 3, device=CPU)
@@ -96,6 +96,14 @@ class TestOperators:
         index = None if layer.index is None else layer.index.reshape(20, -1)
         arguments = (*layer[:5], deltas, index, layer.scales, False, "factored")
         torch.library.opcheck(operators.linear, arguments)
+
+    def test_hybrid(self):
+        layer = problem(20, 6, 7, 3, device=CPU)
+        constant = (layer.left, layer.right, layer.deltas[None], None, None, False, "hybrid")
+        torch.library.opcheck(operators.linear, (layer.x, layer.weight, layer.bias, *constant))
+        for needs in ((True, True), (True, False), (False, True)):
+            arguments = (torch.randn(20, 6), torch.randn(20, 3), layer.weight, *constant, *needs)
+            torch.library.opcheck(operators.linear_backward, arguments)
 
     def test_linear_backward(self):
         layer = problem(20, 6, 7, 3, uses="rows", device=CPU)

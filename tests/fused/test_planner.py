@@ -33,7 +33,10 @@ def test_costs_are_of_the_plans():
     ("problem", "plan"),
     [
         (training(1, 768, 768, 64), "reference"),  # calls decide
-        (training(2048, 768, 768, 64), "factored"),
+        (training(2048, 768, 768, 64), "hybrid"),
+        (training(512, 768, 768, 64), "factored"),  # making the sum takes longer than it saves
+        (training(2048, 768, 768, 64, dtype=torch.bfloat16), "factored"),  # the sum would be rounded
+        (training(2048, 768, 768, 64, x_gradient=False, delta_gradient=False), "materialized"),
         (training(4096, 768, 768, 512), "materialized"),
         (training(4096, 768, 768, 768, packing=True, upper=True), "packed"),
         (training(4096, 768, 768, 768, packing=True, upper=True, delta_gradient=False), "materialized"),
@@ -42,7 +45,7 @@ def test_costs_are_of_the_plans():
     ],
 )
 def test_choice_on_the_cpu(problem, plan):
-    machine = Machine({torch.float32: 96e9}, bandwidth=16e9, call=6e-6, operator=8e-5)
+    machine = Machine({torch.float32: 96e9, torch.bfloat16: 96e9}, bandwidth=16e9, call=6e-6, operator=8e-5)
     assert choose_plan(problem, machine=machine).plan == plan
 
 

@@ -23,7 +23,7 @@ sizes = st.integers(1, 40)
     n=sizes,
     rank=st.integers(1, 40),
     uses=st.sampled_from(USES),
-    plan=st.sampled_from(["reference", "factored", "materialized", "auto"]),
+    plan=st.sampled_from(["reference", "factored", "hybrid", "materialized", "auto"]),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     bias=st.booleans(),
     seed=st.integers(0, 99),
@@ -31,7 +31,7 @@ sizes = st.integers(1, 40)
 def test_values_and_gradients(tokens, m, n, rank, uses, plan, dtype, bias, seed):
     layer = problem(tokens, m, n, min(rank, m, n), uses=uses, dtype=dtype, bias=bias, seed=seed, device=CPU)
     gradient = torch.randn(tokens, m, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    if plan == "materialized" and uses != "one":
+    if plan in {"hybrid", "materialized"} and uses != "one":
         with pytest.raises(RuntimeError, match="diagonals of their own have no common weight"):
             call(layer, plan=plan)
         return
@@ -53,10 +53,10 @@ def test_the_definition_by_finite_differences(uses):
     assert torch.autograd.gradgradcheck(definition, inputs)
 
 
-@pytest.mark.parametrize("plan", ["factored", "materialized"])
+@pytest.mark.parametrize("plan", ["factored", "hybrid", "materialized"])
 @pytest.mark.parametrize("uses", USES)
 def test_plans_by_finite_differences(plan, uses):
-    if plan == "materialized" and uses != "one":
+    if plan in {"hybrid", "materialized"} and uses != "one":
         return
     layer = problem(4, 5, 6, 3, uses=uses, dtype=torch.float64, device=CPU)
     trained = {"x": layer.x, "deltas": layer.deltas, "bias": layer.bias}
@@ -130,12 +130,13 @@ class TestPack:
             torch.testing.assert_close(y, x @ weight.T)
 
 
-def test_factored_keeps_the_projection_and_not_x():
+@pytest.mark.parametrize("plan", ["factored", "hybrid"])
+def test_the_projection_is_kept_and_not_x(plan):
     layer = problem(50, 30, 40, 8, device=CPU)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         x, delta = layer.x.requires_grad_(), layer.deltas.requires_grad_()
-        ldu_linear(x, *layer[1:5], delta, plan="factored")
+        ldu_linear(x, *layer[1:5], delta, plan=plan)
     constants = {tensor.data_ptr() for tensor in (*layer[1:5], delta)}
     assert [tuple(tensor.shape) for tensor in kept if tensor.data_ptr() not in constants] == [(50, 8)]
 
@@ -144,7 +145,7 @@ def test_zero_delta_is_the_frozen_layer_bit_for_bit():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         layer = problem(33, 20, 30, 8, dtype=dtype, device=CPU)
         base = torch.nn.functional.linear(*layer[:3])
-        for plan in ("reference", "factored", "materialized"):
+        for plan in ("reference", "factored", "hybrid", "materialized"):
             assert torch.equal(call(layer._replace(deltas=torch.zeros(8)), plan=plan), base)
 
 
@@ -188,5 +189,5 @@ def test_layouts():
         left=torch.stack([layer.left, layer.left], dim=-1)[..., 0],
         right=layer.right.flip(1).contiguous().flip(1),
     )
-    for plan in ("reference", "factored", "materialized"):
+    for plan in ("reference", "factored", "hybrid", "materialized"):
         torch.testing.assert_close(call(strided, plan=plan), expected)

@@ -76,7 +76,7 @@ def test_upper_that_is_not():
 def test_weights_that_are_trained():
     trained = layer()
     trained.weight.requires_grad_()
-    for plan in ("factored", "triton"):
+    for plan in ("factored", "hybrid", "triton"):
         with pytest.raises(RuntimeError, match="weight, left or right requires a gradient"):
             call(trained, plan=plan)
     call(trained).sum().backward()  # the planner takes a plan that has its gradient

@@ -13,7 +13,7 @@ from lowrank_ldu.nn import LoLDULayer, inject, set_plan
 from lowrank_ldu.nn.functional import updated_output
 from lowrank_ldu.nn.fusion import planned
 
-PLANS = ["auto", "reference", "factored", "materialized"]
+PLANS = ["auto", "reference", "factored", "hybrid", "materialized"]
 
 
 def layer(m=12, n=10, rank=4, dtype=torch.float32, **options):
@@ -118,7 +118,7 @@ def test_set_plan():
 def test_planned():
     large = LoLDULayer(nn.Linear(256, 256), 16)
     x = torch.randn(2000, 256, requires_grad=True)
-    assert planned(large, x) in {"factored", "reference", "materialized"}
+    assert planned(large, x) in {"factored", "reference", "hybrid", "materialized"}
     set_plan(large, "materialized")
     assert planned(large, x) == "materialized"
     assert planned(LoLDULayer(nn.Conv1d(4, 4, 2), 2), x) == "reference"
@@ -215,9 +215,10 @@ def test_autocast(plan):
     assert module.offset.grad.dtype == torch.float32
 
 
-def test_projection_is_what_is_kept():
+@pytest.mark.parametrize("plan", ["factored", "hybrid"])
+def test_projection_is_what_is_kept(plan):
     module = layer(30, 40, 8)
-    set_plan(module, "factored")
+    set_plan(module, plan)
     x = torch.randn(50, 40, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
