@@ -85,7 +85,7 @@ class Machine:
             torch.bfloat16: 48e9 * threads,
             torch.float16: 24e9 * threads,
         }
-        return cls(rates, 8e9 * min(threads, 4), call=6e-6, operator=4e-5)
+        return cls(rates, 8e9 * min(threads, 4), call=6e-6, operator=6e-5)
 
 
 # Multiply-adds a second in half, single and double precision, bytes a second, multiprocessors: some two thirds of the

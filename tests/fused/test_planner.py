@@ -45,7 +45,7 @@ def test_costs_are_of_the_plans():
     ],
 )
 def test_choice_on_the_cpu(problem, plan):
-    machine = Machine({torch.float32: 96e9, torch.bfloat16: 96e9}, bandwidth=16e9, call=6e-6, operator=8e-5)
+    machine = Machine({torch.float32: 96e9, torch.bfloat16: 96e9}, bandwidth=16e9, call=6e-6, operator=6e-5)
     assert choose_plan(problem, machine=machine).plan == plan
 
 
