@@ -84,7 +84,7 @@ class _FusedLinear(torch.autograd.Function):
         compute = operators.linear if inputs[-1] == "triton" else operators.compute_linear
         output = compute(*inputs)
         _keep(ctx, inputs, output)
-        return output[0]  # type: ignore[no-any-return]
+        return output[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -100,7 +100,7 @@ class _PackedLinear(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         output = operators.compute_packed_linear(*inputs)
         _keep_packed(ctx, inputs, output)
-        return output[0]  # type: ignore[no-any-return]
+        return output[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
