@@ -17,20 +17,30 @@ if TYPE_CHECKING:
 _INTEGERS = re.compile(r"u?int\d+|bool")
 
 
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+def matrix_shape(shape: tuple[int, ...], order: tuple[int, ...] = ()) -> tuple[int, int]:
     """Return the shape (out, in) in which a 2-D weight, or a 4-D convolution (out, in * kh * kw), is factored.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        As stored.
+    order : tuple of int
+        The stored axes in the order (out, in, kernel...); as they are if empty.
 
     Examples
     --------
     >>> matrix_shape((64, 3, 7, 7))
     (64, 147)
+    >>> matrix_shape((7, 7, 3, 64), (3, 2, 0, 1))
+    (64, 147)
     """
-    return shape[0], math.prod(shape[1:])
+    out, *rest = (shape[axis] for axis in order) if order else shape
+    return out, math.prod(rest)
 
 
-def as_matrix(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the weight as a matrix; memory is shared where the layout allows it."""
-    return tensor.reshape(matrix_shape(tuple(tensor.shape)))
+def as_matrix(tensor: torch.Tensor, order: tuple[int, ...] = ()) -> torch.Tensor:
+    """Return the weight as a matrix of `matrix_shape`; memory is shared where the layout allows it."""
+    return (tensor.permute(order) if order else tensor).reshape(matrix_shape(tuple(tensor.shape), order))
 
 
 def skip_reason(info: TensorInfo, options: SurveyOptions) -> str | None:
@@ -39,7 +49,7 @@ def skip_reason(info: TensorInfo, options: SurveyOptions) -> str | None:
         return "its name does not match the selection"
     if options.exclude is not None and re.search(options.exclude, info.name):
         return "its name is excluded"
-    return _dtype_reason(info.dtype) or _shape_reason(info.shape)
+    return _dtype_reason(info.dtype) or _shape_reason(info.shape, info.order)
 
 
 def _dtype_reason(dtype: str) -> str | None:
@@ -50,7 +60,7 @@ def _dtype_reason(dtype: str) -> str | None:
     return f"{dtype} is not supported; supported: {', '.join(DTYPES)}"
 
 
-def _shape_reason(shape: tuple[int, ...]) -> str | None:
+def _shape_reason(shape: tuple[int, ...], order: tuple[int, ...]) -> str | None:
     dimensions = len(shape)
     if 0 in shape:
         return "it is empty"
@@ -60,6 +70,6 @@ def _shape_reason(shape: tuple[int, ...]) -> str | None:
         return "3-D: stacks of matrices are not analysed"
     if dimensions > 4:
         return f"{dimensions}-D: neither a matrix nor a 2-D convolution"
-    if 1 in matrix_shape(shape):
+    if 1 in matrix_shape(shape, order):
         return "one side of the matrix is 1: its rank is 1 and there is nothing to choose"
     return None

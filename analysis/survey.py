@@ -32,7 +32,7 @@ class TensorResult:
     shape : tuple of int, or None
         As stored; None for what is not a tensor.
     dtype : str
-        As stored; for what is not a tensor, what it is.
+        As stored, and what it was dequantised to; for what is not a tensor, what it is.
     reason : str or None
         Why it was not analysed.
     analysis : MatrixAnalysis or None
@@ -118,7 +118,7 @@ def _analyse_all(
                     info = waiting.pop(0)
                     loaded = _load(reader, info)
                     # The list is emptied by the worker: a future's arguments may outlive its result for a moment.
-                    running[pool.submit(_analyse, [loaded], options)] = info
+                    running[pool.submit(_analyse, [loaded], info.order, options)] = info
                     del loaded
                     report()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -142,13 +142,13 @@ def _load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
         return _describe(error)
 
 
-def _analyse(holder: list[torch.Tensor | str], options: SurveyOptions) -> MatrixAnalysis | str:
+def _analyse(holder: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
     """Return the analysis, or why there is none."""
     loaded = holder.pop()
     if isinstance(loaded, str):
         return loaded
     try:
-        matrix, _ = check_matrix(as_matrix(loaded), "it")
+        matrix, _ = check_matrix(as_matrix(loaded, order), "it")
     except ValueError as error:
         return str(error)
     del loaded
@@ -163,9 +163,10 @@ def _describe(error: Exception) -> str:
 
 
 def _work(info: TensorInfo) -> int:
-    m, n = matrix_shape(info.shape)
+    m, n = matrix_shape(info.shape, info.order)
     return m * n * min(m, n)
 
 
 def _result(info: TensorInfo, reason: str | None, analysis: MatrixAnalysis | None = None) -> TensorResult:
-    return TensorResult(info.name, info.shape, info.dtype, reason, analysis)
+    dtype = f"{info.stored_as} as {info.dtype}" if info.stored_as else info.dtype
+    return TensorResult(info.name, info.shape, dtype, reason, analysis)

@@ -37,7 +37,7 @@ def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None)
     threads that wait for each other at every step of them lose more than they win, by far on a shared machine.
     """
     memory = _physical_memory() if memory is None else memory
-    needs = [_BYTES_PER_ENTRY * math.prod(matrix_shape(info.shape)) for info in tensors]
+    needs = [_BYTES_PER_ENTRY * math.prod(matrix_shape(info.shape, info.order)) for info in tensors]
     at_once = max(1, min(threads, len(needs), memory // 2 // max(needs, default=1)))
     return Layout(at_once, max(1, threads // at_once))
 

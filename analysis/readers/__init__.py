@@ -1,4 +1,4 @@
-"""Readers of model checkpoints: one interface over safetensors files, torch files, sharded indexes and directories."""
+"""Readers of model checkpoints: one interface over the files of several formats, sharded indexes and directories."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.directory import open_directory
 from lowrank_ldu.analysis.readers.sharded_index import INDEX_SUFFIXES, open_index
-from lowrank_ldu.analysis.readers.single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, open_file
+from lowrank_ldu.analysis.readers.single_file import SUFFIXES, open_file
 
 if TYPE_CHECKING:
     import os
@@ -22,8 +22,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that ``torch.save`` wrote; an index of shards
-        (``.safetensors.index.json``, ``.bin.index.json``); or a directory that holds these.
+        A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that ``torch.save`` wrote; ``.gguf``; ``.onnx``;
+        ``.weights.h5`` or ``.h5`` of Keras; ``.npy`` or ``.npz``; an index of shards (``.safetensors.index.json``,
+        ``.bin.index.json``); or a directory that holds safetensors or torch files.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
         raise CheckpointError(f"{path}: no such file or directory, or not a regular file")
     if path.name.lower().endswith(INDEX_SUFFIXES):
         return open_index(path)
-    if path.suffix.lower() in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES):
+    if path.suffix.lower() in SUFFIXES:
         return open_file(path)
-    accepted = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, *INDEX_SUFFIXES))
+    accepted = ", ".join((*SUFFIXES, *INDEX_SUFFIXES))
     raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {accepted}, or a directory")

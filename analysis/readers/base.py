@@ -30,12 +30,16 @@ class TensorInfo:
     shape : tuple of int
         The stored shape; empty for a scalar.
     dtype : str
-        torch's short name of the stored type (``"float32"``, ``"bfloat16"``, ``"int64"``, ``"float8_e4m3fn"``); for a
-        type that torch has no tensors of, the name the file gives it (``"F6_E2M3"``).
+        torch's short name of the type that is loaded (``"float32"``, ``"bfloat16"``, ``"int64"``,
+        ``"float8_e4m3fn"``); for a type that torch has no tensors of, the name the file gives it (``"F6_E2M3"``).
     file : str
         Path of the file that holds the values.
     nbytes : int
-        Size of the values, in bytes.
+        Size of the values, in bytes, as they are stored.
+    stored_as : str
+        The file's own name of the stored type where it is not `dtype`, to which it is dequantised (``"Q4_K"``).
+    order : tuple of int
+        Where the format keeps weights in another order than (out, in, kernel...): the stored axes in that one.
     """
 
     name: str
@@ -43,6 +47,8 @@ class TensorInfo:
     dtype: str
     file: str
     nbytes: int
+    stored_as: str = ""
+    order: tuple[int, ...] = ()
 
 
 class CheckpointReader(ABC):
@@ -78,7 +84,7 @@ class CheckpointReader(ABC):
         Returns
         -------
         torch.Tensor
-            The values, on the CPU, with the shape and dtype that are stored.
+            The values, on the CPU, with the shape and dtype that are listed.
 
         Raises
         ------

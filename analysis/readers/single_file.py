@@ -5,25 +5,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.gguf_file import GgufReader
+from lowrank_ldu.analysis.readers.hdf5_file import Hdf5Reader
+from lowrank_ldu.analysis.readers.numpy_file import NumpyReader
+from lowrank_ldu.analysis.readers.onnx_file import OnnxReader
 from lowrank_ldu.analysis.readers.safetensors_file import SafetensorsReader
 from lowrank_ldu.analysis.readers.torch_file import TorchReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from lowrank_ldu.analysis.readers.base import CheckpointReader
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_READERS: dict[str, Callable[[Path], CheckpointReader]] = {
+    SAFETENSORS_SUFFIX: SafetensorsReader,
+    **dict.fromkeys(TORCH_SUFFIXES, TorchReader),
+    ".gguf": GgufReader,
+    ".onnx": OnnxReader,
+    ".h5": Hdf5Reader,
+    ".hdf5": Hdf5Reader,
+    ".npy": NumpyReader,
+    ".npz": NumpyReader,
+}
+SUFFIXES = tuple(_READERS)
 
 
 def open_file(path: Path) -> CheckpointReader:
     """Open one file that holds tensors, by its suffix."""
-    suffix = path.suffix.lower()
-    if suffix == SAFETENSORS_SUFFIX:
-        return SafetensorsReader(path)
-    if suffix in TORCH_SUFFIXES:
-        return TorchReader(path)
-    raise CheckpointError(
-        f"{path}: unknown suffix {path.suffix!r}; accepted: {', '.join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))}"
-    )
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
+    return reader(path)

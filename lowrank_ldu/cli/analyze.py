@@ -18,7 +18,7 @@ def analyze(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="A .safetensors file, a file of torch.save (.pt, .pth, .bin), an index of shards, or a directory."
+            help="A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index of shards, or a directory."
         ),
     ],
     *,

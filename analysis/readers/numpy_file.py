@@ -1,0 +1,132 @@
+"""A file of numpy: ``.npy``, one array, or ``.npz``, an archive of them."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_ERRORS = (EOFError, MemoryError, NotImplementedError, OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error)
+# Of what is compressed: deflate reaches 1,032.
+_MOST_INFLATED = 1100
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+class _Array(NamedTuple):
+    """Where an array is: `member` of the archive, empty in a ``.npy`` file."""
+
+    member: str
+    dtype: np.dtype
+    fortran: bool
+    start: int
+
+
+class NumpyReader(CheckpointReader):
+    """Reader of one ``.npy`` or ``.npz`` file; only headers are read until an array is loaded, and no pickle ever is.
+
+    An array of a ``.npy`` file is called by the file's name without its suffix.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or damaged, or if an array is larger than the file says that it can be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._arrays: dict[str, _Array] = {}
+        found: dict[str, TensorInfo | str] = {}
+        try:
+            for name, what in self._list_file(path) if path.suffix.lower() == ".npy" else self._list_archive(path):
+                if name in found:
+                    raise ValueError(f"two members are called {name!r}")
+                found[name] = what
+        except _ERRORS as error:
+            raise CheckpointError(f"{path}: not a readable numpy file ({error}); {likely_cause(path)}") from error
+        super().__init__(
+            path,
+            (what for what in found.values() if isinstance(what, TensorInfo)),
+            {name: what for name, what in found.items() if isinstance(what, str)},
+        )
+
+    def _list_file(self, path: Path) -> Iterator[tuple[str, TensorInfo | str]]:
+        with path.open("rb") as stream:
+            yield path.stem, self._header(path, path.stem, "", stream, path.stat().st_size)
+
+    def _list_archive(self, path: Path) -> Iterator[tuple[str, TensorInfo | str]]:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name == member.filename:
+                    yield name, "not an array"
+                elif member.file_size > _MOST_INFLATED * max(member.compress_size, 1):
+                    yield name, f"said to have {member.file_size} bytes, of {member.compress_size} compressed ones"
+                else:
+                    with archive.open(member) as stream:
+                        yield name, self._header(path, name, member.filename, stream, member.file_size)
+
+    def _header(self, path: Path, name: str, member: str, stream: IO[bytes], size: int) -> TensorInfo | str:
+        """Read the header of an array, and return what it says, or why it is none that can be loaded."""
+        read_header = _HEADERS.get(npy.read_magic(stream))
+        if read_header is None:
+            return "of a version of the format that is not known"
+        shape, fortran, dtype = read_header(stream)
+        start = stream.tell()
+        kind = torch_name(dtype)
+        if kind is None:
+            return f"{dtype} array"
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes != size - start:
+            raise ValueError(f"{name!r} is said to have {nbytes} bytes, and has {size - start}")
+        self._arrays[name] = _Array(member, dtype, fortran, start)
+        return TensorInfo(name, tuple(shape), kind, str(path), nbytes)
+
+    def _read(self, info: TensorInfo) -> torch.Tensor:
+        array = self._arrays[info.name]
+        try:
+            if array.member:
+                with zipfile.ZipFile(self.path) as archive, archive.open(array.member) as stream:
+                    stream.read(array.start)
+                    values = stream.read(info.nbytes)
+            else:
+                with self.path.open("rb") as stream:
+                    stream.seek(array.start)
+                    values = stream.read(info.nbytes)
+        except _ERRORS as error:
+            raise CheckpointError(f"{self.path}: array {info.name!r} cannot be read ({error})") from error
+        if len(values) != info.nbytes:
+            raise CheckpointError(
+                f"{self.path}: array {info.name!r} has {info.nbytes} bytes, of which {len(values)} are left in the "
+                "file; it is damaged, or has been changed since it was opened"
+            )
+        flat = np.frombuffer(values, array.dtype).astype(array.dtype.newbyteorder("="))
+        return torch.from_numpy(flat.reshape(info.shape, order="F" if array.fortran else "C"))
+
+
+def torch_name(dtype: np.dtype) -> str | None:
+    """Return torch's name of a numpy dtype, None where torch has no such tensors.
+
+    Examples
+    --------
+    >>> torch_name(np.dtype(">f4")), torch_name(np.dtype("U3"))
+    ('float32', None)
+    """
+    try:
+        return str(torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype).removeprefix("torch.")
+    except TypeError:
+        return None
