@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.environment import Environment, describe_environment
-from lowrank_ldu.analysis.readers import open_checkpoint
 from lowrank_ldu.analysis.survey import Progress, TensorResult, survey
+from lowrank_ldu.analysis.weights import open_weights
 
 if TYPE_CHECKING:
     import os
@@ -69,7 +69,7 @@ def analyse_checkpoint(
     Parameters
     ----------
     path : str or os.PathLike
-        As for `lowrank_ldu.analysis.readers.open_checkpoint`.
+        As for `lowrank_ldu.analysis.weights.open_weights`.
     options : SurveyOptions
     progress : callable, optional
         As for `lowrank_ldu.analysis.survey.survey`.
@@ -86,7 +86,7 @@ def analyse_checkpoint(
         No tensor of it could be analysed.
     """
     start = time.perf_counter()
-    with open_checkpoint(path) as reader:
+    with open_weights(path) as reader:
         order = {name: place for place, name in enumerate([*(info.name for info in reader.tensors), *reader.ignored])}
         results = sorted(survey(reader, options, progress), key=lambda result: order[result.name])
         opened = str(reader.path)

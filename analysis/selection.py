@@ -18,7 +18,7 @@ _INTEGERS = re.compile(r"u?int\d+|bool")
 
 
 def matrix_shape(shape: tuple[int, ...], order: tuple[int, ...] = ()) -> tuple[int, int]:
-    """Return the shape (out, in) in which a 2-D weight, or a 4-D convolution (out, in * kh * kw), is factored.
+    """Return the shape (out, in) in which a weight is factored; of a convolution (out, in * kh * kw).
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def skip_reason(info: TensorInfo, options: SurveyOptions) -> str | None:
         return "its name does not match the selection"
     if options.exclude is not None and re.search(options.exclude, info.name):
         return "its name is excluded"
-    return _dtype_reason(info.dtype) or _shape_reason(info.shape, info.order)
+    return _dtype_reason(info.dtype) or _shape_reason(info)
 
 
 def _dtype_reason(dtype: str) -> str | None:
@@ -57,19 +57,23 @@ def _dtype_reason(dtype: str) -> str | None:
         return None
     if _INTEGERS.fullmatch(dtype):
         return f"{dtype}: integers are not factored"
+    if dtype.startswith("float8"):
+        return (
+            f"{dtype}: no scale beside it (NAME_scale_inv or NAME_scale: of the whole, of rows or of 128 x 128 blocks)"
+        )
     return f"{dtype} is not supported; supported: {', '.join(DTYPES)}"
 
 
-def _shape_reason(shape: tuple[int, ...], order: tuple[int, ...]) -> str | None:
-    dimensions = len(shape)
+def _shape_reason(info: TensorInfo) -> str | None:
+    shape, dimensions = info.shape, len(info.shape)
     if 0 in shape:
         return "it is empty"
     if dimensions < 2:
         return f"{dimensions}-D: no matrix to factor"
-    if dimensions == 3:
-        return "3-D: stacks of matrices are not analysed"
-    if dimensions > 4:
-        return f"{dimensions}-D: neither a matrix nor a 2-D convolution"
-    if 1 in matrix_shape(shape, order):
+    if dimensions == 3 and "conv" not in info.name.lower():
+        return "3-D: neither experts nor a convolution by its name"
+    if dimensions > 5:
+        return f"{dimensions}-D: neither a matrix nor a convolution"
+    if 1 in matrix_shape(shape, info.order):
         return "one side of the matrix is 1: its rank is 1 and there is nothing to choose"
     return None

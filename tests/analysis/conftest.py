@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory):
         "bias": weight(12),
         "scalar": torch.tensor(1.0),
         "stack": weight(2, 3, 4),
-        "video": weight(2, 3, 1, 2, 2),
+        "video": weight(2, 3, 1, 2, 2, 1),
         "row": weight(1, 8),
         "empty": torch.zeros(0, 4),
         "ids": torch.arange(6).reshape(2, 3),

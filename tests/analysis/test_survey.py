@@ -39,15 +39,16 @@ def test_every_tensor_has_an_analysis_or_a_reason(checkpoint, options):
     assert reasons == {
         "bias": "1-D: no matrix to factor",
         "scalar": "0-D: no matrix to factor",
-        "stack": "3-D: stacks of matrices are not analysed",
-        "video": "5-D: neither a matrix nor a 2-D convolution",
+        "stack": "3-D: neither experts nor a convolution by its name",
+        "video": "6-D: neither a matrix nor a convolution",
         "row": "one side of the matrix is 1: its rank is 1 and there is nothing to choose",
         "empty": "it is empty",
         "ids": "int64: integers are not factored",
         "mask": "bool: integers are not factored",
-        "quantised": "float8_e4m3fn is not supported; supported: float16, bfloat16, float32, float64",
+        "quantised": reasons["quantised"],
         "bad": reasons["bad"],
     }
+    assert reasons["quantised"].startswith("float8_e4m3fn: no scale beside it")
     assert reasons["bad"].startswith("it holds 2 entries that are not finite, the first at (1, 2): nan")
 
 

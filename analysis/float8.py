@@ -1,0 +1,84 @@
+"""float8 weights whose scales are stored beside them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowrank_ldu.analysis.readers import TensorInfo
+
+# Of DeepSeek's files, and of compressed-tensors': what the stored numbers are to be multiplied by, in both.
+_SUFFIXES = ("_scale_inv", "_scale")
+_SCALES = ("float32", "float16", "bfloat16", "float64")
+# Rows and columns of the blocks that have a scale each.
+_BLOCK = 128
+
+
+def scale_of(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """Return the name of the scale of a float8 matrix (m, n), None if there is none that fits.
+
+    Parameters
+    ----------
+    info : TensorInfo
+    tensors : mapping of str to TensorInfo
+        All of the checkpoint, by name.
+
+    Returns
+    -------
+    str or None
+        ``NAME_scale_inv`` or ``NAME_scale``, floating: one number, one for each row, (m,) or (m, 1), or one for each
+        block of 128 x 128, (ceil(m / 128), ceil(n / 128)).
+
+    Examples
+    --------
+    >>> from lowrank_ldu.analysis.readers import TensorInfo
+    >>> infos = [
+    ...     TensorInfo("w", (300, 200), "float8_e4m3fn", "a.safetensors", 60000),
+    ...     TensorInfo("w_scale_inv", (3, 2), "float32", "a.safetensors", 24),
+    ... ]
+    >>> scale_of(infos[0], {info.name: info for info in infos})
+    'w_scale_inv'
+    """
+    if not info.dtype.startswith("float8_e") or not hasattr(torch, info.dtype) or len(info.shape) != 2:
+        return None
+    for suffix in _SUFFIXES:
+        scale = tensors.get(info.name + suffix)
+        if scale is not None and scale.dtype in _SCALES and _spread(scale.shape, info.shape) is not None:
+            return scale.name
+    return None
+
+
+def dequantised(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return float8 values (m, n) times their scale, float32.
+
+    Raises
+    ------
+    ValueError
+        The scale's shape is none of those of `scale_of`.
+    """
+    spread = _spread(tuple(scale.shape), tuple(values.shape))
+    if spread is None:
+        raise ValueError(f"scale has shape {tuple(scale.shape)}, which fits no rule for values {tuple(values.shape)}")
+    m, n = values.shape
+    factors = scale.float().reshape(spread)
+    if spread == _blocks((m, n)):
+        factors = factors.repeat_interleave(_BLOCK, 0)[:m].repeat_interleave(_BLOCK, 1)[:, :n]
+    return values.float().mul_(factors)
+
+
+def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
+    return math.ceil(shape[0] / _BLOCK), math.ceil(shape[1] / _BLOCK)
+
+
+def _spread(scale: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return the shape in which a scale multiplies: of one number, of a column, or of blocks."""
+    if math.prod(scale) == 1:
+        return 1, 1
+    if scale in {(values[0],), (values[0], 1)}:
+        return values[0], 1
+    return _blocks(values) if scale == _blocks(values) else None
