@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.environment import Environment, describe_environment
+from lowrank_ldu.analysis.journal import Journal, Origin
 from lowrank_ldu.analysis.survey import Progress, TensorResult, survey
 from lowrank_ldu.analysis.weights import open_weights
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from pathlib import Path
 
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -33,7 +35,7 @@ class Analysis:
     options : SurveyOptions
     environment : Environment
     seconds : float
-        Wall-clock time of the survey.
+        Wall-clock time of the survey, of all its parts if it was continued.
     tensors : list of TensorResult
         Every tensor in the order of the checkpoint, then what is not a plain tensor.
     """
@@ -62,7 +64,12 @@ class Analysis:
 
 
 def analyse_checkpoint(
-    path: str | os.PathLike[str], options: SurveyOptions, progress: Callable[[Progress], None] | None = None
+    path: str | os.PathLike[str],
+    options: SurveyOptions,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    journal: Path | None = None,
+    resume: bool = False,
 ) -> Analysis:
     """Open a checkpoint and analyse every matrix in it.
 
@@ -73,6 +80,10 @@ def analyse_checkpoint(
     options : SurveyOptions
     progress : callable, optional
         As for `lowrank_ldu.analysis.survey.survey`.
+    journal : pathlib.Path, optional
+        Where to keep results as they come. The file is left for the caller, who removes it when the analysis is saved.
+    resume : bool
+        Go on where the journal that is there ends, if there is one.
 
     Returns
     -------
@@ -82,15 +93,27 @@ def analyse_checkpoint(
     ------
     CheckpointError
         The checkpoint cannot be read.
+    JournalError
+        There is a journal, and it is not to be continued, or cannot be.
     NothingToAnalyseError
         No tensor of it could be analysed.
     """
     start = time.perf_counter()
     with open_weights(path) as reader:
         order = {name: place for place, name in enumerate([*(info.name for info in reader.tensors), *reader.ignored])}
-        results = sorted(survey(reader, options, progress), key=lambda result: order[result.name])
         opened = str(reader.path)
-    analysis = Analysis(opened, options, describe_environment(), time.perf_counter() - start, results)
+        if journal is None:
+            results, before = list(survey(reader, options, progress)), 0.0
+        else:
+            with Journal(journal, Origin.of(reader, options), resume=resume) as kept:
+                results, before = list(kept.results), kept.seconds
+                for result in survey(reader, options, progress, known=kept.results):
+                    results.append(result)
+                    if result.analysis is not None:
+                        # What could not be analysed is tried again: it may have been for want of memory.
+                        kept.append(result, time.perf_counter() - start)
+    results.sort(key=lambda result: order[result.name])
+    analysis = Analysis(opened, options, describe_environment(), before + time.perf_counter() - start, results)
     if not analysis.matrices:
         raise NothingToAnalyseError(f"{opened}: {_why_nothing(results)}")
     return analysis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from lowrank_ldu.analysis.workers import plan, torch_threads
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
@@ -36,6 +37,8 @@ class TensorResult:
     reason : str or None
         Why it was not analysed.
     analysis : MatrixAnalysis or None
+    seconds : float or None
+        Of the whole analysis of this tensor, reading apart.
     """
 
     name: str
@@ -43,6 +46,7 @@ class TensorResult:
     dtype: str
     reason: str | None = None
     analysis: MatrixAnalysis | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,11 @@ class Progress:
 
 
 def survey(
-    reader: CheckpointReader, options: SurveyOptions, progress: Callable[[Progress], None] | None = None
+    reader: CheckpointReader,
+    options: SurveyOptions,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    known: Iterable[TensorResult] = (),
 ) -> Iterator[TensorResult]:
     """Analyse every matrix of a checkpoint.
 
@@ -79,16 +87,20 @@ def survey(
         half of the machine's memory can hold.
     progress : callable, optional
         Called in the caller's thread when a tensor is begun or finished.
+    known : iterable of TensorResult
+        Results of an earlier survey of the same checkpoint with the same options: these tensors are not read again.
 
     Yields
     ------
     TensorResult
         One for each tensor and each thing that the reader ignored: first those that are skipped, then the others as
-        they are finished, the largest first. A tensor that cannot be read or analysed has the error as its reason.
+        they are finished, the largest first, without those that are known. A tensor that cannot be read or analysed has
+        the error as its reason.
     """
     for name, what in reader.ignored.items():
         yield TensorResult(name, None, what, "not a plain tensor")
     chosen: list[TensorInfo] = []
+    finished = {result.name for result in known}
     for info in reader.tensors:
         reason = skip_reason(info, options)
         if reason is None:
@@ -96,16 +108,23 @@ def survey(
         else:
             yield _result(info, reason)
     # The largest first: a large one begun last would keep one core busy alone.
-    yield from _analyse_all(reader, sorted(chosen, key=_work, reverse=True), options, progress or (lambda _: None))
+    chosen.sort(key=_work, reverse=True)
+    before = [info for info in chosen if info.name in finished]
+    waiting = [info for info in chosen if info.name not in finished]
+    yield from _analyse_all(reader, waiting, before, options, progress or (lambda _: None))
 
 
 def _analyse_all(
-    reader: CheckpointReader, waiting: list[TensorInfo], options: SurveyOptions, progress: Callable[[Progress], None]
+    reader: CheckpointReader,
+    waiting: list[TensorInfo],
+    before: list[TensorInfo],
+    options: SurveyOptions,
+    progress: Callable[[Progress], None],
 ) -> Iterator[TensorResult]:
-    total, whole = len(waiting), sum(map(_work, waiting))
+    finished, done = len(before), sum(map(_work, before))
+    total, whole = finished + len(waiting), done + sum(map(_work, waiting))
     layout = plan(waiting, options.threads)
-    running: dict[Future[MatrixAnalysis | str], TensorInfo] = {}
-    finished, done = 0, 0
+    running: dict[Future[tuple[MatrixAnalysis | str, float]], TensorInfo] = {}
 
     def report() -> None:
         progress(Progress(tuple(info.name for info in running.values()), finished, total, done / whole))
@@ -118,18 +137,18 @@ def _analyse_all(
                     info = waiting.pop(0)
                     loaded = _load(reader, info)
                     # The list is emptied by the worker: a future's arguments may outlive its result for a moment.
-                    running[pool.submit(_analyse, [loaded], info.order, options)] = info
+                    running[pool.submit(_timed_analysis, [loaded], info.order, options)] = info
                     del loaded
                     report()
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     info = running.pop(future)
                     finished, done = finished + 1, done + _work(info)
                     report()
-                    outcome = future.result()
+                    outcome, seconds = future.result()
                     if isinstance(outcome, str):
                         yield _result(info, outcome)
                     else:
-                        yield _result(info, None, outcome)
+                        yield _result(info, None, outcome, seconds)
     finally:
         # Linear algebra cannot be interrupted; who stops the survey should not have to wait for it.
         pool.shutdown(wait=False, cancel_futures=True)
@@ -140,6 +159,14 @@ def _load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
         return reader.load(info.name)
     except (CheckpointError, MemoryError) as error:
         return _describe(error)
+
+
+def _timed_analysis(
+    holder: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions
+) -> tuple[MatrixAnalysis | str, float]:
+    start = time.perf_counter()
+    outcome = _analyse(holder, order, options)
+    return outcome, time.perf_counter() - start
 
 
 def _analyse(holder: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
@@ -167,6 +194,8 @@ def _work(info: TensorInfo) -> int:
     return m * n * min(m, n)
 
 
-def _result(info: TensorInfo, reason: str | None, analysis: MatrixAnalysis | None = None) -> TensorResult:
+def _result(
+    info: TensorInfo, reason: str | None, analysis: MatrixAnalysis | None = None, seconds: float | None = None
+) -> TensorResult:
     dtype = f"{info.stored_as} as {info.dtype}" if info.stored_as else info.dtype
-    return TensorResult(info.name, info.shape, dtype, reason, analysis)
+    return TensorResult(info.name, info.shape, dtype, reason, analysis, seconds)

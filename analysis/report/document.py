@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.strict_json import finite_json
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.run import Analysis
@@ -19,14 +20,4 @@ _NOTE = (
 def to_json(analysis: Analysis) -> str:
     """Return the analysis as strict JSON, each dataclass an object with the names of its fields."""
     content = {"format": "lowrank-ldu analysis 1", "note": _NOTE, **asdict(analysis)}
-    return json.dumps(_valid(content), allow_nan=False, separators=(",", ":"))
-
-
-def _valid(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {str(key): _valid(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_valid(item) for item in value]
-    return value
+    return json.dumps(finite_json(content), allow_nan=False, separators=(",", ":"))

@@ -32,7 +32,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     OutputError
         `target` is not a folder, is not empty (without `overwrite`), or cannot be written.
     """
-    _check(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite)
     absolute = target.absolute()
     temporary = absolute.parent / f".{absolute.name}.{secrets.token_hex(4)}.tmp"
     try:
@@ -53,7 +53,8 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check(target: Path, *, overwrite: bool) -> None:
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise `OutputError` if `whole_folder` could not put its files there, as far as can be told beforehand."""
     try:
         if not target.exists():
             if not target.absolute().parent.is_dir():

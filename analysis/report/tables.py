@@ -32,7 +32,7 @@ def write_tensors(analysis: Analysis, path: Path) -> None:
     """Write a row for each tensor; the timings are at `Analysis.headline_rank`."""
     options = analysis.options
     columns = [
-        "tensor", "shape", "dtype", "analysed", "reason", "m", "n",
+        "tensor", "shape", "dtype", "analysed", "reason", "seconds", "m", "n",
         "largest_singular_value", "smallest_singular_value", "stable_rank", "effective_rank",
         *(f"energy_{rank}" for rank in options.ranks),
         "svd_seconds", *(f"ldu_{pivoting}_seconds" for pivoting in options.pivoting), "pissa_seconds",
@@ -44,6 +44,7 @@ def write_tensors(analysis: Analysis, path: Path) -> None:
             "dtype": tensor.dtype,
             "analysed": tensor.analysis is not None,
             "reason": tensor.reason,
+            "seconds": tensor.seconds,
             **({} if tensor.analysis is None else _summary(tensor.analysis, options, analysis.headline_rank)),
         }
         for tensor in analysis.tensors

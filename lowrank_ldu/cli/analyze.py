@@ -32,6 +32,9 @@ def analyze(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("lowrank-ldu-report"),
     force: Annotated[bool, typer.Option("--force", help="Replace a report that is in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an analysis that was stopped, if its journal is there.")
+    ] = False,
     select: Annotated[
         str | None, typer.Option(help="Analyse only tensors whose name matches this regular expression.")
     ] = None,
@@ -41,19 +44,21 @@ def analyze(
 ) -> None:
     """Factor every matrix of a checkpoint by LDU, SVD and PiSSA, and report errors, conditioning, pivots and time.
 
-    Writes figures.csv, tensors.csv, analysis.json and report.html.
+    Writes figures.csv, tensors.csv, analysis.json and report.html. While it runs, results are kept in a journal beside
+    the folder; --resume goes on from there.
     """
     # Large buffers in huge pages: on wide embeddings the kernel's page faults cost as much as the arithmetic.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from lowrank_ldu.analysis.journal import JournalError  # noqa: PLC0415
     from lowrank_ldu.analysis.options import OptionError, SurveyOptions, available_cores  # noqa: PLC0415
     from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
     from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
-    from lowrank_ldu.analysis.report.folder import OutputError, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.analysis.report.folder import OutputError, check_target, whole_folder  # noqa: PLC0415
     from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.cli.summary import show_summary  # noqa: PLC0415
 
-    with readable_errors(CheckpointError, NothingToAnalyseError, OptionError, OutputError):
+    with readable_errors(CheckpointError, JournalError, NothingToAnalyseError, OptionError, OutputError):
         options = SurveyOptions(
             ranks=tuple(rank or SurveyOptions.ranks),
             pivoting=cast("tuple[Pivoting, ...]", tuple(pivoting or SurveyOptions.pivoting)),  # checked in there
@@ -62,8 +67,17 @@ def analyze(
             seed=seed,
             threads=available_cores() if threads is None else threads,
         )
-        with whole_folder(out, overwrite=force) as folder:
+        # Before the hours of work, not after them; and nothing is made yet that a kill would leave.
+        check_target(out, overwrite=force)
+        journal = out.absolute().with_name(f"{out.absolute().name}.journal")
+        try:
             with show_progress() as progress:
-                analysis = analyse_checkpoint(checkpoint, options, progress)
+                analysis = analyse_checkpoint(checkpoint, options, progress, journal=journal, resume=resume)
+        except KeyboardInterrupt:
+            if journal.exists():
+                typer.echo(f"{journal.name} has the results so far; --resume goes on from there", err=True)
+            raise
+        with whole_folder(out, overwrite=force) as folder:
             write_report(analysis, folder)
+        journal.unlink(missing_ok=True)
         show_summary(analysis, out)

@@ -1,11 +1,13 @@
 """`lowrank-ldu analyze`: the report on good input; one readable line, exit code 2 and no trace on bad input."""
 
+import csv
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lowrank_ldu import __version__
+from lowrank_ldu.analysis import survey as survey_module
 from lowrank_ldu.cli.app import app
 
 FILES = ["analysis.json", "figures.csv", "report.html", "tensors.csv"]
@@ -137,7 +140,7 @@ def test_bad_option_is_named(tmp_path, out, arguments, message, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback(tmp_path, out, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise AssertionError("a bug")
 
     monkeypatch.setattr("lowrank_ldu.analysis.run.survey", broken)
@@ -146,24 +149,49 @@ def test_a_bug_keeps_its_traceback(tmp_path, out, monkeypatch):
     assert not out.exists()
 
 
+def figures_of(out):
+    with (out / "figures.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to whole consoles only")
-def test_interrupt_is_prompt_and_leaves_nothing(tmp_path, out):
-    path = save(tmp_path, a=matrix(3000, 3000))
-    before = sorted(tmp_path.iterdir())
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_goes_on_after_a_stop(tmp_path, out, stop):
+    path = save(tmp_path, **{f"w{number}": matrix(160 + number, 150, number) for number in range(40)})
+    options = ["--rank", "4", "--threads", "1"]
+    journal = tmp_path / "out.journal"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*MAIN, "analyze", str(path), "--out", str(out)], stderr=subprocess.PIPE, text=True, env=environment
+        [*MAIN, "analyze", str(path), "--out", str(out), *options], stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        while sorted(tmp_path.iterdir()) == before:  # until the temporary folder is there
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
             assert process.poll() is None
-            time.sleep(0.02)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        process.send_signal(stop)
         _, errors = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert errors.strip().endswith("interrupted")
-    assert "Traceback" not in errors
-    assert sorted(tmp_path.iterdir()) == before
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors.strip().endswith("out.journal has the results so far; --resume goes on from there\ninterrupted")
+        assert "Traceback" not in errors
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "out.journal"]
+    kept = journal.read_bytes().count(b"\n") - 1
+    assert 2 <= kept < 40
+
+    refused = analyze(path, "--out", out, *options)
+    assert refused.exit_code == 2
+    assert "is the journal of an analysis that was not finished; accepted: --resume" in refused.stderr
+    analysed = []
+    analyse_matrix = survey_module.analyse_matrix
+    with mock.patch.object(
+        survey_module, "analyse_matrix", lambda *arguments: analysed.append(1) or analyse_matrix(*arguments)
+    ):
+        resumed = analyze(path, "--out", out, *options, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert len(analysed) == 40 - kept
+    assert not journal.exists()
+    whole = tmp_path / "whole"
+    assert analyze(path, "--out", whole, *options).exit_code == 0
+    assert figures_of(out) == figures_of(whole)
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

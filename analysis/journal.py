@@ -1,0 +1,208 @@
+"""The journal of a survey: each result is on disk as soon as there is one, so that a survey can go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+import lowrank_ldu
+from lowrank_ldu.analysis.curves import Curve
+from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
+from lowrank_ldu.analysis.spectrum import Spectrum
+from lowrank_ldu.analysis.strict_json import finite_json, floats_of
+from lowrank_ldu.analysis.survey import TensorResult
+from lowrank_ldu.diagnostics import Diagnostics
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.readers import CheckpointReader
+
+FORMAT = "lowrank-ldu journal 1"
+
+
+class JournalError(ValueError):
+    """A journal cannot be continued; the message says why, and what can be done."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What results belong to: they are those of the same files, analysed in the same way by the same version.
+
+    Attributes
+    ----------
+    version : str
+        Of this package.
+    options : dict
+        Of the survey, but for the number of threads.
+    files : dict of str to list of int
+        For each file that holds tensors its size in bytes, and when it was last changed, in nanoseconds.
+    """
+
+    version: str
+    options: dict[str, Any]
+    files: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, reader: CheckpointReader, options: SurveyOptions) -> Origin:
+        """Return the origin of the results of a survey that is about to begin."""
+        asked = asdict(options)
+        del asked["threads"]
+        files = {}
+        for file in sorted({info.file for info in reader.tensors}):
+            stat = Path(file).stat()
+            files[str(Path(file).resolve())] = [stat.st_size, stat.st_mtime_ns]
+        return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), files)
+
+    def difference(self, other: Origin) -> str | None:
+        """Return what the other one has otherwise, None if nothing."""
+        if self.version != other.version:
+            return f"it is of version {self.version}, and this is {other.version}"
+        for name, value in self.options.items():
+            if other.options.get(name) != value:
+                return f"{name} was {value!r}, and is {other.options.get(name)!r}"
+        if set(self.files) != set(other.files):
+            return f"it is of other files, {', '.join(sorted(set(self.files) ^ set(other.files))[:3])} among them"
+        changed = [file for file, state in self.files.items() if other.files[file] != state]
+        return f"{changed[0]} has been changed since" if changed else None
+
+
+class Journal:
+    """The results of an unfinished survey, a line each, after a line that says what they belong to.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file is made with the first result.
+    origin : Origin
+    resume : bool
+        Continue the journal that is there, if there is one; otherwise one that is there is an error.
+
+    Attributes
+    ----------
+    results : list of TensorResult
+        Those that were there.
+    seconds : float
+        What they took.
+
+    Raises
+    ------
+    JournalError
+        There is a journal, and it is not to be continued, or cannot be: it is of another checkpoint, of other options,
+        or damaged. A last line that was not written whole is no damage: it is written again.
+    """
+
+    def __init__(self, path: Path, origin: Origin, *, resume: bool) -> None:
+        self.path = path
+        self.results: list[TensorResult] = []
+        self.seconds = 0.0
+        self._origin = origin
+        self._file: IO[bytes] | None = None
+        try:
+            if not path.exists():
+                return
+            if not resume:
+                raise JournalError(
+                    f"{path}: is the journal of an analysis that was not finished; accepted: --resume, to continue it, "
+                    "or remove the file"
+                )
+            self._file = path.open("r+b")
+            self._continue(self._file)
+        except OSError as error:
+            self.close()
+            raise JournalError(f"{path}: cannot be read ({error.strerror})") from error
+        except JournalError:
+            self.close()
+            raise
+
+    def _continue(self, file: IO[bytes]) -> None:
+        whole = 0
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                record = json.loads(line)
+                if number == 0:
+                    self._check(record)
+                else:
+                    self.results.append(_result_of(record["result"]))
+                    self.seconds = float(record["seconds"])
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                if isinstance(error, JournalError):
+                    raise
+                raise JournalError(
+                    f"{self.path}: line {number + 1} is damaged; remove the file to begin anew"
+                ) from error
+            whole += len(line)
+        file.seek(whole)
+        file.truncate()
+        if whole == 0:
+            self._write({"format": FORMAT, **asdict(self._origin)})
+
+    def _check(self, record: dict[str, Any]) -> None:
+        if record.pop("format", None) != FORMAT:
+            raise JournalError(f"{self.path}: is no journal of this version; remove the file to begin anew")
+        difference = Origin(**record).difference(self._origin)
+        if difference is not None:
+            raise JournalError(f"{self.path}: cannot be continued: {difference}; remove the file to begin anew")
+
+    def append(self, result: TensorResult, seconds: float) -> None:
+        """Write a result, so that it outlives this process and this machine's power.
+
+        Parameters
+        ----------
+        result : TensorResult
+        seconds : float
+            Since the survey began.
+        """
+        try:
+            if self._file is None:
+                self._file = self.path.open("xb")
+                self._write({"format": FORMAT, **asdict(self._origin)})
+            self._write({"result": finite_json(asdict(result)), "seconds": self.seconds + seconds})
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    def _write(self, record: dict[str, Any]) -> None:
+        assert self._file is not None  # noqa: S101  # callers opened it
+        self._file.write(json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file and leave it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _result_of(record: dict[str, Any]) -> TensorResult:
+    """Return the result that `asdict` made a record of."""
+    analysis = record.pop("analysis")
+    record["shape"] = tuple(record["shape"])
+    return TensorResult(**record, analysis=_analysis_of(floats_of(analysis)))
+
+
+def _analysis_of(record: dict[str, Any]) -> MatrixAnalysis:
+    spectrum = record.pop("spectrum")
+    energy = {int(rank): share for rank, share in spectrum.pop("energy").items()}
+    measurements = [
+        Measurement(Diagnostics(**measurement["diagnostics"]), measurement["seconds"])
+        for measurement in record.pop("measurements")
+    ]
+    curves = {pivoting: Curve(**curve) for pivoting, curve in record.pop("curves").items()}
+    return MatrixAnalysis(
+        **record, spectrum=Spectrum(**spectrum, energy=energy), measurements=measurements, curves=curves
+    )

@@ -1,0 +1,42 @@
+"""JSON has no infinite numbers: they are the strings "inf", "-inf" and "nan", which float() reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def finite_json(value: Any) -> Any:
+    """Return a value of dicts, lists and plain numbers with the numbers that are not finite as strings.
+
+    Examples
+    --------
+    >>> finite_json({1: (2.5, float("inf"))})
+    {'1': [2.5, 'inf']}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(item) for item in value]
+    return value
+
+
+def floats_of(value: Any) -> Any:
+    """Return what `finite_json` made with the numbers as they were; for values without texts of these names.
+
+    Examples
+    --------
+    >>> floats_of({"1": [2.5, "inf"]})
+    {'1': [2.5, inf]}
+    """
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: floats_of(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [floats_of(item) for item in value]
+    return value

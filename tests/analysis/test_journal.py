@@ -1,0 +1,164 @@
+"""The journal of a survey: what was there is there again, and nothing that belongs to something else."""
+
+import dataclasses
+import json
+import math
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from weights import weight
+
+from lowrank_ldu.analysis.journal import JournalError
+from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis.run import analyse_checkpoint
+
+OPTIONS = SurveyOptions(ranks=(2, 4), threads=1)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "model.safetensors"
+    state = {"nan": weight(9, 7), "inf": weight(8, 12, seed=1), "zero": torch.zeros(5, 6), "bias": weight(4)}
+    save_file(state, path)
+    return path
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return tmp_path / "journal"
+
+
+def analyse(checkpoint, journal, options=OPTIONS, *, resume=True):
+    return analyse_checkpoint(checkpoint, options, journal=journal, resume=resume)
+
+
+def same(one, other):
+    """Equality of numbers in which nan is nan."""
+    if isinstance(one, float) and math.isnan(one):
+        return isinstance(other, float) and math.isnan(other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
+
+
+def test_every_number_comes_back(checkpoint, journal):
+    first = analyse(checkpoint, journal)
+    again = analyse(checkpoint, journal)
+    assert same([dataclasses.asdict(result) for result in first.tensors], list(map(dataclasses.asdict, again.tensors)))
+    assert again.seconds > first.seconds - 0.1
+    assert [type(result.analysis) for result in first.tensors] == [type(result.analysis) for result in again.tensors]
+
+
+def test_a_line_that_is_not_whole_is_done_again(checkpoint, journal):
+    first = analyse(checkpoint, journal)
+    content = journal.read_bytes()
+    lines = content.splitlines(keepends=True)
+    assert len(lines) == 4
+    for keep in (len(content) - 1, len(content) - len(lines[-1]) // 2, len(lines[0]) // 2, 0):
+        journal.write_bytes(content[:keep])
+        again = analyse(checkpoint, journal)
+        assert [result.name for result in again.tensors] == [result.name for result in first.tensors]
+        assert [line.count(b"seconds") > 0 for line in journal.read_bytes().splitlines()] == [False, True, True, True]
+
+
+def test_nothing_is_replaced_unasked(checkpoint, journal):
+    analyse(checkpoint, journal)
+    with pytest.raises(JournalError, match="was not finished; accepted: --resume, to continue it, or remove the file"):
+        analyse(checkpoint, journal, resume=False)
+
+
+def test_changed_files_are_noticed(checkpoint, journal):
+    analyse(checkpoint, journal)
+    stat = checkpoint.stat()
+    os.utime(checkpoint, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    with pytest.raises(JournalError, match=r"cannot be continued: .*model.safetensors has been changed since"):
+        analyse(checkpoint, journal)
+
+
+def test_other_files_are_noticed(checkpoint, journal, tmp_path):
+    analyse(checkpoint, journal)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(checkpoint.read_bytes())
+    with pytest.raises(JournalError, match="it is of other files"):
+        analyse(other, journal)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SurveyOptions(ranks=(2,), threads=1), r"ranks was \[2, 4\], and is \[2\]"),
+        (SurveyOptions(ranks=(2, 4), seed=1, threads=1), "seed was 0, and is 1"),
+        (SurveyOptions(ranks=(2, 4), pivoting=("rook",), threads=1), "pivoting was"),
+    ],
+)
+def test_other_options_are_noticed(checkpoint, journal, options, message):
+    analyse(checkpoint, journal)
+    with pytest.raises(JournalError, match=message):
+        analyse(checkpoint, journal, options)
+
+
+def test_threads_may_differ(checkpoint, journal):
+    analyse(checkpoint, journal)
+    analyse(checkpoint, journal, SurveyOptions(ranks=(2, 4), threads=2))
+
+
+def test_other_versions_are_noticed(checkpoint, journal):
+    analyse(checkpoint, journal)
+    first, *rest = journal.read_text().splitlines(keepends=True)
+    journal.write_text(first.replace('"version":"', '"version":"0.0.') + "".join(rest))
+    with pytest.raises(JournalError, match=r"it is of version 0\.0\."):
+        analyse(checkpoint, journal)
+
+
+@pytest.mark.parametrize(
+    ("line", "content", "message"),
+    [
+        (0, "{}", "is no journal of this version"),
+        (0, "[]", "line 1 is damaged"),
+        (0, '{"format":"lowrank-ldu journal 1"}', "line 1 is damaged"),
+        (1, "{}", "line 2 is damaged"),
+        (2, "\x00\xff", "line 3 is damaged"),
+        (2, '{"result":{"name":"a","shape":3,"analysis":null},"seconds":1}', "line 3 is damaged"),
+    ],
+)
+def test_damage_is_named(checkpoint, journal, line, content, message):
+    analyse(checkpoint, journal)
+    lines = journal.read_text().splitlines()
+    lines[line] = content
+    journal.write_text("\n".join(lines) + "\n")
+    with pytest.raises(JournalError, match=message):
+        analyse(checkpoint, journal)
+
+
+def test_errors_are_tried_again(checkpoint, journal, monkeypatch):
+    def scarce(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lowrank_ldu.analysis.survey.check_matrix", scarce)
+        patch.setattr("lowrank_ldu.analysis.survey.analyse_matrix", scarce)
+        with pytest.raises((ValueError, MemoryError)):
+            analyse(checkpoint, journal)
+    assert len(analyse(checkpoint, journal).matrices) == 3
+
+
+def test_where_it_cannot_be(checkpoint, tmp_path):
+    with pytest.raises(JournalError, match="cannot be written"):
+        analyse(checkpoint, tmp_path / "none" / "journal")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(JournalError, match="cannot be read"):
+        analyse(checkpoint, tmp_path / "folder")
+
+
+def test_strict_json(checkpoint, journal):
+    analyse(checkpoint, journal)
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    for line in journal.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
