@@ -102,14 +102,14 @@ class Journal:
         self.seconds = 0.0
         self._origin = origin
         self._file: IO[bytes] | None = None
+        if not path.exists():
+            return
+        if not resume:
+            raise JournalError(
+                f"{path}: is the journal of an analysis that was not finished; accepted: --resume, to continue it, "
+                "or remove the file"
+            )
         try:
-            if not path.exists():
-                return
-            if not resume:
-                raise JournalError(
-                    f"{path}: is the journal of an analysis that was not finished; accepted: --resume, to continue it, "
-                    "or remove the file"
-                )
             self._file = path.open("r+b")
             self._continue(self._file)
         except OSError as error:
