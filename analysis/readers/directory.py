@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.lora_folder import LoraReader, lora_config
 from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
 from lowrank_ldu.analysis.readers.sharded_index import INDEX_SUFFIXES, open_index
 from lowrank_ldu.analysis.readers.single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
@@ -13,7 +14,7 @@ from lowrank_ldu.analysis.readers.single_file import SAFETENSORS_SUFFIX, TORCH_S
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lowrank_ldu.analysis.readers.base import CheckpointReader
+    from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo
 
 # What training loops leave beside a model; none of it is weights.
 _NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
@@ -25,7 +26,9 @@ def open_directory(path: Path) -> CheckpointReader:
     The first of these that is there is read: the safetensors index, all safetensors files, the index of ``.bin``
     shards, all torch files that are not known to be something else than a model (an optimizer's state, say). An index
     counts if it is called ``model.safetensors.index.json`` or ``pytorch_model.bin.index.json``, or is the only one.
-    Subdirectories and hidden files are not looked at.
+    If there is none, the same in each of its folders, as a diffusers pipeline has them: names of tensors are preceded
+    by the folder's and a slash. Hidden files and folders are not looked at. A LoRA adapter that PEFT saved gives the
+    updates that it makes (`LoraReader`).
 
     Parameters
     ----------
@@ -42,10 +45,16 @@ def open_directory(path: Path) -> CheckpointReader:
     CheckpointError
         If there is none of these, or if what is there cannot be read.
     """
-    try:
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    except OSError as error:
-        raise CheckpointError(f"{path}: the directory cannot be listed ({error.strerror})") from error
+    config = lora_config(path)
+    reader = _open_own_files(path)
+    if reader is None:
+        reader = _open_subdirectories(path)
+    return reader if config is None else LoraReader(path, config, reader)
+
+
+def _open_own_files(path: Path) -> MultiFileReader | None:
+    """Return a reader of the checkpoint that is in a directory itself, None if there is none."""
+    files = [file for file in _entries(path) if file.is_file()]
     safetensors_index, torch_index = INDEX_SUFFIXES
     index = _find_index(files, safetensors_index, "model")
     if index is not None:
@@ -61,13 +70,33 @@ def open_directory(path: Path) -> CheckpointReader:
         for file in files
         if file.suffix in TORCH_SUFFIXES and not any(fnmatch(file.name, pattern) for pattern in _NOT_MODELS)
     ]
-    if chosen:
-        return _open_files(path, chosen)
-    looked_for = ", ".join(f"*{suffix}" for suffix in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, *INDEX_SUFFIXES))
-    raise CheckpointError(
-        f"{path}: no checkpoint among its {len(files)} files; looked for {looked_for}, "
-        f"other than {', '.join(_NOT_MODELS)}"
-    )
+    return _open_files(path, chosen) if chosen else None
+
+
+def _open_subdirectories(path: Path) -> MultiFileReader:
+    stored: dict[str, TensorInfo] = {}
+    ignored: dict[str, str] = {}
+    for folder in _entries(path):
+        reader = _open_own_files(folder) if folder.is_dir() else None
+        if reader is None:
+            continue
+        with reader:
+            stored |= {f"{folder.name}/{name}": info for name, info in reader.stored.items()}
+            ignored |= {f"{folder.name}/{name}": what for name, what in reader.ignored.items()}
+    if not stored and not ignored:
+        looked_for = ", ".join(f"*{suffix}" for suffix in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, *INDEX_SUFFIXES))
+        raise CheckpointError(
+            f"{path}: no checkpoint among its {len(_entries(path))} files and folders; looked for {looked_for}, "
+            f"other than {', '.join(_NOT_MODELS)}, and for folders with them"
+        )
+    return MultiFileReader(path, stored, ignored)
+
+
+def _entries(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise CheckpointError(f"{path}: the directory cannot be listed ({error.strerror})") from error
 
 
 def _find_index(files: list[Path], suffix: str, preferred: str) -> Path | None:

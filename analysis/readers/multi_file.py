@@ -28,15 +28,20 @@ class MultiFileReader(CheckpointReader):
         For every name the tensor that it stands for, as its own file lists it.
     ignored : mapping of str to str
         What the files hold besides plain tensors.
+
+    Attributes
+    ----------
+    stored : dict of str to TensorInfo
+        As given.
     """
 
     def __init__(self, path: Path, stored: Mapping[str, TensorInfo], ignored: Mapping[str, str]) -> None:
         super().__init__(path, (replace(info, name=name) for name, info in stored.items()), ignored)
-        self._stored = dict(stored)
+        self.stored = dict(stored)
         self._file: CheckpointReader | None = None
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
-        stored = self._stored[info.name]
+        stored = self.stored[info.name]
         if self._file is None or str(self._file.path) != stored.file:
             self._close_file()
             self._file = open_file(Path(stored.file))
