@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.directory import open_directory
+from lowrank_ldu.analysis.readers.hub import PREFIX, fetch
 from lowrank_ldu.analysis.readers.sharded_index import INDEX_SUFFIXES, open_index
 from lowrank_ldu.analysis.readers.single_file import SUFFIXES, open_file
 
@@ -24,7 +25,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     path : str or os.PathLike
         A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that ``torch.save`` wrote; ``.gguf``; ``.onnx``;
         ``.weights.h5`` or ``.h5`` of Keras; ``.npy`` or ``.npz``; an index of shards (``.safetensors.index.json``,
-        ``.bin.index.json``); or a directory that holds safetensors or torch files.
+        ``.bin.index.json``); a directory that holds safetensors or torch files, or folders with them; or ``hf://OWNER/NAME``
+        or ``hf://OWNER/NAME@REVISION`` on the Hugging Face hub, which is fetched to the local cache.
 
     Returns
     -------
@@ -54,7 +56,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     >>> weight.dtype
     torch.bfloat16
     """
-    path = Path(path)
+    path = fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
     try:
         is_directory = path.is_dir()
         is_file = path.is_file()

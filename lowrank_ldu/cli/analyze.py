@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def analyze(
     checkpoint: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index of shards, or a directory."
+            help="A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index, a directory, or hf://OWNER/NAME."
         ),
     ],
     *,
