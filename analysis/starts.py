@@ -25,7 +25,7 @@ class StartChange:
     ----------
     algorithm_1 : float
         z_ref is the factorisation's own diagonal: the residual is taken first, and the diagonal is overwritten then.
-        inf where W is zero and W' is not.
+        inf where W is zero and W' is not, and where the start is not representable (draws about huge pivots).
     preserving : float
         z_ref is the start.
     """
@@ -76,7 +76,7 @@ def _change(gram: torch.Tensor, start: torch.Tensor, reference: torch.Tensor, no
     largest = float(step.abs().max())
     if largest == 0.0:
         return 0.0
-    if norm == 0.0:
+    if norm == 0.0 or not math.isfinite(largest):
         return math.inf
     unit = step / largest
     return math.sqrt(max(float(unit @ gram @ unit), 0.0)) * (largest / norm)
