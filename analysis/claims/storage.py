@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.matrix import Measurement
     from lowrank_ldu.analysis.run import Analysis
 
+# "Considerably less" is at least half. Packed triangles save at most half of the factors, so that the verdict on memory
+# does not hang on how they are held.
+LARGEST_SHARE = 0.5
+
 
 def storage(analysis: Analysis, stored_numbers: Callable[[int], int]) -> Claim:
     """Count the numbers that are trained, that are written to the adapter's file, and that training keeps in memory.
@@ -33,9 +37,9 @@ def storage(analysis: Analysis, stored_numbers: Callable[[int], int]) -> Claim:
         ]
     return Claim(
         name="storage",
-        statement="LoLDU needs O(r + 1) storage for a layer, less than LoRA's r (m + n), in training and inference.",
+        statement="LoLDU needs O(r + 1) storage for a layer, far less than LoRA's r (m + n), in training and inference.",
         source="section III-E",
-        rule="fewer numbers than the r (m + n) of a LoRA pair of the same rank",
+        rule=f"the numbers are at most {LARGEST_SHARE:g} of the r (m + n) in a LoRA pair of the same rank",
         findings=findings,
     )
 
@@ -57,7 +61,7 @@ def _finding(test: str, place: Place, count: Callable[[Measurement], int]) -> Fi
                 name,
                 rank,
                 {"numbers": numbers, "lora_numbers": pair, "share_of_lora": numbers / pair},
-                numbers < pair,
+                numbers <= LARGEST_SHARE * pair,
             )
         )
     typical = medians(cases)

@@ -250,7 +250,19 @@ def test_storage(known):
                 "memory beside the weight": pair + rank + 1,
             }[finding.test]
             assert case.figures["numbers"] == expected
-            assert case.holds == (expected < pair)
+            assert case.holds == (expected <= pair / 2)
+
+
+def test_only_memory_grows_with_the_matrix(tmp_path):
+    _, claims = examined(tmp_path, {"w": weight(90, 60)})
+    assert verdicts(claims["storage"]) == {
+        ("trained", RANK): "holds",
+        ("adapter file", RANK): "holds",
+        ("memory beside the weight", RANK): "does not hold",
+        ("trained", None): "holds",
+        ("adapter file", None): "holds",
+        ("memory beside the weight", None): "does not hold",
+    }
 
 
 def test_stored_numbers_are_those_in_the_file(tmp_path):
