@@ -41,6 +41,20 @@ def examine_claims(analysis: Analysis, stored_numbers: Callable[[int], int]) -> 
     ------
     ValueError
         The analysis has no partial pivoting.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> from lowrank_ldu.analysis.options import SurveyOptions
+    >>> from lowrank_ldu.analysis.run import analyse_checkpoint
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(Path(folder, "model.npz"), weight=np.diag([4.0, 3.0, 2.0, 1.0]))
+    ...     analysis = analyse_checkpoint(Path(folder, "model.npz"), SurveyOptions(ranks=(2,)))
+    >>> claims = examine_claims(analysis, lambda rank: 2 * rank + 66)
+    >>> [(finding.place, finding.verdict) for finding in claims[1].findings]
+    [('rank 2', 'holds'), ('full rank', 'holds')]
     """
     if "partial" not in analysis.options.pivoting:
         raise ValueError(

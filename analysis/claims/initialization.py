@@ -27,8 +27,10 @@ def initialization(analysis: Analysis) -> Claim:
         findings.append(_finding("preserving form", place, lambda start: start.preserving))
     return Claim(
         name="initialization",
-        statement="The residual preserves all of the pre-trained weight, and any of the heuristic initialisations of "
-        "the diagonal makes training stable.",
+        statement=(
+            "The residual preserves all of the pre-trained weight, and any of the heuristic initialisations of the "
+            "diagonal makes training stable."
+        ),
         source="sections III-C and IV-E, Algorithm 1, Table V",
         rule=(
             f"none of the {len(INITIALIZATIONS)} initialisations changes the layer's weight before the first step, "

@@ -1,40 +1,34 @@
-"""Claim: the decomposition costs little, less than what other methods start from."""
+"""Claim: the decomposition costs less than what other methods start from."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.places import full_rank, places_below_full_rank
+from lowrank_ldu.analysis.claims.places import Place, full_rank, places_below_full_rank
 from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, medians
 from lowrank_ldu.analysis.report.formatting import duration, figure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
+    from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.run import Analysis
 
 
 def speed(analysis: Analysis) -> Claim:
-    """Compare the seconds of LDU with those of the exact SVD and of quick PiSSA.
+    """Compare the seconds of LDU that the analysis holds with those of the exact SVD and of quick PiSSA."""
 
-    Parameters
-    ----------
-    analysis : Analysis
-        With partial pivoting; its seconds are all that counts.
-    """
+    def exact(matrix: MatrixAnalysis, _: int) -> float:
+        return matrix.svd_seconds
+
+    def quick(matrix: MatrixAnalysis, rank: int) -> float:
+        return matrix.at("pissa", rank).seconds
+
     findings = []
     for place in places_below_full_rank(analysis):
-        against_svd = [(name, item.seconds, matrix.svd_seconds) for name, matrix, item in place.ldu()]
-        findings.append(_finding("LDU against exact SVD", "svd", place.rank, against_svd))
-        against_pissa = [
-            (name, item.seconds, matrix.at("pissa", item.diagnostics.rank).seconds)
-            for name, matrix, item in place.ldu()
-        ]
-        findings.append(_finding("LDU against quick PiSSA", "pissa", place.rank, against_pissa))
-    whole = full_rank(analysis)
-    ranks = [item.diagnostics.rank for _, _, item in whole.ldu()]
-    full = [(name, item.seconds, matrix.svd_seconds) for name, matrix, item in whole.ldu()]
-    findings.append(_finding("full LDU against full SVD", "svd", None, full, ranks))
+        findings.append(_finding("LDU against exact SVD", place, "svd", exact))
+        findings.append(_finding("LDU against quick PiSSA", place, "pissa", quick))
+    findings.append(_finding("full LDU against full SVD", full_rank(analysis), "svd", exact))
     return Claim(
         name="speed",
         statement="An LDU factorisation is cheaper to compute than an SVD.",
@@ -44,22 +38,13 @@ def speed(analysis: Analysis) -> Claim:
     )
 
 
-def _finding(
-    test: str,
-    other: str,
-    rank: int | None,
-    times: Iterable[tuple[str, float, float]],
-    ranks: list[int] | None = None,
-) -> Finding:
-    cases = [
-        Case(
-            name,
-            ranks[place] if ranks else rank or 0,
-            {"ldu_seconds": ours, f"{other}_seconds": theirs, f"{other}_over_ldu": theirs / ours},
-            ours < theirs,
-        )
-        for place, (name, ours, theirs) in enumerate(times)
-    ]
+def _finding(test: str, place: Place, other: str, seconds_of: Callable[[MatrixAnalysis, int], float]) -> Finding:
+    cases = []
+    for name, matrix, item in place.ldu():
+        rank = item.diagnostics.rank
+        ours, theirs = item.seconds, seconds_of(matrix, rank)
+        figures = {"ldu_seconds": ours, f"{other}_seconds": theirs, f"{other}_over_ldu": theirs / ours}
+        cases.append(Case(name, rank, figures, ours < theirs))
     typical = medians(cases)
     measured = (
         f"LDU {duration(typical['ldu_seconds'])}, the other {duration(typical[f'{other}_seconds'])}: "
@@ -67,4 +52,4 @@ def _finding(
         if cases
         else ""
     )
-    return Finding(test, rank, measured, cases)
+    return Finding(test, place.rank, measured, cases)

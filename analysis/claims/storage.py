@@ -37,7 +37,9 @@ def storage(analysis: Analysis, stored_numbers: Callable[[int], int]) -> Claim:
         ]
     return Claim(
         name="storage",
-        statement="LoLDU needs O(r + 1) storage for a layer, far less than LoRA's r (m + n), in training and inference.",
+        statement=(
+            "LoLDU needs O(r + 1) storage for a layer, far less than LoRA's r (m + n), in training and in inference."
+        ),
         source="section III-E",
         rule=f"the numbers are at most {LARGEST_SHARE:g} of the r (m + n) in a LoRA pair of the same rank",
         findings=findings,
