@@ -41,7 +41,7 @@ def storage(analysis: Analysis, stored_numbers: Callable[[int], int]) -> Claim:
             "LoLDU needs O(r + 1) storage for a layer, far less than LoRA's r (m + n), in training and in inference."
         ),
         source="section III-E",
-        rule=f"the numbers are at most {LARGEST_SHARE:g} of the r (m + n) in a LoRA pair of the same rank",
+        rule=f"the numbers are at most {LARGEST_SHARE:g} times the r (m + n) of a LoRA pair of the same rank",
         findings=findings,
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import minilm
 import numpy as np
 import pytest
 import torch
@@ -363,3 +364,26 @@ def test_hostile_path_and_patterns_are_text(written):
     page = Page(render_page(claims, hostile))
     assert not {"b", "i", "u"} & set(page.elements)
     assert json.loads(to_json(claims, hostile))["options"]["exclude"] == "<u>y</u>"
+
+
+def test_real_weights():
+    """What docs/claims.md says of all-MiniLM-L6-v2, on four of its matrices; no times."""
+    options = SurveyOptions(ranks=(64,), select=r"layer\.[25]\.attention\.self\.(query|value)\.weight", threads=1)
+    claims = claims_of(analyse_checkpoint(minilm.checkpoint(), options))
+    assert set(verdicts(claims["orthogonality"]).values()) == {"does not hold"}
+    assert set(verdicts(claims["structure"]).values()) == {"does not hold"}
+    worse = {finding.test: finding.counts["worse_than_zero"] for finding in claims["structure"].findings}
+    assert worse == {
+        "partial pivoting": 4,
+        "partial pivoting, refitted diagonal": 0,
+        "complete pivoting": 4,
+        "complete pivoting, refitted diagonal": 0,
+    }
+    for finding in claims["initialization"].findings:
+        changes = finding.medians.values()
+        if finding.test == "preserving form":
+            assert set(changes) == {0.0}
+        else:
+            own, *others = sorted(changes)
+            assert own == 0.0
+            assert min(others) > 0.9
