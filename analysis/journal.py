@@ -12,6 +12,7 @@ import lowrank_ldu
 from lowrank_ldu.analysis.curves import Curve
 from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
 from lowrank_ldu.analysis.spectrum import Spectrum
+from lowrank_ldu.analysis.starts import StartChange
 from lowrank_ldu.analysis.strict_json import finite_json, floats_of
 from lowrank_ldu.analysis.survey import TensorResult
 from lowrank_ldu.diagnostics import Diagnostics
@@ -199,7 +200,11 @@ def _analysis_of(record: dict[str, Any]) -> MatrixAnalysis:
     spectrum = record.pop("spectrum")
     energy = {int(rank): share for rank, share in spectrum.pop("energy").items()}
     measurements = [
-        Measurement(Diagnostics(**measurement["diagnostics"]), measurement["seconds"])
+        Measurement(
+            Diagnostics(**measurement["diagnostics"]),
+            measurement["seconds"],
+            {start: StartChange(**change) for start, change in measurement["starts"].items()},
+        )
         for measurement in record.pop("measurements")
     ]
     curves = {pivoting: Curve(**curve) for pivoting, curve in record.pop("curves").items()}

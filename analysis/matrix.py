@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.curves import Curve, ldu_curve, sample_ranks, svd_curve
 from lowrank_ldu.analysis.spectrum import Spectrum, summarise_spectrum
+from lowrank_ldu.analysis.starts import StartChange, start_changes
 from lowrank_ldu.analysis.timing import timed
 from lowrank_ldu.decomposition import Pivoting, ldu, pissa, svd
 from lowrank_ldu.diagnostics import Diagnostics, diagnose
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.initialization import Initialization
 
 # As in PEFT's "pissa_niter_4", the quick start that its users take.
 PISSA_ITERATIONS = 4
@@ -22,10 +24,20 @@ PISSA_ITERATIONS = 4
 
 @dataclass(frozen=True)
 class Measurement:
-    """One method at one rank: its diagnostics, and the seconds to compute the factors of that rank alone."""
+    """One method at one rank.
+
+    Attributes
+    ----------
+    diagnostics : Diagnostics
+    seconds : float
+        To compute the factors of that rank alone.
+    starts : dict of str to StartChange
+        LDU only: what each start of a trained diagonal makes of the weight. Empty for other methods.
+    """
 
     diagnostics: Diagnostics
     seconds: float
+    starts: dict[Initialization, StartChange] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,9 +141,8 @@ def _ldu(
     seconds = [timed(ldu, W, rank, pivoting=pivoting, seed=seed)[1] for rank in ranks[:-1]]
     factors, full_seconds = timed(ldu, W, pivoting=pivoting, seed=seed)
     figures = diagnose(W, factors, ranks, singular_values=values)
-    measurements = [
-        Measurement(diagnostics, spent) for diagnostics, spent in zip(figures, [*seconds, full_seconds], strict=True)
-    ]
+    starts = start_changes(factors, ranks, figures[0].frobenius_norm, seed)
+    measurements = [Measurement(*measured) for measured in zip(figures, [*seconds, full_seconds], starts, strict=True)]
     return measurements, ldu_curve(W, factors, curve_ranks)
 
 

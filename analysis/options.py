@@ -37,7 +37,7 @@ class SurveyOptions:
         Regular expressions, searched anywhere in the name: analyse only the tensors that match `select`, and none
         that match `exclude`.
     seed : int
-        Draws the sketches of randomised pivoting and of quick PiSSA; at least 0.
+        Draws the sketches of randomised pivoting and of quick PiSSA, and random starts of the diagonal; at least 0.
     threads : int
         Cores to use, at least 1.
 

@@ -11,7 +11,7 @@ from lowrank_ldu.analysis.strict_json import finite_json
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.run import Analysis
 
-_NOTE = (
+NOTE = (
     "JSON has no infinite numbers: they are the strings 'inf', '-inf' and 'nan', which float() in Python reads. "
     "null is a figure that the method does not have."
 )
@@ -19,5 +19,5 @@ _NOTE = (
 
 def to_json(analysis: Analysis) -> str:
     """Return the analysis as strict JSON, each dataclass an object with the names of its fields."""
-    content = {"format": "lowrank-ldu analysis 1", "note": _NOTE, **asdict(analysis)}
+    content = {"format": "lowrank-ldu analysis 1", "note": NOTE, **asdict(analysis)}
     return json.dumps(finite_json(content), allow_nan=False, separators=(",", ":"))

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lowrank_ldu.analysis.printable import printable
 from lowrank_ldu.analysis.report.columns import cells, columns
-from lowrank_ldu.analysis.report.formatting import duration
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.plot_conditioning import conditioning_panels
 from lowrank_ldu.analysis.report.plot_errors import error_panels
 from lowrank_ldu.analysis.report.plot_pivots import pivot_panels
 from lowrank_ldu.analysis.report.plot_times import time_panels
+from lowrank_ldu.analysis.report.templating import page_templates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,29 +26,25 @@ def render_page(analysis: Analysis, sections: Sequence[Markup] = ()) -> str:
 
     Everything from the checkpoint is escaped; the plots are SVG made here.
     """
-    environment = Environment(
-        loader=PackageLoader("lowrank_ldu.analysis.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"duration": duration, "printable": printable}
     table = columns(analysis.options.pivoting, analysis.headline_rank)
-    return environment.get_template("report.html.j2").render(
-        analysis=analysis,
-        title=PurePath(analysis.checkpoint).name,
-        sections=sections,
-        headlines=headlines(analysis),
-        plots={
-            name: [Markup(panel) for panel in panels]  # noqa: S704  # drawn from numbers alone
-            for name, panels in {
-                "errors": error_panels(analysis),
-                "pivots": pivot_panels(analysis),
-                "conditioning": conditioning_panels(analysis),
-                "times": time_panels(analysis),
-            }.items()
-        },
-        columns=table,
-        rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in analysis.matrices],
+    return (
+        page_templates()
+        .get_template("report.html.j2")
+        .render(
+            analysis=analysis,
+            title=PurePath(analysis.checkpoint).name,
+            sections=sections,
+            headlines=headlines(analysis),
+            plots={
+                name: [Markup(panel) for panel in panels]  # noqa: S704  # drawn from numbers alone
+                for name, panels in {
+                    "errors": error_panels(analysis),
+                    "pivots": pivot_panels(analysis),
+                    "conditioning": conditioning_panels(analysis),
+                    "times": time_panels(analysis),
+                }.items()
+            },
+            columns=table,
+            rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in analysis.matrices],
+        )
     )

@@ -7,6 +7,7 @@ from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 from lowrank_ldu.adapters.loading import load_adapter
 from lowrank_ldu.adapters.published import import_published
 from lowrank_ldu.adapters.reading import read_adapter
+from lowrank_ldu.adapters.records import stored_numbers
 from lowrank_ldu.adapters.saving import save_adapter
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "load_adapter",
     "read_adapter",
     "save_adapter",
+    "stored_numbers",
 ]

@@ -8,10 +8,10 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.layout import LayerRecord
 from lowrank_ldu.adapters.sketch import PROBES
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
+from lowrank_ldu.initialization import INITIALIZATIONS, is_random
 from lowrank_ldu.nn.basis import check_basis
 from lowrank_ldu.nn.coordinates import check_parametrization
 from lowrank_ldu.nn.factors import SAMPLES, FactorOptions
-from lowrank_ldu.nn.initialization import INITIALIZATIONS, is_random
 from lowrank_ldu.nn.kinds import KINDS
 from lowrank_ldu.validation import check_count, check_positive, dtype_name
 
@@ -115,6 +115,35 @@ def _expected(record: LayerRecord, *, sketched: bool) -> tuple[dict[str, int], d
     if options.columns:
         limits["pivot_columns"] = record.shape[1]
     return sizes | dict.fromkeys(limits, record.rank), limits
+
+
+def stored_numbers(rank: int) -> int:
+    """Return how many numbers `save_adapter` writes for a layer with the default options, whatever its shape.
+
+    Offset and pivots, r each, sigma and its start, and the two samples that tell a changed base from the right one.
+
+    Examples
+    --------
+    >>> stored_numbers(8), stored_numbers(64)
+    (82, 194)
+    """
+    record = LayerRecord(
+        kind="linear",
+        shape=(rank, rank),
+        base_dtype="float32",
+        base_sha256="",
+        rank=rank,
+        alpha=float(rank),
+        init="regular_ldu",
+        preserving=True,
+        pivoting="partial",
+        basis="ldu",
+        parametrization="diagonal",
+        train_sigma=True,
+        seed=0,
+    )
+    sizes, _ = _expected(record, sketched=True)
+    return sum(sizes.values())
 
 
 def _check_pivots(where: str, key: str, pivots: Tensor, size: int) -> None:

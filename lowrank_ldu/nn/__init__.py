@@ -1,10 +1,10 @@
 """LoLDU for torch modules: layers of which only the diagonal and one scale are trained."""
 
+from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal
 from lowrank_ldu.nn.basis import BASES, Basis
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, Parametrization
 from lowrank_ldu.nn.counting import ParameterCount, trainable_parameters
 from lowrank_ldu.nn.fusion import set_plan
-from lowrank_ldu.nn.initialization import INITIALIZATIONS, Initialization, initial_diagonal
 from lowrank_ldu.nn.injection import inject, lowrank_layers
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.merging import merge, unload, unmerge

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal, is_random
 from lowrank_ldu.nn.coordinates import from_diagonal, to_diagonal
 from lowrank_ldu.nn.factors import SAMPLES
-from lowrank_ldu.nn.initialization import INITIALIZATIONS, Initialization, initial_diagonal, is_random
 from lowrank_ldu.validation import check_positive
 
 if TYPE_CHECKING:

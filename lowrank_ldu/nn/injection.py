@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lowrank_ldu.decomposition import Pivoting
+    from lowrank_ldu.initialization import Initialization
     from lowrank_ldu.nn.basis import Basis
     from lowrank_ldu.nn.coordinates import Parametrization
-    from lowrank_ldu.nn.initialization import Initialization
 
 ALL_LINEAR = "all-linear"
 

@@ -22,8 +22,8 @@ from lowrank_ldu.validation import check_matrix, check_rank
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from lowrank_ldu.initialization import Initialization
     from lowrank_ldu.nn.coordinates import Parametrization
-    from lowrank_ldu.nn.initialization import Initialization
 
 
 class LoLDULayer(AdapterHost, nn.Module):

@@ -9,9 +9,9 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
+from lowrank_ldu.initialization import INITIALIZATIONS
 from lowrank_ldu.nn.basis import check_basis
 from lowrank_ldu.nn.coordinates import check_parametrization
-from lowrank_ldu.nn.initialization import INITIALIZATIONS
 from lowrank_ldu.validation import check_count, check_positive
 
 BaseCheck = Literal["error", "warn", "ignore"]

@@ -10,12 +10,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 
+from lowrank_ldu.initialization import is_random
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
 from lowrank_ldu.nn.fusion import layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
-from lowrank_ldu.nn.initialization import is_random
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output

@@ -5,11 +5,11 @@ import dataclasses
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
 from markupsafe import Markup
+from pages import Page
 from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
@@ -33,35 +33,6 @@ def folder(analysis, tmp_path_factory):
     path = tmp_path_factory.mktemp("report")
     write_report(analysis, path)
     return path
-
-
-class Page(HTMLParser):
-    """Elements, references and text of a page; fails on elements that are not closed in order."""
-
-    VOID = frozenset({"meta", "br", "hr", "img", "link"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.attributes, self.text, self._open = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append(tag)
-        self.attributes += attributes
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append(tag)
-        self.attributes += attributes
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def read_csv(path):

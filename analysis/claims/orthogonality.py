@@ -1,0 +1,57 @@
+"""Claim: the triangular factors are orthogonal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.claims.places import Place, full_rank, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, medians
+from lowrank_ldu.analysis.report.formatting import figure
+
+if TYPE_CHECKING:
+    from lowrank_ldu.analysis.run import Analysis
+
+# Orthonormal vectors computed in float32 have about 1e-6.
+LARGEST_DEFECT = 1e-3
+
+
+def orthogonality(analysis: Analysis) -> Claim:
+    """Look at the angles between the columns of L and between the rows of U."""
+    return Claim(
+        name="orthogonality",
+        statement="The lower and upper triangular factors are orthogonal.",
+        source="sections I, III-A and III-C",
+        rule=(
+            "the columns of L and the rows of U, scaled to unit length, have a defect ‖CᵀC - I‖_F / √r of at most "
+            f"{LARGEST_DEFECT:g} each"
+        ),
+        findings=[_finding(place) for place in (*places_below_full_rank(analysis), full_rank(analysis))],
+    )
+
+
+def _finding(place: Place) -> Finding:
+    cases = []
+    for name, _, item in place.ldu():
+        figures = item.diagnostics
+        defects = (figures.orthogonality_left, figures.orthogonality_right)
+        cases.append(
+            Case(
+                name,
+                figures.rank,
+                {
+                    "left_defect": defects[0],
+                    "right_defect": defects[1],
+                    "left_condition": figures.condition_left,
+                    "right_condition": figures.condition_right,
+                },
+                max(defects) <= LARGEST_DEFECT,
+            )
+        )
+    typical = {name: figure(value) for name, value in medians(cases).items()}
+    measured = (
+        f"defect {typical['left_defect']} of L, {typical['right_defect']} of U; "
+        f"cond(L) {typical['left_condition']}, cond(U) {typical['right_condition']}"
+        if cases
+        else ""
+    )
+    return Finding("L and U", place.rank, measured, cases)

@@ -1,0 +1,36 @@
+"""The claims as one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.report.formatting import duration, figure
+from lowrank_ldu.analysis.report.templating import page_templates
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowrank_ldu.analysis.claims.verdict import Claim
+    from lowrank_ldu.analysis.run import Analysis
+
+
+def render_page(claims: Sequence[Claim], analysis: Analysis) -> str:
+    """Return the claims as HTML, a row a test and below it a table of its matrices.
+
+    Everything from the checkpoint is escaped.
+    """
+    environment = page_templates()
+    environment.filters |= {"measure": _measure, "mark": _mark, "heading": lambda name: name.replace("_", " ")}
+    return environment.get_template("claims.html.j2").render(
+        analysis=analysis, title=PurePath(analysis.checkpoint).name, claims=claims
+    )
+
+
+def _measure(value: float, name: str) -> str:
+    return duration(value) if name.endswith("seconds") else figure(value)
+
+
+def _mark(verdict: str) -> str:
+    """Return the class that a verdict is shown with."""
+    return {"holds": "yes", "does not hold": "no", "not tested": "open"}.get(verdict, "part")

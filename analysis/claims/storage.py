@@ -1,0 +1,76 @@
+"""Claim: a layer costs r + 1 numbers of storage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.claims.places import Place, full_rank, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, medians
+from lowrank_ldu.analysis.report.formatting import figure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowrank_ldu.analysis.matrix import Measurement
+    from lowrank_ldu.analysis.run import Analysis
+
+# "Considerably less" is at least half. Packed triangles save at most half of the factors, so that the verdict on memory
+# does not hang on how they are held.
+LARGEST_SHARE = 0.5
+
+
+def storage(analysis: Analysis, stored_numbers: Callable[[int], int]) -> Claim:
+    """Count the numbers that are trained, that are written to the adapter's file, and that training keeps in memory.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    stored_numbers : callable
+        Of the rank: how many numbers an adapter's file holds for a layer.
+    """
+    findings = []
+    for place in (*places_below_full_rank(analysis), full_rank(analysis)):
+        findings += [
+            _finding("trained", place, lambda item: item.diagnostics.rank + 1),
+            _finding("adapter file", place, lambda item: stored_numbers(item.diagnostics.rank)),
+            _finding("memory beside the weight", place, _in_memory),
+        ]
+    return Claim(
+        name="storage",
+        statement=(
+            "LoLDU needs O(r + 1) storage for a layer, far less than LoRA's r (m + n), in training and in inference."
+        ),
+        source="section III-E",
+        rule=f"the numbers are at most {LARGEST_SHARE:g} times the r (m + n) of a LoRA pair of the same rank",
+        findings=findings,
+    )
+
+
+def _in_memory(item: Measurement) -> int:
+    """Return the numbers of L, z and U, and sigma."""
+    figures = item.diagnostics
+    # In the factors' dtype, as the dense weight is counted: their quotient is free of it.
+    return figures.factor_bytes * figures.m * figures.n // figures.dense_bytes + 1
+
+
+def _finding(test: str, place: Place, count: Callable[[Measurement], int]) -> Finding:
+    cases = []
+    for name, matrix, item in place.ldu():
+        rank, numbers = item.diagnostics.rank, count(item)
+        pair = rank * (matrix.m + matrix.n)
+        cases.append(
+            Case(
+                name,
+                rank,
+                {"numbers": numbers, "lora_numbers": pair, "share_of_lora": numbers / pair},
+                numbers <= LARGEST_SHARE * pair,
+            )
+        )
+    typical = medians(cases)
+    measured = (
+        f"{round(typical['numbers']):,} numbers, LoRA {round(typical['lora_numbers']):,}: "
+        f"{figure(100 * typical['share_of_lora'])} %"
+        if cases
+        else ""
+    )
+    return Finding(test, place.rank, measured, cases)

@@ -1,0 +1,128 @@
+"""What a claim, a test of it and a verdict are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Case:
+    """One matrix under one test.
+
+    Attributes
+    ----------
+    tensor : str
+        Its name in the checkpoint.
+    rank : int
+        Number of terms measured.
+    figures : dict of str to float
+        What was measured; names that end in `seconds` are seconds, all others are ratios or counts.
+    holds : bool
+        Whether the claim's rule is met.
+    """
+
+    tensor: str
+    rank: int
+    figures: dict[str, float]
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test of a claim at one rank, over the matrices.
+
+    Attributes
+    ----------
+    test : str
+        What was tested, in a few words.
+    rank : int or None
+        None is the full rank of each matrix.
+    measured : str
+        The figures in words; empty where there is no case.
+    cases : list of Case
+        A case a matrix; at a rank, the matrices whose full rank is above it.
+    counts : dict of str to int
+        Numbers of matrices that the measured text speaks of, beside those for which the rule is met.
+    """
+
+    test: str
+    rank: int | None
+    measured: str
+    cases: list[Case]
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Where in words: "rank 64" or "full rank"."""
+        return "full rank" if self.rank is None else f"rank {self.rank}"
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """Median of each figure over the cases; empty without cases."""
+        return medians(self.cases)
+
+    @property
+    def verdict(self) -> str:
+        """What follows from the cases, by `verdict`."""
+        return verdict([case.holds for case in self.cases])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, with what was found.
+
+    Attributes
+    ----------
+    name : str
+        A word.
+    statement : str
+        What is claimed.
+    source : str
+        Where the paper claims it.
+    rule : str
+        When it counts as true of one matrix.
+    findings : list of Finding
+    """
+
+    name: str
+    statement: str
+    source: str
+    rule: str
+    findings: list[Finding]
+
+
+def verdict(outcomes: Sequence[bool]) -> str:
+    """Return the verdict on a claim that is true of some matrices and false of others.
+
+    Parameters
+    ----------
+    outcomes : sequence of bool
+        For each matrix, whether the rule is met.
+
+    Examples
+    --------
+    >>> [verdict(outcomes) for outcomes in ([True, True], [False], [True, False, False], [])]
+    ['holds', 'does not hold', 'holds for 1 of 3 matrices', 'not tested']
+    """
+    if not outcomes:
+        return "not tested"
+    held = sum(outcomes)
+    if held == len(outcomes):
+        return "holds"
+    return f"holds for {held} of {len(outcomes)} matrices" if held else "does not hold"
+
+
+def medians(cases: Sequence[Case]) -> dict[str, float]:
+    """Return the median of each figure over the cases, which all have the same figures.
+
+    Examples
+    --------
+    >>> medians([Case("a", 1, {"error": 0.5}, True), Case("b", 1, {"error": 0.7}, True)])
+    {'error': 0.6}
+    """
+    return {name: median(case.figures[name] for case in cases) for name in (cases[0].figures if cases else ())}

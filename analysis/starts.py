@@ -1,0 +1,82 @@
+"""What the start of a trained diagonal makes of the weight before the first step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.decomposition import LDU, gram_matrix
+from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class StartChange:
+    r"""How far a layer is from its weight at step 0, \|W' - W\|_F / \|W\|_F, for one start of the diagonal.
+
+    W' = W - sigma L diag(z_ref) U + sigma L diag(z_start) U, with sigma = 1.
+
+    Attributes
+    ----------
+    algorithm_1 : float
+        z_ref is the factorisation's own diagonal: the residual is taken first, and the diagonal is overwritten then.
+        inf where W is zero and W' is not, and where the start is not representable (draws about huge pivots).
+    preserving : float
+        z_ref is the start.
+    """
+
+    algorithm_1: float
+    preserving: float
+
+
+def start_changes(
+    factors: LDU, ranks: Sequence[int], norm: float, seed: int
+) -> list[dict[Initialization, StartChange]]:
+    """Return the change that each of the initialisations makes, at each of `ranks`.
+
+    Parameters
+    ----------
+    factors : LDU
+        Of W (m, n), torch tensors, with at least as many terms as the largest rank.
+    ranks : sequence of int
+        Each from 1 to `factors.rank`.
+    norm : float
+        Frobenius norm of W.
+    seed : int
+        Of the random starts.
+
+    Examples
+    --------
+    >>> from lowrank_ldu import ldu
+    >>> (changes,) = start_changes(ldu(torch.diag(torch.tensor([3.0, 4.0]))), [2], 5.0, 0)
+    >>> changes["zeros"]
+    StartChange(algorithm_1=1.0, preserving=0.0)
+    """
+    # Of all terms at once: the metric of the leading ones is the leading part of it.
+    gram = gram_matrix(factors.left, factors.right)
+    return [_changes(gram[:rank, :rank], factors.diagonal[:rank], norm, seed) for rank in ranks]
+
+
+def _changes(gram: torch.Tensor, z: torch.Tensor, norm: float, seed: int) -> dict[Initialization, StartChange]:
+    starts = {init: initial_diagonal(init, z, seed) for init in INITIALIZATIONS}
+    return {
+        init: StartChange(_change(gram, start, z, norm), _change(gram, start, start, norm))
+        for init, start in starts.items()
+    }
+
+
+def _change(gram: torch.Tensor, start: torch.Tensor, reference: torch.Tensor, norm: float) -> float:
+    step = start.to(torch.float64) - reference.to(torch.float64)
+    # Brought to at most 1 first, so that its squares can neither overflow nor vanish.
+    largest = float(step.abs().max())
+    if largest == 0.0:
+        return 0.0
+    if norm == 0.0 or not math.isfinite(largest):
+        return math.inf
+    unit = step / largest
+    return math.sqrt(max(float(unit @ gram @ unit), 0.0)) * (largest / norm)
