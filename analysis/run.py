@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.environment import Environment, describe_environment
 from lowrank_ldu.analysis.readers import open_checkpoint
-from lowrank_ldu.analysis.survey import Progress, TensorResult, survey
+from lowrank_ldu.analysis.survey import TensorResult, survey
 
 if TYPE_CHECKING:
     import os
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.pool import Progress
 
 
 class NothingToAnalyseError(ValueError):
