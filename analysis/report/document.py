@@ -18,8 +18,13 @@ _NOTE = (
 
 def to_json(analysis: Analysis) -> str:
     """Return the analysis as strict JSON, each dataclass an object with the names of its fields."""
-    content = {"format": "lowrank-ldu analysis 1", "note": _NOTE, **asdict(analysis)}
-    return json.dumps(_valid(content), allow_nan=False, separators=(",", ":"))
+    return strict_json("lowrank-ldu analysis 1", asdict(analysis))
+
+
+def strict_json(kind: str, content: dict[str, Any]) -> str:
+    """Return `content` as strict JSON under the name of its format, with a note on numbers that JSON lacks."""
+    whole = {"format": kind, "note": _NOTE, **content}
+    return json.dumps(_valid(whole), allow_nan=False, separators=(",", ":"))
 
 
 def _valid(value: Any) -> Any:

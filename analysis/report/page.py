@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from lowrank_ldu.analysis.printable import printable
 from lowrank_ldu.analysis.report.columns import cells, columns
-from lowrank_ldu.analysis.report.formatting import duration
+from lowrank_ldu.analysis.report.formatting import duration, figure
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.plot_conditioning import conditioning_panels
 from lowrank_ldu.analysis.report.plot_errors import error_panels
@@ -20,14 +20,13 @@ from lowrank_ldu.analysis.report.plot_times import time_panels
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jinja2 import Template
+
     from lowrank_ldu.analysis.run import Analysis
 
 
-def render_page(analysis: Analysis, sections: Sequence[Markup] = ()) -> str:
-    """Return the report as HTML, with `sections` before the analysis.
-
-    Everything from the checkpoint is escaped; the plots are SVG made here.
-    """
+def page_template(name: str) -> Template:
+    """Return a template of the pages; what it is given is escaped unless it is markup."""
     environment = Environment(
         loader=PackageLoader("lowrank_ldu.analysis.report"),
         autoescape=True,
@@ -35,9 +34,17 @@ def render_page(analysis: Analysis, sections: Sequence[Markup] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "printable": printable}
+    environment.filters |= {"duration": duration, "figure": figure, "printable": printable}
+    return environment.get_template(name)
+
+
+def render_page(analysis: Analysis, sections: Sequence[Markup] = ()) -> str:
+    """Return the report as HTML, with `sections` before the analysis.
+
+    Everything from the checkpoint is escaped; the plots are SVG made here.
+    """
     table = columns(analysis.options.pivoting, analysis.headline_rank)
-    return environment.get_template("report.html.j2").render(
+    return page_template("report.html.j2").render(
         analysis=analysis,
         title=PurePath(analysis.checkpoint).name,
         sections=sections,
