@@ -9,6 +9,7 @@ import typer
 import lowrank_ldu
 from lowrank_ldu.cli.analyze import analyze
 from lowrank_ldu.cli.benchmark import bench
+from lowrank_ldu.cli.compare import compare
 from lowrank_ldu.cli.demo import demo
 from lowrank_ldu.cli.export import export
 
@@ -36,5 +37,6 @@ def _root(
 
 app.command()(analyze)
 app.command()(bench)
+app.command()(compare)
 app.command()(demo)
 app.command()(export)

@@ -38,12 +38,6 @@ def dense_share(update, factors, rank):
     return 1 - np.sum(residual**2) / np.sum(target**2), np.linalg.cond(terms)
 
 
-def save(folder, name, **tensors):
-    path = folder / f"{name}.safetensors"
-    save_file(tensors, path)
-    return path
-
-
 OPTIONS = SurveyOptions(ranks=(2,), threads=1)
 
 
@@ -172,43 +166,6 @@ def test_zero_base_has_figures_without_warnings():
     assert result.ldu["partial"].explained[3] == pytest.approx(1)
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """A base and a tuned checkpoint with one tensor of every kind."""
-    bad = weight(5, 4)
-    bad[1, 2] = torch.nan
-    base = {
-        "tall": weight(30, 12),
-        "half": weight(10, 25, seed=1, dtype=torch.bfloat16),
-        "convolution": weight(6, 3, 2, 2, seed=2, dtype=torch.float64),
-        HOSTILE: weight(9, 9, seed=3),
-        "unchanged": weight(4, 5),
-        "bias": weight(12),
-        "reshaped": weight(4, 6),
-        "renamed": weight(4, 4),
-        "missing": weight(3, 3),
-        "quantised": weight(4, 4),
-        "bad": weight(5, 4),
-        "overflow": torch.full((2, 2), 3e38),
-    }
-    tuned = {
-        name: tensor + 0.01 * weight(*tensor.shape, seed=9).to(tensor.dtype)
-        for name, tensor in base.items()
-        if name in {"tall", "half", "convolution", HOSTILE, "bias"}
-    } | {
-        "unchanged": base["unchanged"].clone(),
-        "reshaped": weight(6, 4),
-        "model.renamed": weight(4, 4),
-        "extra": weight(2, 2),
-        "quantised": weight(4, 4).to(torch.int8),
-        "bad": bad,
-        "overflow": -base["overflow"],
-    }
-    tuned["half"] = tuned["half"].float() + 1e-4
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return save(folder, "base", **base), save(folder, "tuned", **tuned)
-
-
 COMPARED = {"tall", "half", "convolution", HOSTILE}
 
 
@@ -250,7 +207,8 @@ def test_figures_are_those_of_the_two_matrices(checkpoints):
 def test_formats_may_differ(tmp_path):
     base, update = weight(6, 5), 0.1 * weight(6, 5, seed=1)
     torch.save({"a": base, "epoch": 1, "b": 2}, tmp_path / "base.pt")
-    tuned = save(tmp_path, "tuned", a=base + update, b=weight(3, 3))
+    tuned = tmp_path / "tuned.safetensors"
+    save_file({"a": base + update, "b": weight(3, 3)}, tuned)
     comparison = compare_checkpoints(tmp_path / "base.pt", tuned, OPTIONS)
     assert [tensor.name for tensor, _ in comparison.matrices] == ["a"]
     assert {tensor.name: tensor.reason for tensor in comparison.others} == {
