@@ -60,9 +60,7 @@ def _against_rank(comparison: CheckpointComparison, *, logarithmic: bool) -> Pan
 
 def _against_numbers(comparison: CheckpointComparison) -> Panel:
     """Draw the diagonals and LoRA over one measure of size that fits matrices of every shape: LoRA's least."""
-    panel = Panel(
-        "explained-numbers", "Against trained numbers", "trained numbers, as multiples of LoRA's least, m + n", _SHARE
-    )
+    panel = Panel("explained-numbers", "Against trained numbers", "trained numbers / (m + n)", _SHARE)
     matrices = [matrix for _, matrix in comparison.matrices]
     for label, colour, style, curve in _lines(comparison):
         whole = label.startswith("LoRA")  # in steps of m + n; a diagonal and its scale have r + 1
