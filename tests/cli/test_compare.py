@@ -11,6 +11,7 @@ from lowrank_ldu import ldu
 from lowrank_ldu.analysis.comparison.run import compare_checkpoints
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.cli.app import app
+from lowrank_ldu.nn import inject, lowrank_layers, unload
 
 FILES = ["compare.csv", "compare.html", "compare.json"]
 
@@ -129,3 +130,21 @@ def test_real_weights_with_a_constructed_update(tmp_path):
     # The base's bases know nothing of it: within a few times of the expectation of a random update.
     for terms in (*lora.ldu.values(), lora.svd):
         assert terms.explained[384] < 5 * lora.random(384)
+
+
+@pytest.mark.parametrize("pivoting", ["partial", "complete"])
+def test_what_a_layer_learned_is_explained_by_its_own_terms(tmp_path, pivoting):
+    model = torch.nn.Sequential(torch.nn.Linear(40, 30))
+    base = save(tmp_path / "base.safetensors", **{name: W.clone() for name, W in model.state_dict().items()})
+    inject(model, ["0"], rank=8, pivoting=pivoting)
+    with torch.no_grad():
+        for _, layer in lowrank_layers(model):
+            layer.offset.normal_()
+    unload(model)
+    tuned = save(tmp_path / "tuned.safetensors", **model.state_dict())
+    options = SurveyOptions(ranks=(7, 8), pivoting=("partial", "complete"), threads=1)
+    ((_, matrix),) = compare_checkpoints(base, tuned, options).matrices
+    assert matrix.ldu[pivoting].explained[8] == pytest.approx(1, abs=1e-6)
+    other = {"partial": "complete", "complete": "partial"}[pivoting]
+    assert matrix.ldu[other].explained[8] < 0.9
+    assert matrix.spectrum.energy[8] == pytest.approx(1, abs=1e-6)
