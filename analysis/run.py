@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.environment import Environment, describe_environment
 from lowrank_ldu.analysis.journal import Journal, Origin
-from lowrank_ldu.analysis.survey import Progress, TensorResult, survey
+from lowrank_ldu.analysis.survey import TensorResult, survey
 from lowrank_ldu.analysis.weights import open_weights
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.pool import Progress
 
 
 class NothingToAnalyseError(ValueError):

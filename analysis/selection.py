@@ -45,11 +45,26 @@ def as_matrix(tensor: torch.Tensor, order: tuple[int, ...] = ()) -> torch.Tensor
 
 def skip_reason(info: TensorInfo, options: SurveyOptions) -> str | None:
     """Return why a tensor is not analysed, as far as its name, shape and dtype tell, or None if it is to be."""
-    if options.select is not None and not re.search(options.select, info.name):
+    return name_reason(info.name, options) or storage_reason(info)
+
+
+def name_reason(name: str, options: SurveyOptions) -> str | None:
+    """Return why a name is not among those asked for, or None if it is."""
+    if options.select is not None and not re.search(options.select, name):
         return "its name does not match the selection"
-    if options.exclude is not None and re.search(options.exclude, info.name):
+    if options.exclude is not None and re.search(options.exclude, name):
         return "its name is excluded"
+    return None
+
+
+def storage_reason(info: TensorInfo) -> str | None:
+    """Return why a tensor of that dtype and shape is not a matrix to factor, or None if it is one."""
     return _dtype_reason(info.dtype) or _shape_reason(info)
+
+
+def dtype_in_words(info: TensorInfo) -> str:
+    """Return the dtype as stored, and what it was dequantised to."""
+    return f"{info.stored_as} as {info.dtype}" if info.stored_as else info.dtype
 
 
 def _dtype_reason(dtype: str) -> str | None:

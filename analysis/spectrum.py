@@ -53,7 +53,7 @@ def summarise_spectrum(values: torch.Tensor, ranks: Iterable[int]) -> Spectrum:
     squares = (values / largest) ** 2
     share = values / values.sum()
     entropy = -float(torch.special.xlogy(share, share).sum())
-    held = torch.cumsum(squares, 0) / squares.sum()
+    held = (torch.cumsum(squares, 0) / squares.sum()).clamp(max=1.0)  # the two sums round differently
     return Spectrum(
         largest, smallest, float(squares.sum()), math.exp(entropy), {rank: float(held[rank - 1]) for rank in ranks}
     )

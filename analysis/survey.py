@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.matrix import MatrixAnalysis, analyse_matrix
+from lowrank_ldu.analysis.pool import describe_error, work_through
 from lowrank_ldu.analysis.readers import CheckpointError
-from lowrank_ldu.analysis.selection import as_matrix, matrix_shape, skip_reason
-from lowrank_ldu.analysis.workers import plan, torch_threads
+from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.pool import Progress
     from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
 
 
@@ -47,26 +47,6 @@ class TensorResult:
     reason: str | None = None
     analysis: MatrixAnalysis | None = None
     seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a survey stands.
-
-    Attributes
-    ----------
-    running : tuple of str
-        Names of the tensors that are being analysed.
-    finished, total : int
-        Tensors to analyse.
-    fraction : float
-        Of the work, by an estimate of its cost; from 0 to 1.
-    """
-
-    running: tuple[str, ...]
-    finished: int
-    total: int
-    fraction: float
 
 
 def survey(
@@ -107,58 +87,22 @@ def survey(
             chosen.append(info)
         else:
             yield _result(info, reason)
-    # The largest first: a large one begun last would keep one core busy alone.
-    chosen.sort(key=_work, reverse=True)
-    before = [info for info in chosen if info.name in finished]
-    waiting = [info for info in chosen if info.name not in finished]
-    yield from _analyse_all(reader, waiting, before, options, progress or (lambda _: None))
-
-
-def _analyse_all(
-    reader: CheckpointReader,
-    waiting: list[TensorInfo],
-    before: list[TensorInfo],
-    options: SurveyOptions,
-    progress: Callable[[Progress], None],
-) -> Iterator[TensorResult]:
-    finished, done = len(before), sum(map(_work, before))
-    total, whole = finished + len(waiting), done + sum(map(_work, waiting))
-    layout = plan(waiting, options.threads)
-    running: dict[Future[tuple[MatrixAnalysis | str, float]], TensorInfo] = {}
-
-    def report() -> None:
-        progress(Progress(tuple(info.name for info in running.values()), finished, total, done / whole))
-
-    pool = ThreadPoolExecutor(layout.matrices)
-    try:
-        with torch_threads(layout.threads_each):
-            while waiting or running:
-                while waiting and len(running) < layout.matrices:
-                    info = waiting.pop(0)
-                    loaded = _load(reader, info)
-                    # The list is emptied by the worker: a future's arguments may outlive its result for a moment.
-                    running[pool.submit(_timed_analysis, [loaded], info.order, options)] = info
-                    del loaded
-                    report()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    info = running.pop(future)
-                    finished, done = finished + 1, done + _work(info)
-                    report()
-                    outcome, seconds = future.result()
-                    if isinstance(outcome, str):
-                        yield _result(info, outcome)
-                    else:
-                        yield _result(info, None, outcome, seconds)
-    finally:
-        # Linear algebra cannot be interrupted; who stops the survey should not have to wait for it.
-        pool.shutdown(wait=False, cancel_futures=True)
+    for info, (outcome, seconds) in work_through(
+        (info for info in chosen if info.name not in finished),
+        lambda info: _load(reader, info),
+        lambda info, holder: _timed_analysis(holder, info.order, options),
+        options.threads,
+        progress,
+        finished=[info for info in chosen if info.name in finished],
+    ):
+        yield _result(info, outcome) if isinstance(outcome, str) else _result(info, None, outcome, seconds)
 
 
 def _load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
     try:
         return reader.load(info.name)
     except (CheckpointError, MemoryError) as error:
-        return _describe(error)
+        return describe_error(error)
 
 
 def _timed_analysis(
@@ -182,20 +126,10 @@ def _analyse(holder: list[torch.Tensor | str], order: tuple[int, ...], options: 
     try:
         return analyse_matrix(matrix, options)
     except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
-        return _describe(error)
-
-
-def _describe(error: Exception) -> str:
-    return f"error: {str(error) or type(error).__name__}"
-
-
-def _work(info: TensorInfo) -> int:
-    m, n = matrix_shape(info.shape, info.order)
-    return m * n * min(m, n)
+        return describe_error(error)
 
 
 def _result(
     info: TensorInfo, reason: str | None, analysis: MatrixAnalysis | None = None, seconds: float | None = None
 ) -> TensorResult:
-    dtype = f"{info.stored_as} as {info.dtype}" if info.stored_as else info.dtype
-    return TensorResult(info.name, info.shape, dtype, reason, analysis, seconds)
+    return TensorResult(info.name, info.shape, dtype_in_words(info), reason, analysis, seconds)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.report.document import NOTE
-from lowrank_ldu.analysis.strict_json import finite_json
+from lowrank_ldu.analysis.report.document import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 def to_json(claims: Sequence[Claim], analysis: Analysis) -> str:
     """Return the claims as strict JSON, with what is needed to repeat the test."""
     content = {
-        "format": "lowrank-ldu claims 1",
-        "note": NOTE,
         "paper": "arXiv 2410.13618",
         "checkpoint": analysis.checkpoint,
         "options": asdict(analysis.options),
@@ -38,7 +34,7 @@ def to_json(claims: Sequence[Claim], analysis: Analysis) -> str:
             for claim in claims
         ],
     }
-    return json.dumps(finite_json(content), allow_nan=False, indent=1)
+    return strict_json("lowrank-ldu claims 1", content)
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.report.formatting import duration, figure
-from lowrank_ldu.analysis.report.templating import page_templates
+from lowrank_ldu.analysis.report.templating import page_template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +20,10 @@ def render_page(claims: Sequence[Claim], analysis: Analysis) -> str:
 
     Everything from the checkpoint is escaped.
     """
-    environment = page_templates()
-    environment.filters |= {"measure": _measure, "mark": _mark, "heading": lambda name: name.replace("_", " ")}
-    return environment.get_template("claims.html.j2").render(
-        analysis=analysis, title=PurePath(analysis.checkpoint).name, claims=claims
+    template = page_template(
+        "claims.html.j2", measure=_measure, mark=_mark, heading=lambda name: name.replace("_", " ")
     )
+    return template.render(analysis=analysis, title=PurePath(analysis.checkpoint).name, claims=claims)
 
 
 def _measure(value: float, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lowrank_ldu.analysis.report.formatting import duration, figure
 
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.decomposition import Pivoting
 
+_Matrix = TypeVar("_Matrix")
+
 
 @dataclass(frozen=True)
-class Column:
-    """One column: its heading, what it means, the number in it, and how that is written."""
+class Column(Generic[_Matrix]):
+    """One column: its heading, what it means, the number in it for a matrix's results, and how that is written."""
 
     label: str
     definition: str
-    value: Callable[[MatrixAnalysis], float | None]
+    value: Callable[[_Matrix], float | None]
     write: Callable[[float], str] = figure
 
 
@@ -32,7 +34,7 @@ class Cell:
     text: str
 
 
-def cells(columns: list[Column], matrix: MatrixAnalysis) -> list[Cell]:
+def cells(columns: list[Column[_Matrix]], matrix: _Matrix) -> list[Cell]:
     """Return a matrix's row."""
     values = [column.value(matrix) for column in columns]
     return [
@@ -41,9 +43,9 @@ def cells(columns: list[Column], matrix: MatrixAnalysis) -> list[Cell]:
     ]
 
 
-def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column]:
+def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixAnalysis]]:
     """Return the columns after the tensor's name, shape and dtype."""
-    listed = [
+    listed: list[Column[MatrixAnalysis]] = [
         Column("stable rank", "‖W‖²_F / ‖W‖²_2, from 1 to k = min(m, n).", lambda matrix: matrix.spectrum.stable_rank),
         Column(
             "effective rank",
@@ -75,7 +77,7 @@ def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column]:
     return listed
 
 
-def _of_strategy(pivoting: Pivoting, rank: int) -> Iterator[Column]:
+def _of_strategy(pivoting: Pivoting, rank: int) -> Iterator[Column[MatrixAnalysis]]:
     def of(name: str) -> Callable[[MatrixAnalysis], float | None]:
         return lambda matrix: getattr(matrix.at("ldu", rank, pivoting).diagnostics, name)
 

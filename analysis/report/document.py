@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.strict_json import finite_json
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.run import Analysis
 
-NOTE = (
+_NOTE = (
     "JSON has no infinite numbers: they are the strings 'inf', '-inf' and 'nan', which float() in Python reads. "
     "null is a figure that the method does not have."
 )
@@ -19,5 +19,10 @@ NOTE = (
 
 def to_json(analysis: Analysis) -> str:
     """Return the analysis as strict JSON, each dataclass an object with the names of its fields."""
-    content = {"format": "lowrank-ldu analysis 1", "note": NOTE, **asdict(analysis)}
-    return json.dumps(finite_json(content), allow_nan=False, separators=(",", ":"))
+    return strict_json("lowrank-ldu analysis 1", asdict(analysis))
+
+
+def strict_json(kind: str, content: dict[str, Any]) -> str:
+    """Return `content` as strict JSON under the name of its format, with a note on numbers that JSON lacks."""
+    whole = {"format": kind, "note": _NOTE, **content}
+    return json.dumps(finite_json(whole), allow_nan=False, separators=(",", ":"))

@@ -13,7 +13,7 @@ from lowrank_ldu.analysis.report.plot_conditioning import conditioning_panels
 from lowrank_ldu.analysis.report.plot_errors import error_panels
 from lowrank_ldu.analysis.report.plot_pivots import pivot_panels
 from lowrank_ldu.analysis.report.plot_times import time_panels
-from lowrank_ldu.analysis.report.templating import page_templates
+from lowrank_ldu.analysis.report.templating import page_template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,24 +27,20 @@ def render_page(analysis: Analysis, sections: Sequence[Markup] = ()) -> str:
     Everything from the checkpoint is escaped; the plots are SVG made here.
     """
     table = columns(analysis.options.pivoting, analysis.headline_rank)
-    return (
-        page_templates()
-        .get_template("report.html.j2")
-        .render(
-            analysis=analysis,
-            title=PurePath(analysis.checkpoint).name,
-            sections=sections,
-            headlines=headlines(analysis),
-            plots={
-                name: [Markup(panel) for panel in panels]  # noqa: S704  # drawn from numbers alone
-                for name, panels in {
-                    "errors": error_panels(analysis),
-                    "pivots": pivot_panels(analysis),
-                    "conditioning": conditioning_panels(analysis),
-                    "times": time_panels(analysis),
-                }.items()
-            },
-            columns=table,
-            rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in analysis.matrices],
-        )
+    return page_template("report.html.j2").render(
+        analysis=analysis,
+        title=PurePath(analysis.checkpoint).name,
+        sections=sections,
+        headlines=headlines(analysis),
+        plots={
+            name: [Markup(panel) for panel in panels]  # noqa: S704  # drawn from numbers alone
+            for name, panels in {
+                "errors": error_panels(analysis),
+                "pivots": pivot_panels(analysis),
+                "conditioning": conditioning_panels(analysis),
+                "times": time_panels(analysis),
+            }.items()
+        },
+        columns=table,
+        rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in analysis.matrices],
     )

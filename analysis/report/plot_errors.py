@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lowrank_ldu.analysis.curves import sample_ranks
+from lowrank_ldu.analysis.report.bands import draw_band
 from lowrank_ldu.analysis.report.plot_panel import COLOURS, Panel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy.typing as npt
 
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.run import Analysis
@@ -39,25 +36,9 @@ def _panel(pivoting: Pivoting, analysis: Analysis) -> Panel:
         ("exact SVD (best possible)", COLOURS["svd"], "-", lambda matrix: matrix.svd_curve),
     ]
     for label, colour, style, curve in lines:
-        low, middle, high = _quantiles([_on_grid(matrix, curve(matrix), grid) for matrix in matrices])
-        panel.axes.fill_between(grid, low, high, color=colour, alpha=0.12, linewidth=0)
-        panel.axes.plot(grid, middle, color=colour, linestyle=style, linewidth=2, label=label)
+        curves = [(matrix.curve_ranks, curve(matrix)) for matrix in matrices]
+        draw_band(panel, grid, curves, label=label, colour=colour, style=style)
     panel.axes.axhline(1.0, color="#666666", linewidth=1.2, linestyle=":", label="zero matrix")
     panel.mark_ranks(analysis.options.ranks, k)
     panel.add_legend()
     return panel
-
-
-def _on_grid(matrix: MatrixAnalysis, curve: list[float | None], grid: list[int]) -> npt.NDArray[np.float64]:
-    """Return the curve at the ranks of the grid; NaN above the matrix's full rank and where there is no figure."""
-    values = np.array([np.nan if value is None else value for value in curve])
-    on_grid: npt.NDArray[np.float64] = np.interp(np.log(grid), np.log(matrix.curve_ranks), values, right=np.nan)
-    return on_grid
-
-
-def _quantiles(curves: list[npt.NDArray[np.float64]]) -> list[list[float]]:
-    columns = [column[np.isfinite(column)] for column in np.array(curves).T]
-    return [
-        [float(np.quantile(column, share)) if column.size else np.nan for column in columns]
-        for share in (0.1, 0.5, 0.9)
-    ]

@@ -25,7 +25,7 @@ def write_figures(analysis: Analysis, path: Path) -> None:
         for tensor, matrix in analysis.matrices
         for measurement in matrix.measurements
     )
-    _write(path, columns, rows)
+    write_rows(path, columns, rows)
 
 
 def write_tensors(analysis: Analysis, path: Path) -> None:
@@ -49,7 +49,7 @@ def write_tensors(analysis: Analysis, path: Path) -> None:
         }
         for tensor in analysis.tensors
     )
-    _write(path, columns, rows)
+    write_rows(path, columns, rows)
 
 
 def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> dict[str, object]:
@@ -68,7 +68,8 @@ def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> d
     }
 
 
-def _write(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:
+def write_rows(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:
+    """Write a CSV file; a column that a row lacks is an empty field."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

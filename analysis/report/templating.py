@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lowrank_ldu.analysis.printable import printable
-from lowrank_ldu.analysis.report.formatting import duration
+from lowrank_ldu.analysis.report.formatting import duration, figure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jinja2 import Template
 
 
-def page_templates() -> Environment:
-    """Return the environment that pages are rendered in: HTML is escaped, a missing variable is an error.
+def page_template(name: str, **filters: Callable[..., str]) -> Template:
+    """Return a template of the pages: what it is given is escaped unless it is markup, a missing variable is an error.
 
-    Examples
-    --------
-    >>> page_templates().from_string("{{ name | printable }}").render(name="<b>")
-    '&lt;b&gt;'
+    Parameters
+    ----------
+    name : str
+        Of a file in `templates`.
+    **filters : callable
+        Of this page, beside those of all.
     """
     environment = Environment(
         loader=PackageLoader("lowrank_ldu.analysis.report"),
@@ -23,5 +32,5 @@ def page_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "printable": printable}
-    return environment
+    environment.filters |= {"duration": duration, "figure": figure, "printable": printable, **filters}
+    return environment.get_template(name)

@@ -10,6 +10,7 @@ import lowrank_ldu
 from lowrank_ldu.cli.analyze import analyze
 from lowrank_ldu.cli.benchmark import bench
 from lowrank_ldu.cli.claims import claims
+from lowrank_ldu.cli.compare import compare
 from lowrank_ldu.cli.demo import demo
 from lowrank_ldu.cli.export import export
 
@@ -38,5 +39,6 @@ def _root(
 app.command()(analyze)
 app.command()(bench)
 app.command()(claims)
+app.command()(compare)
 app.command()(demo)
 app.command()(export)

@@ -13,7 +13,7 @@ from lowrank_ldu.analysis.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lowrank_ldu.analysis.survey import Progress as SurveyProgress
+    from lowrank_ldu.analysis.pool import Progress as SurveyProgress
     from lowrank_ldu.finetune import Progress as ComparisonProgress
 
 

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from lowrank_ldu.backend import Array, backend_of
-from lowrank_ldu.decomposition.gram import refit_diagonal
+from lowrank_ldu.decomposition.gram import refit_diagonal, wide
 from lowrank_ldu.validation import check_finite, check_like, check_rank, dtype_name
 
 
@@ -109,6 +109,42 @@ class Factorization:
         True
         """
         return replace(self, diagonal=refit_diagonal(self._checked(W), self.left, self.diagonal, self.right))
+
+    def fit(self, target: Array) -> Factorization:
+        r"""Return the matrix left diag(d) right that is nearest to another one, such as an update of W.
+
+        d minimises \|target - left diag(d) right\|_F: an orthogonal projection onto the r-dimensional space that the
+        diagonal spans. Solved as `refit` solves it, but from zero, since the present diagonal says nothing of another
+        matrix.
+
+        Parameters
+        ----------
+        target : array, shape (..., m, n)
+            Of the shape that was factored and of the factors' library.
+
+        Returns
+        -------
+        Factorization
+            In float64 where the device has it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `refit`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from lowrank_ldu import ldu
+        >>> factors = ldu(np.array([[2.0, 1.0], [1.0, 3.0]]))
+        >>> update = factors.left @ np.diag([0.5, -2.0]) @ factors.right
+        >>> factors.fit(update).diagonal.round(12)
+        array([ 0.5, -2. ])
+        """
+        backend = backend_of(self.left, "left")
+        left, diagonal, right = (wide(part, backend) for part in (self.left, self.diagonal, self.right))
+        nothing = Factorization(left, backend.xp.zeros_like(diagonal), right)
+        return nothing.refit(target)
 
     def _checked(self, W: Array) -> Array:
         W, backend = check_like(W, self.left)

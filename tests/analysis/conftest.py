@@ -36,3 +36,43 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def options():
     return SurveyOptions(ranks=(3, 8), threads=1)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """A base and a tuned checkpoint with one tensor of every kind."""
+    bad = weight(5, 4)
+    bad[1, 2] = torch.nan
+    base = {
+        "tall": weight(30, 12),
+        "half": weight(10, 25, seed=1, dtype=torch.bfloat16),
+        "convolution": weight(6, 3, 2, 2, seed=2, dtype=torch.float64),
+        HOSTILE: weight(9, 9, seed=3),
+        "unchanged": weight(4, 5),
+        "bias": weight(12),
+        "reshaped": weight(4, 6),
+        "renamed": weight(4, 4),
+        "missing": weight(3, 3),
+        "quantised": weight(4, 4),
+        "bad": weight(5, 4),
+        "overflow": torch.full((2, 2), 3e38),
+    }
+    tuned = {
+        name: tensor + 0.01 * weight(*tensor.shape, seed=9).to(tensor.dtype)
+        for name, tensor in base.items()
+        if name in {"tall", "half", "convolution", HOSTILE, "bias"}
+    } | {
+        "unchanged": base["unchanged"].clone(),
+        "reshaped": weight(6, 4),
+        "model.renamed": weight(4, 4),
+        "extra": weight(2, 2),
+        "quantised": weight(4, 4).to(torch.int8),
+        "bad": bad,
+        "overflow": -base["overflow"],
+    }
+    tuned["half"] = tuned["half"].float() + 1e-4
+    folder = tmp_path_factory.mktemp("checkpoints")
+    paths = folder / "base.safetensors", folder / "tuned.safetensors"
+    for state, path in zip((base, tuned), paths, strict=True):
+        save_file(state, path)
+    return paths

@@ -1,5 +1,6 @@
-"""Reading the pages that the analysis writes."""
+"""A page taken apart."""
 
+import re
 from html.parser import HTMLParser
 
 
@@ -30,3 +31,20 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+
+
+def assert_loads_nothing(page):
+    for name, value in page.attributes:
+        if name in {"src", "href", "xlink:href", "action", "data"}:
+            assert value.startswith("#"), (name, value)
+    assert not {"link", "img", "iframe", "object", "embed", "form"} & set(page.elements)
+    text = "".join(page.text)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def assert_ids_are_unique(page):
+    identifiers = [value for name, value in page.attributes if name == "id"]
+    assert len(identifiers) == len(set(identifiers))
+    targets = {value[1:] for name, value in page.attributes if name == "xlink:href"}
+    assert targets <= set(identifiers)

@@ -1,0 +1,131 @@
+"""Which tensors of two checkpoints are compared, and why the others are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_reason
+
+if TYPE_CHECKING:
+    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
+
+Status = Literal["compared", "unchanged", "only in the base", "only in the tuned checkpoint", "not compared"]
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """What came of one name.
+
+    Attributes
+    ----------
+    name : str
+        As the checkpoints have it.
+    status : str
+        "compared", "unchanged" (a matrix that is equal in every entry), "only in the base", "only in the tuned
+        checkpoint", or "not compared".
+    base_shape, tuned_shape : tuple of int, or None
+        As stored; None where there is no such tensor.
+    base_dtype, tuned_dtype : str
+        As stored, and what it was dequantised to; for what is not a tensor, what it is; empty where there is nothing.
+    reason : str or None
+        Why there is no comparison.
+    comparison : MatrixComparison or None
+        Only of what was compared.
+    """
+
+    name: str
+    status: Status
+    base_shape: tuple[int, ...] | None
+    tuned_shape: tuple[int, ...] | None
+    base_dtype: str
+    tuned_dtype: str
+    reason: str | None = None
+    comparison: MatrixComparison | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One name in both checkpoints; None, or not a plain tensor but `base_is` or `tuned_is`, where a side lacks it."""
+
+    name: str
+    base: TensorInfo | None
+    tuned: TensorInfo | None
+    base_is: str | None
+    tuned_is: str | None
+
+    def result(
+        self, status: Status, reason: str | None = None, comparison: MatrixComparison | None = None
+    ) -> PairResult:
+        """Return what came of it."""
+        return PairResult(
+            self.name,
+            status,
+            self.base.shape if self.base else None,
+            self.tuned.shape if self.tuned else None,
+            dtype_in_words(self.base) if self.base else self.base_is or "",
+            dtype_in_words(self.tuned) if self.tuned else self.tuned_is or "",
+            reason,
+            comparison,
+        )
+
+
+def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> list[Pair]:
+    """Return every name of either checkpoint once: those of the base first, in its order."""
+    of_base = {info.name: info for info in base.tensors}
+    of_tuned = {info.name: info for info in tuned.tensors}
+    names = dict.fromkeys([*of_base, *of_tuned, *base.ignored, *tuned.ignored])
+    return [
+        Pair(name, of_base.get(name), of_tuned.get(name), base.ignored.get(name), tuned.ignored.get(name))
+        for name in names
+    ]
+
+
+def leave_out(pairs: list[Pair], options: SurveyOptions) -> dict[str, PairResult]:
+    """Return the results of the pairs that names, shapes and dtypes tell not to be comparable, by name."""
+    results: dict[str, PairResult] = {}
+    for pair in pairs:
+        unwanted = name_reason(pair.name, options)
+        if unwanted is not None:
+            results[pair.name] = pair.result("not compared", unwanted)
+        elif pair.base is not None and pair.tuned is not None:
+            reason = _mismatch(pair.base, pair.tuned)
+            if reason is not None:
+                results[pair.name] = pair.result("not compared", reason)
+        else:
+            results[pair.name] = _one_sided(pair, pairs)
+    return results
+
+
+def _mismatch(base: TensorInfo, tuned: TensorInfo) -> str | None:
+    shapes = [tuple(info.shape[axis] for axis in info.order) if info.order else info.shape for info in (base, tuned)]
+    if shapes[0] != shapes[1]:
+        before, after = ("x".join(map(str, shape)) or "scalar" for shape in shapes)
+        return f"its shape is {before} in the base and {after} in the tuned checkpoint"
+    reason = storage_reason(base)
+    if reason is not None:
+        return reason
+    reason = storage_reason(tuned)
+    return None if reason is None else f"in the tuned checkpoint: {reason}"
+
+
+def _one_sided(pair: Pair, pairs: list[Pair]) -> PairResult:
+    if pair.base is None and pair.tuned is None:
+        return pair.result("not compared", "not a plain tensor")
+    if pair.base is None:
+        if pair.base_is is not None:
+            return pair.result("not compared", f"it is not a plain tensor ({pair.base_is}) in the base")
+        others = [other.name for other in pairs if other.base and not other.tuned]
+        return pair.result("only in the tuned checkpoint", f"the base has no such name{_hint(pair.name, others)}")
+    if pair.tuned_is is not None:
+        return pair.result("not compared", f"it is not a plain tensor ({pair.tuned_is}) in the tuned checkpoint")
+    others = [other.name for other in pairs if other.tuned and not other.base]
+    return pair.result("only in the base", f"the tuned checkpoint has no such name{_hint(pair.name, others)}")
+
+
+def _hint(name: str, others: list[str]) -> str:
+    """Name the one that differs by a prefix alone: what wraps a model puts one before every name."""
+    same = next((other for other in others if other.endswith(f".{name}") or name.endswith(f".{other}")), None)
+    return "" if same is None else f"; it has {same!r}"

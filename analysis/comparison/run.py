@@ -1,0 +1,159 @@
+"""One whole comparison of two checkpoints: the results with what is needed to read them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
+from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
+from lowrank_ldu.analysis.environment import Environment, describe_environment
+from lowrank_ldu.analysis.pool import describe_error, work_through
+from lowrank_ldu.analysis.readers import CheckpointError
+from lowrank_ldu.analysis.selection import as_matrix
+from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.validation import check_matrix
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    import torch
+
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.pool import Progress
+    from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
+
+_REASONS_SHOWN = 3
+
+
+class NothingToCompareError(ValueError):
+    """Two checkpoints have no matrix that was changed; the message counts the reasons."""
+
+
+@dataclass(frozen=True)
+class CheckpointComparison:
+    """Results of a comparison.
+
+    Attributes
+    ----------
+    base, tuned : str
+        The paths that were opened.
+    options : SurveyOptions
+    environment : Environment
+    seconds : float
+        Wall-clock time.
+    tensors : list of PairResult
+        Every name of either checkpoint, in the order of the base, then of the tuned one.
+    """
+
+    base: str
+    tuned: str
+    options: SurveyOptions
+    environment: Environment
+    seconds: float
+    tensors: list[PairResult]
+
+    @property
+    def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
+        """The matrices that were changed, each with its comparison."""
+        return [(tensor, tensor.comparison) for tensor in self.tensors if tensor.comparison is not None]
+
+    @property
+    def others(self) -> list[PairResult]:
+        """Everything else, each with a reason."""
+        return [tensor for tensor in self.tensors if tensor.comparison is None]
+
+    @property
+    def unchanged(self) -> list[PairResult]:
+        """The matrices that are equal in every entry."""
+        return [tensor for tensor in self.tensors if tensor.status == "unchanged"]
+
+
+def compare_checkpoints(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    options: SurveyOptions,
+    progress: Callable[[Progress], None] | None = None,
+) -> CheckpointComparison:
+    """Open a base checkpoint and a fine-tuned one, and measure the update of every matrix that both hold.
+
+    Parameters
+    ----------
+    base, tuned : str or os.PathLike
+        As for `lowrank_ldu.analysis.weights.open_weights`. Tensors are matched by name; the formats may differ.
+    options : SurveyOptions
+        With `threads` = 1 a single pair of weights is in memory at any time; with more, at most that many.
+    progress : callable, optional
+        As for `lowrank_ldu.analysis.pool.work_through`.
+
+    Returns
+    -------
+    CheckpointComparison
+
+    Raises
+    ------
+    CheckpointError
+        A checkpoint cannot be read.
+    NothingToCompareError
+        No matrix of them is changed.
+    """
+    start = time.perf_counter()
+    with open_weights(base) as base_reader, open_weights(tuned) as tuned_reader:
+        pairs = {pair.name: pair for pair in pair_up(base_reader, tuned_reader)}
+        results = leave_out(list(pairs.values()), options)
+        chosen = [pair.base for name, pair in pairs.items() if name not in results and pair.base is not None]
+        for info, outcome in work_through(
+            chosen,
+            lambda info: _load(info, base_reader, tuned_reader),
+            lambda info, holder: _compare(pairs[info.name], holder, options),
+            options.threads,
+            progress,
+        ):
+            results[info.name] = outcome
+        opened = str(base_reader.path), str(tuned_reader.path)
+    ordered = [results[name] for name in pairs]
+    comparison = CheckpointComparison(*opened, options, describe_environment(), time.perf_counter() - start, ordered)
+    if not comparison.matrices:
+        raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_why_nothing(ordered)}")
+    return comparison
+
+
+def _load(info: TensorInfo, base: CheckpointReader, tuned: CheckpointReader) -> tuple[torch.Tensor, torch.Tensor] | str:
+    try:
+        return base.load(info.name), tuned.load(info.name)
+    except (CheckpointError, MemoryError) as error:
+        return describe_error(error)
+
+
+def _compare(pair: Pair, holder: list[tuple[torch.Tensor, torch.Tensor] | str], options: SurveyOptions) -> PairResult:
+    loaded = holder.pop()
+    if isinstance(loaded, str):
+        return pair.result("not compared", loaded)
+    orders = [info.order if info else () for info in (pair.base, pair.tuned)]
+    try:
+        base, _ = check_matrix(as_matrix(loaded[0], orders[0]), "the base's tensor")
+        tuned, _ = check_matrix(as_matrix(loaded[1], orders[1]), "the tuned tensor")
+        del loaded
+        # float64 if either is; half precision has been widened to float32 by then, so that nothing is rounded away.
+        update, _ = check_matrix(tuned - base, "the update")
+    except ValueError as error:
+        return pair.result("not compared", str(error))
+    del tuned
+    if not bool(update.any()):
+        return pair.result("unchanged", "equal in every entry")
+    try:
+        return pair.result("compared", None, compare_matrices(base, update, options))
+    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
+        return pair.result("not compared", describe_error(error))
+
+
+def _why_nothing(results: list[PairResult]) -> str:
+    if not results:
+        return "they hold no tensors at all"
+    counts = Counter(f"{result.status}: {result.reason}" for result in results)
+    reasons = [f"{count} x {reason}" for reason, count in counts.most_common(_REASONS_SHOWN)]
+    more = f"; and {len(counts) - len(reasons)} other reasons" if len(counts) > len(reasons) else ""
+    return f"no matrix is in both and changed; {'; '.join(reasons)}{more}"
