@@ -14,7 +14,7 @@ from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows
 from lowrank_ldu.analysis.comparison.table import write_table
 from lowrank_ldu.analysis.report.columns import cells
 from lowrank_ldu.analysis.report.document import strict_json
-from lowrank_ldu.analysis.report.page import page_template
+from lowrank_ldu.analysis.report.templating import page_template
 
 if TYPE_CHECKING:
     from pathlib import Path
