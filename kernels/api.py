@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 from lowrank_ldu.kernels import validation
 from lowrank_ldu.kernels.differentiation import fused_linear, packed_linear
 from lowrank_ldu.kernels.materialized import materialized_linear
 from lowrank_ldu.kernels.planner import Plan, Problem, choose_plan
 from lowrank_ldu.kernels.reference import reference_linear
+from lowrank_ldu.kernels.surroundings import autocast_dtype, cast, transformed, without_autocast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,9 +78,10 @@ def ldu_linear(
 
     Notes
     -----
-    Gradients: of x, bias and delta in every plan; "reference" and "materialized" also of weight, left and right. With
-    delta = 0 the plans reference, factored, hybrid and materialized return the bits of the frozen layer's output;
-    packed and triton sum in another order. Equation (9) of arXiv 2410.13618 with RSM x and DSM x taken together.
+    Under autocast it computes in autocast's dtype, as `nn.Linear` does. Gradients: of x, bias and delta in every plan;
+    "reference" and "materialized" also of weight, left and right. With delta = 0 the plans reference, factored, hybrid
+    and materialized return the bits of the frozen layer's output; packed and triton sum in another order. Equation (9)
+    of arXiv 2410.13618 with RSM x and DSM x taken together.
 
     Examples
     --------
@@ -86,8 +89,17 @@ def ldu_linear(
     >>> ldu_linear(torch.tensor([1.0, 2.0]), weight, None, left, right, torch.ones(1))
     tensor([ 4., 11.])
     """
-    check_values = check_values and not torch.compiler.is_compiling()
+    dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
+    if dtype is not None:
+        # What autocast does to nn.Linear, to everything that the layer's product takes in its place.
+        x, weight, left, right = (cast(tensor, dtype) for tensor in (x, weight, left, right))
+        bias = None if bias is None else cast(bias, dtype)
+        with without_autocast(x.device.type):
+            return ldu_linear(
+                x, weight, bias, left, right, delta, plan=plan, packing=packing, upper=upper, check_values=check_values
+            )
     validation.check_layer(x, weight, bias, left, right)
+    check_values = check_values and _has_values(x)
     validation.check_deltas("delta", delta, x, (left.shape[1],), values=check_values)
     if upper and check_values:
         validation.check_upper(right)
@@ -99,6 +111,7 @@ def ldu_linear(
         y = materialized_linear(rows, weight, bias, left, right, wide)
     elif chosen == "packed":
         assert packing is not None  # noqa: S101  # or it would not have been chosen
+        validation.check_packing(packing, weight, left, right, x, values=check_values)
         diagonal = (packing.diagonal + wide).to(x.dtype)
         y = packed_linear(rows, bias, left, right, diagonal, packing.order, packing.inverse)
     else:
@@ -165,8 +178,15 @@ def ldu_linear_multi(
     tensor([[15.],
             [30.]])
     """
-    check_values = check_values and not torch.compiler.is_compiling()
+    dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
+    if dtype is not None:
+        x, weight, left, right = (cast(tensor, dtype) for tensor in (x, weight, left, right))
+        bias = None if bias is None else cast(bias, dtype)
+        options: dict[str, Any] = {"scales": scales, "plan": plan, "upper": upper, "check_values": check_values}
+        with without_autocast(x.device.type):
+            return ldu_linear_multi(x, weight, bias, left, right, deltas, adapter_index, **options)
     validation.check_layer(x, weight, bias, left, right)
+    check_values = check_values and _has_values(x)
     validation.check_deltas("deltas", deltas, x, ("A", left.shape[1]), values=check_values)
     validation.check_adapters(adapter_index, scales, x, len(deltas), values=check_values)
     if upper and check_values:
@@ -180,6 +200,11 @@ def ldu_linear_multi(
     weights = None if scales is None else _for_every_row(scales, x, uses, mixed=True)
     y = _rowwise(chosen, rows, weight, bias, left, right, wide, index, weights, upper=upper)
     return y.reshape(*x.shape[:-1], len(weight))
+
+
+def _has_values(x: Tensor) -> bool:
+    """Whether values can be looked at: not while a graph is being made, nor without memory behind the tensors."""
+    return not (torch.compiler.is_compiling() or x.device.type == "meta" or is_fake(x))
 
 
 def _for_every_row(values: Tensor, x: Tensor, uses: int, *, mixed: bool) -> Tensor:
@@ -205,6 +230,9 @@ def _rowwise(
 ) -> Tensor:
     if plan == "reference":
         return reference_linear(x, weight, bias, left, right, deltas, index, scales)
+    if plan == "triton":
+        # The kernels compute in float32 and no wider.
+        deltas, scales = deltas.float(), None if scales is None else scales.float()
     y: Tensor = fused_linear(
         x,
         weight,
@@ -244,5 +272,6 @@ def _problem(
         rowwise=rowwise,
         upper=upper,
         packing=packing is not None,
+        transformed=transformed(),
         constant=not (recorded and any(tensor.requires_grad for tensor in (weight, left, right))),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowrank_ldu.kernels import operators
 from lowrank_ldu.kernels.rowwise import deltas_gradient, scales_gradient
+from lowrank_ldu.kernels.surroundings import without_autocast
 
 
 def fused_linear(*arguments: Any) -> Tensor:
@@ -89,10 +90,9 @@ class _FusedLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
-        triton = ctx.plan == "triton"
-        return _backward(
-            ctx, gradient, backward=operators.linear_backward if triton else operators.compute_linear_backward
-        )
+        backward = operators.linear_backward if ctx.plan == "triton" else operators.compute_linear_backward
+        with without_autocast("cpu" if gradient is None else gradient.device.type):
+            return _backward(ctx, gradient, backward=backward)
 
 
 class _PackedLinear(torch.autograd.Function):
@@ -105,4 +105,5 @@ class _PackedLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
-        return _backward_packed(ctx, gradient, backward=operators.compute_packed_linear_backward)
+        with without_autocast("cpu" if gradient is None else gradient.device.type):
+            return _backward_packed(ctx, gradient, backward=operators.compute_packed_linear_backward)

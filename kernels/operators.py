@@ -82,6 +82,7 @@ def compute_linear_backward(
         dx, product = _fused().backward(
             gradient, projected, weight, left, right, deltas, index, scales, upper=upper, **needs
         )
+        product = None if product is None else product.to(deltas.dtype)
     elif plan == "hybrid":
         dx, product = hybrid.backward(gradient, projected, weight, left, right, deltas, **needs)
     else:

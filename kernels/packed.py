@@ -19,7 +19,7 @@ _ROWS = 1024
 # Of the weight's own norm, by the dtype's eps: what elimination with partial pivoting leaves of W - P L D U. Its growth
 # is small on real weights (1 to 5 eps measured on all-MiniLM-L6-v2); a factorisation that is off by more than this is
 # not W's.
-_TOLERANCE = 1e3
+TOLERANCE = 1e3
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def pack(weight: Tensor, left: Tensor, right: Tensor, diagonal: Tensor, pivots: 
     residual = (
         float(torch.linalg.matrix_norm(weight - (left * diagonal.to(left.dtype)) @ right) / size) if size else 0.0
     )
-    limit = _TOLERANCE * torch.finfo(weight.dtype).eps
+    limit = TOLERANCE * torch.finfo(weight.dtype).eps
     if not residual <= limit:
         raise ValueError(
             f"left diag(diagonal) right differs from weight by {residual:.1e} of its norm; accepted: up to {limit:.1e}"

@@ -26,6 +26,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lowrank_ldu.kernels import trapezoid
 from lowrank_ldu.kernels.fused.availability import interpreted, obstacle
@@ -130,6 +131,8 @@ class Problem(NamedTuple):
         Whether there is a packing.
     constant : bool
         Whether weight, left and right take no gradient.
+    transformed : bool
+        Whether a transform of torch.func or forward-mode differentiation is under way.
     """
 
     tokens: int
@@ -144,6 +147,7 @@ class Problem(NamedTuple):
     upper: bool = False
     packing: bool = False
     constant: bool = True
+    transformed: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class Choice:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
+_PACKED_DTYPES = (torch.float32, torch.float64)
 _OPERATORS = ("factored", "hybrid", "packed", "triton")
 
 
@@ -173,10 +178,18 @@ def obstacles(problem: Problem) -> dict[str, str]:
     if problem.rowwise:
         found["materialized"] = "rows with diagonals of their own have no common weight"
         found |= dict.fromkeys(("hybrid", "packed"), found["materialized"])
+    elif problem.dtype not in _PACKED_DTYPES:
+        found["packed"] = "in lower precisions than float32 packed factors do not hold a weight"
     elif not problem.packing:
         found["packed"] = "there is no packing of this weight: see lowrank_ldu.kernels.pack"
     if not problem.constant:
-        reason = "weight, left or right requires a gradient, which this plan does not compute (plan='reference' does)"
+        reason = (
+            "weight, left or right requires a gradient, which this plan does not compute (plans 'reference' and "
+            "'materialized' do)"
+        )
+        found |= dict.fromkeys(_OPERATORS, reason)
+    if problem.transformed:
+        reason = "a transform of torch.func or forward-mode differentiation is under way (plan='reference' takes part)"
         found |= dict.fromkeys(_OPERATORS, reason)
     blocked = obstacle(problem.device, problem.dtype)
     if blocked is not None:
@@ -201,14 +214,15 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
     operator = machine.operator if trained else machine.operator / 8
     costs = {}
     for plan, works in _works(problem).items():
-        seconds = sum(max(adds / rate, entries / bandwidth) + machine.call for adds, entries in works)
+        seconds = sum(torch.sym_max(adds / rate, entries / bandwidth) + machine.call for adds, entries in works)
         costs[plan] = seconds + (operator if plan in _OPERATORS else 0.0)
     return costs
 
 
 def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
     """Return the products and passes of every plan: multiply-adds, and entries read and written, of each."""
-    T, m, n, r = (float(size) for size in (problem.tokens, problem.out_features, problem.in_features, problem.rank))
+    # Times 1.0, and not float(): a number of rows that is a symbol stays one.
+    T, m, n, r = (1.0 * size for size in (problem.tokens, problem.out_features, problem.in_features, problem.rank))
     to_x, to_delta = problem.x_gradient, problem.delta_gradient
     base = (T * m * n, T * (m + n) + m * n)
     right, left = (T * r * n, T * (r + n) + r * n), (T * r * m, T * (r + m) + r * m)
@@ -257,9 +271,9 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
 
 # By how much the plans that sum W and its update have to be cheaper than the others: the model is not more exact than
 # this, and they take memory. In half precision the sum is rounded to W's own grid, where updates below half a unit in
-# the last place are lost: taken only where it saves a product, and not a pass.
+# the last place are lost: there they have to save multiply-adds, and not only passes and calls.
 _SUMMING = ("hybrid", "materialized")
-_TIE, _TIE_IN_HALF_PRECISION = 1.05, 1.25
+_TIE, _SAVED_IN_HALF_PRECISION = 1.05, 1.25
 
 
 def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None = None) -> Choice:
@@ -291,7 +305,7 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
     """
     if plan not in PLANS:
         raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
-    if machine is None and not torch.compiler.is_compiling():
+    if machine is None and not torch.compiler.is_compiling() and not isinstance(problem.tokens, torch.SymInt):
         # Layers ask the same thing again and again, and asking takes longer than small layers do.
         return _remembered(problem, plan, torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())
     return _choose(problem, plan, machine)
@@ -315,13 +329,24 @@ def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
         reasons.setdefault("triton", "on the CPU it would be interpreted; plan='triton' does so")
     if not problem.delta_gradient:
         reasons.setdefault("packed", "no diagonal is trained; plan='packed' takes it all the same")
+    for name in _rounding(problem):
+        reasons.setdefault(name, f"in half precision it would round small updates away; plan={name!r} does so")
     costs = plan_costs(problem, machine)
     possible = {name: cost for name, cost in costs.items() if name not in reasons}
-    margin = _TIE_IN_HALF_PRECISION if problem.dtype.itemsize == 2 else _TIE
-    # In comparisons, which torch.compile follows where the number of rows is a symbol, and not by sorting.
-    best, least = "reference", possible["reference"]
+    # Where the number of rows is a symbol of torch.compile or torch.export nothing is known of it, and the factored
+    # plan stays, which suits most. A comparison would become a condition on the graph.
+    best = "factored" if "factored" in possible else "reference"
+    least = possible[best]
     for name, cost in possible.items():
-        weighed = cost * margin if name in _SUMMING else cost
-        if weighed < least:
+        weighed = cost * _TIE if name in _SUMMING else cost
+        if statically_known_true(weighed < least):
             best, least = name, weighed
     return Choice(best, possible, reasons)  # type: ignore[arg-type]  # names are plans
+
+
+def _rounding(problem: Problem) -> list[str]:
+    """Return the plans whose rounding of the sum of W and its update is not worth what they save."""
+    if problem.dtype.itemsize != 2:
+        return []
+    adds = {name: sum(adds for adds, _ in works) for name, works in _works(problem).items()}
+    return [name for name in _SUMMING if _SAVED_IN_HALF_PRECISION * adds[name] > adds["factored"]]

@@ -58,6 +58,10 @@ def row_diagonals(deltas: Tensor, index: Tensor | None, scales: Tensor | None) -
     """
     if index is None:
         return deltas
+    if not len(deltas):
+        # Nothing to gather from; still a function of deltas, so that there is a gradient.
+        nothing = deltas.new_full((index.shape[0], deltas.shape[1]), float("nan") if index.shape[1] else 0.0)
+        return nothing + deltas.sum(dim=0)
     known = (index >= 0) & (index < len(deltas))
     rows = deltas[torch.where(known, index, 0)]
     rows = torch.where(known[..., None], rows, float("nan"))

@@ -24,6 +24,8 @@ def deltas_gradient(product: Tensor, deltas: Tensor, index: Tensor | None, scale
     if index is None:
         return product.sum(dim=0, keepdim=True)
     total = torch.zeros_like(deltas)
+    if not len(deltas):
+        return total
     for use in range(index.shape[1]):
         chosen = index[:, use]
         known = (chosen >= 0) & (chosen < len(deltas))
@@ -34,6 +36,8 @@ def deltas_gradient(product: Tensor, deltas: Tensor, index: Tensor | None, scale
 
 def scales_gradient(product: Tensor, deltas: Tensor, index: Tensor, scales: Tensor) -> Tensor:
     """Return the gradient of scales (T, S): of every row and use, the sum of product times the adapter's diagonal."""
+    if not index.shape[1] or not len(deltas):
+        return torch.full_like(scales, float("nan"))
     parts = []
     for use in range(index.shape[1]):
         chosen = index[:, use]

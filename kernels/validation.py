@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowrank_ldu.kernels.packed import TOLERANCE, Packing
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDEX_DTYPES = (torch.int64, torch.int32)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """Return a dtype's name as users write it."""
+def name_of(dtype: torch.dtype | torch.layout) -> str:
+    """Return a dtype's or a layout's name as users write it."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -24,6 +27,20 @@ def _shape(name: str, tensor: Tensor, accepted: tuple[int | str, ...]) -> None:
     if not fits:
         wanted = f"({', '.join(map(str, accepted))}{',' if len(accepted) == 1 else ''})"
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: {wanted}")
+
+
+def _check_kind(name: str, tensor: object, x: Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}; accepted: a torch tensor")
+    if tensor.dtype not in _DTYPES:
+        accepted = ", ".join(map(name_of, _DTYPES))
+        raise TypeError(f"{name} has dtype {name_of(tensor.dtype)}; accepted: a floating dtype of {accepted}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} is {name_of(tensor.layout)}; accepted: a dense tensor")
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name} has dtype {name_of(tensor.dtype)}; accepted: x's, {name_of(x.dtype)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}; accepted: x's device, {x.device}")
 
 
 def check_layer(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor) -> None:
@@ -38,16 +55,8 @@ def check_layer(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, ri
     """
     tensors = {"x": x, "weight": weight, "bias": bias, "left": left, "right": right}
     for name, tensor in tensors.items():
-        if tensor is None and name == "bias":
-            continue
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} is a {type(tensor).__name__}; accepted: a torch tensor")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {name_of(tensor.dtype)}; accepted: a floating dtype")
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} has dtype {name_of(tensor.dtype)}; accepted: x's, {name_of(x.dtype)}")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}; accepted: x's device, {x.device}")
+        if tensor is not None or name != "bias":
+            _check_kind(name, tensor, x)
     _shape("weight", weight, ("m", "n"))
     m, n = weight.shape
     if x.ndim == 0 or x.shape[-1] != n:
@@ -81,6 +90,8 @@ def check_adapters(index: Tensor, scales: Tensor | None, x: Tensor, adapters: in
     if index.device != x.device:
         raise ValueError(f"adapter_index is on {index.device}; accepted: x's device, {x.device}")
     leading = tuple(x.shape[:-1])
+    if not leading:
+        raise ValueError(f"x has shape {tuple(x.shape)}; accepted: (T, n), or more dimensions, where rows use adapters")
     rows = index.shape if scales is None else index.shape[:-1]
     if not rows or tuple(rows) != leading[: len(rows)]:
         mixed = " (and a last dimension for the adapters of a row)" if scales is not None else ""
@@ -105,3 +116,34 @@ def check_upper(right: Tensor) -> None:
             "right has entries left of its diagonal; accepted with upper=True: an upper trapezoidal right, as partial "
             "pivoting makes it"
         )
+
+
+def check_packing(packing: Packing, weight: Tensor, left: Tensor, right: Tensor, x: Tensor, *, values: bool) -> None:
+    """Check that a packing is of this layer; `values`: also that it is of this weight, on one random vector.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no packing, is of another shape, dtype or device, or of another weight.
+    """
+    if not isinstance(packing, Packing):
+        raise TypeError(f"packing is a {type(packing).__name__}; accepted: what pack(weight, ...) returns")
+    m, r = left.shape
+    shapes = tuple(packing.diagonal.shape), tuple(packing.order.shape), tuple(packing.inverse.shape)
+    if shapes != ((r,), (m,), (m,)):
+        raise ValueError(f"packing is of a weight with {shapes[1]} rows and rank {shapes[0]}; accepted: ({m},), ({r},)")
+    if packing.diagonal.dtype != x.dtype:
+        dtype = name_of(packing.diagonal.dtype)
+        raise TypeError(f"packing has dtype {dtype}; accepted: x's, {name_of(x.dtype)}: pack the weight anew")
+    if packing.diagonal.device != x.device:
+        raise ValueError(f"packing is on {packing.diagonal.device}; accepted: x's device, {x.device}")
+    if not values:
+        return
+    # One pass over the weight. A vector of random signs meets every entry: another weight's result is another one.
+    generator = torch.Generator().manual_seed(0)
+    signs = (torch.randint(0, 2, (weight.shape[1],), generator=generator) * 2 - 1).to(weight)
+    with torch.no_grad():
+        error = torch.linalg.vector_norm(left @ (packing.diagonal * (right @ signs)) - weight @ signs)
+        limit = 10 * TOLERANCE * torch.finfo(weight.dtype).eps * torch.linalg.matrix_norm(weight)
+        if not bool(error <= limit):
+            raise ValueError("packing is not of this weight and these factors; accepted: what pack made of them")

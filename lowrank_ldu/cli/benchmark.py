@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _DEVICES = ("cpu", "cuda")
 _THREADS = 2
+_TOKENS = 2048
 
 
 def bench(
@@ -27,7 +28,7 @@ def bench(
         typer.Option(help="base (768, of RoBERTa and ViT-B), llama (4096 and 11008), decode (T = 1, 8). Repeatable."),
     ] = None,
     shape: Annotated[str | None, typer.Option(help="A layer of your own, OUTxIN, instead of presets.")] = None,
-    tokens: Annotated[int, typer.Option(help="With --shape: rows of the batch.")] = 2048,
+    tokens: Annotated[int | None, typer.Option(help="With --shape: rows of the batch, 2048 if not given.")] = None,
     rank: Annotated[list[int] | None, typer.Option(help="With --shape: r, 64 if not given. Repeatable.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
     dtype: Annotated[
@@ -49,7 +50,11 @@ def bench(
     from lowrank_ldu.benchmarking import read_rows, write_plots, write_rows  # noqa: PLC0415
 
     where, kind = _device(device, dtype)
-    for name, number in (("--tokens", tokens), ("--threads", threads), ("--adapters", adapters)):
+    for name, number in (
+        ("--tokens", _TOKENS if tokens is None else tokens),
+        ("--threads", threads),
+        ("--adapters", adapters),
+    ):
         if number < 1:
             fail(f"{name} is {number}; accepted: from 1 on")
     if not 0 < seconds < float("inf"):
@@ -83,12 +88,15 @@ def _device(device: str | None, dtype: str | None) -> tuple[torch.device, torch.
     return where, getattr(torch, name)
 
 
-def _cases(preset: list[str] | None, shape: str | None, tokens: int, rank: list[int] | None, device: str) -> list[Case]:
+def _cases(
+    preset: list[str] | None, shape: str | None, tokens: int | None, rank: list[int] | None, device: str
+) -> list[Case]:
     from lowrank_ldu.benchmarking import Case, cases_of  # noqa: PLC0415
 
     if shape is None:
-        if rank:
-            fail("--rank is given without --shape; accepted: both, or a preset")
+        for name, given in (("--rank", rank), ("--tokens", tokens)):
+            if given:
+                fail(f"{name} is given without --shape; accepted: both, or a preset")
         with readable_errors(ValueError):
             return [case for name in preset or ["base"] for case in cases_of(name, device)]
     if preset:
@@ -101,7 +109,7 @@ def _cases(preset: list[str] | None, shape: str | None, tokens: int, rank: list[
     for each in rank or []:
         if not 1 <= each <= min(m, n):
             fail(f"--rank is {each}; accepted: 1 to {min(m, n)} for a layer {m} x {n}")
-    return [Case(m, n, tokens, each) for each in rank or [min(64, m, n)]]
+    return [Case(m, n, tokens or _TOKENS, each) for each in rank or [min(64, m, n)]]
 
 
 def _measure(

@@ -111,6 +111,7 @@ class Factors(nn.Module):
         self.upper = False
         self._packing: Packing | None = None
         self._packed: tuple[object, ...] = ()
+        self._packed_sample: Tensor = torch.empty(0)
         if deferred or matrix.device.type == "meta":
             self._set_empty(matrix)
         else:
@@ -168,16 +169,20 @@ class Factors(nn.Module):
     def packing(self, weight: Tensor) -> Packing | None:
         """Return what the packed plan needs, made once for a weight; None if the factors do not hold it to rounding."""
         if torch.compiler.is_compiling():
-            return self._packing  # of a call before; none is made in the middle of a graph
+            # Of a call before; none is made in the middle of a graph.
+            known = self._packing is not None and self._packing.diagonal.dtype == weight.dtype
+            return self._packing if known else None
         version = 0 if weight.is_inference() else weight._version  # noqa: SLF001  # torch's only word of changes
         key = (weight.data_ptr(), version, self.left.data_ptr(), self.left.device)
-        if self._packed != key:
+        # What is done to a weight through .data bumps no version: a few entries are looked at, where that is free.
+        sample = self.sample_of(weight) if weight.device.type == "cpu" else self.sample
+        if self._packed != key or not torch.equal(sample, self._packed_sample):
             try:
                 pivots = cast("Tensor", self.pivot_rows)
                 self._packing = pack(weight, self.left, self.right, self.diagonal * self.scale, pivots)
             except ValueError:
                 self._packing = None
-            self._packed = key
+            self._packed, self._packed_sample = key, sample
         return self._packing
 
     @staticmethod

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.autograd import forward_ad
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn.modules import module as torch_module
 
 from lowrank_ldu.kernels import PLANS, Plan, Problem, choose_plan, ldu_linear, ldu_linear_multi
+from lowrank_ldu.kernels.surroundings import autocast_dtype, transformed
 from lowrank_ldu.nn.functional import updated_output
 from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
@@ -97,20 +97,13 @@ def layer_output(
     linear = cast("nn.Linear", base_layer)
     weight, left, right = kind.as_matrix(linear.weight), factors.left, factors.right
     bias: Tensor | None = linear.bias
-    automatic = _autocast(x.device.type)
-    if automatic:
-        # What autocast does in nn.Linear, to everything that the fused product takes in its place.
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, left, right = (tensor.to(dtype) for tensor in (x, weight, left, right))
-        bias = None if bias is None else bias.to(dtype)
     arguments = (x, weight, bias, left, right, delta * factors.scale)
     # Values are not checked: that would wait for a GPU, and a delta that is not finite shows in the output.
     options: dict[str, Any] = {"plan": plan, "upper": factors.upper, "check_values": False}
-    packing = None if automatic or index is not None else _packing(weight, x, factors, delta, plan)
-    with torch.autocast(x.device.type, enabled=False) if automatic else nullcontext():
-        if index is not None:
-            return ldu_linear_multi(*arguments, index, **options)
-        return ldu_linear(*arguments, packing=packing, **options)
+    if index is not None:
+        return ldu_linear_multi(*arguments, index, **options)
+    packing = None if autocast_dtype(x.device.type) is not None else _packing(weight, x, factors, delta, plan)
+    return ldu_linear(*arguments, packing=packing, **options)
 
 
 def planned(layer: AdapterHost, x: Tensor) -> str:
@@ -157,6 +150,8 @@ def _packing(weight: Tensor, x: Tensor, factors: Factors, delta: Tensor, plan: P
     """Return the packing if the packed plan is asked for, or would be the cheapest: it is made only then."""
     if plan not in {"auto", "packed"} or not factors.packable:
         return None
+    if plan == "auto" and torch.compiler.is_compiling():
+        return None  # nothing in the graph would notice that the weight has been changed
     if plan == "auto" and choose_plan(_problem(weight, x, factors, delta, packing=True)).plan != "packed":
         return None
     return factors.packing(weight)
@@ -178,23 +173,13 @@ def _not_plain(base_layer: nn.Linear, x: Tensor, factors: Factors) -> str | None
     """Return which tensor a fused product does not take, None if it takes all of them."""
     weight: Tensor = base_layer.weight
     tensors = (weight,) if base_layer.bias is None else (weight, base_layer.bias)
-    if any(type(tensor) not in _PLAIN_TENSORS for tensor in tensors):
+    if any(type(tensor) not in _PLAIN_TENSORS and not is_fake(tensor) for tensor in tensors):
         return f"the base layer's weight is a {type(weight).__name__}"
     if weight.requires_grad:
         return "the base layer's weight is trained"
-    automatic = _autocast(x.device.type)
+    automatic = autocast_dtype(x.device.type) is not None
     if not x.is_floating_point() or factors.right.dtype != weight.dtype or not (automatic or x.dtype == weight.dtype):
         return "the input, the weight and the factors have different dtypes"
-    if not torch.compiler.is_compiling() and _transformed():
+    if transformed():
         return "a transform of torch.func or forward-mode differentiation is under way"
     return None
-
-
-def _autocast(device_type: str) -> bool:
-    # Devices that have none, such as meta, are not to be asked.
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-def _transformed() -> bool:
-    # There is no public question for either; both work on the plain products only.
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001

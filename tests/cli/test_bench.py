@@ -57,6 +57,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
         (["--shape", "24x20", "--rank", "21"], "--rank is 21; accepted: 1 to 20 for a layer 24 x 20"),
         (["--shape", "24x20", "--preset", "base"], "--shape and --preset are given; accepted: one of them"),
         (["--rank", "4"], "--rank is given without --shape"),
+        (["--tokens", "7"], "--tokens is given without --shape; accepted: both, or a preset"),
         (["--preset", "large"], "preset is 'large'; accepted: 'base', 'llama', 'decode'"),
         (["--device", "tpu"], "--device is 'tpu'; accepted: cpu, cuda"),
         (["--dtype", "int8"], "--dtype is 'int8'; accepted: float32, bfloat16, float16, float64"),

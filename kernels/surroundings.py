@@ -1,0 +1,42 @@
+"""What surrounds a call: autocast, and transforms of its function."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the dtype that autocast computes products in, None where it is off or there is none for the device."""
+    # Devices that have none, such as meta, are not to be asked.
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Return a context in which products are computed in the dtype of what they are given."""
+    if autocast_dtype(device_type) is None:
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a tensor as autocast passes it to a product: in `dtype`, unless it is float64 or none is given."""
+    if dtype is None or not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        return tensor
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is under way."""
+    if torch.compiler.is_compiling():
+        return False
+    # There is no public question for either.
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001
