@@ -1,4 +1,4 @@
-"""What the packed plan is made of: a product, the same without the zero blocks of a triangular factor, and P as a gather.
+"""Of what the packed plan is made: a product, the same without the zero blocks of a triangular factor, P as a gather.
 
 pytest benchmarks/test_triangular.py --benchmark-columns=median,iqr,rounds
 """

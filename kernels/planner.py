@@ -214,7 +214,8 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
     operator = machine.operator if trained else machine.operator / 8
     costs = {}
     for plan, works in _works(problem).items():
-        seconds = sum(torch.sym_max(adds / rate, entries / bandwidth) + machine.call for adds, entries in works)
+        larger = [torch.sym_max(adds / rate, entries / bandwidth) for adds, entries in works]  # type: ignore[no-untyped-call]
+        seconds = sum(larger) + machine.call * len(works)
         costs[plan] = seconds + (operator if plan in _OPERATORS else 0.0)
     return costs
 
@@ -305,7 +306,7 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
     """
     if plan not in PLANS:
         raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
-    if machine is None and not torch.compiler.is_compiling() and not isinstance(problem.tokens, torch.SymInt):
+    if machine is None and not torch.compiler.is_compiling() and type(problem.tokens) is int:
         # Layers ask the same thing again and again, and asking takes longer than small layers do.
         return _remembered(problem, plan, torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())
     return _choose(problem, plan, machine)
