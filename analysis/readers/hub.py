@@ -48,7 +48,6 @@ def fetch(name: str) -> Path:
     try:
         import huggingface_hub  # noqa: PLC0415  # an extra's
         from huggingface_hub import constants  # noqa: PLC0415
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
     except ImportError as error:
         raise CheckpointError(
             f"{name}: reading from the hub needs huggingface_hub: pip install 'lowrank-ldu[formats]'"
@@ -63,9 +62,14 @@ def fetch(name: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(repository, revision=information.sha, allow_patterns=_wanted(files, name))
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # The library passes on what its transport raises, which is another package's from version to version.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise CheckpointError(f"{name}: cannot be fetched ({reason})") from error
+        raise CheckpointError(
+            f"{name}: cannot be fetched ({reason}); with HF_HUB_OFFLINE=1 in the environment the local cache is read"
+        ) from error
 
 
 def _wanted(files: Iterable[str], name: str) -> list[str]:

@@ -83,9 +83,10 @@ def test_names(name):
         open_checkpoint(name)
 
 
-def test_what_cannot_be_fetched(monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, type("TransportError", (Exception,), {})])
+def test_what_cannot_be_fetched(monkeypatch, kind):
     def unreachable(*_, **__):
-        raise OSError("no route\nto the hub")
+        raise kind("no route\nto the hub")
 
     monkeypatch.setattr(hub.HfApi, "model_info", unreachable)
     with pytest.raises(CheckpointError, match=r"hf://owner/name: cannot be fetched \(no route to the hub\)"):
