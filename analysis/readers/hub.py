@@ -36,7 +36,7 @@ def fetch(name: str) -> Path:
 
     Examples
     --------
-    >>> fetch("hf://bert")
+    >>> fetch("hf://bert")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     lowrank_ldu.analysis.readers.base.CheckpointError: hf://bert: not a name on the hub; accepted: hf://OWNER/NAME, ...
     """
