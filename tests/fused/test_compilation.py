@@ -11,7 +11,7 @@ import pytest
 
 configurations = pytest.importorskip("lowrank_ldu.kernels.fused.configurations", reason="triton is not installed")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.longer
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 CHIPS = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
