@@ -29,6 +29,14 @@ def _fused() -> ModuleType:
     return passes
 
 
+def _check_plan(plan: str, index: Tensor | None) -> None:
+    """Refuse what an operator that is called directly could otherwise leave out in silence."""
+    if plan not in {"factored", "hybrid"}:
+        raise ValueError(f"plan is {plan!r}; accepted: 'factored', 'hybrid', 'triton'")
+    if plan == "hybrid" and index is not None:
+        raise ValueError("plan is 'hybrid' and index is given; accepted: None, as its rows share one weight")
+
+
 def compute_linear(
     x: Tensor,
     weight: Tensor,
@@ -44,6 +52,7 @@ def compute_linear(
     """Return y (T, m) and the projection (T, r), for x (T, n) and deltas (A, r)."""
     if plan == "triton":
         return _fused().forward(x, weight, bias, left, right, deltas, index, scales, upper=upper)  # type: ignore[no-any-return]
+    _check_plan(plan, index)
     if plan == "hybrid":
         return hybrid.forward(x, weight, bias, left, right, deltas)
     return factored.forward(x, weight, bias, left, right, deltas, index, scales)

@@ -138,3 +138,16 @@ def test_second_derivatives_are_refused_by_name_and_given_by_reference():
     (first,) = torch.autograd.grad(call(layer, plan="reference").square().sum(), x, create_graph=True)
     first.sum().backward()
     assert bool(x.grad.any())
+
+
+@pytest.mark.parametrize(
+    ("plan", "index", "message"),
+    [
+        ("packed", None, "plan is 'packed'; accepted: 'factored', 'hybrid', 'triton'"),
+        ("hybrid", torch.zeros(4, 1, dtype=torch.int64), "plan is 'hybrid' and index is given; accepted: None"),
+    ],
+)
+def test_operators_refuse_what_they_do_not_compute(plan, index, message):
+    layer = problem(4, 5, 6, 3, device=CPU)
+    with pytest.raises(ValueError, match=message):
+        operators.linear(*layer[:5], layer.deltas[None], index, None, False, plan)
