@@ -21,7 +21,7 @@ _SPREAD = 0.6
 _BAR = 0.07
 
 
-def conditioning_panels(analysis: Analysis) -> list[str]:
+def conditioning_panels(analysis: Analysis) -> list[Panel]:
     """Return a panel for each factor: a point for each matrix and a bar at the median, for each pivoting and rank."""
     largest = max(min(matrix.m, matrix.n) for _, matrix in analysis.matrices)
     ranks = [*(rank for rank in analysis.options.ranks if rank < largest), None]
@@ -37,7 +37,7 @@ def conditioning_panels(analysis: Analysis) -> list[str]:
         panel.axes.set_xticks(range(len(ranks)), [str(rank or "full") for rank in ranks])
         panel.axes.set_xlim(-0.5, len(ranks) - 0.5)
         panel.add_legend()
-        panels.append(panel.to_svg())
+        panels.append(panel)
     return panels
 
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from lowrank_ldu.decomposition import Pivoting
 
 
-def error_panels(analysis: Analysis) -> list[str]:
+def error_panels(analysis: Analysis) -> list[Panel]:
     """Return a panel for each pivoting, on one scale: LDU, its refit and SVD, the median over matrices and a band."""
     panels = [_panel(pivoting, analysis) for pivoting in analysis.options.pivoting]
     top = max(panel.axes.get_ylim()[1] for panel in panels)
     for panel in panels:
         panel.axes.set_ylim(0, top)
-    return [panel.to_svg() for panel in panels]
+    return panels
 
 
 def _panel(pivoting: Pivoting, analysis: Analysis) -> Panel:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.run import Analysis
 
 
-def time_panels(analysis: Analysis) -> list[str]:
+def time_panels(analysis: Analysis) -> list[Panel]:
     """Return two panels, a point for each matrix: milliseconds, and the factor by which exact SVD is slower."""
     rank = analysis.headline_rank
     matrices = [matrix for _, matrix in analysis.matrices]
@@ -35,4 +35,4 @@ def time_panels(analysis: Analysis) -> list[str]:
         panel.axes.set_xscale("log")
         panel.axes.set_yscale("log")
         panel.add_legend()
-    return [times.to_svg(), speeds.to_svg()]
+    return [times, speeds]

@@ -1,11 +1,12 @@
-"""The two CSV tables. A missing figure is an empty field, an infinite one is `inf`."""
+"""The two tables, each as CSV, where a missing figure is an empty field and an infinite one `inf`, and as Parquet."""
 
 from __future__ import annotations
 
 import csv
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
+from lowrank_ldu.analysis.report.parquet import Kind, kind_of, write_parquet
 from lowrank_ldu.diagnostics import Diagnostics
 
 if TYPE_CHECKING:
@@ -17,30 +18,38 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.run import Analysis
 
 
-def write_figures(analysis: Analysis, path: Path) -> None:
+def write_figures(analysis: Analysis, folder: Path) -> None:
     """Write a row for each tensor, method and rank: every field of `Diagnostics`, and the seconds to factor."""
-    columns = ["tensor", *(field.name for field in fields(Diagnostics)), "seconds"]
-    rows = (
+    hints = get_type_hints(Diagnostics)
+    columns: dict[str, Kind] = {
+        "tensor": "text",
+        **{field.name: kind_of(hints[field.name]) for field in fields(Diagnostics)},
+        "seconds": "real",
+    }
+    rows = [
         {"tensor": tensor.name, **asdict(measurement.diagnostics), "seconds": measurement.seconds}
         for tensor, matrix in analysis.matrices
         for measurement in matrix.measurements
-    )
-    write_rows(path, columns, rows)
+    ]
+    _write(folder, "figures", columns, rows)
 
 
-def write_tensors(analysis: Analysis, path: Path) -> None:
+def write_tensors(analysis: Analysis, folder: Path) -> None:
     """Write a row for each tensor; the timings are at `Analysis.headline_rank`."""
     options = analysis.options
-    columns = [
-        "tensor", "shape", "dtype", "analysed", "reason", "seconds", "m", "n",
+    figures = [
         "largest_singular_value", "smallest_singular_value", "stable_rank", "effective_rank",
         *(f"energy_{rank}" for rank in options.ranks),
         "svd_seconds", *(f"ldu_{pivoting}_seconds" for pivoting in options.pivoting), "pissa_seconds",
     ]  # fmt: skip
-    rows = (
+    columns: dict[str, Kind] = {
+        "tensor": "text", "shape": "text", "dtype": "text", "analysed": "truth", "reason": "text", "seconds": "real",
+        "m": "whole", "n": "whole", **dict.fromkeys(figures, "real"),
+    }  # fmt: skip
+    rows = [
         {
             "tensor": tensor.name,
-            "shape": "" if tensor.shape is None else "x".join(map(str, tensor.shape)),
+            "shape": None if tensor.shape is None else "x".join(map(str, tensor.shape)),
             "dtype": tensor.dtype,
             "analysed": tensor.analysis is not None,
             "reason": tensor.reason,
@@ -48,8 +57,8 @@ def write_tensors(analysis: Analysis, path: Path) -> None:
             **({} if tensor.analysis is None else _summary(tensor.analysis, options, analysis.headline_rank)),
         }
         for tensor in analysis.tensors
-    )
-    write_rows(path, columns, rows)
+    ]
+    _write(folder, "tensors", columns, rows)
 
 
 def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> dict[str, object]:
@@ -66,6 +75,11 @@ def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> d
         **{f"ldu_{pivoting}_seconds": matrix.at("ldu", headline, pivoting).seconds for pivoting in options.pivoting},
         "pissa_seconds": matrix.at("pissa", headline).seconds,
     }
+
+
+def _write(folder: Path, name: str, columns: dict[str, Kind], rows: list[dict[str, object]]) -> None:
+    write_rows(folder / f"{name}.csv", list(columns), rows)
+    write_parquet(folder / f"{name}.parquet", columns, rows)
 
 
 def write_rows(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:

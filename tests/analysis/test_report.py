@@ -178,6 +178,37 @@ def test_folder_is_replaced_only_on_demand_and_other_files_stay(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_folders_inside_are_merged(tmp_path):
+    target = tmp_path / "out"
+    (target / "inner").mkdir(parents=True)
+    (target / "inner" / "a").write_text("old")
+    (target / "inner" / "mine").write_text("mine")
+    with whole_folder(target, overwrite=True) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a").write_text("new")
+        (folder / "other").mkdir()
+        (folder / "other" / "b").write_text("b")
+    found = {str(path.relative_to(target)): path.read_text() for path in target.rglob("*") if path.is_file()}
+    assert found == {"inner/a": "new", "inner/mine": "mine", "other/b": "b"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("there", "message"), [("inner", "is a file where"), ("z/file", "is a folder where")])
+def test_nothing_is_replaced_where_a_file_meets_a_folder(tmp_path, there, message):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    (target / there).parent.mkdir(exist_ok=True)
+    (target / there).write_text("in the way")
+    with pytest.raises(OutputError, match=message), whole_folder(target, overwrite=True) as folder:
+        (folder / "a").write_text("new")
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b").write_text("b")
+        (folder / "z").write_text("z")
+    assert (target / "a").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
 def test_an_empty_folder_is_filled(tmp_path):
     with whole_folder(tmp_path, overwrite=False) as folder:
         (folder / "a").write_text("1")
