@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 WIDTH, HEIGHT = 420, 250  # of the area that the lines are drawn in
+_ROOM = 1.15  # between the lines and the end of the axis
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,15 @@ def draw_chart(
         A figure to mark by a line; the y axis is made to hold it.
     """
     series = list(series)
-    drawn = [figure for line in series for figure in line.figures if figure is not None and least < figure < math.inf]
+    drawn = [
+        figure
+        for line in series
+        for figure in line.figures
+        if figure is not None and max(least, _TINY) < figure < math.inf
+    ]
     drawn += [] if mark is None else [mark]
-    low, high = min(drawn, default=1.0) / 1.15, max(drawn, default=1.0) * 1.15
-    y = _Axis(max(low, least), high, HEIGHT, 0)
+    low, high = min(drawn, default=1.0) / _ROOM, max(drawn, default=1.0) * _ROOM
+    y = _Axis(max(low, least, _TINY), high, HEIGHT, 0)
     x = _Axis(1, max(places[-1], 2), 0, WIDTH)
     ranks = sorted({1, *(rank for rank in marked_ranks if rank < places[-1]), places[-1]})
     return Chart(
@@ -112,7 +119,8 @@ class _Axis:
     end: int
 
     def at(self, figure: float) -> int:
-        share = math.log(figure / self.low) / math.log(self.high / self.low)
+        low, high = math.log(self.low), math.log(self.high)  # a ratio of theirs may overflow
+        share = (math.log(figure) - low) / (high - low)
         return round(self.start + share * (self.end - self.start))
 
 
@@ -120,7 +128,7 @@ def _path(across: Sequence[int], figures: Sequence[float | None], y: _Axis) -> s
     parts: list[str] = []
     letter = "M"
     for place, figure in zip(across, figures, strict=True):
-        if figure is None or not 0.0 < figure < math.inf:
+        if figure is None or not _TINY < figure < math.inf:
             letter = "M"
             continue
         # What is below the axis leaves the chart, and not by more than that.
@@ -130,7 +138,7 @@ def _path(across: Sequence[int], figures: Sequence[float | None], y: _Axis) -> s
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    steps = (1.0,) if high / low > 200 else (1.0, 2.0, 5.0)
+    steps = (1.0,) if low < high / 200 else (1.0, 2.0, 5.0)
     return [float(tick) for tick in LogLocator(subs=steps, numticks=8).tick_values(low, high) if low <= tick <= high]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # In points, which are the unit of the vertical axis.
 _WIDTH, _MARGINS = 5.2 * 72, 100.0
-_HEADING, _GAP = 12.0, 5.0
+_HEADING, _GAP = 13.5, 5.0
 _ALL_ROWS, _LARGEST_ROW = 260.0, 8.0
 _MOST_GROUPS = 30
 _LONGEST_HEADING = 52
@@ -44,7 +44,7 @@ def overview_panel(analysis: Analysis) -> Panel:
     top = 0.0
     for heading, matrices in groups:
         panel.axes.text(
-            0.012, top + _HEADING - 2, heading, transform=panel.axes.get_yaxis_transform(), fontsize=9,
+            0.012, top + _HEADING - 3.5, heading, transform=panel.axes.get_yaxis_transform(), fontsize=9,
             parse_math=False, verticalalignment="baseline",
         )  # fmt: skip
         rows += [top + _HEADING + row * (number + 0.5) for number in range(len(matrices))]
@@ -76,6 +76,7 @@ def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows
         [max(errors) for errors in zip(*drawn.values(), strict=True)],
         color="#bbbbbb",
         linewidth=min(0.8, row / 3),
+        zorder=1,
     )
     side = min(max(row * 0.75, 2.0), 5.5)
     for method, errors in drawn.items():

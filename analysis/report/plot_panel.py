@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from lowrank_ldu.analysis.printable import printable
@@ -29,6 +31,7 @@ COLOURS = {
 }
 MARKERS = {"partial": "o", "complete": "s", "rook": "^", "randomized": "D", "pissa": "v", "svd": "x"}
 _TEXT = "#222222"
+_DPI = 160  # of the PNG files
 _LOOK: Any = {
     "font.size": 11.0,
     "text.color": _TEXT,
@@ -54,7 +57,7 @@ def plain(text: str, longest: int) -> str:
     Examples
     --------
     >>> plain("größer.than.a.line", 12)
-    'gr\\\\xf6...line'
+    'gr\\\\x....line'
     """
     text = printable(text).encode("ascii", "backslashreplace").decode("ascii")
     head = (longest - 3) // 2
@@ -79,7 +82,7 @@ class Panel:
     ) -> None:
         self._name, self._title = name, title
         with mpl.rc_context(_LOOK):
-            self.figure = Figure(figsize=size, layout="constrained")
+            self.figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
             self.axes: Axes = self.figure.subplots()
         self.axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
         self.axes.set_xlabel(x_label)
@@ -118,14 +121,15 @@ class Panel:
         """Write the panel into an existing folder, as PNG and as SVG; nothing is to be drawn after it."""
         (folder / f"{self._name}.svg").write_text(self._drawn, encoding="utf-8")
         with mpl.rc_context(_LOOK):
-            self.figure.savefig(folder / f"{self._name}.png", dpi=160, metadata={"Software": None})
+            FigureCanvasAgg(self.figure).print_png(folder / f"{self._name}.png", metadata={"Software": None})
 
     @cached_property
     def _drawn(self) -> str:
         buffer = io.StringIO()
+        # Past Figure.savefig, which draws everything once more than it has to.
         with mpl.rc_context(_LOOK):
-            self.figure.savefig(
-                buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            FigureCanvasSVG(self.figure).print_svg(
+                buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
             )
         self.figure.set_layout_engine("none")  # the places of the axes are found: once is enough
         return buffer.getvalue()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plots:
-    """The plots by what they are about; those of `heat` are numbers on the page, and empty where no name has a layer."""
+    """The plots by what they are about. `heat`, a table on the page, is empty where no name has a layer."""
 
     overview: list[Panel]
     heat: list[Panel]

@@ -18,7 +18,7 @@ def shade(error: float) -> str:
     Examples
     --------
     >>> [shade(error) for error in (0.0, 1.0, float("inf"))]
-    ['#053061', '#f6f7f7', '#67001f']
+    ['#053061', '#f7f6f6', '#67001f']
     """
     return to_hex(SHADES(SCALE(power_of_two(error))))
 

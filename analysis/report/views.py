@@ -93,4 +93,4 @@ def _charts(matrix: MatrixAnalysis, analysis: Analysis) -> list[Chart]:
 def _method(measurement: Measurement) -> str:
     item = measurement.diagnostics
     name = "quick PiSSA" if item.method == "pissa" else f"LDU {item.pivoting}"
-    return f"{name}, r = {item.rank}"
+    return f"{name}, r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{item.rank}"

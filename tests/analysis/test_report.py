@@ -4,11 +4,14 @@ import csv
 import dataclasses
 import json
 import math
+from xml.etree import ElementTree as ET
 
+import pandas as pd
 import pytest
 import torch
 from markupsafe import Markup
 from pages import Page, assert_ids_are_unique, assert_loads_nothing
+from pyarrow import parquet
 from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
@@ -19,6 +22,7 @@ from lowrank_ldu.analysis.report.document import to_json
 from lowrank_ldu.analysis.report.folder import OutputError, whole_folder
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.page import render_page
+from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.run import analyse_checkpoint
 
 
@@ -32,6 +36,10 @@ def folder(analysis, tmp_path_factory):
     path = tmp_path_factory.mktemp("report")
     write_report(analysis, path)
     return path
+
+
+def render(analysis, sections=()):
+    return render_page(analysis, draw_plots(analysis), sections)
 
 
 def read_csv(path):
@@ -62,6 +70,51 @@ def test_tensors_has_a_row_for_each_tensor(folder, analysis):
     assert rows["bias"]["stable_rank"] == ""
     assert rows["tall"]["reason"] == ""
     assert float(rows["tall"]["ldu_complete_seconds"]) > 0
+
+
+@pytest.mark.parametrize("name", ["figures", "tensors"])
+def test_parquet_holds_the_same_with_types(folder, name):
+    table = parquet.read_table(folder / f"{name}.parquet")
+    rows = read_csv(folder / f"{name}.csv")
+    assert table.column_names == list(rows[0])
+    assert table.num_rows == len(rows)
+    for column in table.column_names:
+        for value, text in zip(table[column].to_pylist(), (row[column] for row in rows), strict=True):
+            assert text == ("" if value is None else str(value))
+
+
+def test_parquet_keeps_infinity_and_whole_numbers(folder, analysis):
+    frame = pd.read_parquet(folder / "figures.parquet")
+    assert frame["rank"].dtype == "int64"
+    assert frame["growth_factor"].dtype == "float64"
+    assert frame["condition_gram"].max() == math.inf  # the zero matrix
+    assert frame["near_ties"].isna().sum() == sum(
+        item.diagnostics.near_ties is None for _, matrix in analysis.matrices for item in matrix.measurements
+    )
+    assert pd.read_parquet(folder / "tensors.parquet")["analysed"].sum() == len(analysis.matrices)
+
+
+def test_every_plot_over_all_matrices_is_a_file(folder):
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert {path.removesuffix(".png") for path in names if path.endswith(".png")} == {
+        path.removesuffix(".svg") for path in names if path.endswith(".svg")
+    }
+    assert {"overview.png", "error-partial.png", "pivots-complete.svg", "condition-gram.png", "times.png"} <= names
+    for path in (folder / "figures").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    for path in (folder / "figures").glob("*.svg"):
+        assert ET.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314  # our own
+
+
+def test_each_matrix_has_a_view_that_the_table_opens(folder, analysis):
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    count = len(analysis.matrices)
+    identifiers = {value for name, value in page.attributes if name == "id"}
+    links = [value for name, value in page.attributes if name == "href"]
+    assert {f"matrix-{number}" for number in range(1, count + 1)} <= identifiers
+    assert {link.removeprefix("#") for link in links} <= identifiers
+    for number in range(1, count + 1):
+        assert f"#matrix-{number}" in links
 
 
 def test_json_is_strict_and_reads_back(folder, analysis):
@@ -99,7 +152,7 @@ def test_hostile_names_are_text(folder):
 
 
 def test_hostile_path_is_text(analysis):
-    page = Page(render_page(dataclasses.replace(analysis, checkpoint="<b>dir</b>/<i>model</i>.pt")))
+    page = Page(render(dataclasses.replace(analysis, checkpoint="<b>dir</b>/<i>model</i>.pt")))
     assert "b" not in page.elements
     assert "i" not in page.elements
 
@@ -115,7 +168,7 @@ def test_page_shows_what_was_skipped_and_on_what_machine(folder, analysis):
 
 
 def test_sections_come_before_the_analysis(analysis):
-    source = render_page(analysis, [Markup("<p id='mine'>extra</p>")])
+    source = render(analysis, [Markup("<p id='mine'>extra</p>")])
     assert source.index("id='mine'") < source.index("matrices analysed")
 
 
@@ -126,7 +179,7 @@ def test_page_of_degenerate_checkpoints(tmp_path, state):
     path = tmp_path / "model.safetensors"
     save_file(state, path)
     pivoting = ("partial", "complete", "rook", "randomized")
-    Page(render_page(analyse_checkpoint(path, SurveyOptions(ranks=(1, 9), pivoting=pivoting, threads=1))))
+    Page(render(analyse_checkpoint(path, SurveyOptions(ranks=(1, 9), pivoting=pivoting, threads=1))))
 
 
 def test_headlines_count_what_the_figures_say(analysis):
@@ -200,11 +253,16 @@ def test_nothing_is_replaced_where_a_file_meets_a_folder(tmp_path, there, messag
     (target / "a").write_text("old")
     (target / there).parent.mkdir(exist_ok=True)
     (target / there).write_text("in the way")
-    with pytest.raises(OutputError, match=message), whole_folder(target, overwrite=True) as folder:
-        (folder / "a").write_text("new")
-        (folder / "inner").mkdir()
-        (folder / "inner" / "b").write_text("b")
-        (folder / "z").write_text("z")
+
+    def write():
+        with whole_folder(target, overwrite=True) as folder:
+            (folder / "a").write_text("new")
+            (folder / "inner").mkdir()
+            (folder / "inner" / "b").write_text("b")
+            (folder / "z").write_text("z")
+
+    with pytest.raises(OutputError, match=message):
+        write()
     assert (target / "a").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
