@@ -37,9 +37,9 @@ def places(names: Iterable[str]) -> dict[str, Place]:
 
     Names are taken apart at dots and slashes. The layer is the first component that is a number; where none is, the
     number at the end of the first component such as "layers_3". The module type is what comes after the layer, without
-    a last "weight" or "kernel" and with "*" for further numbers, those of experts say, and for the number of a part. If
-    layers are counted in more than one place of the model, in an encoder and a decoder say, what comes before the number
-    goes before the type.
+    a last "weight" or "kernel" and with "*" for further numbers, those of experts say, and for the number of a part.
+    If layers are counted in more than one place of the model, in an encoder and a decoder say, what comes before the
+    number goes before the type.
 
     Examples
     --------

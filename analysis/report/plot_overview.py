@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _WIDTH, _MARGINS = 5.2 * 72, 100.0
 _HEADING, _GAP = 13.5, 5.0
 _ALL_ROWS, _LARGEST_ROW = 260.0, 8.0
+_LARGEST_MARK = 5.5
 _MOST_GROUPS = 30
 _LONGEST_HEADING = 52
 # Errors beyond are drawn at the edge: of a rank that is nearly full, or of elimination gone wild.
@@ -50,15 +51,16 @@ def overview_panel(analysis: Analysis) -> Panel:
         rows += [top + _HEADING + row * (number + 0.5) for number in range(len(matrices))]
         top += _HEADING + row * len(matrices) + _GAP
         panel.axes.axhline(top - _GAP / 2, color="#e4e4e4", linewidth=0.8)
-    _draw(panel, analysis, [matrix for _, matrices in groups for matrix in matrices], rows, row)
+    side = min(max(row * 0.75, 2.4), _LARGEST_MARK)
+    _draw(panel, analysis, [matrix for _, matrices in groups for matrix in matrices], rows, side)
     panel.axes.set_ylim(top, 0)
     panel.axes.set_yticks([])
     panel.axes.grid(visible=False, axis="y")
-    panel.add_legend()
+    panel.add_legend(_LARGEST_MARK / side)
     return panel
 
 
-def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows: list[float], row: float) -> None:
+def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows: list[float], side: float) -> None:
     rank, strategies = analysis.headline_rank, analysis.options.pivoting
     series = {"svd": [matrix.at("ldu", rank, strategies[0]).diagnostics.svd_frobenius_error for matrix in matrices]}
     for pivoting in strategies:
@@ -75,13 +77,13 @@ def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows
         [min(errors) for errors in zip(*drawn.values(), strict=True)],
         [max(errors) for errors in zip(*drawn.values(), strict=True)],
         color="#bbbbbb",
-        linewidth=min(0.8, row / 3),
+        linewidth=0.15 * side,
+        alpha=side / _LARGEST_MARK,
         zorder=1,
     )
-    side = min(max(row * 0.75, 2.0), 5.5)
     for method, errors in drawn.items():
         panel.axes.scatter(
-            errors, rows, s=side * side, color=COLOURS[method], marker=MARKERS[method], linewidths=min(1.2, side / 4),
+            errors, rows, s=side * side, color=COLOURS[method], marker=MARKERS[method], linewidths=min(1.2, side / 3),
             alpha=0.85, label="exact SVD" if method == "svd" else f"LDU {method}",
         )  # fmt: skip
     panel.axes.set_xscale("log")

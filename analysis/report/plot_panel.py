@@ -50,14 +50,14 @@ _LOOK: Any = {
 
 
 def plain(text: str, longest: int) -> str:
-    """Return a name as the plots' font can show it: ASCII, without its middle where it is too long.
+    r"""Return a name as the plots' font can show it: ASCII, without its middle where it is too long.
 
     To be drawn with `parse_math=False`: a name may hold dollars.
 
     Examples
     --------
     >>> plain("größer.than.a.line", 12)
-    'gr\\\\x....line'
+    'gr\\x....line'
     """
     text = printable(text).encode("ascii", "backslashreplace").decode("ascii")
     head = (longest - 3) // 2
@@ -82,7 +82,7 @@ class Panel:
     ) -> None:
         self._name, self._title = name, title
         with mpl.rc_context(_LOOK):
-            self.figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+            self.figure = Figure(figsize=size, layout="constrained")
             self.axes: Axes = self.figure.subplots()
         self.axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
         self.axes.set_xlabel(x_label)
@@ -93,11 +93,18 @@ class Panel:
         alpha = max(0.4, min(0.8, 12 / max(1, len(x))))
         self.axes.scatter(x, y, s=28, color=COLOURS[method], marker=MARKERS[method], alpha=alpha, label=label)
 
-    def add_legend(self) -> None:
-        """Add the legend, below the axes, where it hides no data."""
+    def add_legend(self, markerscale: float = 1.0) -> None:
+        """Add the legend, below the axes, where it hides no data, with markers so much larger than those drawn."""
         handles, labels = self.axes.get_legend_handles_labels()
         legend = self.figure.legend(
-            handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10, handletextpad=0.5
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            fontsize=10,
+            handletextpad=0.5,
+            markerscale=markerscale,
         )
         for handle in legend.legend_handles:
             if handle is not None:
@@ -120,6 +127,7 @@ class Panel:
     def save(self, folder: Path) -> None:
         """Write the panel into an existing folder, as PNG and as SVG; nothing is to be drawn after it."""
         (folder / f"{self._name}.svg").write_text(self._drawn, encoding="utf-8")
+        self.figure.dpi = _DPI
         with mpl.rc_context(_LOOK):
             FigureCanvasAgg(self.figure).print_png(folder / f"{self._name}.png", metadata={"Software": None})
 

@@ -41,7 +41,7 @@ class Plots:
 def draw_plots(analysis: Analysis) -> Plots:
     """Draw all plots."""
     heat = heat_map(analysis)
-    title = f"Error of LDU, {analysis.options.pivoting[0]} pivoting, rank {analysis.headline_rank}"
+    title = f"LDU error, {analysis.options.pivoting[0]}, rank {analysis.headline_rank}"
     return Plots(
         overview=[overview_panel(analysis)],
         heat=[heat_panel(heat, title)] if heat.cells else [],
