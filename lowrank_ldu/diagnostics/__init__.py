@@ -2,5 +2,6 @@
 
 from lowrank_ldu.diagnostics.diagnose import diagnose
 from lowrank_ldu.diagnostics.record import Diagnostics
+from lowrank_ldu.diagnostics.target import Target
 
-__all__ = ["Diagnostics", "diagnose"]
+__all__ = ["Diagnostics", "Target", "diagnose"]

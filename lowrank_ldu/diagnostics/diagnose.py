@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
+
 from lowrank_ldu.backend import Array, Backend, backend_of
-from lowrank_ldu.decomposition import LDU, Factorization, gram_matrix
-from lowrank_ldu.decomposition.factorization import scaled_product
+from lowrank_ldu.decomposition import LDU, Factorization
 from lowrank_ldu.decomposition.gram import wide
 from lowrank_ldu.diagnostics.cost import apply_flops, factor_flops
 from lowrank_ldu.diagnostics.measures import (
     condition_number,
+    condition_of_factor,
     frobenius_norm,
     orthogonality_defect,
-    spectral_norm,
-    storage_error,
 )
+from lowrank_ldu.diagnostics.rank_errors import Norms, RankErrors
 from lowrank_ldu.diagnostics.record import Diagnostics
+from lowrank_ldu.diagnostics.storage import StorageErrors
+from lowrank_ldu.diagnostics.target import Target
+from lowrank_ldu.diagnostics.terms import Terms
 from lowrank_ldu.validation import check_like, check_rank, dtype_name
 
 if TYPE_CHECKING:
@@ -27,20 +31,24 @@ _BFLOAT16_TIE = 2.0**-8
 
 
 def diagnose(
-    W: Array, factors: Factorization, ranks: Iterable[int] | None = None, *, singular_values: Array | None = None
+    W: Array | Target,
+    factors: Factorization,
+    ranks: Iterable[int] | None = None,
+    *,
+    singular_values: Array | None = None,
 ) -> list[Diagnostics]:
     """Measure a factorisation of W at each rank, beside the zero matrix and the best possible.
 
     Parameters
     ----------
-    W : array, shape (m, n)
-        The matrix that was factored.
+    W : array, shape (m, n), or Target
+        The matrix that was factored. A `Target` spares measuring it again for each of several factorisations.
     factors : Factorization
         Of W: from `ldu`, `svd` or `pissa`.
     ranks : iterable of int, optional
         Each from 1 to `factors.rank`; the latter alone if not given.
     singular_values : array, shape (k,), optional
-        Of W, not increasing, where they are known already; they are the dearest part.
+        Of W, as for `Target`; not for a target, which has them.
 
     Returns
     -------
@@ -63,24 +71,28 @@ def diagnose(
     """
     if not isinstance(factors, Factorization):
         raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
-    W, backend = check_like(W, factors.left)
-    if W.ndim != 2:
-        raise ValueError(f"W has shape {tuple(W.shape)}; accepted: a single matrix (m, n)")
-    if tuple(W.shape) != factors.shape:
-        raise ValueError(f"W has shape {tuple(W.shape)}; accepted: {factors.shape}, the shape that was factored")
-    checked = _check_ranks(ranks, factors.rank)
-    target = wide(W, backend)
-    if singular_values is None:
-        values = backend.xp.linalg.svdvals(target)
-    elif backend_of(singular_values, "singular_values") is backend and tuple(singular_values.shape) == (min(W.shape),):
-        values = wide(singular_values, backend)
+    if isinstance(W, Target):
+        if singular_values is not None:
+            raise ValueError("singular_values is given with a Target; accepted: to make the Target with them")
+        check_like(W.W, factors.left)
+        target = W
     else:
+        target = Target(check_like(W, factors.left)[0], singular_values=singular_values)
+    if tuple(target.W.shape) != factors.shape:
+        raise ValueError(f"W has shape {tuple(target.W.shape)}; accepted: {factors.shape}, the shape that was factored")
+    checked = _check_ranks(ranks, factors.rank)
+    if int(target.values.shape[0]) < max(checked):
         raise ValueError(
-            f"singular_values has shape {tuple(singular_values.shape)}; accepted: all {min(W.shape)} of W, in an array "
-            "of its library"
+            f"leading_values has {int(target.values.shape[0])} of them; accepted: at least {max(checked)}, the "
+            "largest rank"
         )
-    norms = (frobenius_norm(target, backend), spectral_norm(target, backend))
-    return [_measure(target, factors.truncate(rank), values, norms, backend) for rank in checked]
+    backend = target.backend
+    terms = Terms(factors, backend)
+    # NumPy's warnings would speak of what is looked for there, and taken another way.
+    with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
+        errors = RankErrors(target, factors, terms)
+        storage = {dtype: StorageErrors(terms, dtype, backend) for dtype in ("float16", "bfloat16")}
+        return [_measure(rank, target, factors, terms, errors=errors, storage=storage) for rank in checked]
 
 
 def _check_ranks(ranks: Iterable[int] | None, largest: int) -> list[int]:
@@ -96,12 +108,18 @@ def _check_ranks(ranks: Iterable[int] | None, largest: int) -> list[int]:
 
 
 def _measure(
-    target: Array, factors: Factorization, values: Array, norms: tuple[float, float], backend: Backend
+    rank: int,
+    target: Target,
+    factors: Factorization,
+    terms: Terms,
+    *,
+    errors: RankErrors,
+    storage: dict[str, StorageErrors],
 ) -> Diagnostics:
     m, n = factors.shape
-    rank = factors.rank
-    left, diagonal, right = (wide(array, backend) for array in (factors.left, factors.diagonal, factors.right))
-    size = int(backend.xp.finfo(factors.left.dtype).bits) // 8
+    size = int(target.backend.xp.finfo(factors.left.dtype).bits) // 8
+    norm = target.frobenius_norm
+    leading = factors.truncate(rank)
     return Diagnostics(
         method=type(factors).__name__.lower(),
         pivoting=factors.pivoting if isinstance(factors, LDU) else None,
@@ -109,14 +127,12 @@ def _measure(
         n=n,
         rank=rank,
         dtype=dtype_name(factors.left),
-        frobenius_norm=norms[0],
-        spectral_norm=norms[1],
-        **_errors(target, factors, values, norms, backend),
-        **_conditioning(left, right, backend),
-        **_pivots(target, factors, backend),
-        storage_error_float16=_relative(storage_error(left, diagonal, right, "float16", backend), norms[0]),
-        storage_error_bfloat16=_relative(storage_error(left, diagonal, right, "bfloat16", backend), norms[0]),
-        factor_flops=factor_flops(factors, rank),
+        **_errors(rank, target, errors),
+        **_conditioning(rank, terms, target.backend),
+        **_pivots(target.largest, leading, target.backend),
+        storage_error_float16=_relative(storage["float16"].at(rank), norm),
+        storage_error_bfloat16=_relative(storage["bfloat16"].at(rank), norm),
+        factor_flops=factor_flops(leading, rank),
         apply_flops=apply_flops(m, n, rank),
         dense_apply_flops=2 * m * n,
         factor_bytes=size * (rank * (m + n) + rank),
@@ -129,39 +145,49 @@ def _relative(value: float, norm: float) -> float:
 
 
 class _Errors(TypedDict):
+    frobenius_norm: float
+    spectral_norm: float
     frobenius_error: float
-    spectral_error: float
+    spectral_error: float | None
     refit_frobenius_error: float
-    refit_spectral_error: float
+    refit_spectral_error: float | None
     zero_frobenius_error: float
     zero_spectral_error: float
     svd_frobenius_error: float
-    svd_spectral_error: float
+    svd_spectral_error: float | None
 
 
-def _errors(
-    target: Array, factors: Factorization, values: Array, norms: tuple[float, float], backend: Backend
-) -> _Errors:
-    def relative_errors(of: Factorization) -> tuple[float, float]:
-        error = target - scaled_product(*(wide(array, backend) for array in (of.left, of.diagonal, of.right)))
-        return (
-            _relative(frobenius_norm(error, backend), norms[0]),
-            _relative(spectral_norm(error, backend), norms[1]),
-        )
+def _errors(rank: int, target: Target, errors: RankErrors) -> _Errors:
+    frobenius, spectral = target.frobenius_norm, target.spectral_norm
+    plain, refit = errors.at(rank)
 
-    plain, refit = relative_errors(factors), relative_errors(factors.refit(target))
-    tail = values[factors.rank :]
-    best = (frobenius_norm(tail, backend), float(tail[0])) if tail.shape[0] else (0.0, 0.0)
+    def of_spectral(value: float | None) -> float | None:
+        return None if value is None else _relative(value, spectral)
+
+    best = _best(rank, target)
     return _Errors(
-        frobenius_error=plain[0],
-        spectral_error=plain[1],
-        refit_frobenius_error=refit[0],
-        refit_spectral_error=refit[1],
-        zero_frobenius_error=_relative(norms[0], norms[0]),
-        zero_spectral_error=_relative(norms[1], norms[1]),
-        svd_frobenius_error=_relative(best[0], norms[0]),
-        svd_spectral_error=_relative(best[1], norms[1]),
+        frobenius_norm=frobenius,
+        spectral_norm=spectral,
+        frobenius_error=_relative(plain.frobenius, frobenius),
+        spectral_error=of_spectral(plain.spectral),
+        refit_frobenius_error=_relative(refit.frobenius, frobenius),
+        refit_spectral_error=of_spectral(refit.spectral),
+        zero_frobenius_error=_relative(frobenius, frobenius),
+        zero_spectral_error=_relative(spectral, spectral),
+        svd_frobenius_error=_relative(best.frobenius, frobenius),
+        svd_spectral_error=of_spectral(best.spectral),
     )
+
+
+def _best(rank: int, target: Target) -> Norms:
+    """Return the norms of what the truncated SVD leaves."""
+    values, norm = target.values, target.frobenius_norm
+    if int(values.shape[0]) == target.full_rank:
+        tail = values[rank:]
+        return Norms(frobenius_norm(tail, target.backend), float(tail[0])) if tail.shape[0] else Norms(0.0, 0.0)
+    # What is not in the leading values is in the rest.
+    held = _relative(frobenius_norm(values[:rank], target.backend), norm)
+    return Norms(norm * math.sqrt(max(1.0 - held * held, 0.0)), None)
 
 
 class _Conditioning(TypedDict):
@@ -172,14 +198,14 @@ class _Conditioning(TypedDict):
     orthogonality_right: float
 
 
-def _conditioning(left: Array, right: Array, backend: Backend) -> _Conditioning:
-    xp = backend.xp
+def _conditioning(rank: int, terms: Terms, backend: Backend) -> _Conditioning:
+    left_gram, right_gram = terms.left_gram[:rank, :rank], terms.right_gram[:rank, :rank]
     return _Conditioning(
-        condition_left=condition_number(xp.linalg.svdvals(left), max(left.shape), backend),
-        condition_right=condition_number(xp.linalg.svdvals(right), max(right.shape), backend),
-        condition_gram=condition_number(xp.linalg.eigvalsh(gram_matrix(left, right)), left.shape[1], backend),
-        orthogonality_left=orthogonality_defect(left.T @ left, backend),
-        orthogonality_right=orthogonality_defect(right @ right.T, backend),
+        condition_left=condition_of_factor(left_gram, terms.left[:, :rank], backend),
+        condition_right=condition_of_factor(right_gram, terms.right[:rank, :], backend),
+        condition_gram=condition_number(backend.xp.linalg.eigvalsh(left_gram * right_gram), rank, backend),
+        orthogonality_left=orthogonality_defect(left_gram, backend),
+        orthogonality_right=orthogonality_defect(right_gram, backend),
     )
 
 
@@ -193,7 +219,7 @@ class _Pivots(TypedDict):
     near_ties_bfloat16: int | None
 
 
-def _pivots(target: Array, factors: Factorization, backend: Backend) -> _Pivots:
+def _pivots(largest_entry: float, factors: Factorization, backend: Backend) -> _Pivots:
     if not isinstance(factors, LDU):
         return _Pivots(
             growth_factor=None,
@@ -206,7 +232,6 @@ def _pivots(target: Array, factors: Factorization, backend: Backend) -> _Pivots:
         )
     xp = backend.xp
     diagonal, upper = wide(factors.diagonal, backend), wide(factors.upper, backend)
-    largest_entry = float(xp.max(xp.abs(target)))
     largest_row_entry = float(xp.max(xp.abs(diagonal) * xp.max(xp.abs(upper), axis=1)))
     pivots = xp.abs(diagonal * xp.linalg.diagonal(upper[:, : factors.rank]))
     ratios = xp.where(factors.zero_pivots, xp.zeros_like(pivots), _runner_up(factors, backend))
