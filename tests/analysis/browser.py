@@ -59,5 +59,7 @@ def assert_harmless(browser, path):
     assert browser.get_log("browser") == []
     assert browser.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)") == []
     assert browser.current_url.partition("#")[0] == path.as_uri()
-    wide, window = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    wide, window = browser.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
     assert wide <= window
