@@ -23,10 +23,10 @@ def wide(array: Array, backend: Backend) -> Array:
     return xp.astype(array, xp.float64 if backend.has_float64(array) else xp.float32)
 
 
-def blocks_of_rows(shape: Sequence[int]) -> list[slice]:
-    """Return slices of the rows of an array (..., m, n) that take little memory in float64 at a time."""
+def blocks_of_rows(shape: Sequence[int], entries: int = _BLOCK) -> list[slice]:
+    """Return slices of the rows of an array (..., m, n), each of at most `entries` or one row."""
     m = int(shape[-2])
-    height = max(1, _BLOCK * m // math.prod(shape))
+    height = max(1, entries * m // math.prod(shape))
     return [slice(start, start + height) for start in range(0, m, height)]
 
 

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+import scipy.linalg
+
 from lowrank_ldu.decomposition.factorization import scaled_product
 from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
 from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from lowrank_ldu.backend import Array
     from lowrank_ldu.decomposition import Factorization
     from lowrank_ldu.diagnostics.target import Target
@@ -64,6 +69,28 @@ class RankErrors:
             refit = self._by_difference(self._factors.truncate(rank).refit(self._W))
         return plain, refit
 
+    def squares(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the squared Frobenius errors of the first 1, 2, ... r terms, with their own and the best diagonal.
+
+        Rounding may take all of an error below about 1e-8, and leave less than nothing of it. NaN from where terms
+        depend on each other too closely, and where the entries are out of range.
+        """
+        unknown = np.full(int(self._terms.z.shape[0]), np.nan)
+        if not self._target.in_range:
+            return unknown, unknown
+        energy = self._target.energy
+        z, gram, overlap = (
+            np.asarray(self._backend.to_numpy(array)) for array in (self._terms.z, self._terms.gram, self._overlap)
+        )
+        products = gram * z[:, None] * z[None, :]
+        steps = np.diagonal(products) + 2 * np.tril(products, -1).sum(axis=1) - 2 * z * overlap
+        triangle, size = self._cholesky
+        count = int(triangle.shape[0])
+        solved = scipy.linalg.solve_triangular(triangle, overlap[:count] / size[:count], lower=True)
+        refit = unknown.copy()
+        refit[:count] = energy - np.cumsum(solved * solved)
+        return energy + np.cumsum(steps), refit
+
     @cached_property
     def _projection(self) -> Array:
         """T (k, r): W U^T or W^T L, whichever is smaller."""
@@ -95,31 +122,29 @@ class RankErrors:
         return self._backend.xp.sum(self._side[0] * self._projection, axis=0)
 
     @cached_property
-    def _cholesky(self) -> tuple[Array, Array] | None:
-        """Lower Cholesky factor of the terms' Gram matrix, of terms scaled to unit norm, and their norms."""
-        xp = self._backend.xp
-        gram = self._terms.gram
-        size = xp.sqrt(xp.linalg.diagonal(gram))
-        if not float(xp.min(size)) > 0:
-            return None
-        try:
-            return xp.linalg.cholesky(gram / size[:, None] / size[None, :]), size
-        except (ArithmeticError, RuntimeError, ValueError):  # whatever the library raises where it has no answer
-            return None
+    def _cholesky(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Cholesky factor of the terms' Gram matrix, of terms scaled to unit norm, and their norms.
+
+        Of as many leading terms as are independent of each other by far more than rounding.
+        """
+        gram = np.asarray(self._backend.to_numpy(self._terms.gram))
+        size = np.sqrt(np.diagonal(gram))
+        triangle, failed_at = scipy.linalg.lapack.dpotrf(gram / size[:, None] / size[None, :], lower=1, clean=1)
+        pivots = np.diagonal(triangle)[: failed_at - 1 if failed_at else None]
+        dependent = np.flatnonzero(~(pivots**2 > _INDEPENDENT))  # NaN as well
+        count = int(dependent[0]) if dependent.size else len(pivots)
+        return triangle[:count, :count], size
 
     def _best_diagonal(self, rank: int) -> Array | None:
         """Return G^-1 h of the leading terms, or None where they depend on each other too closely for this way."""
-        if not self._target.in_range or self._cholesky is None:
+        if not self._target.in_range:
             return None
-        backend = self._backend
-        xp = backend.xp
-        cholesky, size = self._cholesky[0][:rank, :rank], self._cholesky[1][:rank]
-        if not float(xp.min(xp.linalg.diagonal(cholesky))) ** 2 > _INDEPENDENT:  # NaN as well
+        triangle, size = self._cholesky
+        if len(triangle) < rank:
             return None
-        scaled = (self._overlap[:rank] / size)[:, None]
-        forward = backend.solve_triangular(cholesky, scaled, lower=True, unit_diagonal=False)
-        back = backend.solve_triangular(xp.matrix_transpose(cholesky), forward, lower=False, unit_diagonal=False)
-        return back[:, 0] / size
+        overlap = np.asarray(self._backend.to_numpy(self._overlap))[:rank]
+        solved = scipy.linalg.cho_solve((triangle[:rank, :rank], True), overlap / size[:rank], check_finite=False)
+        return self._backend.from_numpy(solved / size[:rank], self._terms.z)
 
     def _by_gram(self, rank: int, z: Array) -> Norms | None:
         """Return the norms for a diagonal z (rank,), or None where rounding would leave too little of them."""
