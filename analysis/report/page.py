@@ -14,6 +14,7 @@ from lowrank_ldu.analysis.report.plot_panel import COLOURS
 from lowrank_ldu.analysis.report.shades import ink, shade
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.views import view_of
+from lowrank_ldu.analysis.report.yardstick import svd_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +28,13 @@ def render_page(analysis: Analysis, plots: Plots, sections: Sequence[Markup] = (
 
     Everything from the checkpoint is escaped; the plots are SVG made here.
     """
-    table = columns(analysis.options.pivoting, analysis.headline_rank)
+    table = columns(analysis.options, analysis.headline_rank)
     return page_template("report.html.j2", ink=ink, shade=shade).render(
         analysis=analysis,
         title=PurePath(analysis.checkpoint).name,
         sections=sections,
         headlines=headlines(analysis),
+        svd=svd_name(matrix for _, matrix in analysis.matrices),
         heat=heat_map(analysis),
         plots={
             name: [Markup(panel.to_svg()) for panel in panels]  # noqa: S704  # names in it are escaped

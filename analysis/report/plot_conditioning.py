@@ -24,7 +24,9 @@ _BAR = 0.07
 def conditioning_panels(analysis: Analysis) -> list[Panel]:
     """Return a panel for each factor: a point for each matrix and a bar at the median, for each pivoting and rank."""
     largest = max(min(matrix.m, matrix.n) for _, matrix in analysis.matrices)
-    ranks = [*(rank for rank in analysis.options.ranks if rank < largest), None]
+    ranks: list[int | None] = [rank for rank in analysis.options.ranks if rank < largest]
+    if all(matrix.svd_niter is None for _, matrix in analysis.matrices):
+        ranks.append(None)  # a survey that is not exact stops before the full rank
     strategies = analysis.options.pivoting
     panels = []
     for name, title, label in _PANELS:

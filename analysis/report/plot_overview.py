@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 from lowrank_ldu.analysis.report.places import places
 from lowrank_ldu.analysis.report.plot_panel import COLOURS, MARKERS, Panel, plain
 from lowrank_ldu.analysis.report.scope import headline_matrices
+from lowrank_ldu.analysis.report.yardstick import svd_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -84,7 +85,7 @@ def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows
     for method, errors in drawn.items():
         panel.axes.scatter(
             errors, rows, s=side * side, color=COLOURS[method], marker=MARKERS[method], linewidths=min(1.2, side / 3),
-            alpha=0.85, label="exact SVD" if method == "svd" else f"LDU {method}",
+            alpha=0.85, label=svd_name(matrices) if method == "svd" else f"LDU {method}",
         )  # fmt: skip
     panel.axes.set_xscale("log")
     panel.axes.set_xlim(low / 1.1, high * 1.1)

@@ -16,18 +16,26 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.decomposition import Pivoting
 
 
 def write_figures(analysis: Analysis, folder: Path) -> None:
-    """Write a row for each tensor, method and rank: every field of `Diagnostics`, and the seconds to factor."""
+    """Write a row for each tensor, method and rank: `Diagnostics`, the seconds to factor, and the kind of PiSSA."""
     hints = get_type_hints(Diagnostics)
     columns: dict[str, Kind] = {
         "tensor": "text",
         **{field.name: kind_of(hints[field.name]) for field in fields(Diagnostics)},
         "seconds": "real",
+        "exact": "truth",
     }
     rows = [
-        {"tensor": tensor.name, **asdict(measurement.diagnostics), "seconds": measurement.seconds}
+        {
+            "tensor": tensor.name,
+            **asdict(measurement.diagnostics),
+            "seconds": measurement.seconds,
+            # Of PiSSA alone: the others come in one kind.
+            "exact": measurement.exact if measurement.diagnostics.method == "pissa" else None,
+        }
         for tensor, matrix in analysis.matrices
         for measurement in matrix.measurements
     ]
@@ -35,16 +43,22 @@ def write_figures(analysis: Analysis, folder: Path) -> None:
 
 
 def write_tensors(analysis: Analysis, folder: Path) -> None:
-    """Write a row for each tensor; the timings are at `Analysis.headline_rank`."""
+    """Write a row for each tensor; the timings are at `Analysis.headline_rank`.
+
+    A rank for a target error that is missing was not reached in the ranks that were looked at.
+    """
     options = analysis.options
     figures = [
-        "largest_singular_value", "smallest_singular_value", "stable_rank", "effective_rank",
-        *(f"energy_{rank}" for rank in options.ranks),
+        "largest_singular_value", "smallest_singular_value", "stable_rank", "effective_rank", "spectral_entropy",
+        *(f"{name}_{rank}" for rank in options.ranks for name in ("energy", "energy_bound")),
         "svd_seconds", *(f"ldu_{pivoting}_seconds" for pivoting in options.pivoting), "pissa_seconds",
     ]  # fmt: skip
     columns: dict[str, Kind] = {
         "tensor": "text", "shape": "text", "dtype": "text", "analysed": "truth", "reason": "text", "seconds": "real",
-        "m": "whole", "n": "whole", **dict.fromkeys(figures, "real"),
+        "m": "whole", "n": "whole", **dict.fromkeys(figures, "real"), "svd_niter": "whole",
+        **dict.fromkeys(_needed_columns(options), "whole"),
+        "recommended_rank": "whole", "recommended_pivoting": "text", "recommended_refit": "truth",
+        "recommended_storage": "text", "recommendation_pays": "truth", "recommendation": "text",
     }  # fmt: skip
     rows = [
         {
@@ -62,7 +76,7 @@ def write_tensors(analysis: Analysis, folder: Path) -> None:
 
 
 def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> dict[str, object]:
-    spectrum = matrix.spectrum
+    spectrum, advice = matrix.spectrum, matrix.recommendation
     return {
         "m": matrix.m,
         "n": matrix.n,
@@ -70,11 +84,32 @@ def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> d
         "smallest_singular_value": spectrum.smallest,
         "stable_rank": spectrum.stable_rank,
         "effective_rank": spectrum.effective_rank,
+        "spectral_entropy": spectrum.entropy,
         **{f"energy_{rank}": spectrum.energy[min(rank, matrix.m, matrix.n)] for rank in options.ranks},
+        **{f"energy_bound_{rank}": spectrum.energy_bound[min(rank, matrix.m, matrix.n)] for rank in options.ranks},
         "svd_seconds": matrix.svd_seconds,
         **{f"ldu_{pivoting}_seconds": matrix.at("ldu", headline, pivoting).seconds for pivoting in options.pivoting},
         "pissa_seconds": matrix.at("pissa", headline).seconds,
+        "svd_niter": matrix.svd_niter,
+        **{_needed_column(item.pivoting, item.error, refit=item.refit): item.rank for item in matrix.needed},
+        "recommended_rank": advice.rank,
+        "recommended_pivoting": advice.pivoting,
+        "recommended_refit": advice.refit,
+        "recommended_storage": advice.storage,
+        "recommendation_pays": advice.pays,
+        "recommendation": advice.reason,
     }
+
+
+def _needed_columns(options: SurveyOptions) -> list[str]:
+    methods: list[tuple[Pivoting | None, bool]] = [(None, False)]
+    methods += [(pivoting, refit) for pivoting in options.pivoting for refit in (False, True)]
+    return [_needed_column(pivoting, error, refit=refit) for pivoting, refit in methods for error in options.targets]
+
+
+def _needed_column(pivoting: Pivoting | None, error: float, *, refit: bool) -> str:
+    method = "svd" if pivoting is None else f"ldu_{pivoting}{'_refit' if refit else ''}"
+    return f"{method}_rank_for_{error:g}"
 
 
 def _write(folder: Path, name: str, columns: dict[str, Kind], rows: list[dict[str, object]]) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.report.chart import Chart, Series, draw_chart
-from lowrank_ldu.analysis.report.formatting import duration, figure
+from lowrank_ldu.analysis.report.formatting import duration, figure, interval
+from lowrank_ldu.analysis.report.yardstick import best_name, energy, least_error, needed_in_words, svd_name
 from lowrank_ldu.diagnostics import Diagnostics
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ class View:
 
     Attributes
     ----------
+    advice : str
+        What is recommended.
+    svd : str
+        What the black line of the errors is.
+    needed : list of tuple of (str, list of str)
+        For each method, the smallest ranks for the target errors.
     facts : list of tuple of (str, str)
         What is true of the matrix whatever the rank.
     charts : list of Chart
@@ -38,6 +45,9 @@ class View:
         For each field of `Diagnostics`, its figure by method.
     """
 
+    advice: str
+    svd: str
+    needed: list[tuple[str, list[str]]]
     facts: list[tuple[str, str]]
     charts: list[Chart]
     methods: list[str]
@@ -50,11 +60,30 @@ def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
     figures = [(name.replace("_", " "), [figure(getattr(item, name)) for item in records]) for name in _OF_A_RANK]
     figures.append(("time", [duration(measurement.seconds) for measurement in matrix.measurements]))
     return View(
+        advice=_advice(matrix),
+        svd=best_name([matrix]),
+        needed=_needed(matrix),
         facts=_facts(matrix),
         charts=_charts(matrix, analysis),
         methods=[_method(measurement) for measurement in matrix.measurements],
         figures=figures,
     )
+
+
+def _advice(matrix: MatrixAnalysis) -> str:
+    advice = matrix.recommendation
+    rank = f"more than {matrix.curve_ranks[-1]} terms" if advice.rank is None else f"rank {advice.rank}"
+    storage = "" if advice.storage is None else f", factors stored in {advice.storage}"
+    refit = ", the diagonal refitted" if advice.refit else ""
+    return f"{advice.pivoting} pivoting, {rank}{refit}{storage}"
+
+
+def _needed(matrix: MatrixAnalysis) -> list[tuple[str, list[str]]]:
+    rows: dict[str, list[str]] = {}
+    for item in matrix.needed:
+        name = f"LDU {item.pivoting}{', refitted' if item.refit else ''}" if item.method == "ldu" else "SVD"
+        rows.setdefault(name, []).append(needed_in_words(item, matrix))
+    return list(rows.items())
 
 
 def _facts(matrix: MatrixAnalysis) -> list[tuple[str, str]]:
@@ -66,8 +95,10 @@ def _facts(matrix: MatrixAnalysis) -> list[tuple[str, str]]:
         ("smallest singular value", figure(spectrum.smallest)),
         ("stable rank", figure(spectrum.stable_rank)),
         ("effective rank", figure(spectrum.effective_rank)),
-        *((f"energy at rank {rank}", figure(held)) for rank, held in spectrum.energy.items()),
-        ("time of exact SVD", duration(matrix.svd_seconds)),
+        ("entropy of the spectrum", figure(spectrum.entropy)),
+        *((f"energy at rank {rank}", energy(matrix, rank)) for rank in spectrum.energy),
+        *((f"least error at rank {rank}", interval(*least_error(matrix, rank))) for rank in spectrum.energy),
+        (f"time of {svd_name([matrix])}", duration(matrix.svd_seconds)),
     ]
 
 
@@ -92,5 +123,6 @@ def _charts(matrix: MatrixAnalysis, analysis: Analysis) -> list[Chart]:
 
 def _method(measurement: Measurement) -> str:
     item = measurement.diagnostics
-    name = "quick PiSSA" if item.method == "pissa" else f"LDU {item.pivoting}"
+    pissa = "exact PiSSA" if measurement.exact else "quick PiSSA"
+    name = pissa if item.method == "pissa" else f"LDU {item.pivoting}"
     return f"{name}, r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{item.rank}"

@@ -66,8 +66,7 @@ def shown_names(browser):
 
 def test_overview_is_seen_first(opened):
     top, bottom, height = opened.execute_script(
-        "const box = document.querySelector('svg').getBoundingClientRect();"
-        "return [box.top, box.bottom, innerHeight]"
+        "const box = document.querySelector('svg').getBoundingClientRect();return [box.top, box.bottom, innerHeight]"
     )
     assert 0 < top < height / 2
     assert bottom - top > 200
