@@ -122,7 +122,7 @@ def _of_target(error: float, strategies: Iterable[Pivoting]) -> Iterator[Column[
     yield column(
         f"SVD rank for {error:g}",
         f"Smallest rank whose truncated SVD has a relative error of at most {error:g}; ≤ before the rank of a "
-        "randomised SVD, ? where that does not reach it.",
+        "randomised SVD, unknown where that does not reach it.",
         None,
     )
     for pivoting in strategies:

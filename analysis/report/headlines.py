@@ -63,7 +63,8 @@ def _recommendation_sentence(matrices: list[MatrixAnalysis], target: float) -> s
     pays = sum(advice.pays for advice in reached)
     return (
         f"A relative error of {target:g} is reached by LDU with a refitted diagonal in {len(reached)} of "
-        f"{len(matrices)} matrices at a rank that was looked at, in {pays} of them with factors that are smaller than the weight."
+        f"{len(matrices)} matrices at a rank that was looked at, in {pays} of them with factors that are smaller "
+        "than the weight."
     )
 
 
@@ -79,8 +80,7 @@ def _conditioning_sentence(scope: Scope, strategies: Iterable[Pivoting]) -> str:
     ]
     return (
         f"At {scope.place} the metric of the diagonal (Gram matrix of the rank-one terms) has a median condition "
-        "number of "
-        f"{', '.join(medians)}; singular vectors have 1."
+        f"number of {', '.join(medians)}; singular vectors have 1."
     )
 
 

@@ -128,16 +128,16 @@ class Panel:
         """Write the panel into an existing folder, as PNG and as SVG; nothing is to be drawn after it."""
         (folder / f"{self._name}.svg").write_text(self._drawn, encoding="utf-8")
         self.figure.dpi = _DPI
+        canvas: Any = FigureCanvasAgg(self.figure)
         with mpl.rc_context(_LOOK):
-            FigureCanvasAgg(self.figure).print_png(folder / f"{self._name}.png", metadata={"Software": None})
+            canvas.print_png(folder / f"{self._name}.png", metadata={"Software": None})
 
     @cached_property
     def _drawn(self) -> str:
         buffer = io.StringIO()
+        canvas: Any = FigureCanvasSVG(self.figure)
         # Past Figure.savefig, which draws everything once more than it has to.
         with mpl.rc_context(_LOOK):
-            FigureCanvasSVG(self.figure).print_svg(
-                buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-            )
+            canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         self.figure.set_layout_engine("none")  # the places of the axes are found: once is enough
         return buffer.getvalue()

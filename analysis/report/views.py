@@ -88,7 +88,7 @@ def _needed(matrix: MatrixAnalysis) -> list[tuple[str, list[str]]]:
 
 def _facts(matrix: MatrixAnalysis) -> list[tuple[str, str]]:
     spectrum, whole = matrix.spectrum, matrix.measurements[0].diagnostics
-    return [
+    facts = [
         ("computed in", whole.dtype),
         ("‖W‖_F", figure(whole.frobenius_norm)),
         ("largest singular value", figure(spectrum.largest)),
@@ -100,6 +100,7 @@ def _facts(matrix: MatrixAnalysis) -> list[tuple[str, str]]:
         *((f"least error at rank {rank}", interval(*least_error(matrix, rank))) for rank in spectrum.energy),
         (f"time of {svd_name([matrix])}", duration(matrix.svd_seconds)),
     ]
+    return [(name, value) for name, value in facts if value != figure(None)]
 
 
 def _charts(matrix: MatrixAnalysis, analysis: Analysis) -> list[Chart]:

@@ -33,7 +33,7 @@ def energy(matrix: MatrixAnalysis, rank: int) -> str:
 def needed_in_words(needed: NeededRank, matrix: MatrixAnalysis) -> str:
     """Return the smallest rank for a target error, or what is known of it."""
     if needed.rank is None:
-        return f"> {needed.looked_at}" if needed.method == "ldu" or matrix.svd_niter is None else "?"
+        return f"> {needed.looked_at}" if needed.method == "ldu" or matrix.svd_niter is None else "unknown"
     return f"≤ {needed.rank}" if needed.method == "svd" and matrix.svd_niter is not None else str(needed.rank)
 
 

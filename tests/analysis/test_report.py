@@ -16,13 +16,16 @@ from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
 from lowrank_ldu import Diagnostics
+from lowrank_ldu.analysis.needed_rank import NeededRank
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.report import write_report
 from lowrank_ldu.analysis.report.document import to_json
 from lowrank_ldu.analysis.report.folder import OutputError, whole_folder
+from lowrank_ldu.analysis.report.formatting import interval
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.page import render_page
 from lowrank_ldu.analysis.report.plots import draw_plots
+from lowrank_ldu.analysis.report.yardstick import least_error, needed_in_words
 from lowrank_ldu.analysis.run import analyse_checkpoint
 
 
@@ -51,13 +54,14 @@ def test_figures_has_a_row_for_each_tensor_method_and_rank(folder, analysis):
     rows = read_csv(folder / "figures.csv")
     measured = [(tensor, item) for tensor, matrix in analysis.matrices for item in matrix.measurements]
     assert len(rows) == len(measured)
-    assert list(rows[0]) == ["tensor", *(field.name for field in dataclasses.fields(Diagnostics)), "seconds"]
+    assert list(rows[0]) == ["tensor", *(field.name for field in dataclasses.fields(Diagnostics)), "seconds", "exact"]
     for row, (tensor, item) in zip(rows, measured, strict=True):
         assert row["tensor"] == tensor.name
         assert float(row["frobenius_error"]) == item.diagnostics.frobenius_error
         assert float(row["condition_gram"]) == item.diagnostics.condition_gram
         assert row["pivoting"] == (item.diagnostics.pivoting or "")
         assert float(row["seconds"]) == item.seconds
+        assert row["exact"] == (str(item.exact) if item.diagnostics.method == "pissa" else "")
 
 
 def test_tensors_has_a_row_for_each_tensor(folder, analysis):
@@ -70,6 +74,14 @@ def test_tensors_has_a_row_for_each_tensor(folder, analysis):
     assert rows["bias"]["stable_rank"] == ""
     assert rows["tall"]["reason"] == ""
     assert float(rows["tall"]["ldu_complete_seconds"]) > 0
+    (matrix,) = (matrix for tensor, matrix in analysis.matrices if tensor.name == "tall")
+    assert rows["tall"]["svd_niter"] == ""
+    assert float(rows["tall"]["energy_8"]) == float(rows["tall"]["energy_bound_8"]) == matrix.spectrum.energy[8]
+    for item in matrix.needed:
+        method = "svd" if item.method == "svd" else f"ldu_{item.pivoting}{'_refit' if item.refit else ''}"
+        assert int(rows["tall"][f"{method}_rank_for_{item.error:g}"]) == item.rank
+    assert int(rows["tall"]["recommended_rank"]) == matrix.recommendation.rank
+    assert rows["tall"]["recommendation"] == matrix.recommendation.reason
 
 
 @pytest.mark.parametrize("name", ["figures", "tensors"])
@@ -188,6 +200,52 @@ def test_headlines_count_what_the_figures_say(analysis):
     assert sentences[0].startswith(f"{len(larger)} of 5 matrices have a full rank above 8")
     worse = sum(matrix.at("ldu", 8, "partial").diagnostics.frobenius_error > 1 for matrix in larger)
     assert f"partial pivoting are worse than the zero matrix in {worse} of {len(larger)} matrices" in sentences[1]
+
+
+@pytest.fixture(scope="module")
+def cheap(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cheap") / "model.safetensors"
+    save_file({"layers.0.w": weight(60, 50), "layers.1.w": weight(50, 70, seed=1), "small": weight(9, 9)}, path)
+    return analyse_checkpoint(path, SurveyOptions(ranks=(2, 4), mode="cheap", threads=1))
+
+
+def test_cheap_page_gives_bounds(cheap):
+    page = Page(render(cheap))
+    text = "".join(page.text)
+    assert "Cheap mode" in text
+    assert "randomised or exact SVD" in text
+    for _, matrix in cheap.matrices:
+        low, high = least_error(matrix, 4)
+        assert (low == high) == (matrix.svd_niter is None) == (matrix.m == 9)
+        assert interval(low, high) in text
+        assert matrix.recommendation.reason[1:] in text
+
+
+def test_cheap_headlines_are_about_what_was_measured(cheap):
+    sentences = headlines(cheap)
+    assert not any("full rank the metric" in sentence for sentence in sentences)
+    assert any(sentence.startswith("At rank 4 the metric") for sentence in sentences)
+    assert any("randomised or exact SVD takes" in sentence for sentence in sentences)
+
+
+def test_cheap_tables_hold_the_bounds(cheap, tmp_path):
+    write_report(cheap, tmp_path)
+    (row, *_) = read_csv(tmp_path / "tensors.csv")
+    assert float(row["energy_4"]) < float(row["energy_bound_4"])
+    assert (row["svd_niter"], row["effective_rank"]) == ("2", "")
+    assert row["svd_rank_for_0.1"] == row["recommended_rank"] == ""
+    frame = pd.read_parquet(tmp_path / "figures.parquet")
+    assert frame["svd_spectral_error"].isna().sum() == len(frame[frame["tensor"] != "small"])
+
+
+def test_ranks_for_targets_in_words(analysis):
+    matrix = analysis.matrices[0][1]
+    found, missing = (NeededRank("svd", None, False, 0.5, rank, 12) for rank in (3, None))
+    assert (needed_in_words(found, matrix), needed_in_words(missing, matrix)) == ("3", "> 12")
+    estimated = dataclasses.replace(matrix, svd_niter=2)
+    assert (needed_in_words(found, estimated), needed_in_words(missing, estimated)) == ("≤ 3", "unknown")
+    for rank, words in ((3, "3"), (None, "> 12")):
+        assert needed_in_words(NeededRank("ldu", "partial", True, 0.5, rank, 12), estimated) == words
 
 
 def test_headlines_at_full_rank_speak_of_rounding(tmp_path):
