@@ -75,5 +75,5 @@ def best_errors(values: torch.Tensor, norm: float | None = None) -> list[float]:
 
 def sampled(errors: Iterable[float], ranks: Sequence[int]) -> list[float | None]:
     """Return the errors at some ranks, from those at ranks 1, 2, ...; None where there is none."""
-    listed = list(errors)
+    listed = [float(error) for error in errors]
     return [listed[rank - 1] if math.isfinite(listed[rank - 1]) else None for rank in ranks]

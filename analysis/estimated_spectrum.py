@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.residual_bound import residual_bound
 from lowrank_ldu.analysis.spectrum import Spectrum, zero_spectrum
 from lowrank_ldu.analysis.timing import timed
+from lowrank_ldu.analysis.value_bounds import value_bounds
 from lowrank_ldu.decomposition import svd
 from lowrank_ldu.diagnostics import Target
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     import torch
 
-# Power iterations, and columns of the sketch beyond the largest rank.
+# Power iterations. Columns of the sketch: twice the largest rank, and this many more at least; the bounds come from
+# what the sketch has beyond it.
 NITER = 2
 OVERSAMPLING = 16
 
@@ -39,47 +41,52 @@ class Estimate:
     seconds: float
 
 
-def sketch_is_smaller(k: int, ranks: Sequence[int]) -> bool:
-    """Return whether the sketch for the largest of `ranks` has fewer columns than the smaller side k of a matrix."""
-    return max(ranks) + OVERSAMPLING < k
+def sketch_width(ranks: Sequence[int]) -> int:
+    """Return the columns of the sketch for the largest of `ranks`.
+
+    Examples
+    --------
+    >>> sketch_width([2, 8]), sketch_width([64])
+    (24, 128)
+    """
+    largest = max(ranks)
+    return max(2 * largest, largest + OVERSAMPLING)
 
 
 def estimate_spectrum(W: torch.Tensor, ranks: Sequence[int], seed: int) -> Estimate:
-    r"""Estimate the spectrum of a matrix, with bounds.
-
-    With orthonormal Q, W^T W = (Q^T W)^T (Q^T W) + E^T E. So the sum of the first r squared singular values of W is no
-    less than that of Q^T W, and by Ky Fan's inequality no more than that plus the same sum of E: at most r \|E\|_2^2
-    (`residual_bound`), and at most \|E\|_F^2.
+    r"""Estimate the leading singular values of a matrix, with bounds (`value_bounds`).
 
     Parameters
     ----------
     W : torch.Tensor, shape (m, n)
         float32 or float64, on the CPU.
     ranks : sequence of int
-        Where the energy is wanted; `sketch_is_smaller` for them.
+        Where the energy is wanted; `sketch_width` of them is below min(m, n).
     seed : int
         Draws the sketch and the start of the bound's iteration.
     """
-    width = max(ranks) + OVERSAMPLING
-    factors, seconds = timed(svd, W, width, niter=NITER, oversampling=0, seed=seed)
-    target = Target(W, leading_values=factors.diagonal)
-    norm = target.frobenius_norm
-    if norm == 0.0:
-        return Estimate(zero_spectrum(ranks), target, seconds)
-    shares = (target.values / norm) ** 2
-    rest = max(1.0 - float(shares.sum()), 0.0)
-    worst = (residual_bound(W, factors, seed) / norm) ** 2
-    energy = {rank: min(float(shares[:rank].sum()), 1.0) for rank in ranks}
-    largest = float(target.values[0])
+    factors, seconds = timed(svd, W, sketch_width(ranks), niter=NITER, oversampling=0, seed=seed)
+    largest = float(W.abs().max())
+    if largest == 0.0:
+        return Estimate(zero_spectrum(ranks), Target(W, leading_values=factors.diagonal), seconds)
+    # By a power of two, which is exact, to entries whose squares neither overflow nor vanish.
+    scale = 2.0 ** math.frexp(largest)[1]
+    lower, upper = value_bounds(W / scale, factors.right.T, max(ranks), seed)
+    target = Target(W, leading_values=lower.sqrt() * scale)
+    norm = target.frobenius_norm / scale
+    held, at_most = lower.cumsum(0) / norm**2, upper.cumsum(0) / norm**2
+    rest = max(1.0 - float(held[-1]), 0.0)
+    energy = {rank: min(float(held[rank - 1]), 1.0) for rank in ranks}
     return Estimate(
         Spectrum(
-            largest=largest,
+            largest=float(lower[0]) ** 0.5 * scale,
             smallest=None,
-            stable_rank=(norm / largest) ** 2,
+            stable_rank=norm**2 / float(lower[0]),
             entropy=None,
             effective_rank=None,
             energy=energy,
-            energy_bound={rank: min(held + min(rank * worst, rest), 1.0) for rank, held in energy.items()},
+            # What the subspace has not is in the rest, all of it at most.
+            energy_bound={rank: min(float(at_most[rank - 1]), held_ + rest, 1.0) for rank, held_ in energy.items()},
         ),
         target,
         seconds,

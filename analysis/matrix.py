@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.analysis.curves import Curve, best_errors, sample_ranks, sampled
-from lowrank_ldu.analysis.estimated_spectrum import NITER, estimate_spectrum, sketch_is_smaller
+from lowrank_ldu.analysis.estimated_spectrum import NITER, estimate_spectrum, sketch_width
 from lowrank_ldu.analysis.needed_rank import NeededRank, needed_ranks
 from lowrank_ldu.analysis.recommendation import Recommendation, recommend
 from lowrank_ldu.analysis.spectrum import Spectrum, summarise_spectrum
@@ -130,7 +130,7 @@ def analyse_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     m, n = (int(size) for size in W.shape)
     k = min(m, n)
     asked = sorted({min(rank, k) for rank in options.ranks})
-    exact = options.mode == "exact" or not sketch_is_smaller(k, asked)
+    exact = options.mode == "exact" or sketch_width(asked) >= k
     ranks = options.ranks_of(k) if exact else asked
     known = _exactly(W, ranks, asked) if exact else _cheaply(W, asked, options.seed)
     errors = best_errors(known.target.values, None if exact else known.target.frobenius_norm)[: ranks[-1]]

@@ -19,6 +19,7 @@ from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint
 from lowrank_ldu.analysis.spectrum import summarise_spectrum
 from lowrank_ldu.analysis.survey import survey
 from lowrank_ldu.analysis.workers import Layout, plan
+from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.diagnostics import Examination, Target
 
 ANALYSED = {"tall", "wide", "convolution", "zero", HOSTILE}
@@ -163,11 +164,11 @@ def test_zero_matrix_has_figures_without_warnings(checkpoint, options):
 
 
 def test_refit_curve_stops_where_terms_depend_on_each_other():
-    W = torch.zeros(4, 4)
-    W[0, 1] = 1.0
-    errors, refit_errors = Examination(Target(W), ldu(W)).curve()
-    assert np.isfinite(errors).all()
-    assert np.isnan(refit_errors).any()
+    doubled = Factorization(torch.ones(4, 3), torch.ones(3), torch.ones(3, 4))
+    errors, refit_errors = Examination(Target(torch.ones(4, 4)), doubled).curve()
+    assert errors == pytest.approx([0.0, 1.0, 2.0], abs=1e-7)
+    assert refit_errors[0] == pytest.approx(0.0, abs=1e-7)
+    assert np.isnan(refit_errors[1:]).all()
 
 
 def test_sampled_ranks_reach_from_one_to_full():
@@ -298,6 +299,11 @@ def test_nothing_to_analyse_says_why(tmp_path, options):
         ({"exclude": "["}, "exclude is"),
         ({"seed": -1}, "seed is -1"),
         ({"threads": 0}, "threads is 0"),
+        ({"mode": "fast"}, "mode is 'fast'; accepted: exact, cheap"),
+        ({"dtype": "float16"}, "dtype is 'float16'; accepted: float32, float64"),
+        ({"targets": ()}, "targets is empty"),
+        ({"targets": (0.5, 0.0)}, "targets holds 0.0; accepted: relative errors"),
+        ({"targets": (float("nan"),)}, "targets holds nan"),
     ],
 )
 def test_options_out_of_range_are_refused(given, message):
@@ -306,8 +312,9 @@ def test_options_out_of_range_are_refused(given, message):
 
 
 def test_options_are_ordered_and_unique():
-    options = SurveyOptions(ranks=(8, 2, 8), pivoting=("rook", "partial", "rook"))
+    options = SurveyOptions(ranks=(8, 2, 8), pivoting=("rook", "partial", "rook"), targets=(0.1, 1, 0.1))
     assert options.ranks == (2, 8)
+    assert options.targets == (1.0, 0.1)
     assert options.pivoting == ("rook", "partial")
 
 
