@@ -59,7 +59,8 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
         Column(
             "recommended",
             "The pivoting whose leading terms, with a refitted diagonal, reach a relative error of "
-            f"{max(options.targets):g} with the smallest rank, and that rank. The view of the matrix says why.",
+            f"{max(options.targets):g} with the smallest rank, and that rank; no saving where its factors are "
+            "larger than the weight. The view of the matrix says why.",
             lambda matrix: matrix.recommendation.rank,
             show=_recommended,
         ),
@@ -106,7 +107,9 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
 
 def _recommended(matrix: MatrixAnalysis) -> str:
     advice = matrix.recommendation
-    return f"{advice.pivoting}, {f'> {matrix.curve_ranks[-1]}' if advice.rank is None else advice.rank}"
+    if advice.rank is None:
+        return f"{advice.pivoting}, > {matrix.curve_ranks[-1]}"
+    return f"{advice.pivoting}, {advice.rank}{'' if advice.pays else ': no saving'}"
 
 
 def _of_target(error: float, strategies: Iterable[Pivoting]) -> Iterator[Column[MatrixAnalysis]]:

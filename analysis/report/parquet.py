@@ -31,5 +31,10 @@ def kind_of(annotation: Any) -> Kind:
 def write_parquet(path: Path, columns: Mapping[str, Kind], rows: Sequence[Mapping[str, object]]) -> None:
     """Write a table; a column that a row lacks is null there."""
     schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
-    table = pa.table({name: [row.get(name) for row in rows] for name in columns}, schema=schema)
+    table = pa.table({name: [_storable(row.get(name)) for row in rows] for name in columns}, schema=schema)
     parquet.write_table(table, path)
+
+
+def _storable(value: object) -> object:
+    # A name out of a pickle may hold half of a surrogate pair, which UTF-8 has no place for.
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

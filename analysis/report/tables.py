@@ -119,7 +119,7 @@ def _write(folder: Path, name: str, columns: dict[str, Kind], rows: list[dict[st
 
 def write_rows(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:
     """Write a CSV file; a column that a row lacks is an empty field."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

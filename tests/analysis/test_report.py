@@ -106,6 +106,15 @@ def test_parquet_keeps_infinity_and_whole_numbers(folder, analysis):
     assert pd.read_parquet(folder / "tensors.parquet")["analysed"].sum() == len(analysis.matrices)
 
 
+def test_names_that_are_not_unicode_are_written(analysis, tmp_path):
+    tensors = [dataclasses.replace(tensor, name=f"layers.0.{tensor.name}\udc80") for tensor in analysis.tensors]
+    write_report(dataclasses.replace(analysis, tensors=tensors), tmp_path)
+    written = [f"layers.0.{tensor.name}\\udc80" for tensor in analysis.tensors]
+    assert [row["tensor"] for row in read_csv(tmp_path / "tensors.csv")] == written
+    assert parquet.read_table(tmp_path / "tensors.parquet")["tensor"].to_pylist() == written
+    assert written[-1] in "".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+
+
 def test_every_plot_over_all_matrices_is_a_file(folder):
     names = {path.name for path in (folder / "figures").iterdir()}
     assert {path.removesuffix(".png") for path in names if path.endswith(".png")} == {
