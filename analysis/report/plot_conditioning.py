@@ -35,7 +35,7 @@ def conditioning_panels(analysis: Analysis) -> list[Panel]:
             for number, pivoting in enumerate(strategies):
                 centre = place + _SPREAD * ((number + 0.5) / len(strategies) - 0.5)
                 _draw(panel, centre, _values(analysis, name, pivoting, rank), pivoting, labelled=place == 0)
-        panel.axes.set_yscale("log")
+        panel.make_logarithmic(y=True)
         panel.axes.set_xticks(range(len(ranks)), [str(rank or "full") for rank in ranks])
         panel.axes.set_xlim(-0.5, len(ranks) - 0.5)
         panel.add_legend()

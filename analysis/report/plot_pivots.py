@@ -28,7 +28,7 @@ def pivot_panels(analysis: Analysis) -> list[Panel]:
                 alpha=max(0.15, min(0.8, 6 / len(matrices))),
                 linewidth=1,
             )
-        panel.axes.set_yscale("log")
+        panel.make_logarithmic(y=True)
         if drawn:
             panel.axes.set_ylim(min(drawn) / 1.5, max(drawn) * 1.5)
         panel.mark_ranks(analysis.options.ranks, max(matrix.curve_ranks[-1] for matrix in matrices))

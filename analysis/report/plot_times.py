@@ -32,7 +32,6 @@ def time_panels(analysis: Analysis) -> list[Panel]:
             speeds.scatter(entries, [svd / spent for svd, spent in zip(exact, seconds, strict=True)], method, label)
     speeds.axes.axhline(1.0, color="#666666", linewidth=1.2, linestyle=":", label=f"as fast as {name}")
     for panel in (times, speeds):
-        panel.axes.set_xscale("log")
-        panel.axes.set_yscale("log")
+        panel.make_logarithmic(x=True, y=True)
         panel.add_legend()
     return [times, speeds]

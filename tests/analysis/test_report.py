@@ -41,8 +41,13 @@ def folder(analysis, tmp_path_factory):
     return path
 
 
-def render(analysis, sections=()):
-    return render_page(analysis, draw_plots(analysis), sections)
+@pytest.fixture(scope="module")
+def plots(analysis):
+    return draw_plots(analysis)
+
+
+def render(analysis, plots=None, sections=()):
+    return render_page(analysis, plots or draw_plots(analysis), sections)
 
 
 def read_csv(path):
@@ -172,8 +177,8 @@ def test_hostile_names_are_text(folder):
     assert HOSTILE.replace("\x1b", "\\x1b") in page.text
 
 
-def test_hostile_path_is_text(analysis):
-    page = Page(render(dataclasses.replace(analysis, checkpoint="<b>dir</b>/<i>model</i>.pt")))
+def test_hostile_path_is_text(analysis, plots):
+    page = Page(render(dataclasses.replace(analysis, checkpoint="<b>dir</b>/<i>model</i>.pt"), plots))
     assert "b" not in page.elements
     assert "i" not in page.elements
 
@@ -188,8 +193,8 @@ def test_page_shows_what_was_skipped_and_on_what_machine(folder, analysis):
         assert sentence in text
 
 
-def test_sections_come_before_the_analysis(analysis):
-    source = render(analysis, [Markup("<p id='mine'>extra</p>")])
+def test_sections_come_before_the_analysis(analysis, plots):
+    source = render(analysis, plots, [Markup("<p id='mine'>extra</p>")])
     assert source.index("id='mine'") < source.index("matrices analysed")
 
 
