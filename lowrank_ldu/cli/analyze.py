@@ -11,6 +11,7 @@ import typer
 from lowrank_ldu.cli.errors import readable_errors
 
 if TYPE_CHECKING:
+    from lowrank_ldu.analysis.options import ComputeDtype, Mode
     from lowrank_ldu.decomposition import Pivoting
 
 
@@ -39,7 +40,27 @@ def analyze(
         str | None, typer.Option(help="Analyse only tensors whose name matches this regular expression.")
     ] = None,
     exclude: Annotated[str | None, typer.Option(help="Leave out tensors whose name matches this one.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of randomised pivoting and of quick PiSSA.")] = 0,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="exact: the whole SVD, LDU to the full rank; cheap: leading singular values with bounds, LDU to the "
+            "largest rank asked for."
+        ),
+    ] = "exact",
+    target_error: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Relative error whose smallest sufficient rank is looked for; repeat for more.",
+            show_default="0.5, 0.1",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32 or float64, to factor in.", show_default="float64 for weights in float64, float32 for others"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of randomised pivoting, quick PiSSA and sketches.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Cores to use.", show_default="all")] = None,
 ) -> None:
     """Factor every matrix of a checkpoint by LDU, SVD and PiSSA, and report errors, conditioning, pivots and time.
@@ -64,6 +85,9 @@ def analyze(
             pivoting=cast("tuple[Pivoting, ...]", tuple(pivoting or SurveyOptions.pivoting)),  # checked in there
             select=select,
             exclude=exclude,
+            mode=cast("Mode", mode),
+            targets=tuple(target_error or SurveyOptions.targets),
+            dtype=cast("ComputeDtype | None", dtype),
             seed=seed,
             threads=available_cores() if threads is None else threads,
         )
