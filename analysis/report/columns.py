@@ -130,7 +130,7 @@ def _of_target(error: float, strategies: Iterable[Pivoting]) -> Iterator[Column[
     )
     for pivoting in strategies:
         yield column(
-            f"{pivoting} refit rank for {error:g}",
+            f"{pivoting} rank for {error:g}",
             f"The same of LDU with {pivoting} pivoting and a refitted diagonal; > the largest rank that was looked at.",
             pivoting,
         )
