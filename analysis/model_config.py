@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.analysis.readers import CheckpointError
+from lowrank_ldu.analysis.readers.json_file import read_json
+
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import TensorInfo
 
-# Those of models with tens of thousands of labels reach a few megabytes.
-_MOST_BYTES = 2**24
 _MOST_INTEGER = 2**31
 # How the weights were quantised stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
 _CONFIG, *_QUANTISATIONS = ("config.json", "quantize_config.json", "quant_config.json")
@@ -91,12 +91,8 @@ class ModelConfig:
     def _read(self, name: str) -> Section | None:
         path = self._folder / name
         try:
-            if not path.is_file():
-                return None
-            with path.open("rb") as file:
-                content = file.read(_MOST_BYTES + 1)
-            value = json.loads(content) if len(content) <= _MOST_BYTES else None
-        except (OSError, RecursionError, ValueError):
+            value = read_json(path, "configuration") if path.is_file() else None
+        except CheckpointError:
             return None
         return Section(value) if isinstance(value, dict) and value else None
 

@@ -79,6 +79,8 @@ class WeightsReader(CheckpointReader):
         super().__init__(reader.path, (source.part.info for source in self._sources.values()), ignored)
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
+        if info.reason:
+            raise CheckpointError(f"{self.path}: {info.name!r} cannot be dequantised: {info.reason}")
         source = self._sources[info.name]
         following = self._next.get(info.name)
         held, self._matrix = self._matrix, None
