@@ -130,5 +130,6 @@ def _fused(info: TensorInfo, fused: Fused, row: int | None = None) -> Iterator[P
 
 def _outputs(matrix: torch.Tensor, fused: Fused, start: int, size: int) -> torch.Tensor:
     """Return what a part has of each block of the outputs."""
-    blocks = matrix.unflatten(fused.axis, (fused.blocks, -1))
-    return blocks.narrow(fused.axis + 1, start, size).flatten(fused.axis, fused.axis + 1)
+    shape, axis = matrix.shape, fused.axis
+    blocks = matrix.reshape(*shape[:axis], fused.blocks, shape[axis] // fused.blocks, *shape[axis + 1 :])
+    return blocks.narrow(axis + 1, start, size).flatten(axis, axis + 1)

@@ -60,15 +60,14 @@ def _find_scaled(info: TensorInfo, stored: Stored) -> Found:
     roles = stored.roles({"weight": info.name, "scale": f"{info.name}_scale", "zero_point": f"{info.name}_zero_point"})
     scale = stored.tensors[roles["scale"]]
     groups = _groups(scale.shape, info.shape)
-    problem = None
     if scale.dtype not in FLOATS or groups is None:
         problem = f"{scale.name!r} is {scale.dtype} of shape {scale.shape}, which fits no rule for {info.shape}"
-    elif "zero_point" in roles:
+        return refused(info, roles, "int8", problem)
+    if "zero_point" in roles:
         zero = stored.tensors[roles["zero_point"]]
         if zero.dtype != "int8" or zero.shape != scale.shape:
             problem = f"{zero.name!r} is {zero.dtype} of shape {zero.shape}; accepted: int8 of shape {scale.shape}"
-    if problem is not None:
-        return refused(info, roles, "int8", problem)
+            return refused(info, roles, "int8", problem)
     return found(stored, info, roles, partial(times_groups, groups=groups), scheme="int8", shape=info.shape)
 
 
