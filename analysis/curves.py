@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.decomposition import LDU, gram_matrix
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True)
@@ -44,45 +42,38 @@ def sample_ranks(k: int, count: int = 96) -> list[int]:
     return sorted({round(k ** (i / (count - 1))) for i in range(count)})
 
 
-def svd_curve(values: torch.Tensor, ranks: Sequence[int]) -> list[float | None]:
-    """Return the least relative Frobenius error of any matrix of each rank, from the singular values (k,)."""
-    squares = values.to(torch.float64) ** 2
-    tails = squares.sum() - torch.cumsum(squares, 0)
-    tails[-1] = 0.0
-    return _relative(tails, float(squares.sum()), ranks)
+def best_errors(values: torch.Tensor, norm: float | None = None) -> list[float]:
+    r"""Return the least relative Frobenius error of any matrix of rank 1, 2, ...
 
+    Parameters
+    ----------
+    values : torch.Tensor, shape (l,)
+        Singular values, all of them, or the leading ones; not increasing.
+    norm : float, optional
+        \|W\|_F, where only the leading ones are given.
 
-def ldu_curve(W: torch.Tensor, factors: LDU, ranks: Sequence[int]) -> Curve:
-    r"""Return the errors of the leading terms of `factors`, which is of full rank, at each of `ranks`.
+    Returns
+    -------
+    list of float
+        l of them; 0 for the zero matrix.
 
-    With the Gram matrix G of the terms and h_i = l_i^T W u_i, the squared error of the first r terms is
-    \|W\|^2 - 2 z^T h + z^T G z, a sum that runs along r. For the best diagonal it is \|W\|^2 - \|C^-1 h\|^2 with
-    G = C C^T, and the leading part of the Cholesky factor C is that of the leading part of G.
+    Examples
+    --------
+    >>> best_errors(torch.tensor([4.0, 3.0]))
+    [0.6, 0.0]
     """
-    left, z, right = (part.to(torch.float64) for part in (factors.left, factors.diagonal, factors.right))
-    target = W.to(torch.float64)
-    energy = float(torch.sum(target * target))
-    overlap = torch.sum((left.T @ target) * right, dim=1)
-    gram = gram_matrix(left, right)
-    size = torch.sqrt(torch.diagonal(gram))
-
-    products = gram * z[:, None] * z[None, :]
-    steps = torch.diagonal(products) + 2 * torch.tril(products, -1).sum(dim=1) - 2 * z * overlap
-    errors = energy + torch.cumsum(steps, 0)
-
-    cholesky, failed_at = torch.linalg.cholesky_ex(gram / size[:, None] / size[None, :])
-    solved = torch.linalg.solve_triangular(cholesky, (overlap / size)[:, None], upper=False)[:, 0]
-    refit_errors = energy - torch.cumsum(solved * solved, 0)
-    if int(failed_at):
-        refit_errors[int(failed_at) - 1 :] = math.nan
-    return Curve(
-        error=_relative(errors, energy, ranks),
-        refit_error=_relative(refit_errors, energy, ranks),
-        pivot=[abs(float(factors.diagonal[rank - 1])) for rank in ranks],
-    )
+    largest = float(values[0])
+    if largest == 0.0:
+        return [0.0] * len(values)
+    # Relative to the largest, so that no square overflows.
+    held = torch.cumsum((values.to(torch.float64) / largest) ** 2, 0)
+    whole = float(held[-1])
+    if norm is not None:
+        whole = max(whole, (norm / largest) ** 2)  # the two round differently
+    return [math.sqrt((whole - float(part)) / whole) for part in held]
 
 
-def _relative(squared_errors: torch.Tensor, energy: float, ranks: Sequence[int]) -> list[float | None]:
-    squares = [float(squared_errors[rank - 1]) / energy if energy else math.nan for rank in ranks]
-    # Cancellation may leave less than nothing of an error that is zero.
-    return [math.sqrt(max(square, 0.0)) if math.isfinite(square) else None for square in squares]
+def sampled(errors: Iterable[float], ranks: Sequence[int]) -> list[float | None]:
+    """Return the errors at some ranks, from those at ranks 1, 2, ...; None where there is none."""
+    listed = [float(error) for error in errors]
+    return [listed[rank - 1] if math.isfinite(listed[rank - 1]) else None for rank in ranks]

@@ -11,6 +11,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import lowrank_ldu
 from lowrank_ldu.analysis.curves import Curve
 from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
+from lowrank_ldu.analysis.needed_rank import NeededRank
+from lowrank_ldu.analysis.recommendation import Recommendation
 from lowrank_ldu.analysis.spectrum import Spectrum
 from lowrank_ldu.analysis.starts import StartChange
 from lowrank_ldu.analysis.strict_json import finite_json, floats_of
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.analysis.readers import CheckpointReader
 
-FORMAT = "lowrank-ldu journal 1"
+FORMAT = "lowrank-ldu journal 2"
 
 
 class JournalError(ValueError):
@@ -198,16 +200,24 @@ def _result_of(record: dict[str, Any]) -> TensorResult:
 
 def _analysis_of(record: dict[str, Any]) -> MatrixAnalysis:
     spectrum = record.pop("spectrum")
-    energy = {int(rank): share for rank, share in spectrum.pop("energy").items()}
+    for name in ("energy", "energy_bound"):
+        spectrum[name] = {int(rank): share for rank, share in spectrum[name].items()}
     measurements = [
         Measurement(
             Diagnostics(**measurement["diagnostics"]),
             measurement["seconds"],
+            measurement["exact"],
             {start: StartChange(**change) for start, change in measurement["starts"].items()},
         )
         for measurement in record.pop("measurements")
     ]
+    needed_ranks, recommendation = record.pop("needed"), record.pop("recommendation")
     curves = {pivoting: Curve(**curve) for pivoting, curve in record.pop("curves").items()}
     return MatrixAnalysis(
-        **record, spectrum=Spectrum(**spectrum, energy=energy), measurements=measurements, curves=curves
+        **record,
+        spectrum=Spectrum(**spectrum),
+        measurements=measurements,
+        curves=curves,
+        needed=[NeededRank(**needed) for needed in needed_ranks],
+        recommendation=Recommendation(**recommendation),
     )

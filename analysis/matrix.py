@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.curves import Curve, ldu_curve, sample_ranks, svd_curve
+import torch
+
+from lowrank_ldu.analysis.curves import Curve, best_errors, sample_ranks, sampled
+from lowrank_ldu.analysis.estimated_spectrum import NITER, estimate_spectrum, sketch_width
+from lowrank_ldu.analysis.needed_rank import NeededRank, needed_ranks
+from lowrank_ldu.analysis.recommendation import Recommendation, recommend
 from lowrank_ldu.analysis.spectrum import Spectrum, summarise_spectrum
 from lowrank_ldu.analysis.starts import StartChange, start_changes
 from lowrank_ldu.analysis.timing import timed
 from lowrank_ldu.decomposition import Pivoting, ldu, pissa, svd
-from lowrank_ldu.diagnostics import Diagnostics, diagnose
+from lowrank_ldu.decomposition.principal import split_evenly
+from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
 
 if TYPE_CHECKING:
-    import torch
-
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.initialization import Initialization
 
@@ -31,12 +35,15 @@ class Measurement:
     diagnostics : Diagnostics
     seconds : float
         To compute the factors of that rank alone.
+    exact : bool
+        PiSSA only: from the exact SVD, whose time is part of `seconds`.
     starts : dict of str to StartChange
         LDU only: what each start of a trained diagonal makes of the weight. Empty for other methods.
     """
 
     diagnostics: Diagnostics
     seconds: float
+    exact: bool = False
     starts: dict[Initialization, StartChange] = field(default_factory=dict)
 
 
@@ -51,41 +58,50 @@ class MatrixAnalysis:
     spectrum : Spectrum
         Its energy is at the ranks measured.
     svd_seconds : float
-        Of the exact SVD, vectors included.
+        Of the SVD, vectors included.
+    svd_niter : int or None
+        Power iterations of the SVD; None if it is exact.
     measurements : list of Measurement
-        LDU for each pivoting at each rank, then quick PiSSA at each rank asked for.
+        LDU for each pivoting at each rank, then quick PiSSA at each rank asked for, then exact PiSSA if the SVD is.
     curve_ranks : list of int
         The ranks that the curves are sampled at.
     svd_curve : list of float or None
-        Least possible relative Frobenius error there.
+        Least possible relative Frobenius error there; upper bounds of it if the SVD is not exact.
     curves : dict of str to Curve
         For each pivoting.
+    needed : list of NeededRank
+        For each target error: of the SVD, and of LDU for each pivoting without and with refit.
+    recommendation : Recommendation
+        For the largest of the target errors.
     """
 
     m: int
     n: int
     spectrum: Spectrum
     svd_seconds: float
+    svd_niter: int | None
     measurements: list[Measurement]
     curve_ranks: list[int]
     svd_curve: list[float | None]
     curves: dict[Pivoting, Curve]
+    needed: list[NeededRank]
+    recommendation: Recommendation
 
     @property
     def size(self) -> int:
         """Number of entries of the matrix."""
         return self.m * self.n
 
-    def at(self, method: str, rank: int, pivoting: Pivoting | None = None) -> Measurement:
+    def at(self, method: str, rank: int, pivoting: Pivoting | None = None, *, exact: bool = False) -> Measurement:
         """Return the measurement of a method at min(rank, k)."""
-        wanted = (method, pivoting, min(rank, self.m, self.n))
-        found = (
-            measurement
-            for measurement in self.measurements
-            if (measurement.diagnostics.method, measurement.diagnostics.pivoting, measurement.diagnostics.rank)
-            == wanted
-        )
+        wanted = (method, pivoting, min(rank, self.m, self.n), exact)
+        found = (measurement for measurement in self.measurements if _key(measurement) == wanted)
         return next(found)
+
+
+def _key(measurement: Measurement) -> tuple[str, str | None, int, bool]:
+    figures = measurement.diagnostics
+    return figures.method, figures.pivoting, figures.rank, measurement.exact
 
 
 def analyse_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
@@ -96,7 +112,7 @@ def analyse_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     W : torch.Tensor, shape (m, n)
         Finite, float32 or float64, on the CPU.
     options : SurveyOptions
-        Which ranks and pivoting strategies.
+        Which ranks, pivoting strategies and target errors; exact or cheap, and in which dtype.
 
     Returns
     -------
@@ -106,47 +122,104 @@ def analyse_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     ------
     RuntimeError
         LAPACK did not converge, or memory ran out.
+    ValueError
+        An entry is not representable in the dtype asked for.
     """
+    if options.dtype is not None:
+        W = _converted(W, options.dtype)
     m, n = (int(size) for size in W.shape)
     k = min(m, n)
-    ranks = options.ranks_of(k)
-    exact, svd_seconds = timed(svd, W)
-    values = exact.diagonal
-    del exact  # its vectors are as large as W
-    curve_ranks = sample_ranks(k)
+    asked = sorted({min(rank, k) for rank in options.ranks})
+    exact = options.mode == "exact" or sketch_width(asked) >= k
+    ranks = options.ranks_of(k) if exact else asked
+    known = _exactly(W, ranks, asked) if exact else _cheaply(W, asked, options.seed)
+    errors = best_errors(known.target.values, None if exact else known.target.frobenius_norm)[: ranks[-1]]
+    curve_ranks = sample_ranks(ranks[-1])
     measurements: list[Measurement] = []
     curves: dict[Pivoting, Curve] = {}
+    needed = needed_ranks(errors, options.targets)
     for pivoting in options.pivoting:
-        measured, curves[pivoting] = _ldu(W, pivoting, values, curve_ranks, options)
+        measured, curves[pivoting], found = _ldu(known.target, pivoting, ranks, curve_ranks, options)
         measurements += measured
-    for rank in sorted({min(rank, k) for rank in options.ranks}):
-        measurements.append(_pissa(W, rank, values, options.seed))
+        needed += found
+    recommendation = recommend(
+        needed, [measurement.diagnostics for measurement in measurements], max(options.targets), exact=exact
+    )
+    measurements += [_pissa(known.target, rank, options.seed) for rank in asked] + known.pissa
     return MatrixAnalysis(
         m=m,
         n=n,
-        spectrum=summarise_spectrum(values, ranks),
-        svd_seconds=svd_seconds,
+        spectrum=known.spectrum,
+        svd_seconds=known.seconds,
+        svd_niter=None if exact else NITER,
         measurements=measurements,
         curve_ranks=curve_ranks,
-        svd_curve=svd_curve(values, curve_ranks),
+        svd_curve=sampled(errors, curve_ranks),
         curves=curves,
+        needed=needed,
+        recommendation=recommendation,
     )
 
 
+def _converted(W: torch.Tensor, dtype: str) -> torch.Tensor:
+    converted = W.to(getattr(torch, dtype))
+    if not bool(torch.isfinite(converted).all()):
+        raise ValueError(f"it holds entries that are not representable in {dtype}")
+    return converted
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a matrix before it is factored by LDU."""
+
+    spectrum: Spectrum
+    target: Target
+    seconds: float
+    pissa: list[Measurement]
+
+
+def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
+    exact, seconds = timed(svd, W)
+    target = Target(W, singular_values=exact.diagonal)
+    leading, split_seconds = timed(split_evenly, exact.truncate(asked[-1]))
+    examination = Examination(target, leading)
+    measured = [Measurement(examination.at(rank), seconds + split_seconds, exact=True) for rank in asked]
+    return _Known(summarise_spectrum(exact.diagonal, ranks), target, seconds, measured)
+
+
+def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
+    estimate = estimate_spectrum(W, asked, seed)
+    return _Known(estimate.spectrum, estimate.target, estimate.seconds, [])
+
+
 def _ldu(
-    W: torch.Tensor, pivoting: Pivoting, values: torch.Tensor, curve_ranks: list[int], options: SurveyOptions
-) -> tuple[list[Measurement], Curve]:
-    """Measure the leading terms of the full factorisation; the time at lower ranks is that of stopping there."""
-    ranks, seed = options.ranks_of(min(W.shape)), options.seed
+    target: Target, pivoting: Pivoting, ranks: list[int], curve_ranks: list[int], options: SurveyOptions
+) -> tuple[list[Measurement], Curve, list[NeededRank]]:
+    """Measure the leading terms of the largest factorisation; the time at lower ranks is that of stopping there."""
+    W, seed = target.W, options.seed
     seconds = [timed(ldu, W, rank, pivoting=pivoting, seed=seed)[1] for rank in ranks[:-1]]
-    factors, full_seconds = timed(ldu, W, pivoting=pivoting, seed=seed)
-    figures = diagnose(W, factors, ranks, singular_values=values)
-    starts = start_changes(factors, ranks, figures[0].frobenius_norm, seed)
-    measurements = [Measurement(*measured) for measured in zip(figures, [*seconds, full_seconds], starts, strict=True)]
-    return measurements, ldu_curve(W, factors, curve_ranks)
+    factors, last_seconds = timed(ldu, W, ranks[-1], pivoting=pivoting, seed=seed)
+    examination = Examination(target, factors)
+    figures = [examination.at(rank) for rank in ranks]
+    starts = start_changes(factors, ranks, target.frobenius_norm, seed)
+    measurements = [
+        Measurement(measured, duration, starts=changes)
+        for measured, duration, changes in zip(figures, [*seconds, last_seconds], starts, strict=True)
+    ]
+    errors, refit_errors = examination.curve()
+    curve = Curve(
+        error=sampled(errors, curve_ranks),
+        refit_error=sampled(refit_errors, curve_ranks),
+        pivot=[abs(float(factors.diagonal[rank - 1])) for rank in curve_ranks],
+    )
+    # Rounding takes the last digits of small errors along a curve, but not where they were measured.
+    for figure in figures:
+        errors[figure.rank - 1] = figure.frobenius_error
+        refit_errors[figure.rank - 1] = figure.refit_frobenius_error
+    needed = needed_ranks(errors, options.targets, pivoting=pivoting)
+    return measurements, curve, needed + needed_ranks(refit_errors, options.targets, pivoting=pivoting, refit=True)
 
 
-def _pissa(W: torch.Tensor, rank: int, values: torch.Tensor, seed: int) -> Measurement:
-    factors, seconds = timed(pissa, W, rank, niter=PISSA_ITERATIONS, seed=seed)
-    (diagnostics,) = diagnose(W, factors, singular_values=values)
-    return Measurement(diagnostics, seconds)
+def _pissa(target: Target, rank: int, seed: int) -> Measurement:
+    factors, seconds = timed(pissa, target.W, rank, niter=PISSA_ITERATIONS, seed=seed)
+    return Measurement(Examination(target, factors).at(rank), seconds)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lowrank_ldu.decomposition import PIVOTING, Pivoting
 from lowrank_ldu.validation import check_count, check_rank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Mode = Literal["exact", "cheap"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+ComputeDtype = Literal["float32", "float64"]
+COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 _LARGEST_RANK = 2**31 - 1
 
@@ -36,6 +50,16 @@ class SurveyOptions:
     select, exclude : str or None
         Regular expressions, searched anywhere in the name: analyse only the tensors that match `select`, and none
         that match `exclude`.
+    mode : {"exact", "cheap"}
+        "exact": the whole SVD of every matrix, and LDU to the full rank. "cheap": neither; the leading singular values
+        are those of a randomised SVD, with bounds, and ranks are measured as far as they are asked for. A matrix whose
+        smaller side is hardly larger than the largest rank is analysed exactly in both.
+    targets : tuple of float
+        Relative Frobenius errors: the smallest rank that reaches each is looked for. Positive. Stored in descending
+        order, each once.
+    dtype : {"float32", "float64"} or None
+        What factorisations are computed in; None: float64 for weights in float64, float32 for all others. Figures are
+        computed in float64 always, and everything on the CPU, so that they are the same wherever there is a GPU.
     seed : int
         Draws the sketches of randomised pivoting and of quick PiSSA, and random starts of the diagonal; at least 0.
     threads : int
@@ -51,31 +75,104 @@ class SurveyOptions:
     pivoting: tuple[Pivoting, ...] = ("partial", "complete")
     select: str | None = None
     exclude: str | None = None
+    mode: Mode = "exact"
+    targets: tuple[float, ...] = (0.5, 0.1)
+    dtype: ComputeDtype | None = None
     seed: int = 0
     threads: int = field(default_factory=available_cores)
 
     def __post_init__(self) -> None:
-        if not self.ranks:
-            raise OptionError("ranks is empty; accepted: at least one rank")
-        if not self.pivoting:
-            raise OptionError(f"pivoting is empty; accepted: one or more of {', '.join(PIVOTING)}")
-        try:
-            ranks = tuple(sorted({check_rank(rank, _LARGEST_RANK) for rank in self.ranks}))
-            check_rank(self.threads, _LARGEST_RANK, "threads")
-            check_count(self.seed, "seed")
-        except (TypeError, ValueError) as error:
-            raise OptionError(str(error)) from error
-        unknown = [strategy for strategy in self.pivoting if strategy not in PIVOTING]
-        if unknown:
-            raise OptionError(f"pivoting is {unknown[0]!r}; accepted: {', '.join(PIVOTING)}")
-        for name, pattern in (("select", self.select), ("exclude", self.exclude)):
-            try:
-                re.compile(pattern or "")
-            except re.error as error:
-                raise OptionError(f"{name} is {pattern!r}, not a regular expression: {error}") from error
-        object.__setattr__(self, "ranks", ranks)
+        object.__setattr__(self, "ranks", _checked_ranks(self.ranks))
+        _check_choices("pivoting", self.pivoting, PIVOTING)
         object.__setattr__(self, "pivoting", tuple(dict.fromkeys(self.pivoting)))
+        for name in ("select", "exclude"):
+            _check_pattern(name, getattr(self, name))
+        _check_choices("mode", (self.mode,), MODES)
+        object.__setattr__(self, "targets", _checked_targets(self.targets))
+        if self.dtype is not None:
+            _check_choices("dtype", (self.dtype,), COMPUTE_DTYPES)
+        with _option_errors():
+            check_count(self.seed, "seed")
+            check_rank(self.threads, _LARGEST_RANK, "threads")
 
     def ranks_of(self, k: int) -> list[int]:
         """Return the ranks to measure on a matrix of full rank k, the last one k; ranks above k become k."""
         return sorted({min(rank, k) for rank in self.ranks} | {k})
+
+
+@contextmanager
+def _option_errors() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise OptionError(str(error)) from error
+
+
+def _checked_ranks(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    if not ranks:
+        raise OptionError("ranks is empty; accepted: at least one rank")
+    with _option_errors():
+        return tuple(sorted({check_rank(rank, _LARGEST_RANK) for rank in ranks}))
+
+
+def _check_choices(name: str, given: Sequence[str], accepted: Sequence[str]) -> None:
+    if not given:
+        raise OptionError(f"{name} is empty; accepted: one or more of {', '.join(accepted)}")
+    unknown = [value for value in given if value not in accepted]
+    if unknown:
+        raise OptionError(f"{name} is {unknown[0]!r}; accepted: {', '.join(accepted)}")
+
+
+def _check_pattern(name: str, pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise OptionError(f"{name} is {pattern!r}, not a regular expression: {error}") from error
+
+
+def _checked_targets(targets: tuple[float, ...]) -> tuple[float, ...]:
+    if not targets:
+        raise OptionError("targets is empty; accepted: at least one relative error")
+    for target in targets:
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < math.inf:
+            raise OptionError(f"targets holds {target!r}; accepted: relative errors, finite and above 0")
+    return tuple(sorted({float(target) for target in targets}, reverse=True))
+
+
+@contextmanager
+def _option_errors() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise OptionError(str(error)) from error
+
+
+def _checked_ranks(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    if not ranks:
+        raise OptionError("ranks is empty; accepted: at least one rank")
+    with _option_errors():
+        return tuple(sorted({check_rank(rank, _LARGEST_RANK) for rank in ranks}))
+
+
+def _check_choices(name: str, given: Sequence[str], accepted: Sequence[str]) -> None:
+    if not given:
+        raise OptionError(f"{name} is empty; accepted: one or more of {', '.join(accepted)}")
+    unknown = [value for value in given if value not in accepted]
+    if unknown:
+        raise OptionError(f"{name} is {unknown[0]!r}; accepted: {', '.join(accepted)}")
+
+
+def _check_pattern(name: str, pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise OptionError(f"{name} is {pattern!r}, not a regular expression: {error}") from error
+
+
+def _checked_targets(targets: tuple[float, ...]) -> tuple[float, ...]:
+    if not targets:
+        raise OptionError("targets is empty; accepted: at least one relative error")
+    for target in targets:
+        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < math.inf:
+            raise OptionError(f"targets holds {target!r}; accepted: relative errors, finite and above 0")
+    return tuple(sorted({float(target) for target in targets}, reverse=True))

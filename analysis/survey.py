@@ -127,6 +127,8 @@ def _analyse(holder: list[torch.Tensor | str], order: tuple[int, ...], options: 
     del loaded
     try:
         return analyse_matrix(matrix, options)
+    except ValueError as error:  # its numbers are out of the range of a method
+        return str(error)
     except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
         return describe_error(error)
 

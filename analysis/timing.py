@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-_SHORT = 0.02
+_SHORT = 0.002
 
 
 def timed(
     compute: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
 ) -> tuple[_Result, float]:
-    """Return `compute(*args, **kwargs)` and the seconds it took: the best of three runs where one is under 20 ms."""
+    """Return `compute(*args, **kwargs)` and the seconds it took: the best of three runs where one is under 2 ms."""
 
     def once() -> tuple[_Result, float]:
         start = time.perf_counter()

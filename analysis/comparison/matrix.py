@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,7 +116,7 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOp
         base_norm=base_norm,
         update_norm=update_norm,
         relative_norm=update_norm / base_norm if base_norm else math.inf,
-        spectrum=replace(spectrum, largest=spectrum.largest * scale, smallest=spectrum.smallest * scale),
+        spectrum=spectrum.scaled(scale),
         ldu=ldu_terms,
         svd=svd_terms,
         curve_ranks=curve_ranks,

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 from lowrank_ldu.backend import Array, Backend, backend_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 # One correction reaches the rounding of the working precision for well-conditioned terms; the second one mends what
 # the solve with an ill-conditioned Gram matrix (condition number up to 1/eps) left over.
 _CORRECTIONS = 2
+# Entries of W that are in float64 at a time: 32 MB.
+_BLOCK = 2**22
 
 
 def wide(array: Array, backend: Backend) -> Array:
     """Return `array` in float64, or in float32 where the device has no float64."""
     xp = backend.xp
     return xp.astype(array, xp.float64 if backend.has_float64(array) else xp.float32)
+
+
+def blocks_of_rows(shape: Sequence[int], entries: int = _BLOCK) -> list[slice]:
+    """Return slices of the rows of an array (..., m, n), each of at most `entries` or one row."""
+    m = int(shape[-2])
+    height = max(1, entries * m // math.prod(shape))
+    return [slice(start, start + height) for start in range(0, m, height)]
 
 
 def gram_matrix(left: Array, right: Array) -> Array:
@@ -51,29 +66,37 @@ def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Arra
     """
     backend = backend_of(left, "left")
     xp = backend.xp
-    target, wide_left, wide_right = (wide(array, backend) for array in (W, left, right))
+    wide_left, wide_right = wide(left, backend), wide(right, backend)
     z = wide(diagonal, backend)
     gram = gram_matrix(left, right)
     size = xp.sqrt(xp.linalg.diagonal(gram))
     size = xp.where(size > 0, size, xp.ones_like(size))
     unit_gram = gram / size[..., :, None] / size[..., None, :]
+    solve = semidefinite_solver(unit_gram)
     for _ in range(_CORRECTIONS):
-        error = target - (wide_left * z[..., None, :]) @ wide_right
-        slope = xp.sum((xp.matrix_transpose(wide_left) @ error) * wide_right, axis=-1)
-        z = z + solve_semidefinite(unit_gram, slope / size) / size
+        slope = xp.zeros_like(z)
+        for rows in blocks_of_rows(W.shape):
+            part = wide_left[..., rows, :]
+            error = wide(W[..., rows, :], backend) - (part * z[..., None, :]) @ wide_right
+            slope = slope + xp.sum((xp.matrix_transpose(part) @ error) * wide_right, axis=-1)
+        z = z + solve(slope / size) / size
     largest = float(xp.finfo(diagonal.dtype).max)
     return xp.astype(xp.clip(z, -largest, largest), diagonal.dtype)
 
 
-def solve_semidefinite(matrix: Array, rhs: Array) -> Array:
-    """Return the solution x (..., r) of least norm of matrix (..., r, r) @ x = rhs (..., r), by eigenvalues.
+def semidefinite_solver(matrix: Array) -> Callable[[Array], Array]:
+    """Return what gives, for rhs (..., r), the solution x (..., r) of least norm of matrix (..., r, r) @ x = rhs.
 
-    Eigenvalues under r * eps times the largest are rounding, not information, and count as zero.
+    By eigenvalues. Those under r * eps times the largest are rounding, not information, and count as zero.
     """
     xp = backend_of(matrix, "matrix").xp
     values, vectors = xp.linalg.eigh(matrix)
     cutoff = matrix.shape[-1] * float(xp.finfo(values.dtype).eps) * values[..., -1:]
     kept = values > cutoff
     inverse = xp.where(kept, 1 / xp.where(kept, values, xp.ones_like(values)), xp.zeros_like(values))
-    coefficients = inverse[..., None] * (xp.matrix_transpose(vectors) @ rhs[..., None])
-    return (vectors @ coefficients)[..., 0]
+
+    def solve(rhs: Array) -> Array:
+        coefficients = inverse[..., None] * (xp.matrix_transpose(vectors) @ rhs[..., None])
+        return (vectors @ coefficients)[..., 0]
+
+    return solve

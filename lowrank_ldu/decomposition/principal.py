@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition.factorization import Factorization
-from lowrank_ldu.decomposition.truncated_svd import svd
+from lowrank_ldu.decomposition.truncated_svd import SVD, svd
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array
@@ -68,7 +68,21 @@ def pissa(
     array([[0., 0.],
            [0., 4.]])
     """
-    factors = svd(W, rank, niter=niter, oversampling=oversampling, seed=seed)
+    return split_evenly(svd(W, rank, niter=niter, oversampling=oversampling, seed=seed))
+
+
+def split_evenly(factors: SVD) -> PiSSA:
+    """Return PiSSA's split of a singular value decomposition: each factor takes the root of the values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> split_evenly(svd(np.diag([1.0, 4.0]), 1)).left
+    array([[0.],
+           [2.]])
+    """
     xp = backend_of(factors.diagonal).xp
     root = xp.sqrt(factors.diagonal)
-    return PiSSA(factors.left * root[..., None, :], xp.ones_like(root), root[..., :, None] * factors.right, niter)
+    return PiSSA(
+        factors.left * root[..., None, :], xp.ones_like(root), root[..., :, None] * factors.right, factors.niter
+    )

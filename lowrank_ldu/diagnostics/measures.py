@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.decomposition.factorization import scaled_product
+import numpy as np
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
 
-_STORAGE = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+# Of eigenvalues of a Gram matrix: rounding takes less than 1e-8 of the condition number.
+_SAFE_RATIO = 1e7
+# From this size on Lanczos iterations take a tenth of the time of all eigenvalues.
+_LANCZOS_FROM = 128
+# Of the residual. The eigenvalue is closer by far: its error is the square of that.
+_LANCZOS_TOLERANCE = 1e-8
 
 
 def frobenius_norm(matrix: Array, backend: Backend) -> float:
@@ -36,7 +41,25 @@ def spectral_norm(matrix: Array, backend: Backend) -> float:
     scaled = matrix / largest
     transposed = xp.matrix_transpose(scaled)
     gram = scaled @ transposed if matrix.shape[0] <= matrix.shape[1] else transposed @ scaled
-    return largest * math.sqrt(max(float(xp.linalg.eigvalsh(gram)[-1]), 0.0))
+    return largest * math.sqrt(max(largest_eigenvalue(gram, backend), 0.0))
+
+
+def largest_eigenvalue(matrix: Array, backend: Backend) -> float:
+    """Return the largest eigenvalue of a symmetric positive semidefinite matrix (k, k)."""
+    size = int(matrix.shape[0])
+    if size < _LANCZOS_FROM:
+        return float(backend.xp.linalg.eigvalsh(matrix)[-1])
+    # It takes as long to import as the rest of this package.
+    from scipy.sparse.linalg import ArpackError, eigsh  # noqa: PLC0415
+
+    host = backend.to_numpy(matrix)
+    # ARPACK starts from a random vector of the process's own unless it is given one.
+    start = np.random.default_rng(0).standard_normal(size).astype(host.dtype)
+    try:
+        (value,) = eigsh(host, 1, which="LA", v0=start, tol=_LANCZOS_TOLERANCE, return_eigenvectors=False)
+    except ArpackError:
+        return float(backend.xp.linalg.eigvalsh(matrix)[-1])
+    return float(value)
 
 
 def condition_number(values: Array, size: int, backend: Backend) -> float:
@@ -46,6 +69,21 @@ def condition_number(values: Array, size: int, backend: Backend) -> float:
     if smallest <= size * float(xp.finfo(values.dtype).eps) * largest:
         return math.inf
     return largest / smallest
+
+
+def condition_of_factor(gram: Array, factor: Array, backend: Backend) -> float:
+    """Return the condition number of a factor with r columns or rows, whose Gram matrix (r, r) is known.
+
+    From the eigenvalues of that, unless they are too far apart: their ratio is the square of the condition number, and
+    rounding grows with it.
+    """
+    xp = backend.xp
+    if backend.has_float64(factor):
+        values = xp.linalg.eigvalsh(gram)
+        smallest, largest = float(values[0]), float(values[-1])
+        if smallest * _SAFE_RATIO > largest:  # not if one is NaN
+            return math.sqrt(largest / smallest)
+    return condition_number(xp.linalg.svdvals(factor), max(factor.shape), backend)
 
 
 def orthogonality_defect(gram: Array, backend: Backend) -> float:
@@ -60,32 +98,3 @@ def orthogonality_defect(gram: Array, backend: Backend) -> float:
     rank = int(gram.shape[0])
     identity = xp.eye(rank, dtype=gram.dtype, device=xp.empty_like(gram).device)
     return frobenius_norm(cosines - identity, backend) / math.sqrt(rank)
-
-
-def storage_error(left: Array, diagonal: Array, right: Array, dtype: str, backend: Backend) -> float:
-    """Return the Frobenius norm of what rounding left and right to `dtype` changes, or inf if an entry overflows it.
-
-    The arrays are in float64 (float32 where the device has none).
-    """
-    xp = backend.xp
-    if max(float(xp.max(xp.abs(left))), float(xp.max(xp.abs(right)))) > _STORAGE[dtype]:
-        return math.inf
-    rounded_left, rounded_right = (_round_to(array, dtype, backend) for array in (left, right))
-    # Two products of small differences instead of the difference of two products, which would cancel.
-    change = scaled_product(rounded_left - left, diagonal, right) + scaled_product(
-        rounded_left, diagonal, rounded_right - right
-    )
-    return frobenius_norm(change, backend)
-
-
-def _round_to(array: Array, dtype: str, backend: Backend) -> Array:
-    """Round to the nearest number of `dtype`, ties to even, in the array's own dtype.
-
-    NumPy has no bfloat16, so both are rounded by arithmetic: to a multiple of the spacing at each entry's magnitude.
-    """
-    xp = backend.xp
-    digits, smallest_exponent = {"float16": (11, -14), "bfloat16": (8, -126)}[dtype]
-    magnitude = xp.where(array == 0, xp.ones_like(array), xp.abs(array))
-    exponent = xp.maximum(xp.floor(xp.log2(magnitude)), xp.full_like(array, smallest_exponent))
-    spacing = 2.0 ** (exponent - (digits - 1))
-    return xp.round(array / spacing) * spacing

@@ -25,14 +25,16 @@ class Diagnostics:
         Of the factors.
     frobenius_norm, spectral_norm : float
         Of W, in W's own unit.
-    frobenius_error, spectral_error : float
-        \|W - L diag(z) U\| / \|W\| in either norm; 0 if W is zero.
-    refit_frobenius_error, refit_spectral_error : float
+    frobenius_error, spectral_error : float, float or None
+        \|W - L diag(z) U\| / \|W\| in either norm; 0 if W is zero. Spectral errors are None if not asked for.
+    refit_frobenius_error, refit_spectral_error : float, float or None
         The same with the diagonal that is best for these L and U in the Frobenius norm (`Factorization.refit`).
     zero_frobenius_error, zero_spectral_error : float
         Yardstick: the same for the zero matrix. 1, or 0 if W is zero.
-    svd_frobenius_error, svd_spectral_error : float
-        Yardstick: the least error of any matrix of rank r, from the singular values of W.
+    svd_frobenius_error, svd_spectral_error : float, float or None
+        Yardstick: the least error of any matrix of rank r, from the singular values of W. Where only
+        the leading ones are known (lower bounds, of a randomised SVD), the first is an upper bound, the second None.
+
     growth_factor : float or None
         LDU only. max(\|W\|, \|D U\|) / max \|W\| over the entries and the first r steps: how much elimination let
         them grow; at least 1.
@@ -75,13 +77,13 @@ class Diagnostics:
     frobenius_norm: float
     spectral_norm: float
     frobenius_error: float
-    spectral_error: float
+    spectral_error: float | None
     refit_frobenius_error: float
-    refit_spectral_error: float
+    refit_spectral_error: float | None
     zero_frobenius_error: float
     zero_spectral_error: float
     svd_frobenius_error: float
-    svd_spectral_error: float
+    svd_spectral_error: float | None
     growth_factor: float | None
     condition_left: float
     condition_right: float

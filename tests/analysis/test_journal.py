@@ -119,7 +119,7 @@ def test_other_versions_are_noticed(checkpoint, journal):
     [
         (0, "{}", "is no journal of this version"),
         (0, "[]", "line 1 is damaged"),
-        (0, '{"format":"lowrank-ldu journal 1"}', "line 1 is damaged"),
+        (0, '{"format":"lowrank-ldu journal 2"}', "line 1 is damaged"),
         (1, "{}", "line 2 is damaged"),
         (2, "\x00\xff", "line 3 is damaged"),
         (2, '{"result":{"name":"a","shape":3,"analysis":null},"seconds":1}', "line 3 is damaged"),

@@ -12,13 +12,15 @@ from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
 from lowrank_ldu import diagnose, ldu
-from lowrank_ldu.analysis.curves import ldu_curve, sample_ranks, svd_curve
+from lowrank_ldu.analysis.curves import best_errors, sample_ranks, sampled
 from lowrank_ldu.analysis.options import OptionError, SurveyOptions
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
 from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint
 from lowrank_ldu.analysis.spectrum import summarise_spectrum
 from lowrank_ldu.analysis.survey import survey
 from lowrank_ldu.analysis.workers import Layout, plan
+from lowrank_ldu.decomposition import Factorization
+from lowrank_ldu.diagnostics import Examination, Target
 
 ANALYSED = {"tall", "wide", "convolution", "zero", HOSTILE}
 
@@ -86,6 +88,9 @@ def test_figures_are_those_of_numpy(checkpoint, options):
     quick = analysis.at("pissa", 3).diagnostics
     assert quick.svd_frobenius_error <= quick.frobenius_error < 1
     assert analysis.svd_seconds > 0
+    exact = analysis.at("pissa", 3, exact=True)
+    assert exact.diagnostics.frobenius_error == pytest.approx(exact.diagnostics.svd_frobenius_error, rel=1e-5)
+    assert exact.seconds > analysis.svd_seconds
 
 
 def test_ranks_above_the_full_one_are_clipped_and_the_full_one_is_measured(checkpoint, options):
@@ -99,7 +104,10 @@ def test_ranks_above_the_full_one_are_clipped_and_the_full_one_is_measured(check
         ("ldu", "complete", 6),
         ("pissa", None, 3),
         ("pissa", None, 6),
+        ("pissa", None, 3),
+        ("pissa", None, 6),
     ]
+    assert [m.exact for m in analysis.measurements] == [False] * 6 + [True] * 2
     assert {m.diagnostics.dtype for m in analysis.measurements} == {"float64"}
     assert analysis.at("ldu", 64, "partial") is analysis.at("ldu", 6, "partial")
 
@@ -121,14 +129,29 @@ def test_half_precision_is_computed_in_float32(checkpoint, options):
 def test_curves_are_what_diagnose_measures_rank_by_rank(pivoting):
     W = weight(20, 14, seed=5)
     factors = ldu(W, pivoting=pivoting)
-    ranks = list(range(1, 15))
-    curve = ldu_curve(W, factors, ranks)
-    figures = diagnose(W, factors, ranks)
-    assert curve.error == pytest.approx([item.frobenius_error for item in figures], rel=1e-5, abs=1e-6)
-    assert curve.refit_error == pytest.approx([item.refit_frobenius_error for item in figures], rel=1e-5, abs=1e-6)
-    assert curve.pivot == factors.diagonal.abs().tolist()
+    errors, refit_errors = Examination(Target(W), factors).curve()
+    figures = diagnose(W, factors, range(1, 15))
+    assert errors == pytest.approx([item.frobenius_error for item in figures], rel=1e-5, abs=1e-6)
+    assert refit_errors == pytest.approx([item.refit_frobenius_error for item in figures], rel=1e-5, abs=1e-6)
+    best = [item.svd_frobenius_error for item in figures]
     values = torch.linalg.svdvals(W)
-    assert svd_curve(values, ranks) == pytest.approx([item.svd_frobenius_error for item in figures], rel=1e-4, abs=1e-6)
+    assert best_errors(values) == pytest.approx(best, rel=1e-4, abs=1e-6)
+    assert best_errors(values[:5], float(torch.linalg.matrix_norm(W))) == pytest.approx(best[:5], rel=1e-4)
+
+
+def test_curves_are_samples_of_the_factorisation(checkpoint, options):
+    analysis = results_of(checkpoint, options)["tall"].analysis
+    W = weight(30, 12).to(torch.float32)
+    factors = ldu(W, pivoting="complete")
+    curve = analysis.curves["complete"]
+    assert analysis.curve_ranks == sample_ranks(12)
+    assert curve.pivot == [abs(float(factors.diagonal[rank - 1])) for rank in analysis.curve_ranks]
+    expected = [item.frobenius_error for item in diagnose(W, factors, analysis.curve_ranks)]
+    assert curve.error == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_samples_of_errors_that_are_not_known_are_none():
+    assert sampled([0.5, math.nan, 0.25], [1, 2, 3]) == [0.5, None, 0.25]
 
 
 def test_zero_matrix_has_figures_without_warnings(checkpoint, options):
@@ -136,14 +159,16 @@ def test_zero_matrix_has_figures_without_warnings(checkpoint, options):
     assert analysis.spectrum.stable_rank == analysis.spectrum.effective_rank == 0
     assert analysis.spectrum.energy == {3: 1.0, 4: 1.0}
     assert analysis.at("ldu", 3, "partial").diagnostics.frobenius_error == 0
-    assert analysis.curves["partial"].error == [None] * 4
+    assert analysis.curves["partial"].error == [0.0] * 4
+    assert {needed.rank for needed in analysis.needed} == {1}
 
 
 def test_refit_curve_stops_where_terms_depend_on_each_other():
-    W = torch.zeros(4, 4)
-    W[0, 1] = 1.0
-    curve = ldu_curve(W, ldu(W), [1, 2, 3, 4])
-    assert all(value is None or math.isfinite(value) for value in curve.refit_error)
+    doubled = Factorization(torch.ones(4, 3), torch.ones(3), torch.ones(3, 4))
+    errors, refit_errors = Examination(Target(torch.ones(4, 4)), doubled).curve()
+    assert errors == pytest.approx([0.0, 1.0, 2.0], abs=1e-7)
+    assert refit_errors[0] == pytest.approx(0.0, abs=1e-7)
+    assert np.isnan(refit_errors[1:]).all()
 
 
 def test_sampled_ranks_reach_from_one_to_full():
@@ -274,6 +299,11 @@ def test_nothing_to_analyse_says_why(tmp_path, options):
         ({"exclude": "["}, "exclude is"),
         ({"seed": -1}, "seed is -1"),
         ({"threads": 0}, "threads is 0"),
+        ({"mode": "fast"}, "mode is 'fast'; accepted: exact, cheap"),
+        ({"dtype": "float16"}, "dtype is 'float16'; accepted: float32, float64"),
+        ({"targets": ()}, "targets is empty"),
+        ({"targets": (0.5, 0.0)}, "targets holds 0.0; accepted: relative errors"),
+        ({"targets": (float("nan"),)}, "targets holds nan"),
     ],
 )
 def test_options_out_of_range_are_refused(given, message):
@@ -282,8 +312,9 @@ def test_options_out_of_range_are_refused(given, message):
 
 
 def test_options_are_ordered_and_unique():
-    options = SurveyOptions(ranks=(8, 2, 8), pivoting=("rook", "partial", "rook"))
+    options = SurveyOptions(ranks=(8, 2, 8), pivoting=("rook", "partial", "rook"), targets=(0.1, 1, 0.1))
     assert options.ranks == (2, 8)
+    assert options.targets == (1.0, 0.1)
     assert options.pivoting == ("rook", "partial")
 
 

@@ -79,7 +79,7 @@ def test_storage_error_is_that_of_the_rounded_factors(library, name, dtype):
 
 def test_rounding_agrees_with_the_types_themselves_on_subnormals_and_ties():
     from lowrank_ldu.backend import backend_of
-    from lowrank_ldu.diagnostics.measures import _round_to
+    from lowrank_ldu.diagnostics.storage import round_to
 
     generator = np.random.default_rng(0)
     values = generator.standard_normal(4000) * 2.0 ** generator.integers(-30, 14, 4000)
@@ -88,7 +88,7 @@ def test_rounding_agrees_with_the_types_themselves_on_subnormals_and_ties():
         # Through float32 first, since ml_dtypes rounds float64 twice.
         exact = values.astype(np.float32).astype(np.float64)
         expected = exact.astype(np.float32).astype(dtype).astype(np.float64)
-        np.testing.assert_array_equal(_round_to(exact, name, backend_of(exact)), expected)
+        np.testing.assert_array_equal(round_to(exact, name, backend_of(exact)), expected)
 
 
 def test_an_entry_that_overflows_float16_makes_its_storage_error_infinite():

@@ -1,0 +1,255 @@
+"""One factorisation beside its target: figures at any rank, and the errors at all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.decomposition import LDU, Factorization
+from lowrank_ldu.decomposition.gram import wide
+from lowrank_ldu.diagnostics.cost import apply_flops, factor_flops
+from lowrank_ldu.diagnostics.measures import (
+    condition_number,
+    condition_of_factor,
+    frobenius_norm,
+    orthogonality_defect,
+)
+from lowrank_ldu.diagnostics.rank_errors import Norms, RankErrors
+from lowrank_ldu.diagnostics.record import Diagnostics
+from lowrank_ldu.diagnostics.storage import StorageErrors
+from lowrank_ldu.diagnostics.terms import Terms
+from lowrank_ldu.validation import check_like, check_rank, dtype_name
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from lowrank_ldu.diagnostics.target import Target
+
+_BFLOAT16_TIE = 2.0**-8
+
+
+class Examination:
+    """A factorisation and what was factored, measured together.
+
+    Parameters
+    ----------
+    target : Target
+        What was factored.
+    factors : Factorization
+        From `ldu`, `svd` or `pissa`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `factors` is no factorisation, of another library, or of another shape; the target knows fewer singular values
+        than the factorisation has terms.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_ldu import ldu
+    >>> from lowrank_ldu.diagnostics import Target
+    >>> W = np.array([[4.0, 0.0], [0.0, 3.0]])
+    >>> examination = Examination(Target(W), ldu(W))
+    >>> examination.at(1).frobenius_error
+    0.6
+    >>> examination.curve()[0]
+    array([0.6, 0. ])
+    """
+
+    def __init__(self, target: Target, factors: Factorization) -> None:
+        if not isinstance(factors, Factorization):
+            raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
+        check_like(target.W, factors.left)
+        if tuple(target.W.shape) != factors.shape:
+            raise ValueError(
+                f"W has shape {tuple(target.W.shape)}; accepted: {factors.shape}, the shape that was factored"
+            )
+        self._target, self._factors, self._backend = target, factors, target.backend
+        self._terms = Terms(factors, self._backend)
+        self._errors = RankErrors(target, factors, self._terms)
+        with _quiet():
+            self._storage = {
+                dtype: StorageErrors(self._terms, dtype, self._backend) for dtype in ("float16", "bfloat16")
+            }
+
+    def at(self, rank: int) -> Diagnostics:
+        """Return the figures of the first `rank` terms.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `rank` is no integer from 1 to the rank of the factorisation; the target does not know as many values.
+        """
+        rank = check_rank(rank, self._factors.rank)
+        known = int(self._target.values.shape[0])
+        if known < rank:
+            raise ValueError(f"rank is {rank}; accepted: at most {known}, the leading_values that are known")
+        with _quiet():
+            return self._measure(rank)
+
+    def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        r"""Return the relative Frobenius errors of the first 1, 2, ... terms, with their own and the best diagonal.
+
+        From sums of squares at all ranks at once: rounding below about 1e-7. NaN where terms depend on each other so
+        closely that this way has no answer; 0 for the zero matrix.
+        """
+        norm = self._target.frobenius_norm
+        if norm == 0.0:
+            nothing = np.zeros(self._factors.rank)
+            return nothing, nothing.copy()
+        with _quiet():
+            plain, refit = self._errors.squares()
+            return tuple(np.sqrt(np.maximum(squares, 0.0)) / norm for squares in (plain, refit))
+
+    def _measure(self, rank: int) -> Diagnostics:
+        m, n = self._factors.shape
+        target, terms = self._target, self._terms
+        size = int(self._backend.xp.finfo(self._factors.left.dtype).bits) // 8
+        norm = target.frobenius_norm
+        leading = self._factors.truncate(rank)
+        return Diagnostics(
+            method=type(leading).__name__.lower(),
+            pivoting=leading.pivoting if isinstance(leading, LDU) else None,
+            m=m,
+            n=n,
+            rank=rank,
+            dtype=dtype_name(leading.left),
+            **_errors(rank, target, self._errors),
+            **_conditioning(rank, terms, self._backend),
+            **_pivots(target.largest, leading, self._backend),
+            storage_error_float16=_relative(self._storage["float16"].at(rank), norm),
+            storage_error_bfloat16=_relative(self._storage["bfloat16"].at(rank), norm),
+            factor_flops=factor_flops(leading, rank),
+            apply_flops=apply_flops(m, n, rank),
+            dense_apply_flops=2 * m * n,
+            factor_bytes=size * (rank * (m + n) + rank),
+            dense_bytes=size * m * n,
+        )
+
+
+def _quiet() -> np.errstate:
+    """NumPy's warnings would speak of what is looked for here, and then taken another way."""
+    return np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore")
+
+
+def _relative(value: float, norm: float) -> float:
+    return 0.0 if value == 0.0 else value / norm if norm else math.inf
+
+
+class _Errors(TypedDict):
+    frobenius_norm: float
+    spectral_norm: float
+    frobenius_error: float
+    spectral_error: float | None
+    refit_frobenius_error: float
+    refit_spectral_error: float | None
+    zero_frobenius_error: float
+    zero_spectral_error: float
+    svd_frobenius_error: float
+    svd_spectral_error: float | None
+
+
+def _errors(rank: int, target: Target, errors: RankErrors) -> _Errors:
+    frobenius, spectral = target.frobenius_norm, target.spectral_norm
+    plain, refit = errors.at(rank)
+
+    def of_spectral(value: float | None) -> float | None:
+        return None if value is None else _relative(value, spectral)
+
+    best = _best(rank, target)
+    return _Errors(
+        frobenius_norm=frobenius,
+        spectral_norm=spectral,
+        frobenius_error=_relative(plain.frobenius, frobenius),
+        spectral_error=of_spectral(plain.spectral),
+        refit_frobenius_error=_relative(refit.frobenius, frobenius),
+        refit_spectral_error=of_spectral(refit.spectral),
+        zero_frobenius_error=_relative(frobenius, frobenius),
+        zero_spectral_error=_relative(spectral, spectral),
+        svd_frobenius_error=_relative(best.frobenius, frobenius),
+        svd_spectral_error=of_spectral(best.spectral),
+    )
+
+
+def _best(rank: int, target: Target) -> Norms:
+    """Return the norms of what the truncated SVD leaves."""
+    values, norm = target.values, target.frobenius_norm
+    if int(values.shape[0]) == target.full_rank:
+        tail = values[rank:]
+        return Norms(frobenius_norm(tail, target.backend), float(tail[0])) if tail.shape[0] else Norms(0.0, 0.0)
+    # What is not in the leading values is in the rest.
+    held = _relative(frobenius_norm(values[:rank], target.backend), norm)
+    return Norms(norm * math.sqrt(max(1.0 - held * held, 0.0)), None)
+
+
+class _Conditioning(TypedDict):
+    condition_left: float
+    condition_right: float
+    condition_gram: float
+    orthogonality_left: float
+    orthogonality_right: float
+
+
+def _conditioning(rank: int, terms: Terms, backend: Backend) -> _Conditioning:
+    left_gram, right_gram = terms.left_gram[:rank, :rank], terms.right_gram[:rank, :rank]
+    return _Conditioning(
+        condition_left=condition_of_factor(left_gram, terms.left[:, :rank], backend),
+        condition_right=condition_of_factor(right_gram, terms.right[:rank, :], backend),
+        condition_gram=condition_number(backend.xp.linalg.eigvalsh(left_gram * right_gram), rank, backend),
+        orthogonality_left=orthogonality_defect(left_gram, backend),
+        orthogonality_right=orthogonality_defect(right_gram, backend),
+    )
+
+
+class _Pivots(TypedDict):
+    growth_factor: float | None
+    smallest_pivot: float | None
+    largest_pivot: float | None
+    zero_pivots: int | None
+    closest_runner_up: float | None
+    near_ties: int | None
+    near_ties_bfloat16: int | None
+
+
+def _pivots(largest_entry: float, factors: Factorization, backend: Backend) -> _Pivots:
+    if not isinstance(factors, LDU):
+        return _Pivots(
+            growth_factor=None,
+            smallest_pivot=None,
+            largest_pivot=None,
+            zero_pivots=None,
+            closest_runner_up=None,
+            near_ties=None,
+            near_ties_bfloat16=None,
+        )
+    xp = backend.xp
+    diagonal, upper = wide(factors.diagonal, backend), wide(factors.upper, backend)
+    largest_row_entry = float(xp.max(xp.abs(diagonal) * xp.max(xp.abs(upper), axis=1)))
+    pivots = xp.abs(diagonal * xp.linalg.diagonal(upper[:, : factors.rank]))
+    ratios = xp.where(factors.zero_pivots, xp.zeros_like(pivots), _runner_up(factors, backend))
+    tie = factors.rank * float(xp.finfo(factors.left.dtype).eps)
+    return _Pivots(
+        growth_factor=max(1.0, _relative(largest_row_entry, largest_entry)),
+        smallest_pivot=float(xp.min(pivots)),
+        largest_pivot=float(xp.max(pivots)),
+        zero_pivots=_count(factors.zero_pivots, backend),
+        closest_runner_up=float(xp.max(ratios)),
+        near_ties=_count(ratios >= 1 - tie, backend),
+        near_ties_bfloat16=_count(ratios >= 1 - _BFLOAT16_TIE, backend),
+    )
+
+
+def _runner_up(factors: LDU, backend: Backend) -> Array:
+    if factors.runner_up is not None:
+        return wide(factors.runner_up, backend)
+    # Partial pivoting: what stands below the diagonal of L is each candidate over the pivot.
+    xp = backend_of(factors.lower).xp
+    return wide(xp.max(xp.abs(xp.tril(factors.lower, k=-1)), axis=0), backend)
+
+
+def _count(mask: Array, backend: Backend) -> int:
+    return int(backend.xp.sum(backend.xp.astype(mask, backend.xp.int32)))

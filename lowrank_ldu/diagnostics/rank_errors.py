@@ -1,0 +1,185 @@
+"""Errors of the leading terms at many ranks: one product with W serves them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.linalg
+
+from lowrank_ldu.decomposition.factorization import scaled_product
+from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
+from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from lowrank_ldu.backend import Array
+    from lowrank_ldu.decomposition import Factorization
+    from lowrank_ldu.diagnostics.target import Target
+    from lowrank_ldu.diagnostics.terms import Terms
+
+# A squared error is the difference of sums of squares. Where it is more than this share of them, float64 leaves at
+# least ten digits of it; below, it is taken from the difference of the matrices itself.
+_FROBENIUS_SHARE = 1e-4
+# Of a spectral error, which is no larger and often much smaller than the Frobenius error, eight digits.
+_SPECTRAL_SHARE = 1e-6
+# Squares of the diagonal of the terms' Cholesky factor, relative to the terms' own: below, they are hardly independent.
+_INDEPENDENT = 1e-8
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Norms of W minus some terms; the spectral ones are None if they were not asked for."""
+
+    frobenius: float
+    spectral: float | None
+
+
+class RankErrors:
+    r"""What the first r terms of a factorisation leave of W, for any r.
+
+    With G the Gram matrix of the terms and h_i = l_i^T W u_i, the squared error is \|W\|^2 - 2 z^T h + z^T G z, for
+    the factorisation's own z and for the best one, G^-1 h. For other ranks these are leading parts of the same arrays.
+    The spectral norm follows from the smaller Gram matrix of the error, which is that of W with a change of rank 2 r.
+
+    Parameters
+    ----------
+    target : Target
+        What was factored.
+    factors : Factorization
+    terms : Terms
+        All of its terms.
+    """
+
+    def __init__(self, target: Target, factors: Factorization, terms: Terms) -> None:
+        self._target, self._factors, self._terms = target, factors, terms
+        self._W, self._backend, self._spectral = target.W, target.backend, target.spectral
+
+    def at(self, rank: int) -> tuple[Norms, Norms]:
+        """Return the norms of what the first `rank` terms leave of W, and the same with their best diagonal."""
+        plain = self._by_gram(rank, self._terms.z[:rank])
+        best = self._best_diagonal(rank)
+        refit = None if best is None else self._by_gram(rank, best)
+        if plain is None:
+            plain = self._by_difference(self._factors.truncate(rank))
+        if refit is None:
+            refit = self._by_difference(self._factors.truncate(rank).refit(self._W))
+        return plain, refit
+
+    def squares(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the squared Frobenius errors of the first 1, 2, ... r terms, with their own and the best diagonal.
+
+        Rounding may take all of an error below about 1e-8, and leave less than nothing of it. NaN from where terms
+        depend on each other too closely, and where the entries are out of range.
+        """
+        unknown = np.full(int(self._terms.z.shape[0]), np.nan)
+        if not self._target.in_range:
+            return unknown, unknown
+        energy = self._target.energy
+        z, gram, overlap = (
+            np.asarray(self._backend.to_numpy(array)) for array in (self._terms.z, self._terms.gram, self._overlap)
+        )
+        products = gram * z[:, None] * z[None, :]
+        steps = np.diagonal(products) + 2 * np.tril(products, -1).sum(axis=1) - 2 * z * overlap
+        triangle, size = self._cholesky
+        count = int(triangle.shape[0])
+        solved = scipy.linalg.solve_triangular(triangle, overlap[:count] / size[:count], lower=True)
+        refit = unknown.copy()
+        refit[:count] = energy - np.cumsum(solved * solved)
+        return energy + np.cumsum(steps), refit
+
+    @cached_property
+    def _projection(self) -> Array:
+        """T (k, r): W U^T or W^T L, whichever is smaller."""
+        backend = self._backend
+        parts: list[Array] = []
+        for rows in blocks_of_rows(self._W.shape):
+            block = wide(self._W[rows, :], backend)
+            if self._by_rows:
+                parts.append(block @ self._terms.right.T)
+            else:
+                part = block.T @ self._terms.left[rows, :]
+                parts = [parts[0] + part] if parts else [part]
+        return backend.xp.concat(parts) if self._by_rows else parts[0]
+
+    @property
+    def _by_rows(self) -> bool:
+        return bool(self._W.shape[0] <= self._W.shape[1])
+
+    @cached_property
+    def _side(self) -> tuple[Array, Array]:
+        """The factor (k, r) of the side on which `_projection` is, and the Gram matrix (r, r) of the other one."""
+        if self._by_rows:
+            return self._terms.left, self._terms.right_gram
+        return self._terms.right.T, self._terms.left_gram
+
+    @cached_property
+    def _overlap(self) -> Array:
+        """h, shape (r,)."""
+        return self._backend.xp.sum(self._side[0] * self._projection, axis=0)
+
+    @cached_property
+    def _cholesky(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Cholesky factor of the terms' Gram matrix, of terms scaled to unit norm, and their norms.
+
+        Of as many leading terms as are independent of each other by far more than rounding.
+        """
+        gram = np.asarray(self._backend.to_numpy(self._terms.gram))
+        size = np.sqrt(np.diagonal(gram))
+        triangle, failed_at = scipy.linalg.lapack.dpotrf(gram / size[:, None] / size[None, :], lower=1, clean=1)
+        pivots = np.diagonal(triangle)[: failed_at - 1 if failed_at else None]
+        dependent = np.flatnonzero(~(pivots**2 > _INDEPENDENT))  # NaN as well
+        count = int(dependent[0]) if dependent.size else len(pivots)
+        return triangle[:count, :count], size
+
+    def _best_diagonal(self, rank: int) -> Array | None:
+        """Return G^-1 h of the leading terms, or None where they depend on each other too closely for this way."""
+        if not self._target.in_range:
+            return None
+        triangle, size = self._cholesky
+        if len(triangle) < rank:
+            return None
+        overlap = np.asarray(self._backend.to_numpy(self._overlap))[:rank]
+        solved = scipy.linalg.cho_solve((triangle[:rank, :rank], True), overlap / size[:rank], check_finite=False)
+        return self._backend.from_numpy(solved / size[:rank], self._terms.z)
+
+    def _by_gram(self, rank: int, z: Array) -> Norms | None:
+        """Return the norms for a diagonal z (rank,), or None where rounding would leave too little of them."""
+        if not self._target.in_range:
+            return None
+        xp = self._backend.xp
+        overlap, gram = self._overlap[:rank], self._terms.gram[:rank, :rank]
+        square = self._target.energy - 2 * float(z @ overlap) + float(z @ gram @ z)
+        magnitude = xp.abs(z)
+        summed = (
+            self._target.energy
+            + 2 * float(xp.sum(magnitude * xp.abs(overlap)))
+            + float(magnitude @ xp.abs(gram) @ magnitude)
+        )
+        if not square > _FROBENIUS_SHARE * summed:  # NaN as well
+            return None
+        if not self._spectral:
+            return Norms(square**0.5, None)
+        factor, other = self._side
+        scaled = factor[:, :rank] * z[None, :]
+        half = self._projection[:, :rank] - 0.5 * (scaled @ other[:rank, :rank])
+        change = half @ scaled.T
+        top = largest_eigenvalue(self._target.gram - change - change.T, self._backend)
+        return Norms(square**0.5, top**0.5) if top > _SPECTRAL_SHARE * summed else None
+
+    def _by_difference(self, factors: Factorization) -> Norms:
+        backend = self._backend
+        xp = backend.xp
+        parts = tuple(wide(part, backend) for part in (factors.left, factors.diagonal, factors.right))
+        if self._spectral:
+            error = self._target.wide - scaled_product(*parts)
+            return Norms(frobenius_norm(error, backend), spectral_norm(error, backend))
+        left, diagonal, right = parts
+        norms = [
+            frobenius_norm(wide(self._W[rows, :], backend) - scaled_product(left[rows, :], diagonal, right), backend)
+            for rows in blocks_of_rows(self._W.shape)
+        ]
+        return Norms(frobenius_norm(xp.asarray(norms, dtype=left.dtype), backend), None)

@@ -1,0 +1,125 @@
+"""The matrix that factorisations are measured against, and what is known of it whatever they are."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowrank_ldu.backend import backend_of
+from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
+from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
+from lowrank_ldu.validation import check_matrix
+
+if TYPE_CHECKING:
+    from lowrank_ldu.backend import Array
+
+# Squares of entries in this range, and sums of them, are normal numbers of float64.
+_SMALLEST, _LARGEST = 1e-100, 1e100
+
+
+class Target:
+    """A matrix W, so that several factorisations of it can be measured without measuring W itself each time.
+
+    Parameters
+    ----------
+    W : array, shape (m, n)
+        As for `ldu`.
+    singular_values : array, shape (k,), optional
+        Of W, not increasing, where they are known already; they are the dearest part.
+    leading_values : array, shape (l,) with l <= k, optional
+        Lower bounds of the leading singular values, not increasing, such as those of a randomised SVD. What the best
+        approximation leaves is then an upper bound, from them and the norm of W, and ranks may be no larger than l.
+        Spectral norms are not measured: W is taken in blocks of rows, so that figures take little memory beside it,
+        and the first of these stands for its spectral norm.
+
+    Raises
+    ------
+    TypeError, ValueError
+        W as for `ldu`, or a stack; the values are not as many as they may be, or not of W's library; both are given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_ldu import diagnose, ldu, svd
+    >>> target = Target(np.array([[4.0, 0.0], [0.0, 3.0]]))
+    >>> [diagnose(target, factors, [1])[0].frobenius_error for factors in (ldu(target.W), svd(target.W))]
+    [0.6, 0.6]
+    """
+
+    def __init__(self, W: Array, *, singular_values: Array | None = None, leading_values: Array | None = None) -> None:
+        self.W, self.backend = check_matrix(W)
+        if self.W.ndim != 2:
+            raise ValueError(f"W has shape {tuple(self.W.shape)}; accepted: a single matrix (m, n)")
+        self.full_rank = min(int(size) for size in self.W.shape)
+        self.spectral = leading_values is None
+        if singular_values is not None and leading_values is not None:
+            raise ValueError("singular_values and leading_values are both given; accepted: one of them")
+        self._values: Array | None = None
+        if singular_values is not None:
+            self._values = self._checked(singular_values, "singular_values", self.full_rank)
+        if leading_values is not None:
+            self._values = self._checked(leading_values, "leading_values", 1)
+
+    def _checked(self, values: Array, name: str, least: int) -> Array:
+        if (
+            backend_of(values, name) is not self.backend
+            or values.ndim != 1
+            or not least <= int(values.shape[0]) <= self.full_rank
+        ):
+            count = f"all {self.full_rank}" if least == self.full_rank else f"1 to {self.full_rank}"
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}; accepted: {count} of W, in an array of its library"
+            )
+        return wide(values, self.backend)
+
+    @cached_property
+    def values(self) -> Array:
+        """Singular values of W: all, or lower bounds of the leading ones."""
+        return self.backend.xp.linalg.svdvals(self.wide) if self._values is None else self._values
+
+    @property
+    def wide(self) -> Array:
+        """W in float64 where the device has it."""
+        return wide(self.W, self.backend)
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest magnitude of the entries of W."""
+        xp = self.backend.xp
+        return float(xp.max(xp.abs(self.W)))
+
+    @property
+    def in_range(self) -> bool:
+        """Whether squares of entries are normal numbers, in a precision that leaves something of their differences."""
+        return self.backend.has_float64(self.W) and _SMALLEST < self.largest < _LARGEST
+
+    @cached_property
+    def energy(self) -> float:
+        """Sum of the squares of W, which is `in_range`."""
+        xp, energy = self.backend.xp, 0.0
+        for rows in blocks_of_rows(self.W.shape):
+            block = wide(self.W[rows, :], self.backend)
+            energy += float(xp.sum(block * block))
+        return energy
+
+    @cached_property
+    def gram(self) -> Array:
+        """W W^T or W^T W, whichever is smaller."""
+        whole = self.wide
+        return whole @ whole.T if whole.shape[0] <= whole.shape[1] else whole.T @ whole
+
+    @cached_property
+    def frobenius_norm(self) -> float:
+        """Of W."""
+        return float(np.sqrt(self.energy)) if self.in_range else frobenius_norm(self.wide, self.backend)
+
+    @cached_property
+    def spectral_norm(self) -> float:
+        """Of W, measured if spectral norms are, or else the largest of the singular values."""
+        if not self.spectral:
+            return float(self.values[0])
+        if self.in_range:
+            return float(np.sqrt(max(largest_eigenvalue(self.gram, self.backend), 0.0)))
+        return spectral_norm(self.wide, self.backend)
