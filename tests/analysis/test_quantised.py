@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from weights import weight
 
+from lowrank_ldu.analysis.comparison.run import compare_checkpoints
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.quantised.packing import unpacked
 from lowrank_ldu.analysis.readers import CheckpointError
@@ -424,6 +425,22 @@ class TestPackQuantized:
         matrices, others = read(tmp_path, state | {"b.weight": weight(3, 4)})
         assert list(matrices) == ["b.weight"]
         assert others["a.weight_packed"].startswith("pack-quantized: ")
+
+
+def test_what_quantisation_changes_is_compared(tmp_path):
+    """A quantised checkpoint has the names of its base, and can be compared with it."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    original = weight(48, 32)
+    packed, state = functional.quantize_4bit(original, quant_type="nf4")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "tuned").mkdir()
+    write(tmp_path / "base", {"a.weight": original, "b.weight": weight(6, 4)})
+    stored = {f"a.weight.{name}": values for name, values in state.as_dict(packed=True).items()}
+    write(tmp_path / "tuned", {"a.weight": packed, "b.weight": weight(6, 4), **stored})
+    result = compare_checkpoints(tmp_path / "base", tmp_path / "tuned", SurveyOptions(ranks=(2,), threads=1))
+    ((pair, _),) = result.matrices
+    assert (pair.name, pair.tuned_dtype) == ("a.weight", "bitsandbytes nf4 as float32")
+    assert [pair.name for pair in result.unchanged] == ["b.weight"]
 
 
 def test_names_that_are_taken(tmp_path):
