@@ -74,7 +74,7 @@ def _against_numbers(comparison: CheckpointComparison) -> Panel:
         ends = [end for places, _ in curves for end in (places[0], places[-1])]
         grid = [float(place) for place in np.geomspace(min(ends), max(ends), 96)]
         draw_band(panel, grid, curves, label=label, colour=colour, style=style)
-    panel.axes.set_xscale("log")
+    panel.make_logarithmic(x=True)
     _limit(panel, logarithmic=True)
     panel.add_legend()
     return panel
@@ -84,5 +84,5 @@ def _limit(panel: Panel, *, logarithmic: bool) -> None:
     if not logarithmic:
         panel.axes.set_ylim(0, 1.02)
         return
-    panel.axes.set_yscale("log")
+    panel.make_logarithmic(y=True)
     panel.axes.set_ylim(max(panel.axes.get_ylim()[0], _LEAST_DRAWN), 1.3)

@@ -1,4 +1,4 @@
-"""What an analysis leaves on disk: two tables, a machine-readable document and a page to read."""
+"""What an analysis leaves on disk: two tables, a machine-readable document, plots and a page to read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.report.document import to_json
 from lowrank_ldu.analysis.report.page import render_page
+from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.tables import write_figures, write_tensors
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ __all__ = ["write_report"]
 
 
 def write_report(analysis: Analysis, folder: Path, sections: Sequence[Markup] = ()) -> None:
-    """Write the four files of a report into an existing folder.
+    """Write the files of a report into an existing folder.
 
     `figures.csv` has a row for each tensor, method and rank; `tensors.csv` a row for each tensor, the skipped ones
-    too; `analysis.json` holds everything; `report.html` is a page that needs nothing else.
+    too; both are there as `.parquet` too. `analysis.json` holds everything; `report.html` is a page that needs nothing
+    else; `figures` has the plots over all matrices as PNG and SVG.
 
     Parameters
     ----------
@@ -37,7 +39,10 @@ def write_report(analysis: Analysis, folder: Path, sections: Sequence[Markup] = 
     OSError
         A file cannot be written.
     """
-    write_figures(analysis, folder / "figures.csv")
-    write_tensors(analysis, folder / "tensors.csv")
+    write_figures(analysis, folder)
+    write_tensors(analysis, folder)
     (folder / "analysis.json").write_text(to_json(analysis), encoding="utf-8")
-    (folder / "report.html").write_text(render_page(analysis, sections), encoding="utf-8")
+    plots = draw_plots(analysis)
+    (folder / "figures").mkdir(exist_ok=True)
+    plots.save(folder / "figures")
+    (folder / "report.html").write_text(render_page(analysis, plots, sections), encoding="utf-8")

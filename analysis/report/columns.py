@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lowrank_ldu.analysis.report.formatting import duration, figure
+from lowrank_ldu.analysis.report.formatting import duration, figure, interval
+from lowrank_ldu.analysis.report.yardstick import energy, least_error, needed_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.needed_rank import NeededRank
+    from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
 
 _Matrix = TypeVar("_Matrix")
@@ -18,12 +21,23 @@ _Matrix = TypeVar("_Matrix")
 
 @dataclass(frozen=True)
 class Column(Generic[_Matrix]):
-    """One column: its heading, what it means, the number in it for a matrix's results, and how that is written."""
+    """One column: its heading, what it means, the number in it for a matrix's results, and how that is written.
+
+    With `show`, what is written follows from the results, not from the number alone.
+    """
 
     label: str
     definition: str
     value: Callable[[_Matrix], float | None]
     write: Callable[[float], str] = figure
+    show: Callable[[_Matrix], str] | None = None
+
+    def cell(self, matrix: _Matrix) -> Cell:
+        """Return a matrix's cell in this column."""
+        value = self.value(matrix)
+        if self.show is not None:
+            return Cell(value, self.show(matrix))
+        return Cell(value, figure(None) if value is None else self.write(value))
 
 
 @dataclass(frozen=True)
@@ -36,16 +50,20 @@ class Cell:
 
 def cells(columns: list[Column[_Matrix]], matrix: _Matrix) -> list[Cell]:
     """Return a matrix's row."""
-    values = [column.value(matrix) for column in columns]
-    return [
-        Cell(value, figure(None) if value is None else column.write(value))
-        for column, value in zip(columns, values, strict=True)
-    ]
+    return [column.cell(matrix) for column in columns]
 
 
-def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixAnalysis]]:
+def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
     """Return the columns after the tensor's name, shape and dtype."""
     listed: list[Column[MatrixAnalysis]] = [
+        Column(
+            "recommended",
+            "The pivoting whose leading terms, with a refitted diagonal, reach a relative error of "
+            f"{max(options.targets):g} with the smallest rank, and that rank; no saving where its factors are "
+            "larger than the weight. The view of the matrix says why.",
+            lambda matrix: matrix.recommendation.rank,
+            show=_recommended,
+        ),
         Column("stable rank", "‖W‖²_F / ‖W‖²_2, from 1 to k = min(m, n).", lambda matrix: matrix.spectrum.stable_rank),
         Column(
             "effective rank",
@@ -56,11 +74,14 @@ def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixAnal
             "energy",
             f"Share of ‖W‖²_F that the first {rank} singular values hold.",
             lambda matrix: matrix.spectrum.energy[min(rank, matrix.m, matrix.n)],
+            show=lambda matrix: energy(matrix, min(rank, matrix.m, matrix.n)),
         ),
         Column(
             "SVD error",
-            "‖W - W_r‖_F / ‖W‖_F of the truncated exact SVD: the least that any matrix of this rank can have.",
-            lambda matrix: matrix.at("pissa", rank).diagnostics.svd_frobenius_error,
+            "‖W - W_r‖_F / ‖W‖_F of the truncated SVD: the least that any matrix of this rank can have. Two numbers "
+            "are bounds of it, the greater one the error of a randomised SVD.",
+            lambda matrix: least_error(matrix, rank)[1],
+            show=lambda matrix: interval(*least_error(matrix, rank)),
         ),
         Column(
             "PiSSA error",
@@ -68,13 +89,51 @@ def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixAnal
             lambda matrix: matrix.at("pissa", rank).diagnostics.frobenius_error,
         ),
     ]
-    for pivoting in strategies:
+    for pivoting in options.pivoting:
         listed += _of_strategy(pivoting, rank)
+    for error in options.targets:
+        listed += _of_target(error, options.pivoting)
     listed += [
         Column("PiSSA time", "Time to compute quick PiSSA.", lambda matrix: matrix.at("pissa", rank).seconds, duration),
-        Column("SVD time", "Time of the exact SVD, vectors included.", lambda matrix: matrix.svd_seconds, duration),
+        Column(
+            "SVD time",
+            "Time of the exact or randomised SVD, vectors included.",
+            lambda matrix: matrix.svd_seconds,
+            duration,
+        ),
     ]
     return listed
+
+
+def _recommended(matrix: MatrixAnalysis) -> str:
+    advice = matrix.recommendation
+    if advice.rank is None:
+        return f"{advice.pivoting}, > {matrix.curve_ranks[-1]}"
+    return f"{advice.pivoting}, {advice.rank}{'' if advice.pays else ': no saving'}"
+
+
+def _of_target(error: float, strategies: Iterable[Pivoting]) -> Iterator[Column[MatrixAnalysis]]:
+    def column(label: str, definition: str, pivoting: Pivoting | None) -> Column[MatrixAnalysis]:
+        def of(matrix: MatrixAnalysis) -> NeededRank:
+            wanted = (error, pivoting, pivoting is not None)
+            return next(item for item in matrix.needed if (item.error, item.pivoting, item.refit) == wanted)
+
+        return Column(
+            label, definition, lambda matrix: of(matrix).rank, show=lambda matrix: needed_in_words(of(matrix), matrix)
+        )
+
+    yield column(
+        f"SVD rank for {error:g}",
+        f"Smallest rank whose truncated SVD has a relative error of at most {error:g}; ≤ before the rank of a "
+        "randomised SVD, unknown where that does not reach it.",
+        None,
+    )
+    for pivoting in strategies:
+        yield column(
+            f"{pivoting} refit rank for {error:g}",
+            f"The same of LDU with {pivoting} pivoting and a refitted diagonal; > the largest rank that was looked at.",
+            pivoting,
+        )
 
 
 def _of_strategy(pivoting: Pivoting, rank: int) -> Iterator[Column[MatrixAnalysis]]:

@@ -25,12 +25,14 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     target : pathlib.Path
         Where the files are to be. Its parent has to exist.
     overwrite : bool
-        Whether `target` may hold anything yet. Files of the same names are then replaced; others are left alone.
+        Whether `target` may hold anything yet. Files of the same names, in folders of the same names too, are then
+        replaced; others are left alone.
 
     Raises
     ------
     OutputError
-        `target` is not a folder, is not empty (without `overwrite`), or cannot be written.
+        `target` is not a folder, is not empty (without `overwrite`), holds a file where a folder is to be or a folder
+        where a file is, or cannot be written.
     """
     check_target(target, overwrite=overwrite)
     absolute = target.absolute()
@@ -42,15 +44,27 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         if absolute.exists():
-            for file in sorted(temporary.iterdir()):
-                file.replace(absolute / file.name)
-            temporary.rmdir()
+            _move_into(absolute, temporary)
         else:
             temporary.rename(absolute)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_into(target: Path, temporary: Path) -> None:
+    """Move every file to its place under `target`, after all places were found to be free for it."""
+    files = [file.relative_to(temporary) for file in sorted(temporary.rglob("*")) if file.is_file()]
+    for file in files:
+        if (target / file).is_dir():
+            raise OutputError(f"{target / file}: is a folder where a file is to be")
+        for folder in file.parents:
+            if (target / folder).exists() and not (target / folder).is_dir():
+                raise OutputError(f"{target / folder}: is a file where a folder is to be")
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        (temporary / file).replace(target / file)
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:

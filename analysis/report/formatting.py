@@ -25,6 +25,18 @@ def figure(value: float | None) -> str:
     return f"{round(value, digits):,.{max(digits, 0)}f}"
 
 
+def interval(low: float, high: float) -> str:
+    """Return two bounds as people read them; one figure if they read the same.
+
+    Examples
+    --------
+    >>> interval(0.6, 0.6), interval(0.61, 0.642)
+    ('0.600', '0.610 to 0.642')
+    """
+    ends = figure(low), figure(high)
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
 def duration(seconds: float) -> str:
     """Return seconds with a unit that suits them.
 

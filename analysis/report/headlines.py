@@ -5,8 +5,9 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.formatting import figure
+from lowrank_ldu.analysis.report.formatting import figure, interval
 from lowrank_ldu.analysis.report.scope import Scope, headline_scope
+from lowrank_ldu.analysis.report.yardstick import least_error, svd_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,8 @@ def headlines(analysis: Analysis) -> list[str]:
             f"{rank} is about those."
         )
     sentences += [_error_sentence(scope, pivoting) for pivoting in analysis.options.pivoting]
-    sentences.append(_conditioning_sentence(matrices, analysis.options.pivoting))
+    sentences.append(_recommendation_sentence(matrices, max(analysis.options.targets)))
+    sentences.append(_conditioning_sentence(_conditioning_scope(scope, matrices), analysis.options.pivoting))
     sentences.append(_time_sentence(scope, analysis))
     sentences.append(_tie_sentence(scope, analysis.options.pivoting))
     return sentences
@@ -47,23 +49,38 @@ def _error_sentence(scope: Scope, pivoting: Pivoting) -> str:
             f"At full rank LDU with {pivoting} pivoting reproduces the matrices to a median relative error of {error}."
         )
     refit = _median(item.refit_frobenius_error for item in figures)
-    best = _median(item.svd_frobenius_error for item in figures)
+    bounds = [least_error(matrix, scope.rank) for matrix in scope.matrices]
+    best = interval(median(low for low, _ in bounds), median(high for _, high in bounds))
     return (
         f"At {scope.place} the leading LDU terms with {pivoting} pivoting are worse than the zero matrix in {worse} of "
-        f"{len(figures)} matrices: their median relative error is {error}, where the zero matrix has 1 and exact SVD, "
-        f"the best possible, {best}. Refitting the diagonal by least squares brings it to {refit}."
+        f"{len(figures)} matrices: their median relative error is {error}, where the zero matrix has 1 and the "
+        f"best possible, the truncated SVD, {best}. Refitting the diagonal by least squares brings it to {refit}."
     )
 
 
-def _conditioning_sentence(matrices: list[MatrixAnalysis], strategies: Iterable[Pivoting]) -> str:
-    scope = Scope(matrices, None)
+def _recommendation_sentence(matrices: list[MatrixAnalysis], target: float) -> str:
+    reached = [matrix.recommendation for matrix in matrices if matrix.recommendation.rank is not None]
+    pays = sum(advice.pays for advice in reached)
+    return (
+        f"A relative error of {target:g} is reached by LDU with a refitted diagonal in {len(reached)} of "
+        f"{len(matrices)} matrices at a rank that was looked at, in {pays} of them with factors that are smaller "
+        "than the weight."
+    )
+
+
+def _conditioning_scope(scope: Scope, matrices: list[MatrixAnalysis]) -> Scope:
+    """Return all matrices at full rank where that was measured of each, or those that the headlines are about."""
+    return Scope(matrices, None) if all(matrix.svd_niter is None for matrix in matrices) else scope
+
+
+def _conditioning_sentence(scope: Scope, strategies: Iterable[Pivoting]) -> str:
     medians = [
         f"{_median(item.diagnostics.condition_gram for item in scope.ldu(pivoting))} with {pivoting} pivoting"
         for pivoting in strategies
     ]
     return (
-        "At full rank the metric of the diagonal (Gram matrix of the rank-one terms) has a median condition number of "
-        f"{', '.join(medians)}; singular vectors have 1."
+        f"At {scope.place} the metric of the diagonal (Gram matrix of the rank-one terms) has a median condition "
+        f"number of {', '.join(medians)}; singular vectors have 1."
     )
 
 
@@ -79,7 +96,10 @@ def _time_sentence(scope: Scope, analysis: Analysis) -> str:
         for pivoting in analysis.options.pivoting
     ]
     quick = times_as_long(matrix.at("pissa", analysis.headline_rank) for matrix in scope.matrices)
-    return f"At {scope.place} exact SVD takes {', '.join(ratios)}, and {quick} times as long as quick PiSSA (medians)."
+    return (
+        f"At {scope.place} {svd_name(scope.matrices)} takes {', '.join(ratios)}, and {quick} times as long as quick "
+        "PiSSA (medians)."
+    )
 
 
 def _tie_sentence(scope: Scope, strategies: Iterable[Pivoting]) -> str:

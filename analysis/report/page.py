@@ -9,38 +9,40 @@ from markupsafe import Markup
 
 from lowrank_ldu.analysis.report.columns import cells, columns
 from lowrank_ldu.analysis.report.headlines import headlines
-from lowrank_ldu.analysis.report.plot_conditioning import conditioning_panels
-from lowrank_ldu.analysis.report.plot_errors import error_panels
-from lowrank_ldu.analysis.report.plot_pivots import pivot_panels
-from lowrank_ldu.analysis.report.plot_times import time_panels
+from lowrank_ldu.analysis.report.heat import heat_map
+from lowrank_ldu.analysis.report.plot_panel import COLOURS
+from lowrank_ldu.analysis.report.shades import ink, shade
 from lowrank_ldu.analysis.report.templating import page_template
+from lowrank_ldu.analysis.report.views import view_of
+from lowrank_ldu.analysis.report.yardstick import svd_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lowrank_ldu.analysis.report.plots import Plots
     from lowrank_ldu.analysis.run import Analysis
 
 
-def render_page(analysis: Analysis, sections: Sequence[Markup] = ()) -> str:
+def render_page(analysis: Analysis, plots: Plots, sections: Sequence[Markup] = ()) -> str:
     """Return the report as HTML, with `sections` before the analysis.
 
     Everything from the checkpoint is escaped; the plots are SVG made here.
     """
-    table = columns(analysis.options.pivoting, analysis.headline_rank)
-    return page_template("report.html.j2").render(
+    table = columns(analysis.options, analysis.headline_rank)
+    return page_template("report.html.j2", ink=ink, shade=shade).render(
         analysis=analysis,
         title=PurePath(analysis.checkpoint).name,
         sections=sections,
         headlines=headlines(analysis),
+        svd=svd_name(matrix for _, matrix in analysis.matrices),
+        heat=heat_map(analysis),
         plots={
-            name: [Markup(panel) for panel in panels]  # noqa: S704  # drawn from numbers alone
-            for name, panels in {
-                "errors": error_panels(analysis),
-                "pivots": pivot_panels(analysis),
-                "conditioning": conditioning_panels(analysis),
-                "times": time_panels(analysis),
-            }.items()
+            name: [Markup(panel.to_svg()) for panel in panels]  # noqa: S704  # names in it are escaped
+            for name, panels in vars(plots).items()
         },
+        colours=COLOURS,
         columns=table,
         rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in analysis.matrices],
+        numbers={tensor.name: number for number, (tensor, _) in enumerate(analysis.matrices, 1)},
+        view=lambda matrix: view_of(matrix, analysis),
     )

@@ -21,10 +21,12 @@ _SPREAD = 0.6
 _BAR = 0.07
 
 
-def conditioning_panels(analysis: Analysis) -> list[str]:
+def conditioning_panels(analysis: Analysis) -> list[Panel]:
     """Return a panel for each factor: a point for each matrix and a bar at the median, for each pivoting and rank."""
     largest = max(min(matrix.m, matrix.n) for _, matrix in analysis.matrices)
-    ranks = [*(rank for rank in analysis.options.ranks if rank < largest), None]
+    ranks: list[int | None] = [rank for rank in analysis.options.ranks if rank < largest]
+    if all(matrix.svd_niter is None for _, matrix in analysis.matrices):
+        ranks.append(None)  # a survey that is not exact stops before the full rank
     strategies = analysis.options.pivoting
     panels = []
     for name, title, label in _PANELS:
@@ -33,11 +35,11 @@ def conditioning_panels(analysis: Analysis) -> list[str]:
             for number, pivoting in enumerate(strategies):
                 centre = place + _SPREAD * ((number + 0.5) / len(strategies) - 0.5)
                 _draw(panel, centre, _values(analysis, name, pivoting, rank), pivoting, labelled=place == 0)
-        panel.axes.set_yscale("log")
+        panel.make_logarithmic(y=True)
         panel.axes.set_xticks(range(len(ranks)), [str(rank or "full") for rank in ranks])
         panel.axes.set_xlim(-0.5, len(ranks) - 0.5)
         panel.add_legend()
-        panels.append(panel.to_svg())
+        panels.append(panel)
     return panels
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from lowrank_ldu.analysis.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from matplotlib.axes import Axes
 
@@ -23,8 +31,10 @@ COLOURS = {
     "pissa": "#C78500",
     "svd": "#222222",
 }
-_MARKERS = {"partial": "o", "complete": "s", "rook": "^", "randomized": "D", "pissa": "v", "svd": "x"}
+MARKERS = {"partial": "o", "complete": "s", "rook": "^", "randomized": "D", "pissa": "v", "svd": "x"}
 _TEXT = "#222222"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_DPI = 160  # of the PNG files
 _LOOK: Any = {
     "font.size": 11.0,
     "text.color": _TEXT,
@@ -42,6 +52,33 @@ _LOOK: Any = {
 }
 
 
+def plain(text: str, longest: int) -> str:
+    r"""Return a name as the plots' font can show it: ASCII, without its middle where it is too long.
+
+    To be drawn with `parse_math=False`: a name may hold dollars.
+
+    Examples
+    --------
+    >>> plain("größer.than.a.line", 12)
+    'gr\\x....line'
+    """
+    text = printable(text).encode("ascii", "backslashreplace").decode("ascii")
+    head = (longest - 3) // 2
+    return text if len(text) <= longest else f"{text[:head]}...{text[-(longest - 3 - head) :]}"
+
+
+class _PlainLogFormatter(LogFormatter):
+    """Labels in plain text: laying out the library's formulas takes a fifth of the time of a plot."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        if not super().__call__(x, pos):  # what is to have no label, where there are many
+            return ""
+        power = round(math.log10(x))
+        if abs(power) < 4 or not math.isclose(x, 10.0**power):
+            return f"{x:g}"
+        return "10" + str(power).translate(_SUPERSCRIPT)
+
+
 class Panel:
     """A plot under construction.
 
@@ -51,13 +88,17 @@ class Panel:
         Unique on the page; letters and hyphens.
     title, x_label, y_label : str
         With the unit in brackets, where there is one.
+    size : tuple of float
+        Width and height in inches. Text keeps its size, so wide panels are hard to read on narrow screens.
     """
 
-    def __init__(self, name: str, title: str, x_label: str, y_label: str) -> None:
+    def __init__(
+        self, name: str, title: str, x_label: str, y_label: str, size: tuple[float, float] = (4.8, 3.7)
+    ) -> None:
         self._name, self._title = name, title
         with mpl.rc_context(_LOOK):
-            self._figure = Figure(figsize=(4.8, 3.7), layout="constrained")
-            self.axes: Axes = self._figure.subplots()
+            self.figure = Figure(figsize=size, layout="constrained")
+            self.axes: Axes = self.figure.subplots()
         self.axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
         self.axes.set_xlabel(x_label)
         self.axes.set_ylabel(y_label)
@@ -65,33 +106,63 @@ class Panel:
     def scatter(self, x: Sequence[float], y: Sequence[float], method: str, label: str | None) -> None:
         """Draw a point for each pair, with the colour and the marker of a method."""
         alpha = max(0.4, min(0.8, 12 / max(1, len(x))))
-        self.axes.scatter(x, y, s=28, color=COLOURS[method], marker=_MARKERS[method], alpha=alpha, label=label)
+        self.axes.scatter(x, y, s=28, color=COLOURS[method], marker=MARKERS[method], alpha=alpha, label=label)
 
-    def add_legend(self) -> None:
-        """Add the legend, below the axes, where it hides no data."""
+    def add_legend(self, markerscale: float = 1.0) -> None:
+        """Add the legend, below the axes, where it hides no data, with markers so much larger than those drawn."""
         handles, labels = self.axes.get_legend_handles_labels()
-        legend = self._figure.legend(
-            handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=10, handletextpad=0.5
+        legend = self.figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            fontsize=10,
+            handletextpad=0.5,
+            markerscale=markerscale,
         )
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1.0)  # points are pale where they are many
 
+    def make_logarithmic(self, *, x: bool = False, y: bool = False) -> None:
+        """Make axes logarithmic."""
+        if x:
+            self.axes.set_xscale("log")
+        if y:
+            self.axes.set_yscale("log")
+        for axis in [self.axes.xaxis] * x + [self.axes.yaxis] * y:
+            axis.set_major_formatter(_PlainLogFormatter())
+            axis.set_minor_formatter(_PlainLogFormatter())
+
     def mark_ranks(self, ranks: Sequence[int], k: int) -> None:
         """Make the x axis logarithmic, from 1 to k, with ticks at its ends and at these ranks."""
-        self.axes.set_xscale("log")
+        self.make_logarithmic(x=True)
         self.axes.set_xlim(1, k)
         ticks = sorted({1, *(rank for rank in ranks if rank < k), k})
         self.axes.set_xticks(ticks, [str(rank) for rank in ticks])
         self.axes.set_xticks([], minor=True)
 
     def to_svg(self) -> str:
-        """Return an `<svg>` element for a page that holds other panels too."""
-        buffer = io.StringIO()
-        with mpl.rc_context(_LOOK):
-            self._figure.savefig(
-                buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-            )
-        text = buffer.getvalue()
+        """Return an `<svg>` element for a page that holds other panels too; nothing is to be drawn after it."""
+        text = self._drawn
         text = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{self._title}"', 1)
         return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self._name}-", text)
+
+    def save(self, folder: Path) -> None:
+        """Write the panel into an existing folder, as PNG and as SVG; nothing is to be drawn after it."""
+        (folder / f"{self._name}.svg").write_text(self._drawn, encoding="utf-8")
+        self.figure.dpi = _DPI
+        canvas: Any = FigureCanvasAgg(self.figure)
+        with mpl.rc_context(_LOOK):
+            canvas.print_png(folder / f"{self._name}.png", metadata={"Software": None})
+
+    @cached_property
+    def _drawn(self) -> str:
+        buffer = io.StringIO()
+        canvas: Any = FigureCanvasSVG(self.figure)
+        # Past Figure.savefig, which draws everything once more than it has to.
+        with mpl.rc_context(_LOOK):
+            canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        self.figure.set_layout_engine("none")  # the places of the axes are found: once is enough
+        return buffer.getvalue()

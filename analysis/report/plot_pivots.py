@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.run import Analysis
 
 
-def pivot_panels(analysis: Analysis) -> list[str]:
+def pivot_panels(analysis: Analysis) -> list[Panel]:
     """Return a panel for each pivoting, with a line for each matrix, all on the same scale."""
     matrices = [matrix for _, matrix in analysis.matrices]
     drawn = [pivot for matrix in matrices for curve in matrix.curves.values() for pivot in curve.pivot if pivot > 0]
@@ -28,9 +28,9 @@ def pivot_panels(analysis: Analysis) -> list[str]:
                 alpha=max(0.15, min(0.8, 6 / len(matrices))),
                 linewidth=1,
             )
-        panel.axes.set_yscale("log")
+        panel.make_logarithmic(y=True)
         if drawn:
             panel.axes.set_ylim(min(drawn) / 1.5, max(drawn) * 1.5)
         panel.mark_ranks(analysis.options.ranks, max(matrix.curve_ranks[-1] for matrix in matrices))
-        panels.append(panel.to_svg())
+        panels.append(panel)
     return panels

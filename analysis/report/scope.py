@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
     from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.survey import TensorResult
     from lowrank_ldu.decomposition import Pivoting
 
 
@@ -36,9 +37,15 @@ class Scope:
         return [matrix.at("ldu", self.rank or min(matrix.m, matrix.n), pivoting) for matrix in self.matrices]
 
 
+def headline_matrices(analysis: Analysis) -> list[tuple[TensorResult, MatrixAnalysis]]:
+    """Return the matrices whose full rank is above the headline rank, with their names, or all if none is."""
+    rank = analysis.headline_rank
+    larger = [pair for pair in analysis.matrices if min(pair[1].m, pair[1].n) > rank]
+    return larger or analysis.matrices
+
+
 def headline_scope(analysis: Analysis) -> Scope:
     """Return the matrices whose full rank is above the headline rank, or all at full rank if none is."""
     rank = analysis.headline_rank
-    matrices = [matrix for _, matrix in analysis.matrices]
-    larger = [matrix for matrix in matrices if min(matrix.m, matrix.n) > rank]
-    return Scope(larger, rank) if larger else Scope(matrices, None)
+    matrices = [matrix for _, matrix in headline_matrices(analysis)]
+    return Scope(matrices, rank if min(matrices[0].m, matrices[0].n) > rank else None)

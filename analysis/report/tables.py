@@ -1,11 +1,12 @@
-"""The two CSV tables. A missing figure is an empty field, an infinite one is `inf`."""
+"""The two tables, each as CSV, where a missing figure is an empty field and an infinite one `inf`, and as Parquet."""
 
 from __future__ import annotations
 
 import csv
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
+from lowrank_ldu.analysis.report.parquet import Kind, kind_of, write_parquet
 from lowrank_ldu.diagnostics import Diagnostics
 
 if TYPE_CHECKING:
@@ -15,32 +16,54 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.decomposition import Pivoting
 
 
-def write_figures(analysis: Analysis, path: Path) -> None:
-    """Write a row for each tensor, method and rank: every field of `Diagnostics`, and the seconds to factor."""
-    columns = ["tensor", *(field.name for field in fields(Diagnostics)), "seconds"]
-    rows = (
-        {"tensor": tensor.name, **asdict(measurement.diagnostics), "seconds": measurement.seconds}
-        for tensor, matrix in analysis.matrices
-        for measurement in matrix.measurements
-    )
-    write_rows(path, columns, rows)
-
-
-def write_tensors(analysis: Analysis, path: Path) -> None:
-    """Write a row for each tensor; the timings are at `Analysis.headline_rank`."""
-    options = analysis.options
-    columns = [
-        "tensor", "shape", "dtype", "analysed", "reason", "seconds", "m", "n",
-        "largest_singular_value", "smallest_singular_value", "stable_rank", "effective_rank",
-        *(f"energy_{rank}" for rank in options.ranks),
-        "svd_seconds", *(f"ldu_{pivoting}_seconds" for pivoting in options.pivoting), "pissa_seconds",
-    ]  # fmt: skip
-    rows = (
+def write_figures(analysis: Analysis, folder: Path) -> None:
+    """Write a row for each tensor, method and rank: `Diagnostics`, the seconds to factor, and the kind of PiSSA."""
+    hints = get_type_hints(Diagnostics)
+    columns: dict[str, Kind] = {
+        "tensor": "text",
+        **{field.name: kind_of(hints[field.name]) for field in fields(Diagnostics)},
+        "seconds": "real",
+        "exact": "truth",
+    }
+    rows = [
         {
             "tensor": tensor.name,
-            "shape": "" if tensor.shape is None else "x".join(map(str, tensor.shape)),
+            **asdict(measurement.diagnostics),
+            "seconds": measurement.seconds,
+            # Of PiSSA alone: the others come in one kind.
+            "exact": measurement.exact if measurement.diagnostics.method == "pissa" else None,
+        }
+        for tensor, matrix in analysis.matrices
+        for measurement in matrix.measurements
+    ]
+    _write(folder, "figures", columns, rows)
+
+
+def write_tensors(analysis: Analysis, folder: Path) -> None:
+    """Write a row for each tensor; the timings are at `Analysis.headline_rank`.
+
+    A rank for a target error that is missing was not reached in the ranks that were looked at.
+    """
+    options = analysis.options
+    figures = [
+        "largest_singular_value", "smallest_singular_value", "stable_rank", "effective_rank", "spectral_entropy",
+        *(f"{name}_{rank}" for rank in options.ranks for name in ("energy", "energy_bound")),
+        "svd_seconds", *(f"ldu_{pivoting}_seconds" for pivoting in options.pivoting), "pissa_seconds",
+    ]  # fmt: skip
+    columns: dict[str, Kind] = {
+        "tensor": "text", "shape": "text", "dtype": "text", "analysed": "truth", "reason": "text", "seconds": "real",
+        "m": "whole", "n": "whole", **dict.fromkeys(figures, "real"), "svd_niter": "whole",
+        **dict.fromkeys(_needed_columns(options), "whole"),
+        "recommended_rank": "whole", "recommended_pivoting": "text", "recommended_refit": "truth",
+        "recommended_storage": "text", "recommendation_pays": "truth", "recommendation": "text",
+    }  # fmt: skip
+    rows = [
+        {
+            "tensor": tensor.name,
+            "shape": None if tensor.shape is None else "x".join(map(str, tensor.shape)),
             "dtype": tensor.dtype,
             "analysed": tensor.analysis is not None,
             "reason": tensor.reason,
@@ -48,12 +71,12 @@ def write_tensors(analysis: Analysis, path: Path) -> None:
             **({} if tensor.analysis is None else _summary(tensor.analysis, options, analysis.headline_rank)),
         }
         for tensor in analysis.tensors
-    )
-    write_rows(path, columns, rows)
+    ]
+    _write(folder, "tensors", columns, rows)
 
 
 def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> dict[str, object]:
-    spectrum = matrix.spectrum
+    spectrum, advice = matrix.spectrum, matrix.recommendation
     return {
         "m": matrix.m,
         "n": matrix.n,
@@ -61,16 +84,42 @@ def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> d
         "smallest_singular_value": spectrum.smallest,
         "stable_rank": spectrum.stable_rank,
         "effective_rank": spectrum.effective_rank,
+        "spectral_entropy": spectrum.entropy,
         **{f"energy_{rank}": spectrum.energy[min(rank, matrix.m, matrix.n)] for rank in options.ranks},
+        **{f"energy_bound_{rank}": spectrum.energy_bound[min(rank, matrix.m, matrix.n)] for rank in options.ranks},
         "svd_seconds": matrix.svd_seconds,
         **{f"ldu_{pivoting}_seconds": matrix.at("ldu", headline, pivoting).seconds for pivoting in options.pivoting},
         "pissa_seconds": matrix.at("pissa", headline).seconds,
+        "svd_niter": matrix.svd_niter,
+        **{_needed_column(item.pivoting, item.error, refit=item.refit): item.rank for item in matrix.needed},
+        "recommended_rank": advice.rank,
+        "recommended_pivoting": advice.pivoting,
+        "recommended_refit": advice.refit,
+        "recommended_storage": advice.storage,
+        "recommendation_pays": advice.pays,
+        "recommendation": advice.reason,
     }
+
+
+def _needed_columns(options: SurveyOptions) -> list[str]:
+    methods: list[tuple[Pivoting | None, bool]] = [(None, False)]
+    methods += [(pivoting, refit) for pivoting in options.pivoting for refit in (False, True)]
+    return [_needed_column(pivoting, error, refit=refit) for pivoting, refit in methods for error in options.targets]
+
+
+def _needed_column(pivoting: Pivoting | None, error: float, *, refit: bool) -> str:
+    method = "svd" if pivoting is None else f"ldu_{pivoting}{'_refit' if refit else ''}"
+    return f"{method}_rank_for_{error:g}"
+
+
+def _write(folder: Path, name: str, columns: dict[str, Kind], rows: list[dict[str, object]]) -> None:
+    write_rows(folder / f"{name}.csv", list(columns), rows)
+    write_parquet(folder / f"{name}.parquet", columns, rows)
 
 
 def write_rows(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:
     """Write a CSV file; a column that a row lacks is an empty field."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

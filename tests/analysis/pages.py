@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """Elements, references and text of a page; fails on elements that are not closed in order."""
 
-    VOID = frozenset({"meta", "br", "hr", "img", "link"})
+    VOID = frozenset({"meta", "br", "hr", "img", "input", "link"})
 
     def __init__(self, text):
         super().__init__()

@@ -4,21 +4,28 @@ import csv
 import dataclasses
 import json
 import math
+from xml.etree import ElementTree as ET
 
+import pandas as pd
 import pytest
 import torch
 from markupsafe import Markup
 from pages import Page, assert_ids_are_unique, assert_loads_nothing
+from pyarrow import parquet
 from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
 from lowrank_ldu import Diagnostics
+from lowrank_ldu.analysis.needed_rank import NeededRank
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.report import write_report
 from lowrank_ldu.analysis.report.document import to_json
 from lowrank_ldu.analysis.report.folder import OutputError, whole_folder
+from lowrank_ldu.analysis.report.formatting import interval
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.page import render_page
+from lowrank_ldu.analysis.report.plots import draw_plots
+from lowrank_ldu.analysis.report.yardstick import least_error, needed_in_words
 from lowrank_ldu.analysis.run import analyse_checkpoint
 
 
@@ -34,6 +41,15 @@ def folder(analysis, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def plots(analysis):
+    return draw_plots(analysis)
+
+
+def render(analysis, plots=None, sections=()):
+    return render_page(analysis, plots or draw_plots(analysis), sections)
+
+
 def read_csv(path):
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -43,13 +59,14 @@ def test_figures_has_a_row_for_each_tensor_method_and_rank(folder, analysis):
     rows = read_csv(folder / "figures.csv")
     measured = [(tensor, item) for tensor, matrix in analysis.matrices for item in matrix.measurements]
     assert len(rows) == len(measured)
-    assert list(rows[0]) == ["tensor", *(field.name for field in dataclasses.fields(Diagnostics)), "seconds"]
+    assert list(rows[0]) == ["tensor", *(field.name for field in dataclasses.fields(Diagnostics)), "seconds", "exact"]
     for row, (tensor, item) in zip(rows, measured, strict=True):
         assert row["tensor"] == tensor.name
         assert float(row["frobenius_error"]) == item.diagnostics.frobenius_error
         assert float(row["condition_gram"]) == item.diagnostics.condition_gram
         assert row["pivoting"] == (item.diagnostics.pivoting or "")
         assert float(row["seconds"]) == item.seconds
+        assert row["exact"] == (str(item.exact) if item.diagnostics.method == "pissa" else "")
 
 
 def test_tensors_has_a_row_for_each_tensor(folder, analysis):
@@ -62,6 +79,68 @@ def test_tensors_has_a_row_for_each_tensor(folder, analysis):
     assert rows["bias"]["stable_rank"] == ""
     assert rows["tall"]["reason"] == ""
     assert float(rows["tall"]["ldu_complete_seconds"]) > 0
+    (matrix,) = (matrix for tensor, matrix in analysis.matrices if tensor.name == "tall")
+    assert rows["tall"]["svd_niter"] == ""
+    assert float(rows["tall"]["energy_8"]) == float(rows["tall"]["energy_bound_8"]) == matrix.spectrum.energy[8]
+    for item in matrix.needed:
+        method = "svd" if item.method == "svd" else f"ldu_{item.pivoting}{'_refit' if item.refit else ''}"
+        assert int(rows["tall"][f"{method}_rank_for_{item.error:g}"]) == item.rank
+    assert int(rows["tall"]["recommended_rank"]) == matrix.recommendation.rank
+    assert rows["tall"]["recommendation"] == matrix.recommendation.reason
+
+
+@pytest.mark.parametrize("name", ["figures", "tensors"])
+def test_parquet_holds_the_same_with_types(folder, name):
+    table = parquet.read_table(folder / f"{name}.parquet")
+    rows = read_csv(folder / f"{name}.csv")
+    assert table.column_names == list(rows[0])
+    assert table.num_rows == len(rows)
+    for column in table.column_names:
+        for value, text in zip(table[column].to_pylist(), (row[column] for row in rows), strict=True):
+            assert text == ("" if value is None else str(value))
+
+
+def test_parquet_keeps_infinity_and_whole_numbers(folder, analysis):
+    frame = pd.read_parquet(folder / "figures.parquet")
+    assert frame["rank"].dtype == "int64"
+    assert frame["growth_factor"].dtype == "float64"
+    assert frame["condition_gram"].max() == math.inf  # the zero matrix
+    assert frame["near_ties"].isna().sum() == sum(
+        item.diagnostics.near_ties is None for _, matrix in analysis.matrices for item in matrix.measurements
+    )
+    assert pd.read_parquet(folder / "tensors.parquet")["analysed"].sum() == len(analysis.matrices)
+
+
+def test_names_that_are_not_unicode_are_written(analysis, tmp_path):
+    tensors = [dataclasses.replace(tensor, name=f"layers.0.{tensor.name}\udc80") for tensor in analysis.tensors]
+    write_report(dataclasses.replace(analysis, tensors=tensors), tmp_path)
+    written = [f"layers.0.{tensor.name}\\udc80" for tensor in analysis.tensors]
+    assert [row["tensor"] for row in read_csv(tmp_path / "tensors.csv")] == written
+    assert parquet.read_table(tmp_path / "tensors.parquet")["tensor"].to_pylist() == written
+    assert written[-1] in "".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+
+
+def test_every_plot_over_all_matrices_is_a_file(folder):
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert {path.removesuffix(".png") for path in names if path.endswith(".png")} == {
+        path.removesuffix(".svg") for path in names if path.endswith(".svg")
+    }
+    assert {"overview.png", "error-partial.png", "pivots-complete.svg", "condition-gram.png", "times.png"} <= names
+    for path in (folder / "figures").glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    for path in (folder / "figures").glob("*.svg"):
+        assert ET.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314  # our own
+
+
+def test_each_matrix_has_a_view_that_the_table_opens(folder, analysis):
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    count = len(analysis.matrices)
+    identifiers = {value for name, value in page.attributes if name == "id"}
+    links = [value for name, value in page.attributes if name == "href"]
+    assert {f"matrix-{number}" for number in range(1, count + 1)} <= identifiers
+    assert {link.removeprefix("#") for link in links} <= identifiers
+    for number in range(1, count + 1):
+        assert f"#matrix-{number}" in links
 
 
 def test_json_is_strict_and_reads_back(folder, analysis):
@@ -98,8 +177,8 @@ def test_hostile_names_are_text(folder):
     assert HOSTILE.replace("\x1b", "\\x1b") in page.text
 
 
-def test_hostile_path_is_text(analysis):
-    page = Page(render_page(dataclasses.replace(analysis, checkpoint="<b>dir</b>/<i>model</i>.pt")))
+def test_hostile_path_is_text(analysis, plots):
+    page = Page(render(dataclasses.replace(analysis, checkpoint="<b>dir</b>/<i>model</i>.pt"), plots))
     assert "b" not in page.elements
     assert "i" not in page.elements
 
@@ -114,8 +193,8 @@ def test_page_shows_what_was_skipped_and_on_what_machine(folder, analysis):
         assert sentence in text
 
 
-def test_sections_come_before_the_analysis(analysis):
-    source = render_page(analysis, [Markup("<p id='mine'>extra</p>")])
+def test_sections_come_before_the_analysis(analysis, plots):
+    source = render(analysis, plots, [Markup("<p id='mine'>extra</p>")])
     assert source.index("id='mine'") < source.index("matrices analysed")
 
 
@@ -126,7 +205,7 @@ def test_page_of_degenerate_checkpoints(tmp_path, state):
     path = tmp_path / "model.safetensors"
     save_file(state, path)
     pivoting = ("partial", "complete", "rook", "randomized")
-    Page(render_page(analyse_checkpoint(path, SurveyOptions(ranks=(1, 9), pivoting=pivoting, threads=1))))
+    Page(render(analyse_checkpoint(path, SurveyOptions(ranks=(1, 9), pivoting=pivoting, threads=1))))
 
 
 def test_headlines_count_what_the_figures_say(analysis):
@@ -135,6 +214,52 @@ def test_headlines_count_what_the_figures_say(analysis):
     assert sentences[0].startswith(f"{len(larger)} of 5 matrices have a full rank above 8")
     worse = sum(matrix.at("ldu", 8, "partial").diagnostics.frobenius_error > 1 for matrix in larger)
     assert f"partial pivoting are worse than the zero matrix in {worse} of {len(larger)} matrices" in sentences[1]
+
+
+@pytest.fixture(scope="module")
+def cheap(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cheap") / "model.safetensors"
+    save_file({"layers.0.w": weight(60, 50), "layers.1.w": weight(50, 70, seed=1), "small": weight(9, 9)}, path)
+    return analyse_checkpoint(path, SurveyOptions(ranks=(2, 4), mode="cheap", threads=1))
+
+
+def test_cheap_page_gives_bounds(cheap):
+    page = Page(render(cheap))
+    text = "".join(page.text)
+    assert "Cheap mode" in text
+    assert "randomised or exact SVD" in text
+    for _, matrix in cheap.matrices:
+        low, high = least_error(matrix, 4)
+        assert (low == high) == (matrix.svd_niter is None) == (matrix.m == 9)
+        assert interval(low, high) in text
+        assert matrix.recommendation.reason[1:] in text
+
+
+def test_cheap_headlines_are_about_what_was_measured(cheap):
+    sentences = headlines(cheap)
+    assert not any("full rank the metric" in sentence for sentence in sentences)
+    assert any(sentence.startswith("At rank 4 the metric") for sentence in sentences)
+    assert any("randomised or exact SVD takes" in sentence for sentence in sentences)
+
+
+def test_cheap_tables_hold_the_bounds(cheap, tmp_path):
+    write_report(cheap, tmp_path)
+    (row, *_) = read_csv(tmp_path / "tensors.csv")
+    assert float(row["energy_4"]) < float(row["energy_bound_4"])
+    assert (row["svd_niter"], row["effective_rank"]) == ("2", "")
+    assert row["svd_rank_for_0.1"] == row["recommended_rank"] == ""
+    frame = pd.read_parquet(tmp_path / "figures.parquet")
+    assert frame["svd_spectral_error"].isna().sum() == len(frame[frame["tensor"] != "small"])
+
+
+def test_ranks_for_targets_in_words(analysis):
+    matrix = analysis.matrices[0][1]
+    found, missing = (NeededRank("svd", None, False, 0.5, rank, 12) for rank in (3, None))
+    assert (needed_in_words(found, matrix), needed_in_words(missing, matrix)) == ("3", "> 12")
+    estimated = dataclasses.replace(matrix, svd_niter=2)
+    assert (needed_in_words(found, estimated), needed_in_words(missing, estimated)) == ("≤ 3", "unknown")
+    for rank, words in ((3, "3"), (None, "> 12")):
+        assert needed_in_words(NeededRank("ldu", "partial", True, 0.5, rank, 12), estimated) == words
 
 
 def test_headlines_at_full_rank_speak_of_rounding(tmp_path):
@@ -176,6 +301,42 @@ def test_folder_is_replaced_only_on_demand_and_other_files_stay(tmp_path):
         (folder / "a").write_text("new")
     assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "new", "mine": "mine"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_folders_inside_are_merged(tmp_path):
+    target = tmp_path / "out"
+    (target / "inner").mkdir(parents=True)
+    (target / "inner" / "a").write_text("old")
+    (target / "inner" / "mine").write_text("mine")
+    with whole_folder(target, overwrite=True) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a").write_text("new")
+        (folder / "other").mkdir()
+        (folder / "other" / "b").write_text("b")
+    found = {str(path.relative_to(target)): path.read_text() for path in target.rglob("*") if path.is_file()}
+    assert found == {"inner/a": "new", "inner/mine": "mine", "other/b": "b"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("there", "message"), [("inner", "is a file where"), ("z/file", "is a folder where")])
+def test_nothing_is_replaced_where_a_file_meets_a_folder(tmp_path, there, message):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    (target / there).parent.mkdir(exist_ok=True)
+    (target / there).write_text("in the way")
+
+    def write():
+        with whole_folder(target, overwrite=True) as folder:
+            (folder / "a").write_text("new")
+            (folder / "inner").mkdir()
+            (folder / "inner" / "b").write_text("b")
+            (folder / "z").write_text("z")
+
+    with pytest.raises(OutputError, match=message):
+        write()
+    assert (target / "a").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_an_empty_folder_is_filled(tmp_path):

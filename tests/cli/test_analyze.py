@@ -19,7 +19,9 @@ from lowrank_ldu import __version__
 from lowrank_ldu.analysis import survey as survey_module
 from lowrank_ldu.cli.app import app
 
-FILES = ["analysis.json", "figures.csv", "report.html", "tensors.csv"]
+FILES = [
+    "analysis.json", "figures", "figures.csv", "figures.parquet", "report.html", "tensors.csv", "tensors.parquet",
+]  # fmt: skip
 MAIN = [sys.executable, "-P", "-W", "error", "-c", "from lowrank_ldu.cli import main; main()"]
 
 

@@ -50,8 +50,8 @@ def test_the_command_writes_everything_and_says_what_it_measured(tmp_path, compa
     done = CliRunner().invoke(app, ["demo", "--out", str(out)], catch_exceptions=False)
     assert done.exit_code == 0
     assert {path.name for path in out.iterdir()} == {
-        "adapter.json", "adapter.safetensors", "analysis.json", "base.safetensors", "comparison.csv", "figures.csv",
-        "merged.safetensors", "report.html", "tensors.csv",
+        "adapter.json", "adapter.safetensors", "analysis.json", "base.safetensors", "comparison.csv", "figures",
+        "figures.csv", "figures.parquet", "merged.safetensors", "report.html", "tensors.csv", "tensors.parquet",
     }  # fmt: skip
     for result in comparison.results:
         assert result.method.name in done.stdout

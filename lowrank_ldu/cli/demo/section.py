@@ -48,6 +48,6 @@ def _accuracy_panel(comparison: Comparison) -> str:
             linestyle="none",
             label=result.method.name,
         )
-    panel.axes.set_xscale("log")
+    panel.make_logarithmic(x=True)
     panel.add_legend()
     return panel.to_svg()
