@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.fused import fused_expert, fused_matrix, is_turned_expert
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
+    from lowrank_ldu.analysis.fused import Fused
+    from lowrank_ldu.analysis.model_config import ModelConfig
     from lowrank_ldu.analysis.readers import TensorInfo
 
 _EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
-# Queries, keys and values below each other. BLOOM's and GPT-NeoX's `query_key_value` alternate head by head, and where
-# keys have fewer heads than queries the sizes stand in no name: those stay whole.
-_QKV = re.compile(r"(^|\.)(in_proj_weight|(c_attn|qkv|qkv_proj|Wqkv|to_qkv)\.weight)$")
 # transformers' Conv1D, of GPT-2 and its like, keeps (in, out). GPT-BigCode uses the same names for (out, in): the MLP's
 # first matrix, which widens, tells.
 _CONV1D = re.compile(r"^(?P<model>|.*\.)h\.\d+\.(attn|crossattention|mlp)\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
@@ -32,18 +33,15 @@ class Part:
     ----------
     info : TensorInfo
         As it is listed.
-    source : str
-        The stored tensor.
+    row : int, optional
+        Of the stack that it is in; None if it is in none.
     take : callable, optional
-        From the stored tensor to the part; all of it if not given.
-    last : bool
-        Whether no other part of the tensor follows.
+        From the tensor, or its row, to the part; all of it if not given.
     """
 
     info: TensorInfo
-    source: str
+    row: int | None = None
     take: Callable[[torch.Tensor], torch.Tensor] | None = None
-    last: bool = True
 
 
 def transposed_names(tensors: Iterable[TensorInfo]) -> set[str]:
@@ -66,63 +64,72 @@ def transposed_names(tensors: Iterable[TensorInfo]) -> set[str]:
     return {info.name for model, info in found if model in models}
 
 
-def parts_of(info: TensorInfo, *, transposed: bool = False, scaled: bool = False) -> list[Part]:
-    """Return the matrices that a stored tensor holds.
+def parts_of(info: TensorInfo, config: ModelConfig, *, transposed: bool = False) -> list[Part]:
+    """Return the matrices that a tensor holds.
 
     Parameters
     ----------
     info : TensorInfo
-        As it is stored.
+        Dequantised, if it is stored otherwise.
+    config : ModelConfig
+        Of the model, which tells where fused matrices are.
     transposed : bool
         Whether it is one of `transposed_names`.
-    scaled : bool
-        Whether it is float8 with a scale beside it, and so loaded as float32.
 
     Returns
     -------
     list of Part
-        A 3-D tensor with "experts" in its name: one for each expert, ``name[0]``, ``name[1]``, in the orientation that
-        is stored. ``in_proj_weight`` and the weights of ``c_attn``, ``qkv``, ``qkv_proj``, ``Wqkv`` and ``to_qkv`` with
-        three times as many outputs as inputs: ``name[q]``, ``name[k]`` and ``name[v]``. Anything else: itself.
+        A 3-D tensor with "experts" in its name: one for each expert, ``name[0]``, ``name[1]``, and of each
+        ``name[0][gate]`` and ``name[0][up]`` where they are fused. Fused queries, keys and values: ``name[q]``,
+        ``name[k]`` and ``name[v]``; a fused gate: ``name[gate]`` and ``name[up]``. Anything else: itself.
 
     Examples
     --------
+    >>> from pathlib import Path
+    >>> from lowrank_ldu.analysis.model_config import ModelConfig
     >>> from lowrank_ldu.analysis.readers import TensorInfo
-    >>> [part.info.name for part in parts_of(TensorInfo("qkv.weight", (12, 4), "float32", "a.pt", 192))]
+    >>> info = TensorInfo("qkv.weight", (12, 4), "float32", "a.pt", 192)
+    >>> [part.info.name for part in parts_of(info, ModelConfig(Path("nowhere")))]
     ['qkv.weight[q]', 'qkv.weight[k]', 'qkv.weight[v]']
     """
-    source = info.name
-    if scaled:
-        info = replace(info, dtype="float32", stored_as=info.dtype)
+    if info.reason:
+        return [Part(info)]
     if transposed:
         info = replace(info, order=(1, 0))
     if len(info.shape) == 3 and _EXPERTS.search(info.name) and info.shape[0]:
-        count, *shape = info.shape
-        each = replace(info, shape=tuple(shape), nbytes=info.nbytes // count)
-        return [
-            Part(replace(each, name=f"{source}[{number}]"), source, partial(_row, number=number), number == count - 1)
-            for number in range(count)
-        ]
-    if len(info.shape) == 2 and _QKV.search(info.name):
-        out = info.order[0] if info.order else 0
-        size, inputs = info.shape[out], info.shape[1 - out]
-        if size == 3 * inputs and inputs:
-            each = replace(info, shape=(inputs, inputs), nbytes=info.nbytes // 3)
-            return [
-                Part(
-                    replace(each, name=f"{source}[{letter}]"),
-                    source,
-                    partial(_third, axis=out, number=number),
-                    letter == "v",
-                )
-                for number, letter in enumerate("qkv")
-            ]
-    return [Part(info, source)]
+        return list(_experts(info, config))
+    if len(info.shape) == 2:
+        axis = info.order[0] if info.order else 0
+        fused = fused_matrix(info.name, (info.shape[axis], info.shape[1 - axis]), config)
+        if fused is not None:
+            return list(_fused(info, replace(fused, axis=axis)))
+    return [Part(info)]
 
 
-def _row(tensor: torch.Tensor, number: int) -> torch.Tensor:
-    return tensor[number]
+def _experts(info: TensorInfo, config: ModelConfig) -> Iterator[Part]:
+    count, *sides = info.shape
+    shape = (sides[0], sides[1])
+    fused = fused_expert(info.name, shape, config)
+    order = (1, 0) if fused is not None and fused.axis else info.order
+    if is_turned_expert(info.name, shape, config):
+        order = (1, 0)
+    for row in range(count):
+        each = replace(info, name=f"{info.name}[{row}]", shape=shape, nbytes=info.nbytes // count, order=order)
+        yield from [Part(each, row)] if fused is None else _fused(each, fused, row)
 
 
-def _third(tensor: torch.Tensor, axis: int, number: int) -> torch.Tensor:
-    return tensor.chunk(3, dim=axis)[number]
+def _fused(info: TensorInfo, fused: Fused, row: int | None = None) -> Iterator[Part]:
+    start = 0
+    for letter, size in fused.sizes.items():
+        outputs = fused.blocks * size
+        shape = tuple(outputs if axis == fused.axis else side for axis, side in enumerate(info.shape))
+        part = replace(info, name=f"{info.name}[{letter}]", shape=shape, nbytes=info.nbytes * outputs // fused.outputs)
+        yield Part(part, row, partial(_outputs, fused=fused, start=start, size=size))
+        start += size
+
+
+def _outputs(matrix: torch.Tensor, fused: Fused, start: int, size: int) -> torch.Tensor:
+    """Return what a part has of each block of the outputs."""
+    shape, axis = matrix.shape, fused.axis
+    blocks = matrix.reshape(*shape[:axis], fused.blocks, shape[axis] // fused.blocks, *shape[axis + 1 :])
+    return blocks.narrow(axis + 1, start, size).flatten(axis, axis + 1)

@@ -59,7 +59,7 @@ def name_reason(name: str, options: SurveyOptions) -> str | None:
 
 def storage_reason(info: TensorInfo) -> str | None:
     """Return why a tensor of that dtype and shape is not a matrix to factor, or None if it is one."""
-    return _dtype_reason(info.dtype) or _shape_reason(info)
+    return info.reason or _dtype_reason(info.dtype) or _shape_reason(info)
 
 
 def dtype_in_words(info: TensorInfo) -> str:

@@ -10,6 +10,8 @@ from lowrank_ldu.analysis.matrix import MatrixAnalysis, analyse_matrix
 from lowrank_ldu.analysis.pool import describe_error, work_through
 from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
+from lowrank_ldu.analysis.size_limit import size_reason
+from lowrank_ldu.analysis.workers import _BYTES_PER_ENTRY, _physical_memory
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def survey(
     chosen: list[TensorInfo] = []
     finished = {result.name for result in known}
     for info in reader.tensors:
-        reason = skip_reason(info, options)
+        reason = skip_reason(info, options) or size_reason(info, _BYTES_PER_ENTRY, _physical_memory())
         if reason is None:
             chosen.append(info)
         else:

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.float8 import dequantised, scale_of
+from lowrank_ldu.analysis.model_config import ModelConfigs
 from lowrank_ldu.analysis.parts import Part, parts_of, transposed_names
-from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo, open_checkpoint
+from lowrank_ldu.analysis.quantised.found import Found, Stored
+from lowrank_ldu.analysis.quantised.schemes import find_quantised
+from lowrank_ldu.analysis.readers import CheckpointError, CheckpointReader, TensorInfo, open_checkpoint
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
     import torch
 
 
-class WeightsReader(CheckpointReader):
-    """Reader of the matrices that a model uses: experts, queries, keys and values one by one, float8 with its scales.
+@dataclass(frozen=True)
+class _Source:
+    """What a part is taken from: a stored tensor, or several that make a quantised one."""
 
-    Every tensor of the file is read once if its parts are loaded one after another.
+    part: Part
+    stored: Found
+
+    def shares_tensors(self, other: _Source | None) -> bool:
+        return other is not None and other.stored is self.stored
+
+    def shares_matrix(self, other: _Source | None) -> bool:
+        return self.shares_tensors(other) and other is not None and other.part.row == self.part.row
+
+
+class WeightsReader(CheckpointReader):
+    """Reader of the matrices that a model uses: experts, queries, keys and values one by one, and dequantised.
+
+    Every tensor of the file is read once if its parts are loaded one after another; of a stack of quantised matrices
+    one is dequantised at a time. Texts of a few bytes that say the shape of quantised weights are read at once.
 
     Parameters
     ----------
@@ -26,51 +45,94 @@ class WeightsReader(CheckpointReader):
 
     Notes
     -----
-    The rules of `parts_of`, `transposed_names` and `scale_of`.
+    The rules of `parts_of`, `transposed_names` and `find_quantised`.
     """
 
     def __init__(self, reader: CheckpointReader) -> None:
         self._reader = reader
-        infos = {info.name: info for info in reader.tensors}
-        self._scales = {name: scale for name, info in infos.items() if (scale := scale_of(info, infos)) is not None}
-        turned = transposed_names(reader.tensors)
-        self._parts: dict[str, Part] = {}
-        scales = set(self._scales.values())
-        for info in reader.tensors:
-            if info.name in scales:
-                continue
-            for part in parts_of(info, transposed=info.name in turned, scaled=info.name in self._scales):
-                # Whoever calls a tensor like another one's part keeps the name.
-                if part.info.name != info.name and part.info.name in infos:
-                    part = Part(info, info.name)  # noqa: PLW2901  # as it is stored
-                if part.info.name not in self._parts:
-                    self._parts[part.info.name] = part
-        self._held: tuple[str, torch.Tensor] | None = None
-        ignored = reader.ignored | {scale: f"scale of {name!r}" for name, scale in self._scales.items()}
-        super().__init__(reader.path, (part.info for part in self._parts.values()), ignored)
+        configs = ModelConfigs()
+        stored = Stored(reader, configs.of)
+        quantised = find_quantised(stored)
+        roles = {
+            name: f"{role} of {found.info.name!r}"
+            for main, found in quantised.items()
+            for role, name in found.roles.items()
+            if name != found.info.name
+        }
+        listed = [
+            quantised.get(info.name, Found(info, {"": info.name}))
+            for info in reader.tensors
+            if info.name in quantised or info.name not in roles
+        ]
+        turned = transposed_names(found.info for found in listed)
+        self._sources: dict[str, _Source] = {}
+        for found in listed:
+            parts = parts_of(found.info, configs.of(found.info), transposed=found.info.name in turned)
+            for source in _sources(found, parts, stored):
+                self._sources.setdefault(source.part.info.name, source)
+        # What is loaded next, if one is loaded after another: what it needs is kept.
+        names = list(self._sources)
+        self._next = dict(zip(names, [self._sources[name] for name in names[1:]], strict=False))
+        self._tensors: tuple[_Source, dict[str, torch.Tensor]] | None = None
+        self._matrix: tuple[_Source, torch.Tensor] | None = None
+        ignored = reader.ignored | {name: what for name, what in roles.items() if name not in self._sources}
+        super().__init__(reader.path, (source.part.info for source in self._sources.values()), ignored)
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
-        part = self._parts[info.name]
-        if part.take is None:
-            return self._whole(part.source)
-        if self._held is None or self._held[0] != part.source:
-            self._held = None  # before the next one is read
-            self._held = part.source, self._whole(part.source)
-        values = part.take(self._held[1])
-        if part.last:
-            self._held = None
-        return values
+        if info.reason:
+            raise CheckpointError(f"{self.path}: {info.name!r} cannot be dequantised: {info.reason}")
+        source = self._sources[info.name]
+        following = self._next.get(info.name)
+        held, self._matrix = self._matrix, None
+        if held is not None and source.shares_matrix(held[0]):
+            matrix = held[1]
+        else:
+            held = None  # before the next one is read
+            matrix = self._load_matrix(source, following)
+        if source.shares_matrix(following):
+            self._matrix = source, matrix
+        return matrix if source.part.take is None else source.part.take(matrix)
 
-    def _whole(self, name: str) -> torch.Tensor:
-        values = self._reader.load(name)
-        scale = self._scales.get(name)
-        return values if scale is None else dequantised(values, self._reader.load(scale))
+    def _load_matrix(self, source: _Source, following: _Source | None) -> torch.Tensor:
+        """Return what a part is taken from."""
+        tensors = self._load_tensors(source, following)
+        if source.part.row is not None:
+            tensors = {role: values[source.part.row] for role, values in tensors.items()}
+        if source.stored.dequantise is None:
+            return tensors[""]
+        try:
+            return source.stored.dequantise(**tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {source.part.info.name!r} cannot be dequantised: {error}") from error
+
+    def _load_tensors(self, source: _Source, following: _Source | None) -> dict[str, torch.Tensor]:
+        """Return the stored tensors, and keep them if there is another matrix in them."""
+        held, self._tensors = self._tensors, None
+        if held is not None and source.shares_tensors(held[0]):
+            tensors = held[1]
+        else:
+            held = None
+            tensors = {role: self._reader.load(name) for role, name in source.stored.roles.items()}
+        if source.part.row is not None and source.shares_tensors(following):
+            self._tensors = source, tensors
+        return tensors
 
     def close(self) -> None:
         """Close the reader of the stored tensors."""
         super().close()
-        self._held = None
+        self._tensors = self._matrix = None
         self._reader.close()
+
+
+def _sources(found: Found, parts: list[Part], stored: Stored) -> Iterator[_Source]:
+    own = list(found.roles.values())
+    if any(part.info.name in stored.tensors and part.info.name not in own for part in parts):
+        # Whoever calls a tensor like another one's part keeps the name: this one is listed as it is stored.
+        info = stored.tensors[own[0]]
+        yield _Source(Part(info), Found(info, {"": info.name}))
+        return
+    for part in parts:
+        yield _Source(part, found)
 
 
 def open_weights(path: str | os.PathLike[str]) -> WeightsReader:

@@ -44,7 +44,8 @@ def write_checkpoint(folder, gigabytes):
 
 
 def analyse(folder, out, options):
-    command = [sys.executable, "-m", "lowrank_ldu.cli", "analyze", str(folder), "--out", str(out), *options]
+    program = "from lowrank_ldu.cli import main; main()"
+    command = [sys.executable, "-c", program, "analyze", str(folder), "--out", str(out), *options]
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)

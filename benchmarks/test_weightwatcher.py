@@ -48,7 +48,8 @@ def test_weightwatcher(benchmark, weightwatcher):
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
-def test_this(benchmark, weightwatcher, mode, pivoting):
+@pytest.mark.usefixtures("weightwatcher")
+def test_this(benchmark, mode, pivoting):
     options = SurveyOptions(ranks=RANKS, pivoting=pivoting, mode=mode)
     analysis = benchmark.pedantic(analyse_checkpoint, (checkpoint(), options), rounds=3, warmup_rounds=1)
     assert len(analysis.matrices) == 40

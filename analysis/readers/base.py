@@ -40,6 +40,8 @@ class TensorInfo:
         The file's own name of the stored type where it is not `dtype`, to which it is dequantised (``"Q4_K"``).
     order : tuple of int
         Where the format keeps weights in another order than (out, in, kernel...): the stored axes in that one.
+    reason : str
+        Why the values are no weights, where more is known of it than dtype and shape tell.
     """
 
     name: str
@@ -49,6 +51,7 @@ class TensorInfo:
     nbytes: int
     stored_as: str = ""
     order: tuple[int, ...] = ()
+    reason: str = ""
 
 
 class CheckpointReader(ABC):

@@ -1,13 +1,15 @@
-"""The libraries of formats that most users have no files of: imported where such a file is opened."""
+"""Libraries that read formats: imported where a file is opened, if few users have such files; and their errors."""
 
 from __future__ import annotations
 
 import importlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.base import CheckpointError, likely_cause
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -26,3 +28,21 @@ def library_for(path: Path, module: str) -> Any:
         raise CheckpointError(
             f"{path}: reading {path.suffix} files needs {package}: pip install 'lowrank-ldu[formats]'"
         ) from error
+
+
+@contextmanager
+def refused_as(path: Path, what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what a library raises on a file that is none of its format into the one error that readers raise.
+
+    Raises
+    ------
+    CheckpointError
+        One of the errors was raised in the context; the message says what the file is not, and what it may be.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except errors as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path}: not a readable {what} ({reason}); {likely_cause(path)}") from error

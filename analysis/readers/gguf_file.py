@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import library_for
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.extra import library_for, refused_as
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,13 +45,10 @@ class GgufReader(CheckpointReader):
 
     def __init__(self, path: Path) -> None:
         self._library = library_for(path, "gguf")
-        try:
+        with refused_as(path, "GGUF file", _ERRORS):
             stored = self._library.GGUFReader(path).tensors
             self._stored: dict[str, Any] = {tensor.name: tensor for tensor in stored}
             tensors = [_info(tensor, path) for tensor in stored]
-        except _ERRORS as error:
-            reason = str(error) or type(error).__name__
-            raise CheckpointError(f"{path}: not a readable GGUF file ({reason}); {likely_cause(path)}") from error
         super().__init__(path, tensors, {})
 
     def _read(self, info: TensorInfo) -> torch.Tensor:

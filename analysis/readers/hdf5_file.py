@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import library_for
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.extra import library_for, refused_as
 from lowrank_ldu.analysis.readers.numpy_file import torch_name
 
 if TYPE_CHECKING:
@@ -44,16 +45,11 @@ class Hdf5Reader(CheckpointReader):
 
     def __init__(self, path: Path) -> None:
         self._library = library_for(path, "h5py")
-        try:
-            self._file = self._library.File(path, "r")
-        except _ERRORS as error:
-            raise CheckpointError(f"{path}: not a readable HDF5 file ({error}); {likely_cause(path)}") from error
-        try:
+        with refused_as(path, "HDF5 file", _ERRORS), ExitStack() as opened:
+            self._file = opened.enter_context(self._library.File(path, "r"))
             found = dict(self._walk(self._file, "", {self._address(self._file)}))
             tensors = [_info(item, name, path) for name, item in found.items() if not isinstance(item, str)]
-        except (*_ERRORS, RecursionError) as error:
-            self._file.close()
-            raise CheckpointError(f"{path}: not a readable HDF5 file ({error}); {likely_cause(path)}") from error
+            opened.pop_all()
         super().__init__(path, tensors, {name: item for name, item in found.items() if isinstance(item, str)})
 
     def _address(self, item: Any) -> Any:

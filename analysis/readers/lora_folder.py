@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.json_file import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,10 +39,7 @@ def lora_config(path: Path) -> dict[str, Any] | None:
     file = path / _CONFIG
     if not file.is_file():
         return None
-    try:
-        config = json.loads(file.read_bytes())
-    except (OSError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{file}: not a readable JSON file ({error}); {likely_cause(file)}") from error
+    config = read_json(file, "JSON file")
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: holds a {type(config).__name__}; accepted: an object with PEFT's options")
     return config if config.get("peft_type") == "LORA" else None

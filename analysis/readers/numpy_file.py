@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.extra import refused_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,13 +52,11 @@ class NumpyReader(CheckpointReader):
     def __init__(self, path: Path) -> None:
         self._arrays: dict[str, _Array] = {}
         found: dict[str, TensorInfo | str] = {}
-        try:
+        with refused_as(path, "numpy file", _ERRORS):
             for name, what in self._list_file(path) if path.suffix.lower() == ".npy" else self._list_archive(path):
                 if name in found:
                     raise ValueError(f"two members are called {name!r}")
                 found[name] = what
-        except _ERRORS as error:
-            raise CheckpointError(f"{path}: not a readable numpy file ({error}); {likely_cause(path)}") from error
         super().__init__(
             path,
             (what for what in found.values() if isinstance(what, TensorInfo)),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import library_for
+from lowrank_ldu.analysis.readers.extra import library_for, refused_as
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,10 +51,8 @@ class OnnxReader(CheckpointReader):
     def __init__(self, path: Path) -> None:
         self._onnx = library_for(path, "onnx")
         message = library_for(path, "google.protobuf.message")
-        try:
+        with refused_as(path, "ONNX model", (message.DecodeError, *_ERRORS)):
             graph = self._onnx.load(path, load_external_data=False).graph
-        except (message.DecodeError, *_ERRORS) as error:
-            raise CheckpointError(f"{path}: not a readable ONNX model ({error}); {likely_cause(path)}") from error
         if not graph.node and not graph.initializer:
             # Any bytes that happen to be a message of unknown fields decode to an empty model.
             raise CheckpointError(f"{path}: not an ONNX model, or one without a graph; {likely_cause(path)}")

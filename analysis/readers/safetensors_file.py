@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.extra import refused_as
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,7 @@ class SafetensorsReader(CheckpointReader):
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        with refused_as(path, "safetensors file", (SafetensorError, OSError, ValueError)):
             # The library checks the header against the file. It is not asked for the values: its torch side maps the
             # whole file as private memory, which Linux refuses for a file larger than the machine's memory.
             with safe_open(path, framework="numpy"):
@@ -60,8 +61,6 @@ class SafetensorsReader(CheckpointReader):
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error}); {likely_cause(path)}") from error
         header.pop("__metadata__", None)
         entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
         self._starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in entries}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, likely_cause
+from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.json_file import read_json
 from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
 
 if TYPE_CHECKING:
@@ -48,22 +48,23 @@ def open_index(path: Path) -> MultiFileReader:
     except OSError as error:
         raise CheckpointError(f"{path}: a shard cannot be looked up ({error})") from error
     if missing:
-        raise CheckpointError(f"{path}: missing {len(missing)} of {len(shards)} shards: {', '.join(missing)}")
+        raise CheckpointError(f"{path}: missing {len(missing)} of {len(shards)} shards: {_some(missing)}")
     tensors, ignored = list_files(shards.values())
     listed = {(str(shards[shard]), name) for name, shard in weight_map.items()}
     stored = {info.name: info for info in tensors if (info.file, info.name) in listed}
     absent = [f"{name!r} in {shard}" for name, shard in weight_map.items() if name not in stored]
     if absent:
-        more = f", and {len(absent) - 5} more" if len(absent) > 5 else ""
-        raise CheckpointError(f"{path}: lists tensors that the shards lack: {', '.join(absent[:5])}{more}")
+        raise CheckpointError(f"{path}: lists tensors that the shards lack: {_some(absent)}")
     return MultiFileReader(path, stored, ignored)
 
 
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}"
+
+
 def _read_weight_map(path: Path) -> dict[str, str]:
-    try:
-        index = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a readable JSON index ({error}); {likely_cause(path)}") from error
+    index = read_json(path, "JSON index")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(

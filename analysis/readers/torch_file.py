@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # Far deeper than any training script nests, far shallower than Python's recursion limit.
 _MAX_DEPTH = 32
 
+# Of an archive with compressed members, which are read at once: weights do not compress so well, and what does may fill
+# the memory. A few megabytes are let pass, since small tensors of zeros do.
+_MOST_INFLATED = 20
+_FEW_BYTES = 2**24
+
 # torch runs the pickle without checking it first, so a damaged one fails wherever its bytes lead.
 _LOAD_ERRORS = (
     ArithmeticError,
@@ -132,6 +137,11 @@ def _can_be_mapped(path: Path) -> bool:
         raise CheckpointError(
             f"{path}: is a TorchScript archive, which holds code; accepted: plain tensors, such as the model's "
             "state_dict() saved as safetensors"
+        )
+    size, inflated = path.stat().st_size, sum(member.file_size for member in members)
+    if inflated > _MOST_INFLATED * size + _FEW_BYTES:
+        raise CheckpointError(
+            f"{path}: said to hold {inflated} bytes in a file of {size}; accepted: up to {_MOST_INFLATED} times that"
         )
     # torch maps a compressed member as though it were stored, and so would return its compressed bytes as values.
     return all(member.compress_type == zipfile.ZIP_STORED for member in members)

@@ -7,49 +7,39 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from lowrank_ldu.analysis.quantised.found import FLOATS, Found, Stored, found
 
+if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import TensorInfo
 
 # Of DeepSeek's files, and of compressed-tensors': what the stored numbers are to be multiplied by, in both.
 _SUFFIXES = ("_scale_inv", "_scale")
-_SCALES = ("float32", "float16", "bfloat16", "float64")
 # Rows and columns of the blocks that have a scale each.
 _BLOCK = 128
 
 
-def scale_of(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str | None:
-    """Return the name of the scale of a float8 matrix (m, n), None if there is none that fits.
+def find_float8(info: TensorInfo, stored: Stored) -> Found | None:
+    """Return a float8 matrix (m, n) with its scale, None if there is none that fits.
 
     Parameters
     ----------
     info : TensorInfo
-    tensors : mapping of str to TensorInfo
-        All of the checkpoint, by name.
+        A stored tensor.
+    stored : Stored
 
     Returns
     -------
-    str or None
-        ``NAME_scale_inv`` or ``NAME_scale``, floating: one number, one for each row, (m,) or (m, 1), or one for each
-        block of 128 x 128, (ceil(m / 128), ceil(n / 128)).
-
-    Examples
-    --------
-    >>> from lowrank_ldu.analysis.readers import TensorInfo
-    >>> infos = [
-    ...     TensorInfo("w", (300, 200), "float8_e4m3fn", "a.safetensors", 60000),
-    ...     TensorInfo("w_scale_inv", (3, 2), "float32", "a.safetensors", 24),
-    ... ]
-    >>> scale_of(infos[0], {info.name: info for info in infos})
-    'w_scale_inv'
+    Found or None
+        ``NAME`` with ``NAME_scale_inv`` or ``NAME_scale``, floating: one number, one for each row, (m,) or (m, 1), or
+        one for each block of 128 x 128, (ceil(m / 128), ceil(n / 128)).
     """
     if not info.dtype.startswith("float8_e") or not hasattr(torch, info.dtype) or len(info.shape) != 2:
         return None
     for suffix in _SUFFIXES:
-        scale = tensors.get(info.name + suffix)
-        if scale is not None and scale.dtype in _SCALES and _spread(scale.shape, info.shape) is not None:
-            return scale.name
+        scale = stored.tensors.get(info.name + suffix)
+        if scale is not None and scale.dtype in FLOATS and _spread(scale.shape, info.shape) is not None:
+            roles = {"values": info.name, "scale": scale.name}
+            return found(stored, info, roles, dequantised, scheme=info.dtype, shape=info.shape)
     return None
 
 
@@ -59,7 +49,7 @@ def dequantised(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     Raises
     ------
     ValueError
-        The scale's shape is none of those of `scale_of`.
+        The scale's shape is none of those of `find_float8`.
     """
     spread = _spread(tuple(scale.shape), tuple(values.shape))
     if spread is None:

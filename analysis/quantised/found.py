@@ -1,0 +1,103 @@
+"""What a scheme of quantisation finds: a matrix, the tensors it is stored in, and how it is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.readers import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import torch
+
+    from lowrank_ldu.analysis.model_config import ModelConfig
+    from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
+
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+INTEGERS = ("int32", "int64")
+# Of a description of a few lines that is stored as a tensor.
+_MOST_DESCRIBED = 2**16
+
+
+@dataclass(frozen=True)
+class Found:
+    """A quantised weight.
+
+    Attributes
+    ----------
+    info : TensorInfo
+        Of the weight as it is listed; if it cannot be dequantised, as it is stored, with the reason.
+    roles : dict of str to str
+        The stored tensors by what they are for.
+    dequantise : callable, optional
+        Called with the stored tensors under the names of their roles; gives the weight, float32.
+    """
+
+    info: TensorInfo
+    roles: dict[str, str]
+    dequantise: Callable[..., torch.Tensor] | None = None
+
+
+class Stored:
+    """The tensors of a checkpoint, for those who look for quantised ones among them.
+
+    Parameters
+    ----------
+    reader : CheckpointReader
+    config_of : callable
+        From a tensor to the configuration beside it.
+
+    Attributes
+    ----------
+    tensors : dict of str to TensorInfo
+        By name.
+    config_of : callable
+        As given.
+    """
+
+    def __init__(self, reader: CheckpointReader, config_of: Callable[[TensorInfo], ModelConfig]) -> None:
+        self.tensors = {info.name: info for info in reader.tensors}
+        self.config_of = config_of
+        self._reader = reader
+
+    def roles(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Return those of the roles whose tensor is there."""
+        return {role: name for role, name in names.items() if name in self.tensors}
+
+    def description(self, name: str) -> torch.Tensor | None:
+        """Read a tensor that says what others are, None if it is too large for that or cannot be read."""
+        if self.tensors[name].nbytes > _MOST_DESCRIBED:
+            return None
+        try:
+            return self._reader.load(name)
+        except (CheckpointError, MemoryError):
+            return None
+
+
+def found(
+    stored: Stored,
+    main: TensorInfo,
+    roles: dict[str, str],
+    dequantise: Callable[..., torch.Tensor],
+    *,
+    scheme: str,
+    shape: tuple[int, ...],
+    name: str = "",
+) -> Found:
+    """Return what was found: a weight of that shape, called as its main tensor if no name is given."""
+    nbytes = sum(stored.tensors[other].nbytes for other in roles.values())
+    info = replace(main, name=name or main.name, shape=shape, dtype="float32", stored_as=scheme, nbytes=nbytes)
+    return Found(info, roles, dequantise)
+
+
+def refused(main: TensorInfo, roles: dict[str, str], scheme: str, problem: str) -> Found:
+    """Return that a weight of this scheme is there, and why it cannot be dequantised."""
+    return Found(replace(main, reason=f"{scheme}: {problem}"), roles)
+
+
+def missing(roles: Mapping[str, str], names: Mapping[str, str], needed: Iterable[str]) -> str | None:
+    """Return what is missing, in words, or None."""
+    absent = [names[role] for role in needed if role not in roles]
+    return f"nothing is called {' or '.join(map(repr, absent))}" if absent else None
