@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SEPARATOR = re.compile(r"[./]")
-_PART = re.compile(r"\[([^\]]*)\]$")
+_PARTS = re.compile(r"(?:\[[^\[\]]*\])+$")
 _NUMBERED = re.compile(r"(.+)_(\d+)")
 # The last component of most names: it says nothing of the module.
 _WEIGHT = {"weight", "kernel"}
@@ -37,7 +37,7 @@ def places(names: Iterable[str]) -> dict[str, Place]:
 
     Names are taken apart at dots and slashes. The layer is the first component that is a number; where none is, the
     number at the end of the first component such as "layers_3". The module type is what comes after the layer, without
-    a last "weight" or "kernel" and with "*" for further numbers, those of experts say, and for the number of a part.
+    a last "weight" or "kernel" and with "*" for further numbers, those of experts say, and for the numbers of parts.
     If layers are counted in more than one place of the model, in an encoder and a decoder say, what comes before the
     number goes before the type.
 
@@ -65,8 +65,8 @@ def places(names: Iterable[str]) -> dict[str, Place]:
 
 def _split(name: str) -> tuple[tuple[str, ...], int, tuple[str, ...]] | None:
     """Return what is before the layer, the layer, and what is after it; None outside layers."""
-    part = _PART.search(name)
-    components = _SEPARATOR.split(name[: part.start()] if part else name)
+    parts = _PARTS.search(name)
+    components = _SEPARATOR.split(name[: parts.start()] if parts else name)
     for at, component in enumerate(components):
         if _is_number(component):
             before, layer, after = components[:at], int(component), components[at + 1 :]
@@ -80,8 +80,8 @@ def _split(name: str) -> tuple[tuple[str, ...], int, tuple[str, ...]] | None:
     if after and after[-1] in _WEIGHT:
         after = after[:-1]
     after = ["*" if _is_number(component) else component for component in after]
-    if part:
-        ending = f"[{'*' if _is_number(part[1]) else part[1]}]"
+    if parts:
+        ending = re.sub(r"\[\d+\]", "[*]", parts[0])
         after = [*after[:-1], after[-1] + ending] if after else [ending]
     return tuple(before), layer, tuple(after)
 

@@ -15,6 +15,7 @@ from lowrank_ldu.analysis.report.places import Place, places
         ("h.0.attn.c_attn.weight[q]", "attn.c_attn[q]", 0),
         ("model.layers.3.mlp.experts.7.w1.weight", "mlp.experts.*.w1", 3),
         ("model.layers.3.mlp.experts.gate_up_proj[12]", "mlp.experts.gate_up_proj[*]", 3),
+        ("model.layers.3.mlp.experts.gate_up_proj[12][gate]", "mlp.experts.gate_up_proj[*][gate]", 3),
         ("blk.2.attn_q.weight", "attn_q", 2),
         ("layers_4/attention/query/kernel", "attention.query", 4),
         ("layers/dense_1/kernel", "layers.dense", 1),
