@@ -15,9 +15,6 @@ from lowrank_ldu.validation import check_count, check_rank
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
 Mode = Literal["exact", "cheap"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 ComputeDtype = Literal["float32", "float64"]
@@ -98,45 +95,6 @@ class SurveyOptions:
     def ranks_of(self, k: int) -> list[int]:
         """Return the ranks to measure on a matrix of full rank k, the last one k; ranks above k become k."""
         return sorted({min(rank, k) for rank in self.ranks} | {k})
-
-
-@contextmanager
-def _option_errors() -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise OptionError(str(error)) from error
-
-
-def _checked_ranks(ranks: tuple[int, ...]) -> tuple[int, ...]:
-    if not ranks:
-        raise OptionError("ranks is empty; accepted: at least one rank")
-    with _option_errors():
-        return tuple(sorted({check_rank(rank, _LARGEST_RANK) for rank in ranks}))
-
-
-def _check_choices(name: str, given: Sequence[str], accepted: Sequence[str]) -> None:
-    if not given:
-        raise OptionError(f"{name} is empty; accepted: one or more of {', '.join(accepted)}")
-    unknown = [value for value in given if value not in accepted]
-    if unknown:
-        raise OptionError(f"{name} is {unknown[0]!r}; accepted: {', '.join(accepted)}")
-
-
-def _check_pattern(name: str, pattern: str | None) -> None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise OptionError(f"{name} is {pattern!r}, not a regular expression: {error}") from error
-
-
-def _checked_targets(targets: tuple[float, ...]) -> tuple[float, ...]:
-    if not targets:
-        raise OptionError("targets is empty; accepted: at least one relative error")
-    for target in targets:
-        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < math.inf:
-            raise OptionError(f"targets holds {target!r}; accepted: relative errors, finite and above 0")
-    return tuple(sorted({float(target) for target in targets}, reverse=True))
 
 
 @contextmanager
