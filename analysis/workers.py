@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from lowrank_ldu.analysis.selection import matrix_shape
 
@@ -50,11 +51,12 @@ def _physical_memory() -> int:
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads for each operation, in every thread that is started inside the context."""
+def pinned_threads(count: int) -> Iterator[None]:
+    """Let torch, in every thread that is started inside the context, and BLAS use `count` threads each."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with threadpool_limits(count):
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

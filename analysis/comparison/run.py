@@ -13,6 +13,7 @@ from lowrank_ldu.analysis.environment import Environment, describe_environment
 from lowrank_ldu.analysis.pool import describe_error, work_through
 from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.selection import as_matrix
+from lowrank_ldu.analysis.threads import Threads
 from lowrank_ldu.analysis.weights import open_weights
 from lowrank_ldu.validation import check_matrix
 
@@ -107,9 +108,11 @@ def compare_checkpoints(
         chosen = [pair.base for name, pair in pairs.items() if name not in results and pair.base is not None]
         for info, outcome in work_through(
             chosen,
-            lambda info: _load(info, base_reader, tuned_reader),
-            lambda info, holder: _compare(pairs[info.name], holder, options),
-            options.threads,
+            Threads(
+                options.threads,
+                lambda info: _load(info, base_reader, tuned_reader),
+                lambda info, holder: _compare(pairs[info.name], holder, options),
+            ),
             progress,
         ):
             results[info.name] = outcome
