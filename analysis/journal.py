@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import lowrank_ldu
 from lowrank_ldu.analysis.curves import Curve
+from lowrank_ldu.analysis.files import file_states
 from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
 from lowrank_ldu.analysis.spectrum import Spectrum
 from lowrank_ldu.analysis.starts import StartChange
@@ -18,6 +18,7 @@ from lowrank_ldu.analysis.survey import TensorResult
 from lowrank_ldu.diagnostics import Diagnostics
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -41,7 +42,7 @@ class Origin:
     options : dict
         Of the survey, but for the number of threads.
     files : dict of str to list of int
-        For each file that holds tensors its size in bytes, and when it was last changed, in nanoseconds.
+        As of `lowrank_ldu.analysis.files.file_states`.
     """
 
     version: str
@@ -53,11 +54,7 @@ class Origin:
         """Return the origin of the results of a survey that is about to begin."""
         asked = asdict(options)
         del asked["threads"]
-        files = {}
-        for file in sorted({info.file for info in reader.tensors}):
-            stat = Path(file).stat()
-            files[str(Path(file).resolve())] = [stat.st_size, stat.st_mtime_ns]
-        return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), files)
+        return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), file_states(reader))
 
     def difference(self, other: Origin) -> str | None:
         """Return what the other one has otherwise, None if nothing."""

@@ -21,6 +21,11 @@ _Loaded = TypeVar("_Loaded")
 _Outcome = TypeVar("_Outcome")
 
 
+def describe_threads(threads: int) -> str:
+    """Return what a report calls this engine."""
+    return f"local, threads: {threads}"
+
+
 class Threads(Generic[_Loaded, _Outcome]):
     """Threads that load tensors, one after the other, and analyse them side by side.
 

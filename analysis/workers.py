@@ -60,3 +60,12 @@ def pinned_threads(count: int) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def limit_threads(count: int) -> None:
+    """Let torch, in this thread, and BLAS, in this process, use `count` threads from now on.
+
+    For a process that runs several analyses at once and does nothing else: there is no moment to undo it.
+    """
+    threadpool_limits(count)
+    torch.set_num_threads(count)

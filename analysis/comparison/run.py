@@ -13,7 +13,7 @@ from lowrank_ldu.analysis.environment import Environment, describe_environment
 from lowrank_ldu.analysis.pool import describe_error, work_through
 from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.selection import as_matrix
-from lowrank_ldu.analysis.threads import Threads
+from lowrank_ldu.analysis.threads import Threads, describe_threads
 from lowrank_ldu.analysis.weights import open_weights
 from lowrank_ldu.validation import check_matrix
 
@@ -118,7 +118,8 @@ def compare_checkpoints(
             results[info.name] = outcome
         opened = str(base_reader.path), str(tuned_reader.path)
     ordered = [results[name] for name in pairs]
-    comparison = CheckpointComparison(*opened, options, describe_environment(), time.perf_counter() - start, ordered)
+    environment = describe_environment(describe_threads(options.threads))
+    comparison = CheckpointComparison(*opened, options, environment, time.perf_counter() - start, ordered)
     if not comparison.matrices:
         raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_why_nothing(ordered)}")
     return comparison
