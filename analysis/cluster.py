@@ -6,6 +6,7 @@ killed several workers or cannot be read by one: it hears of results only.
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -46,18 +47,7 @@ def connect(scheduler: str) -> Iterator[Cluster]:
     ClusterError
         Dask is not installed, there is no scheduler at that address, or it has no workers.
     """
-    try:
-        from distributed import Client  # noqa: PLC0415  # an extra's
-    except ImportError as error:
-        raise ClusterError("the dask engine needs distributed: pip install 'lowrank-ldu[cluster]'") from error
-    try:
-        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"scheduler is {scheduler!r}, where none answers within {CONNECT_SECONDS:g} s ({_one_line(error)}); "
-            "accepted: the address that `dask scheduler` prints, tcp://HOST:8786"
-        ) from error
-    with client:
+    with _quiet("distributed.client"), _client(scheduler) as client:
         try:
             client.wait_for_workers(1, timeout=WORKERS_SECONDS)
         except TimeoutError as error:
@@ -66,6 +56,32 @@ def connect(scheduler: str) -> Iterator[Cluster]:
                 f"`dask worker {scheduler}`"
             ) from error
         yield Cluster(client, scheduler)
+
+
+def _client(scheduler: str) -> Client:
+    try:
+        from distributed import Client  # noqa: PLC0415  # an extra's
+    except ImportError as error:
+        raise ClusterError("the dask engine needs distributed: pip install 'lowrank-ldu[cluster]'") from error
+    try:
+        return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"scheduler is {scheduler!r}, which cannot be reached ({_one_line(error)}); accepted: the address that "
+            "`dask scheduler` prints, such as tcp://HOST:8786"
+        ) from error
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Have one of Dask's loggers say nothing: what it has to say about a lost connection is raised as an error."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 class Cluster:
@@ -150,7 +166,8 @@ class Workers:
             raise ClusterError(f"scheduler {self._scheduler!r}: the connection to it is lost")
         _, error, traceback = result
         if isinstance(error, KilledWorker):
-            return f"error: the workers that tried it died, for want of memory perhaps ({_one_line(error)})", 0.0
+            died = error.allowed_failures + 1
+            return f"error: {died} workers died when they were at it, for want of memory perhaps", 0.0
         if isinstance(error, WorkerError | ImportError):
             raise ClusterError(f"scheduler {self._scheduler!r}: a worker {_one_line(error)}") from error
         raise error.with_traceback(traceback)

@@ -101,7 +101,7 @@ def analyse_checkpoint(
     CheckpointError
         The checkpoint cannot be read.
     JournalError
-        There is a journal, and it is not to be continued, or cannot be.
+        Another process has the journal, or there is one that is not to be continued, or cannot be.
     NothingToAnalyseError
         No tensor of it could be analysed.
     """
