@@ -141,7 +141,7 @@ class Workers:
         from distributed import as_completed  # noqa: PLC0415  # an extra's
 
         run = uuid4().hex
-        pending: dict[Future, TensorInfo] = {}
+        pending: dict[Future[Any], TensorInfo] = {}
         try:
             # All of them, so that workers which come later find work. Without the timeout those of the same moment
             # would be equal, and not be begun in this order.
@@ -150,7 +150,8 @@ class Workers:
                 pending[self._client.submit(self._task, info, key=key, pure=False, fifo_timeout="0 ms")] = info
             completed = as_completed(list(pending), loop=self._client.loop, with_results=True, raise_errors=False)
             for future, result in completed:
-                yield pending.pop(future), self._outcome(future.status, result)
+                outcome = self._outcome(future.status, result)
+                yield pending.pop(future), outcome
         finally:
             if self._client.status == "running":
                 self._client.cancel(list(pending))
