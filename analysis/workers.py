@@ -6,6 +6,7 @@ import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,5 +68,10 @@ def limit_threads(count: int) -> None:
 
     For a process that runs several analyses at once and does nothing else: there is no moment to undo it.
     """
-    threadpool_limits(count)
+    _limit_blas(count)
     torch.set_num_threads(count)
+
+
+@cache  # looking for the libraries takes longer than a small analysis
+def _limit_blas(count: int) -> None:
+    threadpool_limits(count)
