@@ -26,6 +26,9 @@ class Environment:
         Logical cores of the machine.
     system : str
         Operating system and its version.
+    engine : str
+        What did the work, and how many at once. The rest is about the machine that wrote the report: the workers of
+        a cluster may be others.
     versions : dict of str to str
         Of Python and the libraries that compute.
     """
@@ -33,15 +36,27 @@ class Environment:
     cpu: str
     cores: int
     system: str
+    engine: str
     versions: dict[str, str]
 
 
-def describe_environment() -> Environment:
-    """Look up the machine and the versions."""
+def describe_environment(engine: str = "local") -> Environment:
+    """Look up the machine and the versions.
+
+    Parameters
+    ----------
+    engine : str
+        What did the work.
+
+    Returns
+    -------
+    Environment
+    """
     return Environment(
         cpu=_cpu_model(),
         cores=os.cpu_count() or 1,
         system=f"{platform.system()} {platform.release()}",
+        engine=engine,
         versions={
             "lowrank_ldu": lowrank_ldu.__version__,
             "torch": torch.__version__,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from filelock import FileLock, Timeout
+
 import lowrank_ldu
 from lowrank_ldu.analysis.curves import Curve
+from lowrank_ldu.analysis.files import file_states
 from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
 from lowrank_ldu.analysis.needed_rank import NeededRank
 from lowrank_ldu.analysis.recommendation import Recommendation
@@ -43,7 +47,7 @@ class Origin:
     options : dict
         Of the survey, but for the number of threads.
     files : dict of str to list of int
-        For each file that holds tensors its size in bytes, and when it was last changed, in nanoseconds.
+        As of `lowrank_ldu.analysis.files.file_states`.
     """
 
     version: str
@@ -55,11 +59,7 @@ class Origin:
         """Return the origin of the results of a survey that is about to begin."""
         asked = asdict(options)
         del asked["threads"]
-        files = {}
-        for file in sorted({info.file for info in reader.tensors}):
-            stat = Path(file).stat()
-            files[str(Path(file).resolve())] = [stat.st_size, stat.st_mtime_ns]
-        return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), files)
+        return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), file_states(reader))
 
     def difference(self, other: Origin) -> str | None:
         """Return what the other one has otherwise, None if nothing."""
@@ -95,8 +95,9 @@ class Journal:
     Raises
     ------
     JournalError
-        There is a journal, and it is not to be continued, or cannot be: it is of another checkpoint, of other options,
-        or damaged. A last line that was not written whole is no damage: it is written again.
+        Another process has the journal, or there is one that is not to be continued, or cannot be: it is of another
+        checkpoint, of other options, or damaged. A last line that was not written whole is no damage: it is written
+        again.
     """
 
     def __init__(self, path: Path, origin: Origin, *, resume: bool) -> None:
@@ -105,22 +106,25 @@ class Journal:
         self.seconds = 0.0
         self._origin = origin
         self._file: IO[bytes] | None = None
-        if not path.exists():
-            return
-        if not resume:
-            raise JournalError(
-                f"{path}: is the journal of an analysis that was not finished; accepted: --resume, to continue it, "
-                "or remove the file"
-            )
+        self._lock = _locked(path)
         try:
-            self._file = path.open("r+b")
-            self._continue(self._file)
-        except OSError as error:
-            self.close()
-            raise JournalError(f"{path}: cannot be read ({error.strerror})") from error
+            if path.exists():
+                self._reopen(resume=resume)
         except JournalError:
             self.close()
             raise
+
+    def _reopen(self, *, resume: bool) -> None:
+        if not resume:
+            raise JournalError(
+                f"{self.path}: is the journal of an analysis that was not finished; accepted: --resume, to continue "
+                "it, or remove the file"
+            )
+        try:
+            self._file = self.path.open("r+b")
+            self._continue(self._file)
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be read ({error.strerror})") from error
 
     def _continue(self, file: IO[bytes]) -> None:
         whole = 0
@@ -177,10 +181,15 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file and leave it."""
+        """Close the file and leave it; let go of the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._lock.is_locked:
+            # Removed while it is held: who opened it before finds it unlinked, and makes a new one.
+            with contextlib.suppress(OSError):
+                Path(self._lock.lock_file).unlink()
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -189,6 +198,24 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _locked(path: Path) -> FileLock:
+    """Lock a journal that may not be there yet, by a file beside it.
+
+    The system lets go of the lock when this process ends, however it ends; the empty file that is left then locks
+    nothing.
+    """
+    if not path.parent.is_dir():  # it would be made
+        raise JournalError(f"{path}: cannot be written (there is no such folder)")
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise JournalError(f"{path}: is being written by another process; accepted: wait for it, or stop it") from None
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be written ({error.strerror})") from error
+    return lock
 
 
 def _result_of(record: dict[str, Any]) -> TensorResult:

@@ -1,21 +1,33 @@
-"""Work through the matrices of a checkpoint: a few in memory at a time, the dearest first."""
+"""Work through the matrices of a checkpoint, the dearest first, whoever does the work."""
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from lowrank_ldu.analysis.selection import matrix_shape
-from lowrank_ldu.analysis.workers import plan, torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lowrank_ldu.analysis.readers import TensorInfo
 
-_Loaded = TypeVar("_Loaded")
 _Outcome = TypeVar("_Outcome")
+_Outcome_co = TypeVar("_Outcome_co", covariant=True)
+
+
+class Crew(Protocol[_Outcome_co]):
+    """Who works through tensors: threads of this process, or the workers of a cluster."""
+
+    def at_once(self, tensors: Sequence[TensorInfo]) -> int:
+        """Return how many of `tensors` will be worked on at the same time."""
+
+    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome_co]]:
+        """Begin `tensors` in their order and yield each with its outcome when it is finished.
+
+        Closing the iterator, or an exception in it, gives up what is not finished.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,27 +52,18 @@ class Progress:
 
 def work_through(
     tensors: Iterable[TensorInfo],
-    load: Callable[[TensorInfo], _Loaded],
-    analyse: Callable[[TensorInfo, list[_Loaded]], _Outcome],
-    threads: int,
+    crew: Crew[_Outcome],
     progress: Callable[[Progress], None] | None = None,
     *,
     finished: Iterable[TensorInfo] = (),
 ) -> Iterator[tuple[TensorInfo, _Outcome]]:
-    """Load and analyse every one of `tensors`.
+    """Have a crew work on every one of `tensors`.
 
     Parameters
     ----------
     tensors : iterable of TensorInfo
         Matrices.
-    load : callable
-        Called in the caller's thread, one tensor after the other: readers are not shared between threads.
-    analyse : callable
-        Called in a worker with the tensor's description and a list that holds what was loaded. It takes it out of the
-        list: a worker's arguments may outlive its result for a moment, and with them the weight.
-    threads : int
-        Cores to use, at least 1. At most that many loaded tensors exist at any time, and no more than half of the
-        machine's memory can hold.
+    crew : Crew
     progress : callable, optional
         Called in the caller's thread when a tensor is begun or finished.
     finished : iterable of TensorInfo
@@ -68,37 +71,31 @@ def work_through(
 
     Yields
     ------
-    tuple of TensorInfo and what `analyse` returned
-        As they are finished. What `load` or `analyse` raises ends the iteration.
+    tuple of TensorInfo and its outcome
+        As they are finished. What the crew raises ends the iteration.
     """
     # The largest first: a large one begun last would keep one core busy alone.
     waiting = sorted(tensors, key=_work, reverse=True)
+    if not waiting:
+        return
     before = list(finished)
     count, done = len(before), sum(map(_work, before))
     total, whole = count + len(waiting), done + sum(map(_work, waiting))
-    layout = plan(waiting, threads)
-    running: dict[Future[_Outcome], TensorInfo] = {}
+    at_once = crew.at_once(waiting)
+    left = dict.fromkeys(waiting)
 
     def report() -> None:
         if progress is not None:
-            progress(Progress(tuple(info.name for info in running.values()), count, total, done / whole))
+            # They are begun in this order, the next one as soon as one is finished.
+            running = tuple(info.name for info in islice(left, at_once))
+            progress(Progress(running, count, total, done / whole))
 
-    pool = ThreadPoolExecutor(layout.matrices)
-    try:
-        with torch_threads(layout.threads_each):
-            while waiting or running:
-                while waiting and len(running) < layout.matrices:
-                    info = waiting.pop(0)
-                    running[pool.submit(analyse, info, [load(info)])] = info
-                    report()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    info = running.pop(future)
-                    count, done = count + 1, done + _work(info)
-                    report()
-                    yield info, future.result()
-    finally:
-        # Linear algebra cannot be interrupted; who stops the work should not have to wait for it.
-        pool.shutdown(wait=False, cancel_futures=True)
+    report()
+    for info, outcome in crew.run(waiting):
+        del left[info]
+        count, done = count + 1, done + _work(info)
+        report()
+        yield info, outcome
 
 
 def describe_error(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lowrank_ldu.analysis.environment import Environment, describe_environment
 from lowrank_ldu.analysis.journal import Journal, Origin
 from lowrank_ldu.analysis.survey import TensorResult, survey
+from lowrank_ldu.analysis.threads import describe_threads
 from lowrank_ldu.analysis.weights import open_weights
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.analysis.pool import Progress
+    from lowrank_ldu.analysis.survey import Engine
 
 
 class NothingToAnalyseError(ValueError):
@@ -71,6 +73,7 @@ def analyse_checkpoint(
     *,
     journal: Path | None = None,
     resume: bool = False,
+    engine: Engine | None = None,
 ) -> Analysis:
     """Open a checkpoint and analyse every matrix in it.
 
@@ -85,6 +88,9 @@ def analyse_checkpoint(
         Where to keep results as they come. The file is left for the caller, who removes it when the analysis is saved.
     resume : bool
         Go on where the journal that is there ends, if there is one.
+    engine : Engine, optional
+        What does the work: threads of this process, or a cluster of `lowrank_ldu.analysis.cluster.connect`. The
+        results do not depend on it, and a journal can be continued with another one.
 
     Returns
     -------
@@ -95,26 +101,27 @@ def analyse_checkpoint(
     CheckpointError
         The checkpoint cannot be read.
     JournalError
-        There is a journal, and it is not to be continued, or cannot be.
+        Another process has the journal, or there is one that is not to be continued, or cannot be.
     NothingToAnalyseError
         No tensor of it could be analysed.
     """
     start = time.perf_counter()
+    environment = describe_environment(describe_threads(options.threads) if engine is None else engine.description)
     with open_weights(path) as reader:
         order = {name: place for place, name in enumerate([*(info.name for info in reader.tensors), *reader.ignored])}
         opened = str(reader.path)
         if journal is None:
-            results, before = list(survey(reader, options, progress)), 0.0
+            results, before = list(survey(reader, options, progress, engine=engine)), 0.0
         else:
             with Journal(journal, Origin.of(reader, options), resume=resume) as kept:
                 results, before = list(kept.results), kept.seconds
-                for result in survey(reader, options, progress, known=kept.results):
+                for result in survey(reader, options, progress, known=kept.results, engine=engine):
                     results.append(result)
                     if result.analysis is not None:
                         # What could not be analysed is tried again: it may have been for want of memory.
                         kept.append(result, time.perf_counter() - start)
     results.sort(key=lambda result: order[result.name])
-    analysis = Analysis(opened, options, describe_environment(), before + time.perf_counter() - start, results)
+    analysis = Analysis(opened, options, environment, before + time.perf_counter() - start, results)
     if not analysis.matrices:
         raise NothingToAnalyseError(f"{opened}: {_why_nothing(results)}")
     return analysis

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lowrank_ldu.analysis.matrix import MatrixAnalysis, analyse_matrix
 from lowrank_ldu.analysis.pool import describe_error, work_through
 from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
 from lowrank_ldu.analysis.size_limit import size_reason
-from lowrank_ldu.analysis.workers import _BYTES_PER_ENTRY, _physical_memory
+from lowrank_ldu.analysis.threads import Threads
+from lowrank_ldu.analysis.workers import bytes_per_entry, physical_memory
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.analysis.pool import Progress
+    from lowrank_ldu.analysis.pool import Crew, Progress
     from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
 
 
@@ -51,12 +52,24 @@ class TensorResult:
     seconds: float | None = None
 
 
+class Engine(Protocol):
+    """What does a survey other than the threads of this process."""
+
+    @property
+    def description(self) -> str:
+        """What it is and how large, in words."""
+
+    def crew(self, reader: CheckpointReader, options: SurveyOptions) -> Crew[tuple[MatrixAnalysis | str, float]]:
+        """Return a crew that does for each tensor of `reader` what `load` and `timed_analysis` do."""
+
+
 def survey(
     reader: CheckpointReader,
     options: SurveyOptions,
     progress: Callable[[Progress], None] | None = None,
     *,
     known: Iterable[TensorResult] = (),
+    engine: Engine | None = None,
 ) -> Iterator[TensorResult]:
     """Analyse every matrix of a checkpoint.
 
@@ -66,11 +79,13 @@ def survey(
         An open checkpoint.
     options : SurveyOptions
         With `threads` = 1 a single weight is in memory at any time; with more, at most that many, and no more than
-        half of the machine's memory can hold.
+        half of the machine's memory can hold. Another engine has its own threads.
     progress : callable, optional
         Called in the caller's thread when a tensor is begun or finished.
     known : iterable of TensorResult
         Results of an earlier survey of the same checkpoint with the same options: these tensors are not read again.
+    engine : Engine, optional
+        Threads of this process if there is none.
 
     Yields
     ------
@@ -84,34 +99,45 @@ def survey(
     chosen: list[TensorInfo] = []
     finished = {result.name for result in known}
     for info in reader.tensors:
-        reason = skip_reason(info, options) or size_reason(info, _BYTES_PER_ENTRY, _physical_memory())
+        reason = skip_reason(info, options)
+        if reason is None and engine is None:  # workers of a cluster may have more memory
+            reason = size_reason(info, bytes_per_entry(options), physical_memory())
         if reason is None:
             chosen.append(info)
         else:
             yield _result(info, reason)
     for info, (outcome, seconds) in work_through(
         (info for info in chosen if info.name not in finished),
-        lambda info: _load(reader, info),
-        lambda info, holder: _timed_analysis(holder, info.order, options),
-        options.threads,
+        _threads(reader, options) if engine is None else engine.crew(reader, options),
         progress,
         finished=[info for info in chosen if info.name in finished],
     ):
         yield _result(info, outcome) if isinstance(outcome, str) else _result(info, None, outcome, seconds)
 
 
-def _load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
+def _threads(reader: CheckpointReader, options: SurveyOptions) -> Crew[tuple[MatrixAnalysis | str, float]]:
+    return Threads(
+        options.threads,
+        lambda info: load(reader, info),
+        lambda info, holder: timed_analysis(info, holder, options),
+        bytes_per_entry(options),
+    )
+
+
+def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
+    """Return a tensor, or why it cannot be read."""
     try:
         return reader.load(info.name)
     except (CheckpointError, MemoryError) as error:
         return describe_error(error)
 
 
-def _timed_analysis(
-    holder: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions
+def timed_analysis(
+    info: TensorInfo, holder: list[torch.Tensor | str], options: SurveyOptions
 ) -> tuple[MatrixAnalysis | str, float]:
+    """Take what was loaded out of `holder`; return its analysis, or why there is none, and the seconds it took."""
     start = time.perf_counter()
-    outcome = _analyse(holder, order, options)
+    outcome = _analyse(holder, info.order, options)
     return outcome, time.perf_counter() - start
 
 

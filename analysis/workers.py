@@ -6,19 +6,24 @@ import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from lowrank_ldu.analysis.selection import matrix_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.analysis.readers import TensorInfo
 
-# Bytes at the peak of an analysis for each entry of the matrix: a dozen copies in float64.
-_BYTES_PER_ENTRY = 12 * 8
+# Bytes at the peak of an analysis for each entry of the matrix: a dozen copies in float64, or four where it is taken in
+# blocks.
+BYTES_PER_ENTRY = 12 * 8
+_BYTES_IN_BLOCKS = 4 * 8
 _UNKNOWN_MEMORY = 8 * 2**30
 
 
@@ -30,19 +35,27 @@ class Layout:
     threads_each: int
 
 
-def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None) -> Layout:
+def bytes_per_entry(options: SurveyOptions) -> int:
+    """Return the bytes for each entry of a matrix that its analysis takes at its peak."""
+    return BYTES_PER_ENTRY if options.mode == "exact" else _BYTES_IN_BLOCKS
+
+
+def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None, each: int = BYTES_PER_ENTRY) -> Layout:
     """Spread `threads` over matrices as far as half of `memory` bytes allows (all of this machine's if not given).
+
+    An analysis takes `each` bytes for an entry of its matrix.
 
     Whole matrices side by side scale better than threads inside one: the eigenvalue problems here are small, and
     threads that wait for each other at every step of them lose more than they win, by far on a shared machine.
     """
-    memory = _physical_memory() if memory is None else memory
-    needs = [_BYTES_PER_ENTRY * math.prod(matrix_shape(info.shape, info.order)) for info in tensors]
+    memory = physical_memory() if memory is None else memory
+    needs = [each * math.prod(matrix_shape(info.shape, info.order)) for info in tensors]
     at_once = max(1, min(threads, len(needs), memory // 2 // max(needs, default=1)))
     return Layout(at_once, max(1, threads // at_once))
 
 
-def _physical_memory() -> int:
+def physical_memory() -> int:
+    """Return the bytes of memory of this machine."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems other names
@@ -50,11 +63,26 @@ def _physical_memory() -> int:
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads for each operation, in every thread that is started inside the context."""
+def pinned_threads(count: int) -> Iterator[None]:
+    """Let torch, in every thread that is started inside the context, and BLAS use `count` threads each."""
     before = torch.get_num_threads()
+    with threadpool_limits(count):
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def limit_threads(count: int) -> None:
+    """Let torch, in this thread, and BLAS, in this process, use `count` threads from now on.
+
+    For a process that runs several analyses at once and does nothing else: there is no moment to undo it.
+    """
+    _limit_blas(count)
     torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+
+
+@cache  # looking for the libraries takes longer than a small analysis
+def _limit_blas(count: int) -> None:
+    threadpool_limits(count)

@@ -13,6 +13,7 @@ from lowrank_ldu.analysis.environment import Environment, describe_environment
 from lowrank_ldu.analysis.pool import describe_error, work_through
 from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.selection import as_matrix
+from lowrank_ldu.analysis.threads import Threads, describe_threads
 from lowrank_ldu.analysis.weights import open_weights
 from lowrank_ldu.validation import check_matrix
 
@@ -107,15 +108,18 @@ def compare_checkpoints(
         chosen = [pair.base for name, pair in pairs.items() if name not in results and pair.base is not None]
         for info, outcome in work_through(
             chosen,
-            lambda info: _load(info, base_reader, tuned_reader),
-            lambda info, holder: _compare(pairs[info.name], holder, options),
-            options.threads,
+            Threads(
+                options.threads,
+                lambda info: _load(info, base_reader, tuned_reader),
+                lambda info, holder: _compare(pairs[info.name], holder, options),
+            ),
             progress,
         ):
             results[info.name] = outcome
         opened = str(base_reader.path), str(tuned_reader.path)
     ordered = [results[name] for name in pairs]
-    comparison = CheckpointComparison(*opened, options, describe_environment(), time.perf_counter() - start, ordered)
+    environment = describe_environment(describe_threads(options.threads))
+    comparison = CheckpointComparison(*opened, options, environment, time.perf_counter() - start, ordered)
     if not comparison.matrices:
         raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_why_nothing(ordered)}")
     return comparison

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from lowrank_ldu.cli.errors import readable_errors
+from lowrank_ldu.cli.errors import fail, readable_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lowrank_ldu.analysis.options import ComputeDtype, Mode
+    from lowrank_ldu.analysis.survey import Engine
     from lowrank_ldu.decomposition import Pivoting
+
+
+class EngineKind(StrEnum):
+    """What does the work."""
+
+    LOCAL = "local"
+    DASK = "dask"
 
 
 def analyze(
@@ -61,7 +73,13 @@ def analyze(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of randomised pivoting, quick PiSSA and sketches.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Cores to use.", show_default="all")] = None,
+    threads: Annotated[int | None, typer.Option(help="Cores to use, by the local engine.", show_default="all")] = None,
+    engine: Annotated[
+        EngineKind, typer.Option(help="local: threads of this process. dask: the workers of a cluster.")
+    ] = EngineKind.LOCAL,
+    scheduler: Annotated[
+        str | None, typer.Option(help="With dask: the address of the scheduler, such as tcp://HOST:8786.")
+    ] = None,
 ) -> None:
     """Factor every matrix of a checkpoint by LDU, SVD and PiSSA, and report errors, conditioning, pivots and time.
 
@@ -70,6 +88,7 @@ def analyze(
     """
     # Large buffers in huge pages: on wide embeddings the kernel's page faults cost as much as the arithmetic.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from lowrank_ldu.analysis.cluster import ClusterError  # noqa: PLC0415
     from lowrank_ldu.analysis.journal import JournalError  # noqa: PLC0415
     from lowrank_ldu.analysis.options import OptionError, SurveyOptions, available_cores  # noqa: PLC0415
     from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
@@ -79,7 +98,13 @@ def analyze(
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.cli.summary import show_summary  # noqa: PLC0415
 
-    with readable_errors(CheckpointError, JournalError, NothingToAnalyseError, OptionError, OutputError):
+    if engine is EngineKind.DASK and scheduler is None:
+        fail("--engine dask is given without --scheduler; accepted: the scheduler's address, such as tcp://HOST:8786")
+    if engine is not EngineKind.DASK and scheduler is not None:
+        fail(f"--scheduler is given with --engine {engine.value}; accepted: with --engine dask")
+    if engine is EngineKind.DASK and threads is not None:
+        fail("--threads is given with --engine dask, whose workers have their own; accepted: with --engine local")
+    with readable_errors(CheckpointError, ClusterError, JournalError, NothingToAnalyseError, OptionError, OutputError):
         options = SurveyOptions(
             ranks=tuple(rank or SurveyOptions.ranks),
             pivoting=cast("tuple[Pivoting, ...]", tuple(pivoting or SurveyOptions.pivoting)),  # checked in there
@@ -95,8 +120,10 @@ def analyze(
         check_target(out, overwrite=force)
         journal = out.absolute().with_name(f"{out.absolute().name}.journal")
         try:
-            with show_progress() as progress:
-                analysis = analyse_checkpoint(checkpoint, options, progress, journal=journal, resume=resume)
+            with _engine(scheduler) as used, show_progress() as progress:
+                analysis = analyse_checkpoint(
+                    checkpoint, options, progress, journal=journal, resume=resume, engine=used
+                )
         except KeyboardInterrupt:
             if journal.exists():
                 typer.echo(f"{journal.name} has the results so far; --resume goes on from there", err=True)
@@ -105,3 +132,14 @@ def analyze(
             write_report(analysis, folder)
         journal.unlink(missing_ok=True)
         show_summary(analysis, out)
+
+
+@contextmanager
+def _engine(scheduler: str | None) -> Iterator[Engine | None]:
+    from lowrank_ldu.analysis.cluster import connect  # noqa: PLC0415
+
+    if scheduler is None:
+        yield None
+    else:
+        with connect(scheduler) as cluster:
+            yield cluster

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_info
 from weights import HOSTILE, weight
 
 from lowrank_ldu import diagnose, ldu
+from lowrank_ldu.analysis import survey as survey_module
 from lowrank_ldu.analysis.curves import best_errors, sample_ranks, sampled
 from lowrank_ldu.analysis.options import OptionError, SurveyOptions
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
@@ -214,6 +216,19 @@ def test_torch_threads_are_what_they_were_even_if_the_survey_is_dropped(checkpoi
                 break
     del result
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("select", "threads"), [("tall", 2), ("tall|wide", 1)])
+def test_torch_and_blas_share_the_threads(checkpoint, options, monkeypatch, select, threads):
+    def threads_now():
+        return {torch.get_num_threads()} | {
+            pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"
+        }
+
+    seen = []
+    monkeypatch.setattr(survey_module, "analyse_matrix", lambda *_: seen.append(threads_now()))
+    results_of(checkpoint, dataclasses.replace(options, threads=2, select=f"^({select})$"))
+    assert seen == [{threads}] * len(select.split("|"))
 
 
 def test_threads_do_not_change_the_figures(checkpoint, options):

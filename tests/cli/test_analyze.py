@@ -23,6 +23,7 @@ FILES = [
     "analysis.json", "figures", "figures.csv", "figures.parquet", "report.html", "tensors.csv", "tensors.parquet",
 ]  # fmt: skip
 MAIN = [sys.executable, "-P", "-W", "error", "-c", "from lowrank_ldu.cli import main; main()"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def matrix(m, n, seed=0):
@@ -129,6 +130,16 @@ def test_bad_checkpoint_is_one_line_and_leaves_nothing(tmp_path, out, kind, monk
         (["--seed", "-1"], "seed is -1"),
         (["--rank", "eight"], "Invalid value for '--rank'"),
         (["--out", "no/such/folder"], "does not exist"),
+        (["--engine", "spark"], "Invalid value for '--engine'"),
+        (["--engine", "dask"], "--engine dask is given without --scheduler; accepted: the scheduler's address"),
+        (
+            ["--scheduler", "tcp://127.0.0.1:1"],
+            "--scheduler is given with --engine local; accepted: with --engine dask",
+        ),
+        (
+            ["--engine", "dask", "--scheduler", "tcp://h:1", "--threads", "2"],
+            "--threads is given with --engine dask, whose workers have their own; accepted: with --engine local",
+        ),
     ],
 )
 def test_bad_option_is_named(tmp_path, out, arguments, message, monkeypatch):
@@ -151,6 +162,12 @@ def test_a_bug_keeps_its_traceback(tmp_path, out, monkeypatch):
     assert not out.exists()
 
 
+def wait_for_lines(journal, count, process):
+    while not journal.exists() or journal.read_bytes().count(b"\n") < count:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
 def figures_of(out):
     with (out / "figures.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
@@ -162,20 +179,19 @@ def test_goes_on_after_a_stop(tmp_path, out, stop):
     path = save(tmp_path, **{f"w{number}": matrix(160 + number, 150, number) for number in range(40)})
     options = ["--rank", "4", "--threads", "1"]
     journal = tmp_path / "out.journal"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*MAIN, "analyze", str(path), "--out", str(out), *options], stderr=subprocess.PIPE, text=True, env=environment
+        [*MAIN, "analyze", str(path), "--out", str(out), *options], stderr=subprocess.PIPE, text=True, env=ONE_THREAD
     ) as process:
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for_lines(journal, 3, process)
         process.send_signal(stop)
         _, errors = process.communicate(timeout=10)
     if stop == signal.SIGINT:
         assert process.returncode == 130
         assert errors.strip().endswith("out.journal has the results so far; --resume goes on from there\ninterrupted")
         assert "Traceback" not in errors
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "out.journal"]
+    # What locked the journal is left after a kill, and locks nothing.
+    left = ["model.safetensors", "out.journal"] + ["out.journal.lock"] * (stop == signal.SIGKILL)
+    assert sorted(file.name for file in tmp_path.iterdir()) == left
     kept = journal.read_bytes().count(b"\n") - 1
     assert 2 <= kept < 40
 
@@ -190,10 +206,30 @@ def test_goes_on_after_a_stop(tmp_path, out, stop):
         resumed = analyze(path, "--out", out, *options, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert len(analysed) == 40 - kept
-    assert not journal.exists()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "out"]
     whole = tmp_path / "whole"
     assert analyze(path, "--out", whole, *options).exit_code == 0
     assert figures_of(out) == figures_of(whole)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot stop a process for a while")
+def test_two_processes_do_not_write_one_journal(tmp_path, out):
+    path = save(tmp_path, **{f"w{number}": matrix(160 + number, 150, number) for number in range(40)})
+    options = ["--rank", "4", "--threads", "1"]
+    journal = tmp_path / "out.journal"
+    with subprocess.Popen([*MAIN, "analyze", str(path), "--out", str(out), *options], env=ONE_THREAD) as process:
+        wait_for_lines(journal, 2, process)
+        process.send_signal(signal.SIGSTOP)
+        before = journal.read_bytes()
+        for more in ([], ["--resume"]):
+            refused = analyze(path, "--out", out, *options, *more)
+            assert refused.exit_code == 2
+            assert refused.stderr == (
+                f"error: {journal}: is being written by another process; accepted: wait for it, or stop it\n"
+            )
+        assert journal.read_bytes() == before
+        process.kill()
+    assert analyze(path, "--out", out, *options, "--resume").exit_code == 0
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

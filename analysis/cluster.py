@@ -1,0 +1,178 @@
+"""The engine that has a survey done by the workers of a Dask cluster.
+
+Futures are used as Dask has them. joblib's Dask backend waits for ever for a task that Dask gives up, because it has
+killed several workers or cannot be read by one: it hears of results only.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from lowrank_ldu.analysis.remote import Source, WorkerError, analyse_remotely, forget_checkpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from distributed import Client, Future
+
+    from lowrank_ldu.analysis.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
+
+CONNECT_SECONDS = 5.0
+WORKERS_SECONDS = 30.0
+
+_Outcome = tuple["MatrixAnalysis | str", float]
+
+
+class ClusterError(ValueError):
+    """A cluster cannot do the work; the message names its scheduler and says why."""
+
+
+@contextmanager
+def connect(scheduler: str) -> Iterator[Cluster]:
+    """Connect to the scheduler of a cluster, and let go of it in the end.
+
+    Parameters
+    ----------
+    scheduler : str
+        Its address, ``tcp://HOST:8786``.
+
+    Raises
+    ------
+    ClusterError
+        Dask is not installed, there is no scheduler at that address, or it has no workers.
+    """
+    with _quiet("distributed.client"), _client(scheduler) as client:
+        try:
+            client.wait_for_workers(1, timeout=WORKERS_SECONDS)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"scheduler {scheduler!r} has no workers after {WORKERS_SECONDS:g} s; start some with "
+                f"`dask worker {scheduler}`"
+            ) from error
+        yield Cluster(client, scheduler)
+
+
+def _client(scheduler: str) -> Client:
+    try:
+        from distributed import Client  # noqa: PLC0415  # an extra's
+    except ImportError as error:
+        raise ClusterError("the dask engine needs distributed: pip install 'lowrank-ldu[cluster]'") from error
+    try:
+        return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"scheduler is {scheduler!r}, which cannot be reached ({_one_line(error)}); accepted: the address that "
+            "`dask scheduler` prints, such as tcp://HOST:8786"
+        ) from error
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Have one of Dask's loggers say nothing: what it has to say about a lost connection is raised as an error."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+class Cluster:
+    """A cluster as the engine of surveys.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    scheduler : str
+        Its address, for messages.
+    """
+
+    def __init__(self, client: Client, scheduler: str) -> None:
+        self._client = client
+        self._scheduler = scheduler
+
+    @property
+    def description(self) -> str:
+        """The numbers of workers and of their threads at present."""
+        threads = self._client.nthreads()
+        return f"dask, workers: {len(threads)}, threads: {sum(threads.values())}"
+
+    def crew(self, reader: CheckpointReader, options: SurveyOptions) -> Workers:
+        """Return the workers, who open the checkpoint of `reader` themselves."""
+        return Workers(self._client, self._scheduler, partial(analyse_remotely, Source.of(reader), options))
+
+
+class Workers:
+    """The workers of a cluster, for one survey.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    scheduler : str
+        Its address, for messages.
+    task : callable
+        What is done for a tensor, of which no more than the description is sent.
+    """
+
+    def __init__(self, client: Client, scheduler: str, task: Callable[[TensorInfo], _Outcome]) -> None:
+        self._client = client
+        self._scheduler = scheduler
+        self._task = task
+
+    def at_once(self, tensors: Sequence[TensorInfo]) -> int:
+        """Return how many of `tensors` will be worked on at the same time, unless workers come or go."""
+        return min(len(tensors), sum(self._client.nthreads().values()))
+
+    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
+        """Yield every one of `tensors` with its outcome; those of workers that die are done again by others.
+
+        Raises
+        ------
+        ClusterError
+            The connection to the scheduler is lost, or a worker is not fit for the work.
+        """
+        from distributed import as_completed  # noqa: PLC0415  # an extra's
+
+        run = uuid4().hex
+        pending: dict[Future[Any], TensorInfo] = {}
+        try:
+            # All of them, so that workers which come later find work. Without the timeout those of the same moment
+            # would be equal, and not be begun in this order.
+            for info in tensors:
+                key = f"lowrank-ldu-{run}-{len(pending)}"
+                pending[self._client.submit(self._task, info, key=key, pure=False, fifo_timeout="0 ms")] = info
+            completed = as_completed(list(pending), loop=self._client.loop, with_results=True, raise_errors=False)
+            for future, result in completed:
+                outcome = self._outcome(future.status, result)
+                yield pending.pop(future), outcome
+        finally:
+            if self._client.status == "running":
+                self._client.cancel(list(pending))
+                self._client.run(forget_checkpoints, on_error="ignore")
+
+    def _outcome(self, status: str, result: Any) -> _Outcome:
+        from distributed import KilledWorker  # noqa: PLC0415  # an extra's
+
+        if status == "finished":
+            outcome: _Outcome = result
+            return outcome
+        if status != "error":
+            raise ClusterError(f"scheduler {self._scheduler!r}: the connection to it is lost")
+        _, error, traceback = result
+        if isinstance(error, KilledWorker):
+            died = error.allowed_failures + 1
+            return f"error: {died} workers died when they were at it, for want of memory perhaps", 0.0
+        if isinstance(error, WorkerError | ImportError):
+            raise ClusterError(f"scheduler {self._scheduler!r}: a worker {_one_line(error)}") from error
+        raise error.with_traceback(traceback)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
