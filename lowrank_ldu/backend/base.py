@@ -55,3 +55,7 @@ class Backend(Protocol):
     def has_float64(self, like: Array) -> bool:
         """Whether float64 is to be had on the device of `like`."""
         ...
+
+    def rounded(self, array: Array, dtype: str) -> Array | None:
+        """Round float32 numbers to "float16" or "bfloat16", ties to even, in the array's dtype; None if it cannot."""
+        ...

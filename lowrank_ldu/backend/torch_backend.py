@@ -83,3 +83,6 @@ class TorchBackend:
 
     def has_float64(self, like: Array) -> bool:
         return bool(like.device.type != "mps")
+
+    def rounded(self, array: Array, dtype: str) -> Array | None:
+        return array.to(torch.float32).to(getattr(torch, dtype)).to(array.dtype)

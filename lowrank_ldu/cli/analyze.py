@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -11,13 +10,23 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from lowrank_ldu.cli.errors import fail, readable_errors
+from lowrank_ldu.cli.survey_options import (
+    CHECKPOINT,
+    Exclude,
+    PivotingNames,
+    Rank,
+    Seed,
+    Select,
+    ThreadCount,
+    prefer_huge_pages,
+    survey_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lowrank_ldu.analysis.options import ComputeDtype, Mode
     from lowrank_ldu.analysis.survey import Engine
-    from lowrank_ldu.decomposition import Pivoting
 
 
 class EngineKind(StrEnum):
@@ -30,28 +39,18 @@ class EngineKind(StrEnum):
 def analyze(
     checkpoint: Annotated[
         str,
-        typer.Argument(
-            help="A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index, a directory, or hf://OWNER/NAME."
-        ),
+        typer.Argument(help=CHECKPOINT),
     ],
     *,
-    rank: Annotated[
-        list[int] | None,
-        typer.Option(help="Rank to measure; repeat for more. The full rank is always added.", show_default="8, 64"),
-    ] = None,
-    pivoting: Annotated[
-        list[str] | None,
-        typer.Option(help="partial, complete, rook or randomized; repeat for more.", show_default="partial, complete"),
-    ] = None,
+    rank: Rank = None,
+    pivoting: PivotingNames = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("lowrank-ldu-report"),
     force: Annotated[bool, typer.Option("--force", help="Replace a report that is in the folder.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an analysis that was stopped, if its journal is there.")
     ] = False,
-    select: Annotated[
-        str | None, typer.Option(help="Analyse only tensors whose name matches this regular expression.")
-    ] = None,
-    exclude: Annotated[str | None, typer.Option(help="Leave out tensors whose name matches this one.")] = None,
+    select: Select = None,
+    exclude: Exclude = None,
     mode: Annotated[
         str,
         typer.Option(
@@ -72,8 +71,8 @@ def analyze(
             help="float32 or float64, to factor in.", show_default="float64 for weights in float64, float32 for others"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of randomised pivoting, quick PiSSA and sketches.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="Cores to use, by the local engine.", show_default="all")] = None,
+    seed: Seed = 0,
+    threads: ThreadCount = None,
     engine: Annotated[
         EngineKind, typer.Option(help="local: threads of this process. dask: the workers of a cluster.")
     ] = EngineKind.LOCAL,
@@ -83,14 +82,13 @@ def analyze(
 ) -> None:
     """Factor every matrix of a checkpoint by LDU, SVD and PiSSA, and report errors, conditioning, pivots and time.
 
-    Writes figures.csv, tensors.csv, analysis.json and report.html. While it runs, results are kept in a journal beside
-    the folder; --resume goes on from there.
+    Writes report.html, tables as CSV and Parquet, analysis.json and plots as PNG and SVG. While it runs, results are
+    kept in a journal beside the folder; --resume goes on from there.
     """
-    # Large buffers in huge pages: on wide embeddings the kernel's page faults cost as much as the arithmetic.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    prefer_huge_pages()
     from lowrank_ldu.analysis.cluster import ClusterError  # noqa: PLC0415
     from lowrank_ldu.analysis.journal import JournalError  # noqa: PLC0415
-    from lowrank_ldu.analysis.options import OptionError, SurveyOptions, available_cores  # noqa: PLC0415
+    from lowrank_ldu.analysis.options import OptionError, SurveyOptions  # noqa: PLC0415
     from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
     from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
     from lowrank_ldu.analysis.report.folder import OutputError, check_target, whole_folder  # noqa: PLC0415
@@ -105,16 +103,16 @@ def analyze(
     if engine is EngineKind.DASK and threads is not None:
         fail("--threads is given with --engine dask, whose workers have their own; accepted: with --engine local")
     with readable_errors(CheckpointError, ClusterError, JournalError, NothingToAnalyseError, OptionError, OutputError):
-        options = SurveyOptions(
-            ranks=tuple(rank or SurveyOptions.ranks),
-            pivoting=cast("tuple[Pivoting, ...]", tuple(pivoting or SurveyOptions.pivoting)),  # checked in there
+        options = survey_options(
+            rank=rank,
+            pivoting=pivoting,
             select=select,
             exclude=exclude,
+            seed=seed,
+            threads=threads,
             mode=cast("Mode", mode),
             targets=tuple(target_error or SurveyOptions.targets),
             dtype=cast("ComputeDtype | None", dtype),
-            seed=seed,
-            threads=available_cores() if threads is None else threads,
         )
         # Before the hours of work, not after them; and nothing is made yet that a kill would leave.
         check_target(out, overwrite=force)

@@ -33,8 +33,13 @@ class StorageErrors:
 
     def __init__(self, terms: Terms, dtype: str, backend: Backend) -> None:
         self._terms, self._backend, self._largest = terms, backend, _LARGEST[dtype]
-        self._left, self._right = (round_to(array, dtype, backend) for array in (terms.left, terms.right))
+        self._left, self._right = (self._rounded(array, dtype) for array in (terms.left, terms.right))
         self._products = self._inner_products() if terms.exact else None
+
+    def _rounded(self, array: Array, dtype: str) -> Array:
+        # From float64 a library may round to float32 on the way, and twice is not once.
+        native = self._backend.rounded(array, dtype) if self._terms.single else None
+        return round_to(array, dtype, self._backend) if native is None else native
 
     def _inner_products(self) -> Array:
         terms = self._terms

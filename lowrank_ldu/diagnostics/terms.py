@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.decomposition.gram import wide
+from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
@@ -26,6 +27,8 @@ class Terms:
     left, z, right : array, shapes (m, r), (r,) and (r, n)
     exact : bool
         Whether they are in float64, so that sums of squares may be subtracted from each other.
+    single : bool
+        Whether they are numbers of float32.
     """
 
     def __init__(self, factors: Factorization, backend: Backend) -> None:
@@ -33,6 +36,7 @@ class Terms:
             wide(part, backend) for part in (factors.left, factors.diagonal, factors.right)
         )
         self.exact = backend.has_float64(factors.left)
+        self.single = dtype_name(factors.left) == "float32"
 
     @cached_property
     def left_gram(self) -> Array:
