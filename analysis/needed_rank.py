@@ -10,6 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import numpy.typing as npt
+
     from lowrank_ldu.decomposition import Pivoting
 
 
@@ -43,7 +45,11 @@ class NeededRank:
 
 
 def needed_ranks(
-    errors: Sequence[float], targets: Iterable[float], *, pivoting: Pivoting | None = None, refit: bool = False
+    errors: Sequence[float] | npt.NDArray[np.float64],
+    targets: Iterable[float],
+    *,
+    pivoting: Pivoting | None = None,
+    refit: bool = False,
 ) -> list[NeededRank]:
     """Look up the targets among the errors at ranks 1, 2, ...; NaN reaches none.
 

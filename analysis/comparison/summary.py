@@ -115,7 +115,7 @@ def headlines(comparison: CheckpointComparison) -> list[str]:
         for values in (
             [matrix.relative_norm for matrix in matrices],
             [matrix.spectrum.stable_rank for matrix in matrices],
-            [matrix.spectrum.effective_rank for matrix in matrices],
+            [matrix.spectrum.effective_rank or 0.0 for matrix in matrices],  # all singular values are known here
         )
     )
     sentences = [

@@ -102,8 +102,8 @@ class Examination:
             nothing = np.zeros(self._factors.rank)
             return nothing, nothing.copy()
         with _quiet():
-            plain, refit = self._errors.squares()
-            return tuple(np.sqrt(np.maximum(squares, 0.0)) / norm for squares in (plain, refit))
+            plain, refit = (np.sqrt(np.maximum(squares, 0.0)) / norm for squares in self._errors.squares())
+        return plain, refit
 
     def _measure(self, rank: int) -> Diagnostics:
         m, n = self._factors.shape
