@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.model_config import CONFIGURATIONS
+
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import CheckpointReader
 
 
 def file_states(reader: CheckpointReader) -> dict[str, list[int]]:
-    """Return, for each file that holds tensors, its size in bytes and when it was last changed, in nanoseconds.
+    """Return, for each file that says what the weights are, its size in bytes and when it was changed, in nanoseconds.
+
+    Those that hold tensors, and the model's configuration beside them where there is one.
 
     Parameters
     ----------
@@ -22,7 +26,9 @@ def file_states(reader: CheckpointReader) -> dict[str, list[int]]:
         By absolute path, links followed.
     """
     states = {}
-    for file in sorted({info.file for info in reader.tensors}):
-        stat = Path(file).stat()
-        states[str(Path(file).resolve())] = [stat.st_size, stat.st_mtime_ns]
+    files = {Path(info.file) for info in reader.tensors}
+    beside = {folder / name for folder in {file.parent for file in files} for name in CONFIGURATIONS}
+    for file in sorted(files | {file for file in beside if file.is_file()}):
+        stat = file.stat()
+        states[str(file.resolve())] = [stat.st_size, stat.st_mtime_ns]
     return states

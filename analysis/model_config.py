@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 _MOST_INTEGER = 2**31
 # How the weights were quantised stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
-_CONFIG, *_QUANTISATIONS = ("config.json", "quantize_config.json", "quant_config.json")
+CONFIGURATIONS = ("config.json", "quantize_config.json", "quant_config.json")
+_CONFIG, *_QUANTISATIONS = CONFIGURATIONS
 
 
 class Section:

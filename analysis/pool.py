@@ -74,8 +74,7 @@ def work_through(
     tuple of TensorInfo and its outcome
         As they are finished. What the crew raises ends the iteration.
     """
-    # The largest first: a large one begun last would keep one core busy alone.
-    waiting = sorted(tensors, key=_work, reverse=True)
+    waiting = _in_order(tensors)
     if not waiting:
         return
     before = list(finished)
@@ -101,6 +100,23 @@ def work_through(
 def describe_error(error: Exception) -> str:
     """Return the reason that stands in a report for a tensor which failed."""
     return f"error: {str(error) or type(error).__name__}"
+
+
+def _in_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """Return the largest first: one that is begun last would keep one core busy alone.
+
+    Parts of one stored tensor stay together, so that it is read once.
+    """
+    listed = list(tensors)
+    largest: dict[tuple[str, str], int] = {}
+    for info in listed:
+        largest[_stored(info)] = max(_work(info), largest.get(_stored(info), 0))
+    first = {stored: place for place, stored in enumerate(largest)}
+    return sorted(listed, key=lambda info: (-largest[_stored(info)], first[_stored(info)]))
+
+
+def _stored(info: TensorInfo) -> tuple[str, str]:
+    return info.file, info.part_of or info.name
 
 
 def _work(info: TensorInfo) -> int:

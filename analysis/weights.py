@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.model_config import ModelConfigs
@@ -76,7 +76,13 @@ class WeightsReader(CheckpointReader):
         self._tensors: tuple[_Source, dict[str, torch.Tensor]] | None = None
         self._matrix: tuple[_Source, torch.Tensor] | None = None
         ignored = reader.ignored | {name: what for name, what in roles.items() if name not in self._sources}
-        super().__init__(reader.path, (source.part.info for source in self._sources.values()), ignored)
+        infos = [
+            source.part.info
+            if source.part.info.name == source.stored.info.name
+            else replace(source.part.info, part_of=source.stored.info.name)
+            for source in self._sources.values()
+        ]
+        super().__init__(reader.path, infos, ignored)
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         if info.reason:

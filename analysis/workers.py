@@ -7,6 +7,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 BYTES_PER_ENTRY = 12 * 8
 _BYTES_IN_BLOCKS = 4 * 8
 _UNKNOWN_MEMORY = 8 * 2**30
+# Of control groups of version 2 and 1; without a limit the latter says an enormous number.
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,22 @@ def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None,
 
 
 def physical_memory() -> int:
-    """Return the bytes of memory of this machine."""
+    """Return the bytes of memory that this process may use: the machine's, or what its container is limited to."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems other names
-        return _UNKNOWN_MEMORY
+        machine = _UNKNOWN_MEMORY
+    return min(machine, _container_limit() or machine)
+
+
+def _container_limit() -> int:
+    """Return the limit of the control group that a container sees as its own, 0 if there is none."""
+    for file in _LIMITS:
+        try:
+            return int(file.read_text(encoding="ascii"))
+        except (OSError, ValueError):  # another version, or "max"
+            continue
+    return 0
 
 
 @contextmanager

@@ -3,14 +3,19 @@
 import io
 import logging
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
 from minilm import checkpoint
+from safetensors.torch import load_file
 
+from lowrank_ldu import pissa, svd
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.run import analyse_checkpoint
+from lowrank_ldu.analysis.workers import pinned_threads
 
 RANKS = (8, 16, 32, 64, 128)
 
@@ -36,6 +41,23 @@ def test_weightwatcher(benchmark, weightwatcher):
 
     details = benchmark.pedantic(analyze, rounds=3, warmup_rounds=1)
     assert len(details) == 39
+
+
+@pytest.fixture(scope="module")
+def matrices():
+    return [W for W in load_file(checkpoint()).values() if W.ndim == 2 and W.is_floating_point()]
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [svd, *(partial(pissa, rank=rank, niter=4) for rank in RANKS)],
+    ids=["exact SVD", *(f"quick PiSSA {rank}" for rank in RANKS)],
+)
+def test_factorisations_alone(benchmark, matrices, factor):
+    """What the whole analysis cannot be faster than: a part of what it measures, two matrices side by side."""
+    with pinned_threads(1), ThreadPoolExecutor(2) as pool:
+        possible = [W for W in matrices if min(W.shape) > max(RANKS)]
+        benchmark.pedantic(lambda: list(pool.map(factor, possible)), rounds=3, warmup_rounds=1)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ class TensorInfo:
         Where the format keeps weights in another order than (out, in, kernel...): the stored axes in that one.
     reason : str
         Why the values are no weights, where more is known of it than dtype and shape tell.
+    part_of : str
+        The stored tensor that this one is a part of, if it is: the parts are loaded best one after another.
     """
 
     name: str
@@ -52,6 +54,7 @@ class TensorInfo:
     stored_as: str = ""
     order: tuple[int, ...] = ()
     reason: str = ""
+    part_of: str = ""
 
 
 class CheckpointReader(ABC):

@@ -79,6 +79,14 @@ def test_changed_files_are_noticed(checkpoint, journal):
         analyse(checkpoint, journal)
 
 
+def test_another_configuration_is_noticed(checkpoint, journal):
+    """It may say how weights are fused or quantised."""
+    analyse(checkpoint, journal)
+    (checkpoint.parent / "config.json").write_text('{"model_type": "phi3"}')
+    with pytest.raises(JournalError, match=r"it is of other files, .*config.json among them"):
+        analyse(checkpoint, journal)
+
+
 def test_other_files_are_noticed(checkpoint, journal, tmp_path):
     analyse(checkpoint, journal)
     other = tmp_path / "other.safetensors"

@@ -1,6 +1,7 @@
 """The survey: its figures are those of plain NumPy, every tensor is accounted for, one is in memory at a time."""
 
 import dataclasses
+import json
 import math
 import weakref
 
@@ -14,13 +15,15 @@ from weights import HOSTILE, weight
 
 from lowrank_ldu import diagnose, ldu
 from lowrank_ldu.analysis import survey as survey_module
+from lowrank_ldu.analysis import workers
 from lowrank_ldu.analysis.curves import best_errors, sample_ranks, sampled
 from lowrank_ldu.analysis.options import OptionError, SurveyOptions
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
 from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint
 from lowrank_ldu.analysis.spectrum import summarise_spectrum
 from lowrank_ldu.analysis.survey import survey
-from lowrank_ldu.analysis.workers import Layout, plan
+from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.analysis.workers import Layout, physical_memory, plan
 from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.diagnostics import Examination, Target
 
@@ -341,6 +344,32 @@ def test_workers_are_as_many_as_memory_holds(checkpoint):
     assert plan(tensors, 8, memory=2 * need) == Layout(matrices=1, threads_each=8)
     assert plan(tensors, 1, memory=0) == Layout(matrices=1, threads_each=1)
     assert plan([], 2, memory=2**40) == Layout(matrices=1, threads_each=2)
+
+
+def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
+    machine = physical_memory()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(workers, "_LIMITS", (tmp_path / "missing", limit))
+    for text, expected in (("4096\n", 4096), ("max\n", machine), (f"{2**62}\n", machine)):
+        limit.write_text(text)
+        assert physical_memory() == expected
+
+
+def test_parts_of_a_tensor_are_worked_on_together_and_read_once(tmp_path, monkeypatch):
+    """Queries are larger than keys and values, and two layers are alike: the largest first would take them apart."""
+    path = tmp_path / "model.safetensors"
+    config = {"model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    names = [f"model.layers.{layer}.self_attn.qkv_proj.weight" for layer in (0, 1)]
+    save_file({name: weight(32, 16, seed=place) for place, name in enumerate(names)}, path)
+    read = []
+    with open_weights(path) as reader:
+        stored = reader._reader
+        load = stored.load
+        monkeypatch.setattr(stored, "load", lambda name: read.append(name) or load(name))
+        results = list(survey(reader, SurveyOptions(ranks=(4,), threads=1)))
+    assert [result.name for result in results] == [f"{name}[{part}]" for name in names for part in "qkv"]
+    assert read == names
 
 
 def test_real_weights_overshoot_as_documented():
