@@ -39,7 +39,7 @@ def test_weightwatcher(benchmark, weightwatcher):
             warnings.simplefilter("ignore")
             return weightwatcher.WeightWatcher().analyze(model=folder)
 
-    details = benchmark.pedantic(analyze, rounds=3, warmup_rounds=1)
+    details = benchmark.pedantic(analyze, rounds=3)
     assert len(details) == 39
 
 
@@ -57,7 +57,7 @@ def test_factorisations_alone(benchmark, matrices, factor):
     """What the whole analysis cannot be faster than: a part of what it measures, two matrices side by side."""
     with pinned_threads(1), ThreadPoolExecutor(2) as pool:
         possible = [W for W in matrices if min(W.shape) > max(RANKS)]
-        benchmark.pedantic(lambda: list(pool.map(factor, possible)), rounds=3, warmup_rounds=1)
+        benchmark.pedantic(lambda: list(pool.map(factor, possible)), rounds=3)
 
 
 @pytest.mark.parametrize(
@@ -73,5 +73,5 @@ def test_factorisations_alone(benchmark, matrices, factor):
 @pytest.mark.usefixtures("weightwatcher")
 def test_this(benchmark, mode, pivoting):
     options = SurveyOptions(ranks=RANKS, pivoting=pivoting, mode=mode)
-    analysis = benchmark.pedantic(analyse_checkpoint, (checkpoint(), options), rounds=3, warmup_rounds=1)
+    analysis = benchmark.pedantic(analyse_checkpoint, (checkpoint(), options), rounds=3)
     assert len(analysis.matrices) == 40
