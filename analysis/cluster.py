@@ -128,7 +128,8 @@ class Workers:
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
         """Return how many of `tensors` will be worked on at the same time, unless workers come or go."""
-        return min(len(tensors), sum(self._client.nthreads().values()))
+        threads: int = sum(self._client.nthreads().values())
+        return min(len(tensors), threads)
 
     def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
         """Yield every one of `tensors` with its outcome; those of workers that die are done again by others.
