@@ -90,6 +90,7 @@ def compress(path, members):
                 member.write(bytes(size % 2**20))
 
 
+@pytest.mark.longer
 class TestBombs:
     pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 
