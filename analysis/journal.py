@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 import lowrank_ldu
 from lowrank_ldu.analysis.curves import Curve
@@ -24,6 +24,7 @@ from lowrank_ldu.analysis.survey import TensorResult
 from lowrank_ldu.diagnostics import Diagnostics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -185,11 +186,7 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._lock.is_locked:
-            # Removed while it is held: who opened it before finds it unlinked, and makes a new one.
-            with contextlib.suppress(OSError):
-                Path(self._lock.lock_file).unlink()
-            self._lock.release()
+        _let_go(self._lock)
 
     def __enter__(self) -> Self:
         return self
@@ -200,15 +197,41 @@ class Journal:
         self.close()
 
 
-def _locked(path: Path) -> FileLock:
-    """Lock a journal that may not be there yet, by a file beside it.
+@contextlib.contextmanager
+def lock_journal(path: Path) -> Iterator[None]:
+    """Keep other processes from a journal, also before it is opened and after it is closed by this one.
+
+    Raises
+    ------
+    JournalError
+        Another process has it.
+    """
+    lock = _locked(path)
+    try:
+        yield
+    finally:
+        _let_go(lock)
+
+
+def _let_go(lock: BaseFileLock) -> None:
+    """Release a lock once; who took it last in this process removes its file."""
+    if lock.lock_counter == 1:
+        # Removed while it is held: who opened it before finds it unlinked, and makes a new one.
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+    if lock.is_locked:
+        lock.release()
+
+
+def _locked(path: Path) -> BaseFileLock:
+    """Lock a journal that may not be there yet, by a file beside it; again, if this process has it already.
 
     The system lets go of the lock when this process ends, however it ends; the empty file that is left then locks
     nothing.
     """
     if not path.parent.is_dir():  # it would be made
         raise JournalError(f"{path}: cannot be written (there is no such folder)")
-    lock = FileLock(f"{path}.lock")
+    lock = FileLock(f"{path.absolute()}.lock", is_singleton=True)
     try:
         lock.acquire(blocking=False)
     except Timeout:

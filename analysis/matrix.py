@@ -138,13 +138,13 @@ def analyse_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     measurements: list[Measurement] = []
     curves: dict[Pivoting, Curve] = {}
     needed = needed_ranks(errors, options.targets)
+    candidates = []
     for pivoting in options.pivoting:
-        measured, curves[pivoting], found = _ldu(known.target, pivoting, ranks, curve_ranks, options)
+        measured, curves[pivoting], found, candidate = _ldu(known.target, pivoting, ranks, curve_ranks, options)
         measurements += measured
         needed += found
-    recommendation = recommend(
-        needed, [measurement.diagnostics for measurement in measurements], max(options.targets), exact=exact
-    )
+        candidates.append(candidate)
+    recommendation = recommend(needed, candidates, max(options.targets), exact=exact)
     measurements += [_pissa(known.target, rank, options.seed) for rank in asked] + known.pissa
     return MatrixAnalysis(
         m=m,
@@ -180,11 +180,13 @@ class _Known:
 
 def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
     exact, seconds = timed(svd, W)
-    target = Target(W, singular_values=exact.diagonal)
+    # What is timed is the SVD that a user would take. The yardstick has to be right where errors are small, too.
+    values = torch.linalg.svdvals(W.to(torch.float64))
+    target = Target(W, singular_values=values)
     leading, split_seconds = timed(split_evenly, exact.truncate(asked[-1]))
     examination = Examination(target, leading)
     measured = [Measurement(examination.at(rank), seconds + split_seconds, exact=True) for rank in asked]
-    return _Known(summarise_spectrum(exact.diagonal, ranks), target, seconds, measured)
+    return _Known(summarise_spectrum(values, ranks), target, seconds, measured)
 
 
 def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
@@ -194,8 +196,12 @@ def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
 
 def _ldu(
     target: Target, pivoting: Pivoting, ranks: list[int], curve_ranks: list[int], options: SurveyOptions
-) -> tuple[list[Measurement], Curve, list[NeededRank]]:
-    """Measure the leading terms of the largest factorisation; the time at lower ranks is that of stopping there."""
+) -> tuple[list[Measurement], Curve, list[NeededRank], Diagnostics]:
+    """Measure the leading terms of the largest factorisation; the time at lower ranks is that of stopping there.
+
+    The last of what is returned are the figures at the rank that the largest target needs with the best diagonal, or at
+    the largest rank if it is not reached.
+    """
     W, seed = target.W, options.seed
     seconds = [timed(ldu, W, rank, pivoting=pivoting, seed=seed)[1] for rank in ranks[:-1]]
     factors, last_seconds = timed(ldu, W, ranks[-1], pivoting=pivoting, seed=seed)
@@ -217,7 +223,9 @@ def _ldu(
         errors[figure.rank - 1] = figure.frobenius_error
         refit_errors[figure.rank - 1] = figure.refit_frobenius_error
     needed = needed_ranks(errors, options.targets, pivoting=pivoting)
-    return measurements, curve, needed + needed_ranks(refit_errors, options.targets, pivoting=pivoting, refit=True)
+    refit = needed_ranks(refit_errors, options.targets, pivoting=pivoting, refit=True)
+    candidate = examination.at(refit[0].rank or ranks[-1])
+    return measurements, curve, needed + refit, candidate
 
 
 def _pissa(target: Target, rank: int, seed: int) -> Measurement:

@@ -21,6 +21,7 @@ ComputeDtype = Literal["float32", "float64"]
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 _LARGEST_RANK = 2**31 - 1
+_LARGEST_SEED = 2**63 - 1
 
 
 class OptionError(ValueError):
@@ -90,6 +91,8 @@ class SurveyOptions:
             _check_choices("dtype", (self.dtype,), COMPUTE_DTYPES)
         with _option_errors():
             check_count(self.seed, "seed")
+            if self.seed > _LARGEST_SEED:
+                raise ValueError(f"seed is {self.seed}; accepted: at most {_LARGEST_SEED}")
             check_rank(self.threads, _LARGEST_RANK, "threads")
 
     def ranks_of(self, k: int) -> list[int]:

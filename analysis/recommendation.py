@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.decomposition import Pivoting
     from lowrank_ldu.diagnostics import Diagnostics
 
-# Rounding the stored factors may add one per cent to the error: sqrt(e^2 + s^2) <= 1.01 e.
-_STORAGE_SHARE = 0.1417
+# Where there is no target to stay within, rounding the stored factors may add one per cent to the error.
+_ROUNDED = 1.01
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Recommendation:
     pivoting : str
     refit : bool
         Always: the best diagonal costs one product and is never worse.
-    storage : str or None
-        Dtype that the factors can be stored in without adding a hundredth to their error at the largest measured rank
-        up to `rank`; None if nothing below it was measured.
+    storage : str
+        Dtype that the factors can be stored in: the one of half precision that loses less, if the error stays within
+        the target with its loss (or, without a rank, within a hundredth of what it is), or else that of the factors.
     pays : bool
         Whether the factors of that rank are smaller than the weight.
     reason : str
@@ -38,13 +39,13 @@ class Recommendation:
     rank: int | None
     pivoting: Pivoting
     refit: bool
-    storage: str | None
+    storage: str
     pays: bool
     reason: str
 
 
 def recommend(
-    needed: Sequence[NeededRank], figures: Sequence[Diagnostics], target: float, *, exact: bool
+    needed: Sequence[NeededRank], candidates: Sequence[Diagnostics], target: float, *, exact: bool
 ) -> Recommendation:
     """Recommend the strategy that reaches the target error with the fewest terms, its diagonal refitted.
 
@@ -55,57 +56,62 @@ def recommend(
     ----------
     needed : sequence of NeededRank
         Of LDU with refit, a strategy each, and of the SVD, at several targets.
-    figures : sequence of Diagnostics
-        Of LDU with these strategies, at the ranks measured.
+    candidates : sequence of Diagnostics
+        Of LDU with each of these strategies, at the rank that it needs, or at the largest if it does not reach the
+        target.
     target : float
         Relative Frobenius error to reach.
     exact : bool
-        Whether the ranks needed by the SVD are the true ones; if not they are upper bounds.
+        Whether the ranks needed by the SVD and its errors are the true ones; if not they are upper bounds.
     """
     ldu = [item for item in needed if item.method == "ldu" and item.refit and item.error == target]
     best = next(item for item in needed if item.method == "svd" and item.error == target)
-    reached = [item for item in ldu if item.rank is not None]
-    m, n = figures[0].m, figures[0].n
-    if reached:
-        chosen = min(reached, key=lambda item: item.rank or 0)
-        rank = chosen.rank
-        others = [f"{item.pivoting} {_rank(item)}" for item in ldu if item is not chosen]
-        beside = f" ({', '.join(others)})" if others else ""
-        reason = (
-            f"{chosen.pivoting} pivoting with a refitted diagonal reaches a relative error of {target:g} at rank "
-            f"{rank}{beside}; the SVD at {_rank(best, bound=not exact)}"
-        )
-        pivoting = chosen.pivoting
-    else:
-        largest = max(item.rank for item in figures)
-        last = min((item for item in figures if item.rank == largest), key=lambda item: item.refit_frobenius_error)
-        rank, pivoting = None, last.pivoting  # type: ignore[assignment]
-        reason = (
-            f"no rank up to {ldu[0].looked_at} reaches a relative error of {target:g}; at {largest} {pivoting} "
-            f"pivoting with a refitted diagonal leaves {last.refit_frobenius_error:.3g}, the SVD "
-            f"{last.svd_frobenius_error:.3g}"
-        )
-    assert pivoting is not None  # noqa: S101  # of LDU
-    whole = m * n / (m + n)
-    pays = rank is not None and rank < whole
-    if rank is not None and not pays:
-        reason += f"; above rank {int(whole)} the factors are larger than the weight"
-    storage = _storage([item for item in figures if item.pivoting == pivoting], rank)
-    return Recommendation(rank, pivoting, True, storage, pays, reason)
+    reached = [place for place, item in enumerate(ldu) if item.rank is not None]
+    if not reached:
+        return _nothing_reaches(candidates, ldu[0].looked_at, target, exact=exact)
+    place = min(reached, key=lambda place: ldu[place].rank or 0)
+    figures, rank = candidates[place], candidates[place].rank
+    pivoting = _strategy(figures)
+    others = [f"{item.pivoting} {_rank(item, exact=True)}" for item in ldu if item is not ldu[place]]
+    beside = f" ({', '.join(others)})" if others else ""
+    reason = (
+        f"{pivoting} pivoting with a refitted diagonal reaches a relative error of {target:g} at rank "
+        f"{rank}{beside}; the SVD at {_rank(best, exact=exact)}"
+    )
+    # L, z and U against W.
+    whole = figures.m * figures.n / (figures.m + figures.n + 1)
+    pays = rank < whole
+    if not pays:
+        reason += f"; from rank {math.ceil(whole)} on the factors are no smaller than the weight"
+    return Recommendation(rank, pivoting, True, _storage(figures, target), pays, reason)
 
 
-def _rank(needed: NeededRank, *, bound: bool = False) -> str:
+def _nothing_reaches(
+    candidates: Sequence[Diagnostics], looked_at: int, target: float, *, exact: bool
+) -> Recommendation:
+    figures = min(candidates, key=lambda item: item.refit_frobenius_error)
+    error = figures.refit_frobenius_error
+    reason = (
+        f"no rank up to {looked_at} reaches a relative error of {target:g}; at {figures.rank} {figures.pivoting} "
+        f"pivoting with a refitted diagonal leaves {error:.3g}, the SVD {'' if exact else 'at most '}"
+        f"{figures.svd_frobenius_error:.3g}"
+    )
+    return Recommendation(None, _strategy(figures), True, _storage(figures, _ROUNDED * error), False, reason)
+
+
+def _strategy(figures: Diagnostics) -> Pivoting:
+    return cast("Pivoting", figures.pivoting)
+
+
+def _rank(needed: NeededRank, *, exact: bool) -> str:
     if needed.rank is None:
-        return f"above {needed.looked_at}"
-    return f"{needed.rank} or less" if bound else str(needed.rank)
+        return f"above {needed.looked_at}" if exact else f"a rank that is not known up to {needed.looked_at}"
+    return str(needed.rank) if exact or needed.rank == 1 else f"{needed.rank} or less"
 
 
-def _storage(figures: Sequence[Diagnostics], rank: int | None) -> str | None:
-    below = [item for item in figures if rank is None or item.rank <= rank]
-    if not below:
-        return None
-    figure = max(below, key=lambda item: item.rank)
-    allowed = _STORAGE_SHARE * figure.refit_frobenius_error
-    losses = {"bfloat16": figure.storage_error_bfloat16, "float16": figure.storage_error_float16}
+def _storage(figures: Diagnostics, allowed: float) -> str:
+    losses = {"bfloat16": figures.storage_error_bfloat16, "float16": figures.storage_error_float16}
     safest = min(losses, key=losses.__getitem__)
-    return safest if losses[safest] <= allowed else figure.dtype
+    # What rounding changes has nothing to do with what the terms leave.
+    error = math.hypot(figures.refit_frobenius_error, losses[safest])
+    return safest if error <= allowed else figures.dtype

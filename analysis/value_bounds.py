@@ -50,10 +50,12 @@ def value_bounds(W: torch.Tensor, directions: torch.Tensor, count: int, seed: in
         Not increasing.
     upper : torch.Tensor, shape (count,), float64
     """
-    basis, products, theta = _turned(W, directions)
+    basis, theta, images = _turned(W, directions)
+    # The rest is only multiplied with in W's own precision.
+    single = basis.to(W.dtype)
     noise = _ROUNDINGS * math.sqrt(max(W.shape)) * torch.finfo(W.dtype).eps * float(theta[0])
-    beta = largest_eigenvalue_bound(lambda vector: _rest_product(W, basis, vector), int(W.shape[1]), seed, noise)
-    residual = (W.T @ products).to(torch.float64) - basis.to(torch.float64) * theta
+    beta = largest_eigenvalue_bound(lambda vector: _rest_product(W, single, vector), int(W.shape[1]), seed, noise)
+    residual = images - basis * theta
     coupling = residual.T @ residual
     upper = theta[:count] + beta
     start = 0
@@ -62,7 +64,7 @@ def value_bounds(W: torch.Tensor, directions: torch.Tensor, count: int, seed: in
             quadratic = torch.linalg.eigvalsh(torch.diag(theta) + coupling / (float(theta[end - 1]) - beta)).flip(0)
             upper[start:end] = torch.minimum(upper[start:end], quadratic[start:end])
         start = end
-    return theta, upper + noise
+    return theta, upper
 
 
 def _places(count: int) -> Sequence[int]:
@@ -70,12 +72,22 @@ def _places(count: int) -> Sequence[int]:
 
 
 def _turned(W: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the basis V in which V^T W^T W V is diagonal, W V, and that diagonal, not increasing."""
-    products = W @ directions
-    wide = products.to(torch.float64)
-    theta, turn = torch.linalg.eigh(wide.T @ wide)
-    turn = turn.flip(1).to(W.dtype)
-    return directions @ turn, products @ turn, theta.flip(0).clamp(min=0.0)
+    """Return the basis V in which V^T A V is diagonal, that diagonal, not increasing, and A V, all in float64.
+
+    What the best approximation leaves is the difference of the norm of W and that diagonal: in float32 there would be
+    nothing right in it where it is small.
+    """
+    basis = torch.linalg.qr(directions.to(torch.float64))[0]
+    gram = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64, device="cpu")
+    images = torch.zeros_like(basis)
+    for rows in blocks_of_rows(W.shape):
+        block = W[rows].to(torch.float64)
+        product = block @ basis
+        gram += product.T @ product
+        images += block.T @ product
+    theta, turn = torch.linalg.eigh(gram)
+    turn = turn.flip(1)
+    return basis @ turn, theta.flip(0).clamp(min=0.0), images @ turn
 
 
 def _rest_product(W: torch.Tensor, basis: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

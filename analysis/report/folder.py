@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputError(f"{target}: cannot be created ({error.strerror})") from error
     try:
         yield temporary
+        check_target(target, overwrite=overwrite)  # the work may have taken hours
         if absolute.exists():
             _move_into(absolute, temporary)
         else:
@@ -69,12 +71,18 @@ def _move_into(target: Path, temporary: Path) -> None:
 
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise `OutputError` if `whole_folder` could not put its files there, as far as can be told beforehand."""
+    if not target.absolute().name:
+        raise OutputError(f"{target}: is the root of all folders; accepted: one below it")
     try:
         if not target.exists():
+            if target.is_symlink():
+                raise OutputError(f"{target}: is a link to what does not exist")
             if not target.absolute().parent.is_dir():
                 raise OutputError(f"{target}: the folder that is to hold it does not exist")
         elif not target.is_dir():
             raise OutputError(f"{target}: is not a folder")
+        elif not os.access(target, os.W_OK):
+            raise OutputError(f"{target}: cannot be written to")
         elif not overwrite and any(target.iterdir()):
             raise OutputError(
                 f"{target}: is not empty; choose another folder, or ask for its files to be replaced (--help says how)"

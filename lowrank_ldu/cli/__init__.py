@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _OF_THE_EXTRA = {"typer", "rich", "click"}
@@ -20,11 +21,11 @@ def main() -> None:
     try:
         app(prog_name="lowrank-ldu")
     except SystemExit as exit_:
-        if exit_.code == INTERRUPTED:
-            # Threads inside LAPACK cannot be stopped, and the interpreter would wait for them.
+        if isinstance(exit_.code, int) and exit_.code and threading.active_count() > 1:
+            # Threads inside LAPACK cannot be stopped, and the interpreter would wait for them, or break down over them.
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(INTERRUPTED)
+            os._exit(exit_.code)
         raise
 
 

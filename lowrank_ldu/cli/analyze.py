@@ -87,7 +87,7 @@ def analyze(
     """
     prefer_huge_pages()
     from lowrank_ldu.analysis.cluster import ClusterError  # noqa: PLC0415
-    from lowrank_ldu.analysis.journal import JournalError  # noqa: PLC0415
+    from lowrank_ldu.analysis.journal import JournalError, lock_journal  # noqa: PLC0415
     from lowrank_ldu.analysis.options import OptionError, SurveyOptions  # noqa: PLC0415
     from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
     from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
@@ -117,18 +117,20 @@ def analyze(
         # Before the hours of work, not after them; and nothing is made yet that a kill would leave.
         check_target(out, overwrite=force)
         journal = out.absolute().with_name(f"{out.absolute().name}.journal")
-        try:
-            with _engine(scheduler) as used, show_progress() as progress:
-                analysis = analyse_checkpoint(
-                    checkpoint, options, progress, journal=journal, resume=resume, engine=used
-                )
-        except KeyboardInterrupt:
-            if journal.exists():
-                typer.echo(f"{journal.name} has the results so far; --resume goes on from there", err=True)
-            raise
-        with whole_folder(out, overwrite=force) as folder:
-            write_report(analysis, folder)
-        journal.unlink(missing_ok=True)
+        # Until the report is there: another process would find the journal complete, and write the same report.
+        with lock_journal(journal):
+            try:
+                with _engine(scheduler) as used, show_progress() as progress:
+                    analysis = analyse_checkpoint(
+                        checkpoint, options, progress, journal=journal, resume=resume, engine=used
+                    )
+                with whole_folder(out, overwrite=force) as folder:
+                    write_report(analysis, folder)
+            except (KeyboardInterrupt, OutputError):
+                if journal.exists():
+                    typer.echo(f"{journal.name} has the results so far; --resume goes on from there", err=True)
+                raise
+            journal.unlink(missing_ok=True)
         show_summary(analysis, out)
 
 

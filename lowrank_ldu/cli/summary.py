@@ -27,7 +27,7 @@ def show_summary(analysis: Analysis, out: Path) -> None:
     """Write to stdout the medians over the matrices, what was skipped, and where the report is."""
     console = Console(highlight=False, markup=False)
     scope = headline_scope(analysis)
-    table = Table(title=f"Medians over {len(scope.matrices)} matrices, at {scope.place}", title_justify="left")
+    table = Table(title=f"Medians over {count_of(len(scope.matrices))}, at {scope.place}", title_justify="left")
     table.add_column("method")
     for heading in ("error", "after refit", "error > 1", "cond(G)", "time"):
         table.add_column(heading, justify="right")
@@ -38,10 +38,10 @@ def show_summary(analysis: Analysis, out: Path) -> None:
     advice = [matrix.recommendation for _, matrix in analysis.matrices]
     console.print(
         f"LDU with a refitted diagonal reaches a relative error of {target:g} with factors smaller than the weight in "
-        f"{sum(item.pays for item in advice)} of {len(advice)} matrices.",
+        f"{sum(item.pays for item in advice)} of {count_of(len(advice))}.",
         soft_wrap=True,
     )
-    console.print(f"{len(analysis.matrices)} matrices analysed in {duration(analysis.seconds)}.", soft_wrap=True)
+    console.print(f"{count_of(len(analysis.matrices))} analysed in {duration(analysis.seconds)}.", soft_wrap=True)
     if analysis.skipped:
         counts = Counter(result.reason for result in analysis.skipped)
         reasons = [f"{count} x {printable(reason or '')}" for reason, count in counts.most_common(_REASONS_SHOWN)]
@@ -76,3 +76,8 @@ def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:
     exact = all(matrix.svd_niter is None for matrix in scope.matrices)
     label, least = ("exact SVD", "") if exact else ("randomised SVD", "at most ")
     yield (label, f"{least}{figure(median(best))}", *("",) * 3, duration(seconds))
+
+
+def count_of(matrices: int) -> str:
+    """Return a number of matrices in words."""
+    return "1 matrix" if matrices == 1 else f"{matrices} matrices"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from lowrank_ldu import ldu
 from lowrank_ldu.analysis.estimated_spectrum import estimate_spectrum
 from lowrank_ldu.analysis.lanczos_bound import largest_eigenvalue_bound
 from lowrank_ldu.analysis.matrix import analyse_matrix
@@ -83,6 +84,63 @@ def test_a_bound_does_not_hang_on_a_lucky_start():
     diagonal[25] = 1.001
     for seed in range(100):
         assert largest_eigenvalue_bound(lambda vector: diagonal * vector, 400, seed, 1e-14) >= 1.001
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.where(np.arange(400) == 0, 1.0, 1e-5),
+        np.exp(-np.arange(400) / 5),
+        np.where(np.arange(400) < 4, 1.0, 1e-7),
+        np.where(np.arange(400) == 0, 1.0, 0.0),
+    ],
+    ids=["spike", "decay", "four", "one"],
+)
+def test_small_errors_lie_between_the_bounds(values):
+    """A millionth of the energy is a thousandth in the error: float32 sums of it would say nothing of it."""
+    W = with_values(values, 400, 400, 0, torch.float32)
+    true = torch.linalg.svdvals(W.to(torch.float64))
+    options = SurveyOptions(ranks=(8, 32), pivoting=("partial",), targets=(1e-3, 1e-4), mode="cheap")
+    analysis = analyse_matrix(W, options)
+    for rank in (8, 32):
+        truth = float(torch.linalg.vector_norm(true[rank:]) / torch.linalg.vector_norm(true))
+        upper = analysis.at("ldu", rank, "partial").diagnostics.svd_frobenius_error
+        lower = math.sqrt(1 - analysis.spectrum.energy_bound[rank])
+        # Rounding in float64 of one minus an energy.
+        assert lower - 3e-8 <= truth <= upper + 3e-8
+        assert upper <= 1.05 * truth + 1e-6
+    for needed in analysis.needed:
+        if needed.method == "svd" and needed.rank is not None:
+            reached = torch.linalg.vector_norm(true[needed.rank :]) / torch.linalg.vector_norm(true)
+            assert float(reached) <= needed.error
+
+
+def test_the_yardstick_of_exact_mode_is_beaten_by_nothing():
+    for values in (np.where(np.arange(60) == 0, 1.0, 1e-7), np.where(np.arange(60) < 5, 1.0, 0.0)):
+        W = with_values(values, 60, 60, 1, torch.float32)
+        analysis = analyse_matrix(W, SurveyOptions(ranks=(8, 30), targets=(5e-7,)))
+        for measurement in analysis.measurements:
+            figures = measurement.diagnostics
+            assert figures.refit_frobenius_error >= figures.svd_frobenius_error * (1 - 1e-6)
+        ranks = {needed.method: needed.rank for needed in analysis.needed if needed.refit or needed.method == "svd"}
+        assert ranks["svd"] <= ranks["ldu"]
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.5, 1e-3, 1e-6]), st.sampled_from(["exact", "cheap"]))
+def test_recommended_storage_keeps_the_target(seed, target, mode):
+    W = with_values(np.exp(-np.arange(70) / 4), 70, 80, seed, torch.float32)
+    options = SurveyOptions(ranks=(4, 24), targets=(target,), mode=mode)
+    advice = analyse_matrix(W, options).recommendation
+    if advice.rank is None:
+        assert mode == "cheap"
+        return
+    factors = ldu(W, pivoting=advice.pivoting).truncate(advice.rank).refit(W)
+    dtype = getattr(torch, advice.storage)
+    left, right = (part.to(dtype).to(torch.float64) for part in (factors.left, factors.right))
+    error = W.to(torch.float64) - (left * factors.diagonal.to(torch.float64)) @ right
+    # The two losses are all but orthogonal, not quite.
+    assert float(torch.linalg.matrix_norm(error) / torch.linalg.matrix_norm(W.to(torch.float64))) <= 1.02 * target
+    assert advice.pays == (factors.left.numel() + factors.diagonal.numel() + factors.right.numel() < W.numel())
 
 
 def test_a_matrix_that_a_sketch_is_no_smaller_than_is_analysed_exactly():

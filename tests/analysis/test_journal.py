@@ -7,10 +7,11 @@ import os
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.analysis.journal import JournalError
+from lowrank_ldu.analysis.journal import JournalError, lock_journal
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.run import analyse_checkpoint
 
@@ -69,6 +70,16 @@ def test_nothing_is_replaced_unasked(checkpoint, journal):
     analyse(checkpoint, journal)
     with pytest.raises(JournalError, match="was not finished; accepted: --resume, to continue it, or remove the file"):
         analyse(checkpoint, journal, resume=False)
+
+
+def test_a_lock_is_held_until_the_outermost_is_left(checkpoint, journal):
+    other = FileLock(f"{journal}.lock")
+    with lock_journal(journal):
+        analyse(checkpoint, journal)
+        with pytest.raises(Timeout):
+            other.acquire(blocking=False)
+    other.acquire(blocking=False)
+    other.release()
 
 
 def test_changed_files_are_noticed(checkpoint, journal):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pandas as pd
@@ -20,7 +21,7 @@ from lowrank_ldu.analysis.needed_rank import NeededRank
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.report import write_report
 from lowrank_ldu.analysis.report.document import to_json
-from lowrank_ldu.analysis.report.folder import OutputError, whole_folder
+from lowrank_ldu.analysis.report.folder import OutputError, check_target, whole_folder
 from lowrank_ldu.analysis.report.formatting import interval
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.page import render_page
@@ -288,6 +289,29 @@ def test_folder_vanishes_on_any_error(tmp_path, error):
     with pytest.raises(error):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_came_while_the_work_was_done_is_not_replaced(tmp_path):
+    target = tmp_path / "out"
+
+    def work():
+        with whole_folder(target, overwrite=False) as folder:
+            (folder / "report.html").write_text("ours")
+            target.mkdir()
+            (target / "report.html").write_text("theirs")
+
+    with pytest.raises(OutputError, match="not empty"):
+        work()
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert (target / "report.html").read_text() == "theirs"
+
+
+def test_places_that_can_be_no_folder_are_refused_before_the_work(tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nothing")
+    for place, message in ((link, "is a link to what does not exist"), (Path("/"), "is the root")):
+        with pytest.raises(OutputError, match=message):
+            check_target(place, overwrite=True)
 
 
 def test_folder_is_replaced_only_on_demand_and_other_files_stay(tmp_path):

@@ -316,6 +316,7 @@ def test_nothing_to_analyse_says_why(tmp_path, options):
         ({"select": "("}, "select is '\\(', not a regular expression"),
         ({"exclude": "["}, "exclude is"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; accepted: at most"),
         ({"threads": 0}, "threads is 0"),
         ({"mode": "fast"}, "mode is 'fast'; accepted: exact, cheap"),
         ({"dtype": "float16"}, "dtype is 'float16'; accepted: float32, float64"),

@@ -50,7 +50,7 @@ def test_writes_the_report(tmp_path, out):
     result = analyze(path, "--rank", 4, "--rank", 2, "--pivoting", "rook", "--out", out, "--threads", 1)
     assert result.exit_code == 0, result.output
     assert sorted(file.name for file in out.iterdir()) == FILES
-    assert "Medians over 1 matrices, at rank 4" in result.stdout
+    assert "Medians over 1 matrix, at rank 4" in result.stdout
     assert "1 skipped: 1 x 1-D: no matrix to factor." in result.stdout
     assert "\x1b" not in result.stdout
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "out"]
