@@ -67,11 +67,12 @@ def check_like(matrix: Array, reference: Array, name: str = "W") -> tuple[Array,
     """
     matrix, backend = check_matrix(matrix, name)
     if backend is not backend_of(reference):
-        raise TypeError(f"{name} is a {_kind(matrix)}; accepted: a {_kind(reference)}, as the factors")
+        raise TypeError(f"{name} is a {kind_of(matrix)}; accepted: a {kind_of(reference)}, as the factors")
     return matrix, backend
 
 
-def _kind(array: Array) -> str:
+def kind_of(array: Array) -> str:
+    """Return the type of an array, for messages."""
     return f"{type(array).__module__}.{type(array).__qualname__}"
 
 

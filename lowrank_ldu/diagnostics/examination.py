@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -21,7 +22,7 @@ from lowrank_ldu.diagnostics.rank_errors import Norms, RankErrors
 from lowrank_ldu.diagnostics.record import Diagnostics
 from lowrank_ldu.diagnostics.storage import StorageErrors
 from lowrank_ldu.diagnostics.terms import Terms
-from lowrank_ldu.validation import check_like, check_rank, dtype_name
+from lowrank_ldu.validation import check_rank, dtype_name, kind_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -63,11 +64,16 @@ class Examination:
     def __init__(self, target: Target, factors: Factorization) -> None:
         if not isinstance(factors, Factorization):
             raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
-        check_like(target.W, factors.left)
+        if backend_of(factors.left) is not target.library:
+            raise TypeError(
+                f"W is of another library than the factors; accepted: a {kind_of(factors.left)}, as the factors"
+            )
         if tuple(target.W.shape) != factors.shape:
             raise ValueError(
                 f"W has shape {tuple(target.W.shape)}; accepted: {factors.shape}, the shape that was factored"
             )
+        if target.backend is not target.library:
+            factors = _on_host(factors, target.library)
         self._target, self._factors, self._backend = target, factors, target.backend
         self._terms = Terms(factors, self._backend)
         self._errors = RankErrors(target, factors, self._terms)
@@ -129,6 +135,15 @@ class Examination:
             factor_bytes=size * (rank * (m + n) + rank),
             dense_bytes=size * m * n,
         )
+
+
+def _on_host(factors: Factorization, library: Backend) -> Factorization:
+    arrays = {
+        field.name: np.asarray(library.to_numpy(value))
+        for field in fields(factors)
+        if hasattr(value := getattr(factors, field.name), "shape")
+    }
+    return replace(factors, **arrays)
 
 
 def _quiet() -> np.errstate:

@@ -39,6 +39,11 @@ class Target:
     TypeError, ValueError
         W as for `ldu`, or a stack; the values are not as many as they may be, or not of W's library; both are given.
 
+    Notes
+    -----
+    Arrays of a library that cannot write to them, JAX's, are measured on the host: figures are many small steps, and it
+    would compile each of them for each shape.
+
     Examples
     --------
     >>> import numpy as np
@@ -49,9 +54,12 @@ class Target:
     """
 
     def __init__(self, W: Array, *, singular_values: Array | None = None, leading_values: Array | None = None) -> None:
-        self.W, self.backend = check_matrix(W)
+        self.W, self.library = check_matrix(W)
         if self.W.ndim != 2:
             raise ValueError(f"W has shape {tuple(self.W.shape)}; accepted: a single matrix (m, n)")
+        if not self.library.in_place:
+            self.W = np.asarray(self.library.to_numpy(self.W))
+        self.backend = backend_of(self.W)
         self.full_rank = min(int(size) for size in self.W.shape)
         self.spectral = leading_values is None
         if singular_values is not None and leading_values is not None:
@@ -64,7 +72,7 @@ class Target:
 
     def _checked(self, values: Array, name: str, least: int) -> Array:
         if (
-            backend_of(values, name) is not self.backend
+            backend_of(values, name) is not self.library
             or values.ndim != 1
             or not least <= int(values.shape[0]) <= self.full_rank
         ):
@@ -72,7 +80,7 @@ class Target:
             raise ValueError(
                 f"{name} has shape {tuple(values.shape)}; accepted: {count} of W, in an array of its library"
             )
-        return wide(values, self.backend)
+        return wide(values if self.library.in_place else np.asarray(self.library.to_numpy(values)), self.backend)
 
     @cached_property
     def values(self) -> Array:
