@@ -15,6 +15,9 @@ from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.report import write_report
 from lowrank_ldu.analysis.run import analyse_checkpoint
 
+# Processes of their own, by the dozen.
+pytestmark = pytest.mark.longer
+
 ATTACKS = (
     HOSTILE,
     "<img src=x onerror=\"document.title='owned'\">",

@@ -21,6 +21,9 @@ from lowrank_ldu.analysis.run import analyse_checkpoint
 from lowrank_ldu.analysis.weights import open_weights
 from lowrank_ldu.cli.app import app
 
+# Processes of their own, by the dozen.
+pytestmark = pytest.mark.longer
+
 OPTIONS = SurveyOptions(ranks=(2, 4), threads=1)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
