@@ -35,8 +35,7 @@ def largest_eigenvalue_bound(
     seed : int
         Draws the start.
     noise : float
-        How far rounding can take a product with a unit vector from the true one. It is added to the bound, and smaller
-        residuals end the iteration.
+        How far rounding can take a product with a unit vector from the true one. It is added to the bound.
 
     Examples
     --------
@@ -45,20 +44,24 @@ def largest_eigenvalue_bound(
     True
     """
     steps = min(STEPS, size)
-    alphas, betas = _lanczos(multiply, size, seed, steps, noise)
+    alphas, betas = _lanczos(multiply, size, seed, steps)
     tridiagonal = np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)
     estimate = max(float(np.linalg.eigvalsh(tridiagonal)[-1]), 0.0)
-    # In as many steps as there are dimensions it has them all; where it ends early, all that the start has a part in.
-    if len(alphas) < STEPS:
+    # In as many steps as there are dimensions it has them all.
+    if size < STEPS:
         return estimate + noise
     shortfall = (math.log(1.648 * math.sqrt(size) / FAILURE) / (2 * STEPS - 1)) ** 2
     return estimate / (1 - shortfall) + noise
 
 
 def _lanczos(
-    multiply: Callable[[torch.Tensor], torch.Tensor], size: int, seed: int, steps: int, noise: float
+    multiply: Callable[[torch.Tensor], torch.Tensor], size: int, seed: int, steps: int
 ) -> tuple[list[float], list[float]]:
-    """Return the diagonals of the tridiagonal matrix, each vector made orthogonal to all before it."""
+    """Return the diagonals of the tridiagonal matrix, each vector made orthogonal to all before it.
+
+    Small residuals do not end it: a start can have so little of the largest eigenvalue's vector that they do not show
+    it. Directions that are nothing but rounding do no harm.
+    """
     start = np.random.default_rng(seed).standard_normal(size)
     vector = torch.from_numpy(start / np.linalg.norm(start))
     basis: list[torch.Tensor] = []
@@ -72,7 +75,7 @@ def _lanczos(
         for _ in range(2):  # once leaves rounding
             image = image - stacked.T @ (stacked @ image)
         beta = float(torch.linalg.vector_norm(image))
-        if len(basis) == steps or beta <= noise:
+        if len(basis) == steps or beta == 0.0:
             return alphas, betas
         betas.append(beta)
         vector = image / beta

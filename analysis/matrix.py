@@ -207,7 +207,7 @@ def _ldu(
     factors, last_seconds = timed(ldu, W, ranks[-1], pivoting=pivoting, seed=seed)
     examination = Examination(target, factors)
     figures = [examination.at(rank) for rank in ranks]
-    starts = start_changes(factors, ranks, target.frobenius_norm, seed)
+    starts = start_changes(factors.diagonal, examination.gram, ranks, target.frobenius_norm, seed)
     measurements = [
         Measurement(measured, duration, starts=changes)
         for measured, duration, changes in zip(figures, [*seconds, last_seconds], starts, strict=True)

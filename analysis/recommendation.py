@@ -19,15 +19,13 @@ _ROUNDED = 1.01
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to take, if LDU is to be taken.
+    """What to take, if LDU is to be taken, with a refitted diagonal: it costs one product and is never worse.
 
     Attributes
     ----------
     rank : int or None
         None if no rank that was looked at is enough.
     pivoting : str
-    refit : bool
-        Always: the best diagonal costs one product and is never worse.
     storage : str
         Dtype that the factors can be stored in: the one of half precision that loses less, if the error stays within
         the target with its loss (or, without a rank, within a hundredth of what it is), or else that of the factors.
@@ -38,7 +36,6 @@ class Recommendation:
 
     rank: int | None
     pivoting: Pivoting
-    refit: bool
     storage: str
     pays: bool
     reason: str
@@ -83,7 +80,7 @@ def recommend(
     pays = rank < whole
     if not pays:
         reason += f"; from rank {math.ceil(whole)} on the factors are no smaller than the weight"
-    return Recommendation(rank, pivoting, True, _storage(figures, target), pays, reason)
+    return Recommendation(rank, pivoting, _storage(figures, target), pays, reason)
 
 
 def _nothing_reaches(
@@ -96,7 +93,7 @@ def _nothing_reaches(
         f"pivoting with a refitted diagonal leaves {error:.3g}, the SVD {'' if exact else 'at most '}"
         f"{figures.svd_frobenius_error:.3g}"
     )
-    return Recommendation(None, _strategy(figures), True, _storage(figures, _ROUNDED * error), False, reason)
+    return Recommendation(None, _strategy(figures), _storage(figures, _ROUNDED * error), False, reason)
 
 
 def _strategy(figures: Diagnostics) -> Pivoting:

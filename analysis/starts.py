@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.decomposition import LDU, gram_matrix
 from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal
 
 if TYPE_CHECKING:
@@ -35,16 +34,18 @@ class StartChange:
 
 
 def start_changes(
-    factors: LDU, ranks: Sequence[int], norm: float, seed: int
+    z: torch.Tensor, gram: torch.Tensor, ranks: Sequence[int], norm: float, seed: int
 ) -> list[dict[Initialization, StartChange]]:
     """Return the change that each of the initialisations makes, at each of `ranks`.
 
     Parameters
     ----------
-    factors : LDU
-        Of W (m, n), torch tensors, with at least as many terms as the largest rank.
+    z : torch.Tensor, shape (r,)
+        The diagonal of an LDU factorisation of W.
+    gram : torch.Tensor, shape (r, r), float64
+        Its metric, the Gram matrix of the terms.
     ranks : sequence of int
-        Each from 1 to `factors.rank`.
+        Each from 1 to r.
     norm : float
         Frobenius norm of W.
     seed : int
@@ -52,14 +53,15 @@ def start_changes(
 
     Examples
     --------
-    >>> from lowrank_ldu import ldu
-    >>> (changes,) = start_changes(ldu(torch.diag(torch.tensor([3.0, 4.0]))), [2], 5.0, 0)
+    >>> from lowrank_ldu import gram_matrix, ldu
+    >>> factors = ldu(torch.diag(torch.tensor([3.0, 4.0])))
+    >>> metric = gram_matrix(factors.left, factors.right)
+    >>> (changes,) = start_changes(factors.diagonal, metric, [2], 5.0, 0)
     >>> changes["zeros"]
     StartChange(algorithm_1=1.0, preserving=0.0)
     """
-    # Of all terms at once: the metric of the leading ones is the leading part of it.
-    gram = gram_matrix(factors.left, factors.right)
-    return [_changes(gram[:rank, :rank], factors.diagonal[:rank], norm, seed) for rank in ranks]
+    # The metric of the leading terms is the leading part of that of all.
+    return [_changes(gram[:rank, :rank], z[:rank], norm, seed) for rank in ranks]
 
 
 def _changes(gram: torch.Tensor, z: torch.Tensor, norm: float, seed: int) -> dict[Initialization, StartChange]:

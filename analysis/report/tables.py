@@ -57,7 +57,7 @@ def write_tensors(analysis: Analysis, folder: Path) -> None:
         "tensor": "text", "shape": "text", "dtype": "text", "analysed": "truth", "reason": "text", "seconds": "real",
         "m": "whole", "n": "whole", **dict.fromkeys(figures, "real"), "svd_niter": "whole",
         **dict.fromkeys(_needed_columns(options), "whole"),
-        "recommended_rank": "whole", "recommended_pivoting": "text", "recommended_refit": "truth",
+        "recommended_rank": "whole", "recommended_pivoting": "text",
         "recommended_storage": "text", "recommendation_pays": "truth", "recommendation": "text",
     }  # fmt: skip
     rows = [
@@ -94,7 +94,6 @@ def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> d
         **{_needed_column(item.pivoting, item.error, refit=item.refit): item.rank for item in matrix.needed},
         "recommended_rank": advice.rank,
         "recommended_pivoting": advice.pivoting,
-        "recommended_refit": advice.refit,
         "recommended_storage": advice.storage,
         "recommendation_pays": advice.pays,
         "recommendation": advice.reason,

@@ -74,8 +74,7 @@ def _advice(matrix: MatrixAnalysis) -> str:
     advice = matrix.recommendation
     rank = f"more than {matrix.curve_ranks[-1]} terms" if advice.rank is None else f"rank {advice.rank}"
     storage = "" if advice.storage is None else f", factors stored in {advice.storage}"
-    refit = ", the diagonal refitted" if advice.refit else ""
-    return f"{advice.pivoting} pivoting, {rank}{refit}{storage}"
+    return f"{advice.pivoting} pivoting, {rank}, the diagonal refitted{storage}"
 
 
 def _needed(matrix: MatrixAnalysis) -> list[tuple[str, list[str]]]:

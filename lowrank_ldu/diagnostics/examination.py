@@ -97,6 +97,11 @@ class Examination:
         with _quiet():
             return self._measure(rank)
 
+    @property
+    def gram(self) -> Array:
+        """G (r, r), the metric of the diagonal, as `gram_matrix` gives it."""
+        return self._terms.gram
+
     def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         r"""Return the relative Frobenius errors of the first 1, 2, ... terms, with their own and the best diagonal.
 

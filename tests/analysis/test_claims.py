@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from weights import HOSTILE, weight
 
-from lowrank_ldu import ldu
+from lowrank_ldu import gram_matrix, ldu
 from lowrank_ldu.adapters import save_adapter, stored_numbers
 from lowrank_ldu.analysis.claims import examine_claims, verdict, write_claims
 from lowrank_ldu.analysis.claims.document import to_json
@@ -168,7 +168,8 @@ def test_starts_are_those_of_the_layer(init, preserving):
     base = nn.Linear(14, 10, dtype=torch.float64)
     layer = LoLDULayer(base, RANK, init=init, preserving=preserving, seed=3)
     norm = float(torch.linalg.norm(base.weight))
-    (changes,) = start_changes(ldu(base.weight.detach()), [RANK], norm, 3)
+    factors = ldu(base.weight.detach())
+    (changes,) = start_changes(factors.diagonal, gram_matrix(factors.left, factors.right), [RANK], norm, 3)
     measured = changes[init].preserving if preserving else changes[init].algorithm_1
     with torch.no_grad():
         assert measured == pytest.approx(float(torch.linalg.norm(layer.delta_weight())) / norm, rel=1e-9, abs=0)
@@ -179,7 +180,7 @@ def test_change_is_that_of_the_weights(W, init, data):
     rank = data.draw(st.integers(1, min(W.shape)))
     factors = ldu(torch.from_numpy(W))
     norm = float(np.linalg.norm(W.astype(np.float64)))
-    (changes,) = start_changes(factors, [rank], norm, 0)
+    (changes,) = start_changes(factors.diagonal, gram_matrix(factors.left, factors.right), [rank], norm, 0)
     leading = factors.truncate(rank)
     start = initial_diagonal(init, leading.diagonal, 0)
     step, left, right = (
