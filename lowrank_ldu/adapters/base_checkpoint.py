@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.tensor_stream import torch_dtype
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
+    import torch
     from torch import Tensor
 
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -66,31 +68,10 @@ class BaseCheckpoint:
         with self._open(self._where[name]) as file:
             return tuple(file.get_slice(name).get_shape())
 
-    def weight_of(self, layer: str) -> str:
-        """Return the name of a layer's weight, which a checkpoint may hold under more or fewer prefixes.
-
-        Raises
-        ------
-        AdapterError
-            There is no such weight, or there are several.
-        """
-        return self.name_of(f"{layer}.weight", f"layer {layer!r}")
-
-    def name_of(self, wanted: str, what: str) -> str:
-        """Return the one name of the checkpoint that is `wanted`, but for prefixes of either."""
-        if wanted in self._where:
-            return wanted
-        longer = [name for name in self._where if name.endswith(f".{wanted}")]
-        shorter = [name for name in self._where if wanted.endswith(f".{name}")]
-        found = longer or shorter
-        if len(found) == 1:
-            return found[0]
-        seen = (
-            f"it holds {', '.join(map(repr, found[:3]))}"
-            if found
-            else f"it holds none of its {len(self._where)} tensors"
-        )
-        raise AdapterError(f"{what}: {self.path} has no {wanted!r} ({seen}); accepted: the base that the adapter is of")
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's dtype, without reading it."""
+        with self._open(self._where[name]) as file:
+            return torch_dtype(file.get_slice(name).get_dtype())
 
     def _names(self, file_name: str) -> list[str]:
         with self._open(file_name) as file:

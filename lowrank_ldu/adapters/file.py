@@ -19,6 +19,8 @@ from lowrank_ldu.nn.kinds import kind_named
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from lowrank_ldu.adapters.layout import LayerRecord
@@ -167,6 +169,11 @@ class AdapterFile:
         Their state and that of single parameters (biases) that were trained, by qualified name in the base model.
     base_model, task_type : str, optional
         As PEFT's configuration names them.
+    base_weights : dict of str to Tensor
+        The weight before training of layers whose base PEFT keeps beside the adapter, by the layer's name: embeddings,
+        which may have got more rows than the base on disk has.
+    path : Path, optional
+        Folder that it was read from.
     """
 
     layers: dict[str, StoredLayer]
@@ -174,3 +181,5 @@ class AdapterFile:
     module_tensors: dict[str, Tensor] = field(default_factory=dict)
     base_model: str | None = None
     task_type: str | None = None
+    base_weights: dict[str, Tensor] = field(default_factory=dict)
+    path: Path | None = None

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX, _INFIX = "base_model.model.", ".loldu_adapter."
+# PEFT keeps the embeddings of a model beside an adapter of one of them.
+_BASE_WEIGHT = ".base_layer.weight"
 # With bias="all" PEFT saves the biases of modules that were trained whole twice more, under the names of its wrapper.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 _OPTIONS = ("init", "preserving", "pivoting", "basis", "parametrization", "train_sigma", "seed")
@@ -52,11 +54,14 @@ def read_peft(folder: Path) -> AdapterFile:
         raise AdapterError(f"{path}: has no {', '.join(missing)}; accepted: the configuration of a LoLDU adapter")
     layers: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(_PREFIX)
         if _INFIX in name:
             layer, _, number = name.partition(_INFIX)
             layers.setdefault(layer, {})[number] = tensor
+        elif name.endswith(_BASE_WEIGHT):
+            weights[name.removesuffix(_BASE_WEIGHT)] = tensor
         elif not _WRAPPED.search(name):
             others[name.replace(".base_layer.", ".")] = tensor
     if not layers:
@@ -68,6 +73,7 @@ def read_peft(folder: Path) -> AdapterFile:
         others,
         base_model=config.get("base_model_name_or_path"),
         task_type=config.get("task_type"),
+        base_weights={name: tensor for name, tensor in weights.items() if name in layers},
     )
 
 

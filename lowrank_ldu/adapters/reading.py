@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,4 +33,5 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         A file is missing, damaged or changed, or is not of such an adapter.
     """
     folder = Path(path)
-    return read_peft(folder) if (folder / PEFT_CONFIG).is_file() else read_native(folder)
+    adapter = read_peft(folder) if (folder / PEFT_CONFIG).is_file() else read_native(folder)
+    return replace(adapter, path=folder)

@@ -1,18 +1,27 @@
-"""Write a safetensors file tensor by tensor, so that memory holds one of them and not the file."""
+"""Read and write safetensors files tensor by tensor, so that memory holds a part of one and not the file.
+
+The safetensors library writes a dictionary of tensors that are all in memory. What is copied here is never made a
+tensor: bytes stay bytes, of whatever dtype.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
-import secrets
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from lowrank_ldu.adapters.errors import AdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -20,62 +29,149 @@ if TYPE_CHECKING:
 # https://huggingface.co/docs/safetensors: the header's length, the header, the tensors' bytes without gaps.
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
-_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-    torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
+_CHUNK = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that is to be written: what the header says of it, and where it comes from.
+    """A tensor that is written or stands in a file: what the header says of it, and its bytes.
 
     Attributes
     ----------
     name : str
-    dtype : torch.dtype
+    dtype : str
+        As the format names it: "F32", "BF16".
     shape : tuple of int
-    read : callable
-        Gives the tensor, when its turn comes.
+    size : int
+        Bytes.
+    chunks : callable
+        Gives the bytes, part by part, when their turn comes.
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.dtype.itemsize * int(torch.Size(self.shape).numel())
+    size: int
+    chunks: Callable[[], Iterator[memoryview | bytes]]
 
 
 def given(name: str, tensor: Tensor) -> Entry:
     """Return the entry of a tensor that is in memory."""
-    return Entry(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
+    return computed(name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
 
-def entries_of(path: Path) -> list[Entry]:
-    """Return the entries of a safetensors file, without reading its tensors."""
+def computed(name: str, dtype: torch.dtype, shape: tuple[int, ...], read: Callable[[], Tensor]) -> Entry:
+    """Return the entry of a tensor that `read` gives when its turn comes."""
+
+    def chunks() -> Iterator[memoryview]:
+        tensor = read().detach().cpu().contiguous()
+        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+            raise ValueError(f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}; accepted: {dtype} {shape}")
+        if tensor.numel():
+            yield tensor.flatten().view(torch.uint8).numpy().data
+
+    return Entry(name, dtype_code(dtype), shape, dtype.itemsize * int(torch.Size(shape).numel()), chunks)
+
+
+def dtype_code(dtype: torch.dtype) -> str:
+    """Return the format's name of a dtype.
+
+    Raises
+    ------
+    AdapterError
+        The format has none.
+
+    Examples
+    --------
+    >>> dtype_code(torch.bfloat16)
+    'BF16'
+    """
+    if dtype not in _codes():
+        raise AdapterError(f"a tensor is {dtype}; accepted: dtypes that safetensors has a name for")
+    return _codes()[dtype]
+
+
+def torch_dtype(code: str) -> torch.dtype:
+    """Return the dtype of a name of the format's.
+
+    Raises
+    ------
+    AdapterError
+        torch has no such dtype.
+
+    Examples
+    --------
+    >>> torch_dtype("BF16")
+    torch.bfloat16
+    """
+    for dtype, name in _codes().items():
+        if name == code:
+            return dtype
+    raise AdapterError(f"a tensor is stored as {code!r}; accepted: dtypes that torch has")
+
+
+@functools.cache
+def _codes() -> dict[torch.dtype, str]:
+    """Return the format's name of every dtype, by asking the library that knows them."""
+    codes = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, of dtypes that are experimental or old
+        for dtype in {value for value in vars(torch).values() if isinstance(value, torch.dtype)}:
+            try:
+                text = save({"tensor": torch.empty(0, dtype=dtype)})[_LENGTH_BYTES:].decode()
+            except (KeyError, ValueError, RuntimeError, SafetensorError):
+                continue
+            codes[dtype] = str(json.JSONDecoder().raw_decode(text)[0]["tensor"]["dtype"])
+    return codes
+
+
+def entries_of(path: Path) -> dict[str, Entry]:
+    """Return the entries of a safetensors file by their names, without reading its tensors.
+
+    Raises
+    ------
+    AdapterError
+        It is no such file.
+    """
+    try:
+        # The library refuses what is damaged: gaps, overlaps, a header that is too long.
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise AdapterError(f"{path}: not a safetensors file ({error})") from error
+    header.pop("__metadata__", None)
+    start = _LENGTH_BYTES + length
+    entries = {}
+    for name, said in header.items():
+        first, last = said["data_offsets"]
+        reader = functools.partial(_read, path, start + first, last - first)
+        entries[name] = Entry(name, said["dtype"], tuple(said["shape"]), last - first, reader)
+    return entries
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says of itself beside its tensors."""
     with safe_open(path, framework="pt") as file:
-        by_name = {name: dtype for dtype, name in _NAMES.items()}
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        described = {name: (by_name[part.get_dtype()], tuple(part.get_shape())) for name, part in slices.items()}
+        return dict(file.metadata() or {})
 
-    def reader(name: str) -> Callable[[], Tensor]:
-        def tensor() -> Tensor:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(name)  # type: ignore[no-any-return]
 
+def read_tensor(path: Path, name: str) -> Tensor:
+    """Read one tensor of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
         return tensor
 
-    return [Entry(name, dtype, shape, reader(name)) for name, (dtype, shape) in described.items()]
+
+def same_bytes(first: Entry, second: Entry) -> bool:
+    """Whether two entries have the same dtype, shape and bytes."""
+    if (first.dtype, first.shape, first.size) != (second.dtype, second.shape, second.size):
+        return False
+    return _digest(first) == _digest(second)
 
 
 def write_tensors(path: Path, entries: Iterable[Entry], metadata: dict[str, str] | None = None) -> None:
-    """Write the entries to `path`, which is there whole or not at all.
+    """Write the entries to a new file, which is on disk when this returns and gone if it raises.
 
     Raises
     ------
@@ -84,19 +180,43 @@ def write_tensors(path: Path, entries: Iterable[Entry], metadata: dict[str, str]
     """
     # Wide numbers first: every tensor then starts at a multiple of its own item's size, which readers that map the file
     # into memory count on.
-    entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    entries = sorted(entries, key=_item_bits, reverse=True)
     try:
-        with temporary.open("xb") as file:
+        with path.open("xb") as file:
             file.write(_header(entries, metadata))
             for entry in entries:
                 _write_tensor(file, entry)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except FileExistsError:
         raise
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path, start: int, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while size:
+            chunk = file.read(min(size, _CHUNK))
+            if not chunk:
+                raise AdapterError(f"{path}: the file has become shorter since it was opened")
+            size -= len(chunk)
+            yield chunk
+
+
+def _digest(entry: Entry) -> bytes:
+    # The parts that two entries come in need not be of the same sizes.
+    digest = hashlib.sha256()
+    for chunk in entry.chunks():
+        digest.update(chunk)
+    return digest.digest()
+
+
+def _item_bits(entry: Entry) -> float:
+    numbers = int(torch.Size(entry.shape).numel())
+    return 8 * entry.size / numbers if numbers else 0.0
 
 
 def _header(entries: list[Entry], metadata: dict[str, str] | None) -> bytes:
@@ -104,7 +224,7 @@ def _header(entries: list[Entry], metadata: dict[str, str] | None) -> bytes:
     start = 0
     for entry in entries:
         offsets = [start, start + entry.size]
-        header[entry.name] = {"dtype": _NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": offsets}
         start += entry.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
@@ -112,10 +232,8 @@ def _header(entries: list[Entry], metadata: dict[str, str] | None) -> bytes:
 
 
 def _write_tensor(file: BinaryIO, entry: Entry) -> None:
-    tensor = entry.read().detach().cpu().contiguous()
-    if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
-        raise ValueError(
-            f"tensor {entry.name!r} is {tensor.dtype} {tuple(tensor.shape)}; accepted: {entry.dtype} {entry.shape}"
-        )
-    if tensor.numel():
-        file.write(tensor.flatten().view(torch.uint8).numpy().data)
+    written = 0
+    for chunk in entry.chunks():
+        written += file.write(chunk)
+    if written != entry.size:
+        raise ValueError(f"tensor {entry.name!r} gave {written} bytes; accepted: {entry.size}")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path  # noqa: TC003  # typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lowrank_ldu.analysis.printable import printable
 from lowrank_ldu.cli.errors import fail, readable_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from lowrank_ldu.adapters import AdapterFile, BaseCheckpoint
 
@@ -32,11 +33,23 @@ def export(
     ],
     *,
     to: Annotated[Target, typer.Option(help="lora: pairs for plain PEFT. merged: the model. delta: dense updates.")],
-    base: Annotated[Path, typer.Option(help="The base model: a .safetensors file, an index of shards, or a folder.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="The base model: a .safetensors file, an index of shards, or a folder.",
+            show_default="the folder that PEFT's configuration names",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the result.")],
     compress: Annotated[
         int | None, typer.Option(help="With lora: truncate each pair to this rank, optimally, and print the error.")
     ] = None,
+    keep_module_dtype: Annotated[
+        bool,
+        typer.Option(
+            "--keep-module-dtype", help="With merged: write modules trained whole in their own dtype, not the base's."
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Accept base weights that are not those of training, and warn.")
     ] = False,
@@ -45,36 +58,64 @@ def export(
     """Turn a LoLDU adapter into something that needs no LoLDU.
 
     LoRA pairs are exact (rank r, alpha r) unless --compress truncates them. A merged model is written shard by shard,
-    with one tensor in memory at a time; sums are float32 and rounded once.
+    with one tensor in memory at a time; sums are float32 and rounded once. What was written is read again and compared
+    with base and adapter before the folder gets its name.
     """
     from lowrank_ldu.adapters import AdapterError, BaseCheckpoint, read_adapter  # noqa: PLC0415
-    from lowrank_ldu.analysis.report.folder import OutputError, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.files import OutputError  # noqa: PLC0415
 
     if compress is not None and to is not Target.LORA:
         fail(f"--compress is given with --to {to.value}; accepted: with --to lora")
     if compress is not None and compress < 1:
         fail(f"--compress is {compress}; accepted: a rank from 1 on")
+    if keep_module_dtype and to is not Target.MERGED:
+        fail(f"--keep-module-dtype is given with --to {to.value}; accepted: with --to merged")
     with readable_errors(AdapterError, OutputError):
-        source, checkpoint = read_adapter(adapter), BaseCheckpoint(base)
-        if out.exists() and checkpoint.root.resolve() == out.resolve():
-            fail(f"--out is {out}, which holds the base model; accepted: another folder")
-        with whole_folder(out, overwrite=overwrite) as folder, _warnings_as_lines():
-            lines = _export(to, source, checkpoint, folder, compress=compress, force=force)
+        source = read_adapter(adapter)
+        checkpoint = BaseCheckpoint(_base_of(source) if base is None else base)
+        with _warnings_as_lines():
+            lines = _export(
+                to, source, checkpoint, out,
+                compress=compress, keep_module_dtype=keep_module_dtype, force=force, overwrite=overwrite,
+            )  # fmt: skip
         for line in lines:
-            typer.echo(line)
-        typer.echo(f"written to {out}")
+            typer.echo(printable(line))
+        typer.echo(printable(f"written to {out}"))
+
+
+def _base_of(source: AdapterFile) -> Path:
+    if source.base_model is None:
+        fail(
+            "--base is not given, and the adapter does not name its base; accepted: --base with the base model's folder"
+        )
+    named = Path(str(source.base_model))
+    if not named.exists():
+        fail(
+            f"--base is not given, and the base that the adapter names, {source.base_model!r}, is no folder or file "
+            "here; accepted: --base with the base model's folder"
+        )
+    return named
 
 
 def _export(
-    to: Target, source: AdapterFile, checkpoint: BaseCheckpoint, folder: Path, *, compress: int | None, force: bool
+    to: Target,
+    source: AdapterFile,
+    checkpoint: BaseCheckpoint,
+    out: Path,
+    *,
+    compress: int | None,
+    keep_module_dtype: bool,
+    force: bool,
+    overwrite: bool,
 ) -> list[str]:
     from lowrank_ldu.adapters import export_delta, export_lora, export_merged  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_items  # noqa: PLC0415
 
-    total = len(checkpoint.files) if to is Target.MERGED else len(source.layers)
-    with show_items(total) as progress:
+    with show_items(len(checkpoint.files) if to is Target.MERGED else len(source.layers)) as progress:
         if to is Target.LORA:
-            result = export_lora(source, checkpoint, folder, rank=compress, force=force, progress=progress)
+            result = export_lora(
+                source, checkpoint, out, rank=compress, force=force, overwrite=overwrite, progress=progress
+            )
             ranks = sorted(set(result.ranks.values()))
             said = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
             lines = [f"{len(result.ranks)} LoRA pairs of {said}, {result.bytes / 1e3:.0f} kB"]
@@ -86,9 +127,14 @@ def _export(
                     f"({worst})"
                 )
             return lines
-        write: Callable[..., list[str]] = export_merged if to is Target.MERGED else export_delta
-        names = write(source, checkpoint, folder, force=force, progress=progress)
-        return [f"{len(names)} tensors {'merged' if to is Target.MERGED else 'of updates'}"]
+        if to is Target.DELTA:
+            names = export_delta(source, checkpoint, out, force=force, overwrite=overwrite, progress=progress)
+            return [f"{len(names)} tensors of updates"]
+        names = export_merged(
+            source, checkpoint, out,
+            keep_module_dtype=keep_module_dtype, force=force, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+        return [f"{len(names)} tensors merged"]
 
 
 @contextmanager
@@ -96,5 +142,5 @@ def _warnings_as_lines() -> Iterator[None]:
     """Print warnings as lines of their own: what --force let pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
+        warnings.showwarning = lambda message, *_: typer.echo(printable(f"warning: {message}"), err=True)
         yield

@@ -6,12 +6,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.adapters.tensor_stream import Entry, write_tensors
+from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.exports.low_rank import update_pair
+from lowrank_ldu.adapters.exports.naming import layer_places
+from lowrank_ldu.adapters.exports.output import export_folder
+from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update
+from lowrank_ldu.adapters.tensor_stream import computed, entries_of, read_tensor, write_tensors
 from lowrank_ldu.nn.functional import updated_matrix
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -24,8 +29,9 @@ DELTA_WEIGHTS = "delta.safetensors"
 def export_delta(
     adapter: AdapterFile,
     base: BaseCheckpoint,
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
+    overwrite: bool = False,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
@@ -33,7 +39,7 @@ def export_delta(
 
     Parameters
     ----------
-    adapter, base, folder, force, progress
+    adapter, base, folder, overwrite, force, progress
         As for `export_lora`; the folder gets `delta.safetensors`. One update is in memory at a time.
 
     Returns
@@ -44,26 +50,38 @@ def export_delta(
     Raises
     ------
     AdapterError
-        A layer is missing in the base, or its weight is another one.
+        A layer is missing in the base, or its weight is another one; an update is not finite in float32; what was
+        written is not the update.
+    OutputError
+        The folder cannot be written.
     """
-    entries = []
-    for name, layer in adapter.layers.items():
-        weight_name = base.weight_of(name)
-        shape = base.shape(weight_name)
-        entries.append(
-            Entry(weight_name, torch.float32, shape, _reader(layer, base, weight_name, progress, force=force))
-        )
-    write_tensors(folder / DELTA_WEIGHTS, entries, {"format": "pt"})
+    places = layer_places(adapter, base)
+    shapes = {
+        name: tuple(base_weight(adapter, adapter.layers[name], base, place).shape) for name, place in places.items()
+    }
+
+    def reader(layer: StoredLayer) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            progress(layer.name)
+            weight, diagonal = bound(adapter, layer, base, places[layer.name], force=force)
+            update = updated_matrix(diagonal.factors, diagonal.delta.detach()).float()
+            if not bool(update.isfinite().all()):
+                raise AdapterError(f"layer {layer.name!r}: the update overflows float32; accepted: a smaller one")
+            return layer.kind.as_weight(update, weight)
+
+        return read
+
+    entries = [
+        computed(places[name], torch.float32, shapes[name], reader(layer)) for name, layer in adapter.layers.items()
+    ]
+    with export_folder(adapter, base, folder, overwrite=overwrite) as out:
+        write_tensors(out / DELTA_WEIGHTS, entries, {"format": "pt"})
+        written = entries_of(out / DELTA_WEIGHTS)
+        for name, layer in adapter.layers.items():
+            if places[name] not in written:
+                raise AdapterError(f"export failed its check: tensor {places[name]!r} is missing")
+            _, diagonal = bound_again(adapter, layer, base, places[name])
+            pair = update_pair(diagonal.factors, diagonal.delta.detach())
+            update = layer.kind.as_matrix(read_tensor(out / DELTA_WEIGHTS, places[name]))
+            check_update(update, pair, places[name])
     return [entry.name for entry in entries]
-
-
-def _reader(
-    layer: StoredLayer, base: BaseCheckpoint, weight_name: str, progress: Callable[[str], None], *, force: bool
-) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        progress(layer.name)
-        weight = base.tensor(weight_name)
-        diagonal = layer.bind(layer.kind.as_matrix(weight), force=force)
-        return layer.kind.as_weight(updated_matrix(diagonal.factors, diagonal.delta.detach()).float(), weight)
-
-    return read

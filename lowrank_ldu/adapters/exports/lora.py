@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
-from lowrank_ldu.adapters.tensor_stream import given, write_tensors
+from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
+from lowrank_ldu.adapters.exports.output import export_folder
+from lowrank_ldu.adapters.exports.updates import bound, bound_again, check_update, row_blocks
+from lowrank_ldu.adapters.tensor_stream import given, read_tensor, write_tensors
+from lowrank_ldu.nn.functional import updated_matrix
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.naming import BaseNames
     from lowrank_ldu.adapters.file import AdapterFile
 
 LORA_WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
+# Of the relative error that compression reports, which is computed in float64 from factors in float32.
+_ERROR_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -46,23 +57,29 @@ class LoraExport:
 def export_lora(
     adapter: AdapterFile,
     base: BaseCheckpoint,
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     rank: int | None = None,
+    overwrite: bool = False,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoraExport:
     """Write an adapter's updates as LoRA pairs, lora_A = U_r and lora_B = P L_r diag(delta), with alpha = r.
+
+    What was written is read again, and the product of each pair compared with the update, before the folder gets its
+    name.
 
     Parameters
     ----------
     adapter : AdapterFile
     base : BaseCheckpoint
         The weights that the factors are rebuilt from.
-    folder : Path
-        Exists; gets `adapter_model.safetensors` and `adapter_config.json`.
+    folder : path
+        Gets `adapter_model.safetensors` and `adapter_config.json`; is there whole or not at all.
     rank : int, optional
         Truncate each update to this rank, optimally; layers of a smaller rank stay exact. Exact if not given.
+    overwrite : bool
+        Whether the folder may hold files already, which are then replaced.
     force : bool
         Accept another base weight, with a warning.
     progress : callable
@@ -75,37 +92,61 @@ def export_lora(
     Raises
     ------
     AdapterError
-        A layer is missing in the base, or its weight is another one.
+        A layer is missing in the base, or its weight is another one; biases were trained; what was written is not the
+        update.
+    OutputError
+        The folder cannot be written.
     """
-    _refuse_biases(adapter)
+    names = names_in_base(adapter, BaseModel(base))
+    others = _other_tensors(adapter, base, names)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
     kinds: dict[str, type[LayerKind]] = {}
     for name, layer in adapter.layers.items():
         progress(name)
-        weight = base.tensor(base.weight_of(name))
-        diagonal = layer.bind(layer.kind.as_matrix(weight), force=force)
+        weight, diagonal = bound(adapter, layer, base, str(names.layers[name].read), force=force)
         left, right = update_pair(diagonal.factors, diagonal.delta.detach())
+        if not bool(left.isfinite().all()) or not bool(right.isfinite().all()):
+            raise AdapterError(f"layer {name!r}: its update overflows {left.dtype}; accepted: a smaller one")
         errors[name] = 0.0
         if rank is not None and rank < right.shape[0]:
             left, right, errors[name] = compress(left, right, rank)
         ranks[name], kinds[name] = int(right.shape[0]), layer.kind
         tensors.update(_named(name, layer.kind, left, right, weight))
-    tensors.update({f"{_PREFIX}{name}": tensor for name, tensor in adapter.module_tensors.items()})
-    write_tensors(folder / LORA_WEIGHTS, [given(name, tensor) for name, tensor in tensors.items()], {"format": "pt"})
-    (folder / LORA_CONFIG).write_text(json.dumps(_config(adapter, ranks, kinds), indent=2))
-    return LoraExport(ranks, errors, (folder / LORA_WEIGHTS).stat().st_size)
+    tensors.update({f"{_PREFIX}{name}": tensor for name, tensor in others.items()})
+    config = _config(adapter, ranks, kinds, shadowed(iter(base), adapter.layers))
+    with export_folder(adapter, base, folder, overwrite=overwrite) as out:
+        path = out / LORA_WEIGHTS
+        write_tensors(path, [given(name, tensor) for name, tensor in tensors.items()], {"format": "pt"})
+        (out / LORA_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        size = path.stat().st_size
+        _check_lora(adapter, base, names, errors, out)
+    return LoraExport(ranks, errors, size)
 
 
-def _refuse_biases(adapter: AdapterFile) -> None:
+def _other_tensors(adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames) -> dict[str, Tensor]:
+    """Return what is written beside the pairs: modules that were trained whole, and embeddings with other rows."""
     whole = tuple(f"{name}." for name in adapter.module_names)
-    biases = [name for name in adapter.module_tensors if not name.startswith(whole)]
+    kept, biases = {}, []
+    for name, tensor in adapter.module_tensors.items():
+        read = names.modules[name].read
+        stored = None if read is None or name.startswith(whole) else base.tensor(read)
+        if name.startswith(whole) or (stored is not None and stored.shape[1:] == tensor.shape[1:] != ()):
+            # PEFT saves embeddings that nobody trained, too: what is the base's needs no copy.
+            if stored is None or not torch.equal(stored, tensor.to(stored.dtype)):
+                kept[name] = tensor
+        elif stored is None or not torch.equal(stored, tensor.to(stored.dtype)):
+            biases.append(name)
     if biases:
         raise AdapterError(
             f"the adapter trained {', '.join(map(repr, biases[:3]))} beside its layers, which a LoRA adapter without "
             "biases does not hold; accepted: --to merged, or an adapter with bias 'none'"
         )
+    for name, weight in adapter.base_weights.items():
+        if tuple(weight.shape) != base.shape(str(names.layers[name].read)):
+            kept[f"{name}.base_layer.weight"] = weight
+    return kept
 
 
 def _named(name: str, kind: type[LayerKind], left: Tensor, right: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -118,7 +159,9 @@ def _named(name: str, kind: type[LayerKind], left: Tensor, right: Tensor, weight
     return {f"{_PREFIX}{name}.lora_A.weight": A, f"{_PREFIX}{name}.lora_B.weight": B}
 
 
-def _config(adapter: AdapterFile, ranks: dict[str, int], kinds: dict[str, type[LayerKind]]) -> dict[str, object]:
+def _config(
+    adapter: AdapterFile, ranks: dict[str, int], kinds: dict[str, type[LayerKind]], others: list[str]
+) -> dict[str, object]:
     transposed = {kind is TransposedLinearKind for kind in kinds.values() if kind.linear}
     if len(transposed) > 1:
         raise AdapterError(
@@ -126,8 +169,8 @@ def _config(adapter: AdapterFile, ranks: dict[str, int], kinds: dict[str, type[L
             "nn.Linear, or Conv1D of transformers"
         )
     common = max(set(ranks.values()), key=list(ranks.values()).count)
-    # Anchored, since PEFT matches the end of a name: layer "1.query" is not to stand for "11.query".
-    others = {f"^{name.replace('.', chr(92) + '.')}": rank for name, rank in ranks.items() if rank != common}
+    # Anchored, since PEFT matches the end of a name.
+    patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != common}
     return {
         "peft_type": "LORA",
         "task_type": adapter.task_type,
@@ -135,12 +178,41 @@ def _config(adapter: AdapterFile, ranks: dict[str, int], kinds: dict[str, type[L
         "inference_mode": True,
         "r": common,
         "lora_alpha": common,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": list(ranks),
+        "rank_pattern": patterns,
+        "alpha_pattern": patterns,
+        # A list where that is exact, since every tool reads one: its names would match the ends of others, too.
+        "target_modules": "|".join(f"^{re.escape(name)}" for name in ranks) if others else list(ranks),
         "modules_to_save": adapter.module_names or None,
         "fan_in_fan_out": True in transposed,
         "lora_dropout": 0.0,
         "bias": "none",
         "init_lora_weights": True,
     }
+
+
+def _check_lora(
+    adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames, errors: dict[str, float], folder: Path
+) -> None:
+    """Compare the product of every pair that was written with the update, or with the error that was reported."""
+    for name, layer in adapter.layers.items():
+        _, diagonal = bound_again(adapter, layer, base, str(names.layers[name].read))
+        left, right = _written_pair(folder / LORA_WEIGHTS, name, layer.kind)
+        exact = updated_matrix(diagonal.factors, diagonal.delta.detach())
+        if errors[name] == 0.0:
+            check_update(exact, (left, right), f"{_PREFIX}{name}.lora_B")
+            continue
+        missed = sum(
+            float((exact[rows].double() - left[rows].double() @ right.double()).norm()) ** 2
+            for rows in row_blocks(*exact.shape)
+        )
+        share = missed**0.5 / float(exact.double().norm())
+        if not abs(share - errors[name]) <= _ERROR_TOLERANCE:
+            raise AdapterError(f"export failed its check: layer {name!r} is off by {share:.3g}, not {errors[name]:.3g}")
+
+
+def _written_pair(path: Path, name: str, kind: type[LayerKind]) -> tuple[Tensor, Tensor]:
+    if kind is EmbeddingKind:
+        A, B = (read_tensor(path, f"{_PREFIX}{name}.lora_embedding_{which}") for which in "AB")
+        return A.T, B.T
+    A, B = (read_tensor(path, f"{_PREFIX}{name}.lora_{which}.weight") for which in "AB")
+    return B.flatten(1), A.flatten(1)

@@ -4,46 +4,94 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+import torch
 
 from lowrank_ldu.adapters.errors import AdapterError
-from lowrank_ldu.adapters.tensor_stream import Entry, entries_of, given, write_tensors
+from lowrank_ldu.adapters.exports import configuration
+from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
+from lowrank_ldu.adapters.exports.merged_check import check_merged
+from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
+from lowrank_ldu.adapters.exports.output import export_folder
+from lowrank_ldu.adapters.exports.updates import base_weight, bound
+from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
+from lowrank_ldu.nn.kinds import EmbeddingKind
+from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    import os
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.naming import BaseNames, Place
     from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 
-# Weights in other formats beside the ones that are merged would be the unmerged model.
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".safetensors", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
+# Weights in other formats beside the merged ones would be the unmerged model, and an adapter beside it would be put on
+# it again when it is loaded.
+_OTHER_WEIGHTS = (
+    ".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot",
+    ".npz", ".index.json", ".mlmodel", ".pdparams",
+)  # fmt: skip
+_ADAPTER_FILES = {"adapter_config.json", "adapter.json"}
+
+
+@dataclass
+class MergePlan:
+    """What a merged model has that its base has not.
+
+    Attributes
+    ----------
+    layers : dict of str to tuple of StoredLayer and str
+        Tensors to be written with an update: the layer, and the tensor of the base that its weight is.
+    tensors : dict of str to Tensor
+        Tensors that were trained whole.
+    copies : dict of str to str
+        Tensors that get the bytes of another one of the base, which they were tied to.
+    config : dict or None
+        Of the merged model, if it is another one than the base's.
+    """
+
+    layers: dict[str, tuple[StoredLayer, str]] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.layers or name in self.tensors or name in self.copies
+
+    def __iter__(self) -> Iterator[str]:
+        yield from {**self.layers, **self.tensors, **self.copies}
 
 
 def export_merged(
     adapter: AdapterFile,
     base: BaseCheckpoint,
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
+    overwrite: bool = False,
     force: bool = False,
+    keep_module_dtype: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Write the base model with the adapter's updates in its weights, summed in float32 and rounded once.
 
     Files keep their names and tensors their order; memory holds one tensor and its update at a time, so that a model
-    larger than memory can be merged. Configuration and tokeniser files are copied.
+    larger than memory can be merged. Configuration and tokeniser files are copied. What was written is read again and
+    compared with base and adapter before it gets its name.
 
     Parameters
     ----------
-    adapter, base, force
+    adapter, base, folder, overwrite, force
         As for `export_lora`.
-    folder : Path
-        Exists.
+    keep_module_dtype : bool
+        Write modules that were trained whole as they are, not in the dtype that the base has them in.
     progress : callable
         Gets the name of each shard, when its turn comes.
 
@@ -55,66 +103,252 @@ def export_merged(
     Raises
     ------
     AdapterError
-        A layer is missing in the base, its weight is another one, or a merged weight is not finite in its dtype.
+        A layer is missing in the base, its weight is another one, or a merged weight is not finite in its dtype. A
+        tensor has a shape that config.json cannot say, or is tied to another one and config.json cannot say that it no
+        longer is. What was written is not what was meant.
+    OutputError
+        The folder cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        The base has names without a prefix, and tensors that are not in it have theirs.
     """
-    layers = {base.weight_of(name): layer for name, layer in adapter.layers.items()}
-    modules = _module_tensors(adapter, base)
-    new = {name: tensor for name, tensor in modules.items() if name not in base}
-    last = list(base.files)[-1]
-    for file_name in base.files:
-        progress(file_name)
-        entries = [_entry(entry, layers, modules, force=force) for entry in entries_of(base.root / file_name)]
-        if file_name == last:
-            entries += [given(name, tensor) for name, tensor in new.items()]
-        write_tensors(folder / file_name, entries, _metadata(base.root / file_name))
+    model = BaseModel(base)
+    plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
+    with export_folder(adapter, base, folder, overwrite=overwrite) as out:
+        _write(adapter, base, plan, out, force=force, progress=progress)
+        # Of a folder, everything else belongs to the model; beside a single file lies anything.
+        if base.path.is_dir():
+            _copy_others(base, out, Path(folder))
+        if plan.config is not None:
+            (out / CONFIG).write_text(json.dumps(plan.config, indent=2), encoding="utf-8")
+        check_merged(adapter, base, plan, out)
+    return sorted({*plan.layers, *plan.tensors})
+
+
+def _plan(adapter: AdapterFile, model: BaseModel, names: BaseNames, *, keep_module_dtype: bool) -> MergePlan:
+    base, plan = model.base, MergePlan()
+    for name, place in names.layers.items():
+        plan.layers[place.write] = (adapter.layers[name], str(place.read))
+    for name, place in names.modules.items():
+        plan.tensors[place.write] = _module_tensor(adapter.module_tensors[name], name, place, base, keep_module_dtype)
+    _warn_of_names(names, model)
+    _untie(plan, model)
+    _describe(plan, adapter, model)
+    return plan
+
+
+def _warn_of_names(names: BaseNames, model: BaseModel) -> None:
+    # transformers finds both kinds of names as it loads a model that it knows.
+    stripped = [rule.strip for rule in names.rules if rule.strip]
+    new = [name for name, place in names.modules.items() if place.read is None and place.write == name]
+    if stripped and new and model.architecture is None:
+        warnings.warn(
+            f"the base has its tensors without the prefix {stripped[0]!r} of the adapted model; what is new "
+            f"({new[0]!r}, {len(new)} tensors in all) is written under the name that it has in the adapted model",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseCheckpoint, keep: bool) -> Tensor:
+    """Return a tensor that was trained whole in the dtype of the base's, or of its floating numbers if it is new."""
+    if place.read is not None:
+        dtype = base.dtype(place.read)
+        if dtype.is_floating_point != tensor.is_floating_point() or dtype.itemsize == 1 < tensor.dtype.itemsize:
+            raise AdapterError(
+                f"module tensor {name!r} is {dtype_name(tensor)}, and {str(dtype).removeprefix('torch.')} in the base; "
+                "accepted: the base that the adapter is of, not a quantised copy"
+            )
+    else:
+        dtypes = {base.dtype(other) for other in base}
+        floating = {dtype for dtype in dtypes if dtype.is_floating_point}
+        dtype = floating.pop() if len(floating) == 1 else tensor.dtype
+    if keep or not tensor.is_floating_point():
+        return tensor
+    return _finite(tensor.to(dtype), f"module tensor {name!r}", "or its own dtype kept")
+
+
+def _finite(tensor: Tensor, what: str, otherwise: str) -> Tensor:
+    if not bool(tensor.isfinite().all()):
+        raise AdapterError(f"{what} overflows {dtype_name(tensor)}, the base's; accepted: smaller numbers, {otherwise}")
+    return tensor
+
+
+def _untie(plan: MergePlan, model: BaseModel) -> None:
+    """Give tensors that were tied to a changed one their own numbers, and say so in the configuration."""
+    base = model.base
+    metadata = {name: kept for file in base.files for name, kept in metadata_of(base.root / file).items()}
+    for name, kept in metadata.items():
+        if kept in base and name not in base and kept in plan:
+            raise AdapterError(
+                f"tensor {kept!r} is tied to {name!r}, as the base's file says; accepted: an adapter of others"
+            )
+    config = read_config(base.root)
+    if config is None or not configuration.is_tied(config):
+        return
+    changed = {name for name in plan if _differs(plan, name, base)}
+    architecture = model.architecture
+    if architecture is None:
+        suspect = next((name for name in plan if name in changed and _may_be_tied(plan, name, config)), None)
+        if suspect is not None:
+            raise AdapterError(
+                f"tensor {suspect!r} may be tied to another one, by tie_word_embeddings of {base.root / CONFIG}, and "
+                "only transformers knows which; accepted: a model that the installed transformers knows, or "
+                '"tie_word_embeddings": false'
+            )
+        return
+    # Names on disk, of one stored tensor each: what the model calls them, and what they are called here.
+    stored = {architecture.module_name(name): name for name in base}
+    for target, source in architecture.tied.items():
+        kept, own = stored.get(source), stored.get(target, target)
+        if kept is None or not {kept, own} & changed:
+            continue
+        if own not in plan:
+            plan.copies[own] = kept
+        plan.config = configuration.untied(config)
+
+
+def _differs(plan: MergePlan, name: str, base: BaseCheckpoint) -> bool:
+    """Whether a planned tensor is another one than the base's; PEFT saves embeddings that nobody trained."""
+    if name in plan.layers or name not in base:
+        return True
+    stored = base.tensor(name)
+    return stored.shape != plan.tensors[name].shape or not torch.equal(stored, plan.tensors[name].to(stored.dtype))
+
+
+def _may_be_tied(plan: MergePlan, name: str, config: dict[str, Any]) -> bool:
+    if name in plan.layers and plan.layers[name][0].kind is EmbeddingKind:
+        return True
+    shape = tuple(plan.tensors[name].shape) if name in plan.tensors else plan.layers[name][0].record.shape
+    return len(shape) == 2 and shape[0] == configuration.vocabulary(config)
+
+
+def _describe(plan: MergePlan, adapter: AdapterFile, model: BaseModel) -> None:
+    """Write a changed number of tokens or labels into the configuration, and refuse other changes of shape."""
+    base = model.base
+    config = plan.config or read_config(base.root)
+    if config is None:
+        return
+    tokens, changed = configuration.vocabulary(config), {}
+    for name, (old, shape) in _changed_shapes(plan, adapter, base).items():
+        if tokens is None or old[:1] != (tokens,) or old[1:] != shape[1:]:
+            changed[name] = (old, shape)
+            continue
+        config = configuration.with_vocabulary(config, shape[0])
+    new_tokens = configuration.vocabulary(config)
+    # What transformers knows is compared with the whole model when it is written.
+    if tokens != new_tokens and model.architecture is None:
+        left = [name for name in base if base.shape(name)[:1] == (tokens,) and name not in plan]
+        if left:
+            raise AdapterError(
+                f"the adapter has {new_tokens} tokens and the base {tokens}, and {left[0]!r} of the base is not in "
+                "the adapter; accepted: an adapter with all tensors that have a row for each token"
+            )
+    labels = configuration.labels_of(
+        {name: tuple(tensor.shape) for name, tensor in plan.tensors.items()}, adapter.task_type
+    )
+    if labels is not None:
+        config = configuration.with_labels(config, labels)
+    if changed and labels is None:
+        name, (old, shape) = next(iter(changed.items()))
+        raise AdapterError(
+            f"tensor {name!r} has shape {shape} in the adapter and {old} in the base, which {CONFIG} cannot say; "
+            "accepted: the shape of the base, more or fewer tokens, or labels of a classifier"
+        )
+    if config != read_config(base.root):
+        if not base.path.is_dir():
+            raise AdapterError(
+                f"{base.path}: its {CONFIG} has to be changed with it; accepted: the folder of the base model"
+            )
+        plan.config = config
+
+
+def _changed_shapes(
+    plan: MergePlan, adapter: AdapterFile, base: BaseCheckpoint
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the old and the new shape of every tensor that has another one than in the base."""
+    shapes = {name: (base.shape(name), tuple(tensor.shape)) for name, tensor in plan.tensors.items() if name in base}
+    for name, (layer, read) in plan.layers.items():
+        if layer.name in adapter.base_weights:
+            shapes[name] = (base.shape(read), tuple(base_weight(adapter, layer, base, read).shape))
+    return {name: (old, new) for name, (old, new) in shapes.items() if old != new}
+
+
+def _write(
+    adapter: AdapterFile,
+    base: BaseCheckpoint,
+    plan: MergePlan,
+    out: Path,
+    *,
+    force: bool,
+    progress: Callable[[str], None],
+) -> None:
+    files = list(base.files)
+    added = [name for name in plan if name not in base]
+    stored = {name: entry for file in files for name, entry in entries_of(base.root / file).items()}
+    for file in files:
+        progress(file)
+        names = [*base.files[file], *(added if file == files[-1] else [])]
+        entries = [_entry(name, stored, adapter, base, plan, force=force) for name in names]
+        write_tensors(out / file, entries, metadata_of(base.root / file) or None)
     if base.index is not None:
-        _write_index(base.index, folder, dict.fromkeys(new, last), sum(tensor.nbytes for tensor in new.values()))
-    # Of a folder, everything else belongs to the model; beside a single file lies anything.
-    if base.path.is_dir():
-        for file in base.root.iterdir():
-            if file.is_file() and not file.name.endswith(_OTHER_WEIGHTS):
-                shutil.copy2(file, folder / file.name)
-    return sorted({*layers, *modules})
+        sizes = {path.name: sum(entry.size for entry in entries_of(path).values()) for path in map(out.joinpath, files)}
+        _write_index(base.index, out, dict.fromkeys(added, files[-1]), sum(sizes.values()))
 
 
-def _module_tensors(adapter: AdapterFile, base: BaseCheckpoint) -> dict[str, Tensor]:
-    """Name the tensors of modules that were trained whole as the base does; a new head has no name there yet."""
-    named = {}
-    for name, tensor in adapter.module_tensors.items():
+def _entry(
+    name: str, stored: dict[str, Entry], adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, *, force: bool
+) -> Entry:
+    if name in plan.tensors:
+        return given(name, plan.tensors[name])
+    if name in plan.copies:
+        copied = stored[plan.copies[name]]
+        return Entry(name, copied.dtype, copied.shape, copied.size, copied.chunks)
+    if name not in plan.layers:
+        return stored[name]
+    layer, read = plan.layers[name]
+
+    def summed() -> Tensor:
+        weight, diagonal = bound(adapter, layer, base, read, force=force)
         try:
-            named[base.name_of(name, "module")] = tensor
-        except AdapterError:
-            named[name] = tensor
-    return named
-
-
-def _entry(entry: Entry, layers: dict[str, StoredLayer], modules: dict[str, Tensor], *, force: bool) -> Entry:
-    if entry.name in modules:
-        return given(entry.name, modules[entry.name])
-    if entry.name not in layers:
-        return entry
-    layer = layers[entry.name]
-
-    def merged() -> Tensor:
-        weight = entry.read()
-        diagonal = layer.bind(layer.kind.as_matrix(weight), force=force)
-        try:
-            return merged_weight(weight, layer.kind, [updated_matrix(diagonal.factors, diagonal.delta.detach())])
+            update = updated_matrix(diagonal.factors, diagonal.delta.detach())
+            merged = merged_weight(weight, layer.kind, [update]).to(base.dtype(read))
         except OverflowError as error:
             raise AdapterError(f"layer {layer.name!r}: {error}") from error
+        return _finite(merged, f"layer {layer.name!r}", "or a wider base")
 
-    return Entry(entry.name, entry.dtype, entry.shape, merged)
-
-
-def _metadata(path: Path) -> dict[str, str] | None:
-    with safe_open(path, framework="pt") as file:
-        metadata: dict[str, str] | None = file.metadata()
-        return metadata
+    own = adapter.base_weights.get(layer.name)
+    shape = base.shape(read) if own is None else tuple(base_weight(adapter, layer, base, read).shape)
+    return computed(name, base.dtype(read), shape, summed)
 
 
 def _write_index(index: Path, folder: Path, added: dict[str, str], size: int) -> None:
     content = json.loads(index.read_bytes())
     content["weight_map"].update(added)
-    if isinstance(content.get("metadata"), dict) and isinstance(content["metadata"].get("total_size"), int):
-        content["metadata"]["total_size"] += size
-    (folder / index.name).write_text(json.dumps(content, indent=2))
+    if isinstance(content.get("metadata"), dict) and "total_size" in content["metadata"]:
+        content["metadata"]["total_size"] = size
+    (folder / index.name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _copy_others(base: BaseCheckpoint, out: Path, target: Path) -> None:
+    """Copy what belongs to the model beside its weights: configuration, tokeniser, code, also of folders in it."""
+    apart = {out.resolve(), target.resolve(), base.root.resolve()}
+    pending = [base.root]
+    while pending:
+        for path in sorted(pending.pop().iterdir()):
+            place = path.relative_to(base.root)
+            if path.name.startswith(".") or path.resolve() in apart:
+                continue  # of version control, of a download or of another export; or a folder seen before
+            if path.is_dir():
+                apart.add(path.resolve())
+                pending.append(path)
+            elif (
+                path.is_file()
+                and str(place) not in base.files
+                and path.name not in _ADAPTER_FILES
+                and not path.name.endswith(_OTHER_WEIGHTS)
+            ):
+                (out / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, out / place)

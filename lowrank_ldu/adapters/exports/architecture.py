@@ -1,0 +1,161 @@
+"""What transformers knows of a base model: its modules' names and shapes, and which weights are tied."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+CONFIG = "config.json"
+# No model has more layers than this, unless its checkpoint has more tensors: what says otherwise is not built.
+_MOST_LAYERS = 1000
+_COUNTS = re.compile(r"layers|blocks|depth|experts|stages")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model of transformers, without its numbers.
+
+    Attributes
+    ----------
+    class_name : str
+        "LlamaForCausalLM".
+    shapes : dict of str to tuple of int
+        Of every tensor of the model, by the names of its modules.
+    tied : dict of str to str
+        Tensors that are another one: {"lm_head.weight": "model.embed_tokens.weight"}.
+    module_name : callable
+        Gives the name in the model of a tensor's name in a checkpoint, or None where several of those become one.
+    """
+
+    class_name: str
+    shapes: dict[str, tuple[int, ...]]
+    tied: dict[str, str]
+    module_name: Callable[[str], str | None]
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return a folder's config.json, None where there is none or it is of something else than a model."""
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) and isinstance(config.get("model_type"), str) else None
+
+
+def architecture_of(folder: Path, tensors: int) -> Architecture | None:
+    """Build the model that a folder's config.json describes, on the meta device.
+
+    Parameters
+    ----------
+    folder : Path
+    tensors : int
+        How many tensors its checkpoint has.
+
+    Returns
+    -------
+    Architecture or None
+        None where transformers is not installed, or does not know the model without code that comes with it.
+    """
+    config = read_config(folder)
+    names = None if config is None else config.get("architectures")
+    if config is None or not isinstance(names, list) or not names or _too_large(config, max(_MOST_LAYERS, tensors)):
+        return None
+    try:
+        import transformers  # noqa: PLC0415  # dear, and of an extra
+    except ImportError:
+        return None
+    model_class = getattr(transformers, str(names[0]), None)
+    if model_class is None:
+        return None
+    try:
+        with _silent(transformers), torch.device("meta"):
+            # From the folder alone: no network, and no code out of it.
+            loaded = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model = model_class._from_config(loaded)  # noqa: SLF001
+    except Exception:  # noqa: BLE001  # a configuration raises whatever its values lead to
+        return None
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return Architecture(str(names[0]), shapes, _tied(model), _renaming(model))
+
+
+def _too_large(config: dict[str, Any], limit: int) -> bool:
+    found = [config]
+    while found:
+        for key, value in found.pop().items():
+            if isinstance(value, dict):
+                found.append(value)
+            elif type(value) is int and value > limit and _COUNTS.search(key):
+                return True
+    return False
+
+
+@contextmanager
+def _silent(transformers: Any) -> Iterator[None]:
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _tied(model: Any) -> dict[str, str]:
+    tied = getattr(model, "all_tied_weights_keys", None)
+    if isinstance(tied, dict):
+        return {str(target): str(source) for target, source in tied.items()}
+    # transformers 4 lists names alone; the tensor that they are is the one of the input embedding.
+    names, embedding = getattr(model, "_tied_weights_keys", None) or [], model.get_input_embeddings()
+    if not getattr(model.config, "tie_word_embeddings", True) or embedding is None:
+        return {}
+    sources = [name for name, parameter in model.named_parameters() if parameter is embedding.weight]
+    return {str(name): sources[0] for name in names if sources and name != sources[0]}
+
+
+def _renaming(model: Any) -> Callable[[str], str | None]:
+    """Return how names of checkpoints become names of the model as `from_pretrained` loads them."""
+    state, prefix = model.state_dict(), model.base_model_prefix
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
+        from transformers.core_model_loading import (  # noqa: PLC0415
+            WeightConverter,
+            WeightRenaming,
+            rename_source_key,
+        )
+    except ImportError:  # transformers 4
+        patterns = getattr(model, "_checkpoint_conversion_mapping", None) or {}
+
+        def renamed(name: str) -> str | None:
+            for pattern, replacement in patterns.items():
+                name, count = re.subn(pattern, replacement, name)
+                if count:
+                    break
+            return _prefixed(name, prefix, state)
+
+        return renamed
+    conversions = get_model_conversion_mapping(model)
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+
+    def converted(name: str) -> str | None:
+        found, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        return None if pattern is not None else str(found)
+
+    return converted
+
+
+def _prefixed(name: str, prefix: str, state: dict[str, Any]) -> str:
+    if name in state or not prefix:
+        return name
+    if name.startswith(f"{prefix}.") and name.removeprefix(f"{prefix}.") in state:
+        return name.removeprefix(f"{prefix}.")
+    return f"{prefix}.{name}" if f"{prefix}.{name}" in state else name

@@ -1,0 +1,111 @@
+"""Compare a merged model that was written with its base and its adapter, before it is called whole."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.exports.architecture import architecture_of
+from lowrank_ldu.adapters.exports.low_rank import update_pair
+from lowrank_ldu.adapters.exports.updates import bound_again, product_error, row_blocks
+from lowrank_ldu.adapters.tensor_stream import entries_of, given, read_tensor, same_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.merged import MergePlan
+    from lowrank_ldu.adapters.file import AdapterFile
+    from lowrank_ldu.adapters.tensor_stream import Entry
+
+
+def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, folder: Path) -> None:
+    """Read what was written, and compare every tensor with what it should be.
+
+    Tensors of adapted layers are compared with the sum of the base's weight and the product of the update's two thin
+    factors, which is another way than they were computed; all others byte for byte.
+
+    Parameters
+    ----------
+    adapter : AdapterFile
+    base : BaseCheckpoint
+    plan : MergePlan
+    folder : Path
+        Has the files of the base, merged.
+
+    Raises
+    ------
+    AdapterError
+        Naming the tensor.
+    """
+    stored = {name: entry for file in base.files for name, entry in entries_of(base.root / file).items()}
+    written: dict[str, Entry] = {}
+    places: dict[str, Path] = {}
+    for file in base.files:
+        for name, entry in entries_of(folder / file).items():
+            if name in written:
+                raise AdapterError(f"export failed its check: tensor {name!r} was written twice")
+            written[name], places[name] = entry, folder / file
+    _same_names(set(written), {*stored, *plan})
+    if base.index is not None:
+        index = json.loads((folder / base.index.name).read_bytes())
+        _same_names(set(index["weight_map"]), set(written))
+    for name, entry in written.items():
+        if name in plan.layers:
+            _check_sum(adapter, base, plan, name, read_tensor(places[name], name))
+            continue
+        expected = given(name, plan.tensors[name]) if name in plan.tensors else stored[plan.copies.get(name, name)]
+        if not same_bytes(entry, expected):
+            raise AdapterError(f"export failed its check: tensor {name!r} is not what was to be written")
+    _check_shapes(plan, {name: entry.shape for name, entry in written.items()}, folder)
+
+
+def _same_names(found: Iterable[str], wanted: Iterable[str]) -> None:
+    different = sorted(set(found) ^ set(wanted))
+    if different:
+        raise AdapterError(f"export failed its check: tensor {different[0]!r} is missing, or is one too many")
+
+
+def _check_sum(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, name: str, merged: Tensor) -> None:
+    layer, read = plan.layers[name]
+    weight, diagonal = bound_again(adapter, layer, base, read)
+    left, right = update_pair(diagonal.factors, diagonal.delta.detach())
+    W, M = layer.kind.as_matrix(weight), layer.kind.as_matrix(merged)
+    # Half a unit of the stored dtype, and the rounding of a sum of r + 2 terms in the dtype that it was summed in.
+    stored, summed = torch.finfo(merged.dtype), torch.finfo(torch.promote_types(left.dtype, W.dtype))
+    relative, terms = (right.shape[0] + 2) * summed.eps, right.double()
+    if M.shape != W.shape or merged.dtype != base.dtype(read):
+        raise AdapterError(f"export failed its check: tensor {name!r} has another shape or dtype than its base")
+    for rows in row_blocks(*W.shape):
+        exact = W[rows].double() + left[rows].double() @ terms
+        allowed = stored.eps * exact.abs() + stored.tiny * stored.eps
+        allowed += relative * (product_error(left[rows], right) + W[rows].double().abs())
+        if not bool(((M[rows].double() - exact).abs() <= allowed).all()):
+            raise AdapterError(f"export failed its check: tensor {name!r} is not the base's plus the update")
+
+
+def _check_shapes(plan: MergePlan, shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
+    """Compare what changed with the model that the written configuration describes, where transformers knows it."""
+    architecture = architecture_of(folder, len(shapes))
+    if architecture is None:
+        return
+    # All of it, if the configuration is another one than the base's.
+    for name in shapes if plan.config is not None else plan:
+        module_name = architecture.module_name(name)
+        wanted = None if module_name is None else architecture.shapes.get(module_name)
+        if wanted is not None and wanted != shapes[name]:
+            raise AdapterError(
+                f"tensor {name!r} has shape {shapes[name]}, and {wanted} in the {architecture.class_name} that its "
+                "config.json describes; accepted: an adapter of this model"
+            )
+        if wanted is not None and module_name in architecture.tied:
+            raise AdapterError(
+                f"tensor {name!r} stays tied to {architecture.tied[module_name]!r}, which {architecture.class_name} "
+                "cannot undo; accepted: an adapter of other layers"
+            )

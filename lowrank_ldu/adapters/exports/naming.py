@@ -1,0 +1,305 @@
+"""Which tensor of a base on disk each tensor of an adapter stands for."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.exports.architecture import Architecture, architecture_of
+from lowrank_ldu.nn.factors import Factors, sample_deviation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+
+_ACCEPTED = "accepted: the base that the adapter is of"
+# Components of names that have to agree where one prefix stands for another: the module's own and the weight's.
+_COMMON = 2
+
+
+class Rule(NamedTuple):
+    """A prefix of the adapted model's names, and what the base has in its place."""
+
+    strip: str
+    add: str
+
+
+class Place(NamedTuple):
+    """Where a tensor is in the base, and what its name will be.
+
+    Attributes
+    ----------
+    read : str or None
+        Tensor of the base that has its numbers before training; None if it is not in the base.
+    write : str
+        `read`, but for a tensor that the base has under the name of another one that it is tied to.
+    """
+
+    read: str | None
+    write: str
+
+
+@dataclass(frozen=True)
+class BaseNames:
+    """Names of an adapter's tensors in its base.
+
+    Attributes
+    ----------
+    layers : dict of str to Place
+        Of the weight of each layer.
+    modules : dict of str to Place
+        Of each tensor that was trained whole.
+    rules : tuple of Rule
+        How names of the model become names of the base; empty where they are the same.
+    """
+
+    layers: dict[str, Place]
+    modules: dict[str, Place]
+    rules: tuple[Rule, ...] = ()
+
+
+class BaseModel:
+    """A base checkpoint with what its configuration says of it.
+
+    Parameters
+    ----------
+    base : BaseCheckpoint
+    """
+
+    def __init__(self, base: BaseCheckpoint) -> None:
+        self.base = base
+
+    @functools.cached_property
+    def architecture(self) -> Architecture | None:
+        """What transformers says of the model, built when it is first asked for."""
+        return architecture_of(self.base.root, len(list(self.base)))
+
+
+def names_in_base(adapter: AdapterFile, model: BaseModel) -> BaseNames:
+    """Map every name of an adapter to its base by one prefix, which all layers confirm.
+
+    Names are taken as they are where the base has all of them. Otherwise transformers says, for a model that it knows,
+    how names on disk become names of modules; one prefix may then be left out or added, the same for all layers. Where
+    several would do, or one prefix stands for another, the samples that the adapter keeps of its base's weights decide.
+
+    Parameters
+    ----------
+    adapter : AdapterFile
+    model : BaseModel
+
+    Raises
+    ------
+    AdapterError
+        A layer has no weight in the base, or it cannot be told which it is; two names would become one.
+    """
+    base = model.base
+    _refuse_twice(base)
+    plain = {name: Place(name, name) for name in base}
+    same = Rule("", "")
+    names = _by_rule(adapter, base, plain, same)
+    if names is None or any(place.read is None for place in names.modules.values()):
+        if model.architecture is not None:
+            plain = _module_names(base, model.architecture)
+            names = _by_rule(adapter, base, plain, same) or names
+        names = names or _by_one_prefix(adapter, base, plain) or _by_samples(adapter, base, plain)
+    if names is None:
+        raise AdapterError(_unknown(adapter, base))
+    _refuse_collisions(names, base)
+    if model.architecture is None:
+        _refuse_look_alikes(names, base)
+    return names
+
+
+def layer_places(adapter: AdapterFile, base: BaseCheckpoint) -> dict[str, str]:
+    """Return the tensor of the base that is each layer's weight, as `names_in_base` finds it."""
+    return {name: str(place.read) for name, place in names_in_base(adapter, BaseModel(base)).layers.items()}
+
+
+def _module_names(base: BaseCheckpoint, architecture: Architecture) -> dict[str, Place]:
+    """Return the base's tensors by the names of the modules that they are loaded into, tied ones included."""
+    found: dict[str, list[str]] = {}
+    for name in base:
+        module_name = architecture.module_name(name)
+        if module_name is not None:
+            found.setdefault(module_name, []).append(name)
+    table = {name: Place(sources[0], sources[0]) for name, sources in found.items() if len(sources) == 1}
+    # A tied tensor that is trained becomes one of its own, under the name that the model has for it.
+    tied = {
+        target: Place(table[source].read, target) for target, source in architecture.tied.items() if source in table
+    }
+    return tied | table
+
+
+def _by_rule(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Place], rule: Rule) -> BaseNames | None:
+    """Return where everything is if names follow a rule, None if a layer has then no weight that fits it."""
+    layers = {}
+    for name, layer in adapter.layers.items():
+        place = table.get(_applied([rule], f"{name}.weight"))
+        if place is None or not _fits(layer, adapter, base, str(place.read)):
+            return None
+        layers[name] = place
+    return BaseNames(layers, _module_places(adapter, table, [rule]), () if rule == ("", "") else (rule,))
+
+
+def _module_places(adapter: AdapterFile, table: Mapping[str, Place], rules: list[Rule]) -> dict[str, Place]:
+    places = {}
+    for name in adapter.module_tensors:
+        known = _applied(rules, name)
+        # Without the prefix that the base leaves out a name is of a part that the base has not.
+        inside = any(name.startswith(rule.strip) for rule in rules)
+        places[name] = table.get(known, Place(None, known)) if inside else Place(None, known)
+    return places
+
+
+def _applied(rules: Iterable[Rule], name: str) -> str:
+    for strip, add in rules:
+        if name.startswith(strip):
+            return add + name.removeprefix(strip)
+    return name
+
+
+def _by_one_prefix(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Place]) -> BaseNames | None:
+    wanted = f"{next(iter(adapter.layers))}.weight"
+    longer = [Rule("", name.removesuffix(wanted)) for name in table if name.endswith(f".{wanted}")]
+    shorter = [Rule(wanted.removesuffix(name), "") for name in table if wanted.endswith(f".{name}")]
+    found = [names for rule in longer + shorter if (names := _by_rule(adapter, base, table, rule)) is not None]
+    if len(found) > 1:
+        found = [names for names in found if _confirmed(adapter, base, names.layers)] or found
+    if len(found) > 1:
+        places = " and ".join(repr(str(next(iter(names.layers.values())).read)) for names in found[:3])
+        raise AdapterError(
+            f"layer {next(iter(adapter.layers))!r}: {base.path} has {places}, and nothing tells which it is; "
+            f"{_ACCEPTED}"
+        )
+    return found[0] if found else None
+
+
+def _by_samples(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Place]) -> BaseNames | None:
+    """Find a prefix for each prefix of the model's, where the base's numbers are those that the adapter has sampled."""
+    rules: dict[str, str] = {}
+    layers = {}
+    for name in adapter.layers:
+        wanted = f"{name}.weight"
+        known = [text for rule in rules.items() if (text := _applied([Rule(*rule)], wanted)) in table]
+        sure = [text for text in known or _alike(wanted, table) if _confirmed(adapter, base, {name: table[text]})]
+        if len(sure) != 1:
+            return None
+        layers[name] = table[sure[0]]
+        common = _common(wanted, sure[0])
+        strip, add = wanted.removesuffix(common), sure[0].removesuffix(common)
+        if rules.setdefault(strip, add) != add:
+            return None
+    ordered = [Rule(*rule) for rule in sorted(rules.items(), key=lambda rule: -len(rule[0]))]
+    return BaseNames(layers, _module_places(adapter, table, ordered), tuple(ordered))
+
+
+def _alike(wanted: str, names: Iterable[str]) -> list[str]:
+    """Return the names that end as `wanted` does, with the most components in common."""
+    lengths = {name: _common(wanted, name).count(".") for name in names}
+    most = max(lengths.values(), default=0)
+    return [name for name, length in lengths.items() if length == most] if most >= _COMMON - 1 else []
+
+
+def _common(first: str, second: str) -> str:
+    """Return the components that two names end with, joined by dots."""
+    pairs = zip(reversed(first.split(".")), reversed(second.split(".")), strict=False)
+    same = []
+    for one, other in pairs:
+        if one != other:
+            break
+        same.append(one)
+    return ".".join(reversed(same))
+
+
+def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseCheckpoint, name: str) -> bool:
+    """Whether a tensor of the base reads as a matrix of the shape that the layer was trained on."""
+    try:
+        matrix = tuple(layer.kind.as_matrix(torch.empty(base.shape(name), device="meta")).shape)
+    except (RuntimeError, IndexError):
+        return False
+    # PEFT's files say nothing of shapes; a layer that comes with its own base weight need not have the base's.
+    return len(matrix) == 2 and (layer.record.shape in {(0, 0), matrix} or layer.name in adapter.base_weights)
+
+
+def _confirmed(adapter: AdapterFile, base: BaseCheckpoint, places: Mapping[str, Place]) -> bool:
+    """Whether the base has, in every one of these places, the numbers that the adapter has kept of its layer."""
+    return all(_agrees(adapter, adapter.layers[name], base, str(place.read)) for name, place in places.items())
+
+
+def _agrees(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> bool:
+    if not _fits(layer, adapter, base, name):
+        return False
+    weight = base.tensor(name)
+    if not weight.is_floating_point() or weight.dtype.itemsize == 1:
+        return False
+    return sample_deviation(layer.tensors["base_sample"], Factors.sample_of(layer.kind.as_matrix(weight))) == 0.0
+
+
+def _refuse_twice(base: BaseCheckpoint) -> None:
+    seen: dict[str, str] = {}
+    for file, names in base.files.items():
+        for name in names:
+            if name in seen:
+                raise AdapterError(
+                    f"{base.root}: tensor {name!r} is in {seen[name]} and in {file}; accepted: each tensor once"
+                )
+            seen[name] = file
+
+
+def _refuse_collisions(names: BaseNames, base: BaseCheckpoint) -> None:
+    taken: dict[str, str] = {}
+    for kind, places in (("layer", names.layers), ("module tensor", names.modules)):
+        for name, (read, write) in places.items():
+            what = f"{kind} {name!r}"
+            if write in taken:
+                raise AdapterError(f"{what} and {taken[write]} are both {write!r} in the base; accepted: each once")
+            if read != write and write in base:
+                raise AdapterError(f"{what}: {base.path} has another tensor of its name, {write!r}; {_ACCEPTED}")
+            taken[write] = what
+
+
+def _refuse_look_alikes(names: BaseNames, base: BaseCheckpoint) -> None:
+    """Refuse a module that may be in the base under a longer name: nothing says how the base names its tensors."""
+    for name, place in names.modules.items():
+        alike = [other for other in base if other.endswith(f".{name}")] if place.read is None else []
+        if names.rules and any(rule.strip and rule.add for rule in names.rules) and not place.read:
+            alike = alike or _alike(name, base)
+        if alike:
+            raise AdapterError(
+                f"module tensor {name!r}: {base.path} may have it as {alike[0]!r}, which nothing tells; accepted: a "
+                "base that transformers knows, or an adapter without modules_to_save"
+            )
+
+
+def _unknown(adapter: AdapterFile, base: BaseCheckpoint) -> str:
+    names = list(base)
+    layer = next((name for name in adapter.layers if f"{name}.weight" not in base), next(iter(adapter.layers)))
+    wanted = f"{layer}.weight"
+    if wanted in base:
+        return (
+            f"layer {layer!r}: {base.path} has {wanted!r} in shape {base.shape(wanted)}; accepted: "
+            f"{adapter.layers[layer].record.shape}, as in training"
+        )
+    alike = _alike(wanted, names)
+    seen = f"it holds {', '.join(map(repr, alike[:3]))}" if alike else f"it holds none of its {len(names)} tensors"
+    return f"layer {layer!r}: {base.path} has no {wanted!r} ({seen}); {_ACCEPTED}"
+
+
+def shadowed(names: Iterator[str], layers: Iterable[str]) -> list[str]:
+    """Return the modules, other than the layers, whose names end as a layer's does: PEFT's lists would take them."""
+    wanted = set(layers)
+    found = set()
+    for name in names:
+        module, _, last = name.rpartition(".")
+        if last != "weight" or module in wanted:
+            continue
+        parts = module.split(".")
+        if any(".".join(parts[index:]) in wanted for index in range(1, len(parts))):
+            found.add(module)
+    return sorted(found)

@@ -1,0 +1,106 @@
+"""The update of a layer of an adapter, from its base on disk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from lowrank_ldu.adapters.errors import AdapterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+    from lowrank_ldu.nn.host import Diagonal
+
+# Of the rows that are compared at a time: a weight larger than this in float64 is checked part by part.
+_BLOCK_BYTES = 64 * 2**20
+
+
+class Bound(NamedTuple):
+    """A layer's numbers on its base weight.
+
+    Attributes
+    ----------
+    weight : Tensor
+        As it is stored.
+    diagonal : Diagonal
+    """
+
+    weight: Tensor
+    diagonal: Diagonal
+
+
+def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> Tensor:
+    """Return the weight that a layer was trained on: the base's, or the one that PEFT saved beside the adapter.
+
+    Raises
+    ------
+    AdapterError
+        Both are there, in one shape, and differ; or it is stored quantised.
+    """
+    weight = base.tensor(name)
+    own = adapter.base_weights.get(layer.name)
+    if own is not None and own.shape != weight.shape:
+        return own
+    if not weight.is_floating_point():
+        raise AdapterError(
+            f"layer {layer.name!r}: {name!r} is stored as {str(weight.dtype).removeprefix('torch.')}; accepted: a base "
+            "with floating numbers"
+        )
+    return weight
+
+
+def bound(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str, *, force: bool) -> Bound:
+    """Put a layer's numbers on its base weight, and warn of what `force` lets pass.
+
+    Raises
+    ------
+    AdapterError
+        As for `StoredLayer.bind`.
+    """
+    weight = base_weight(adapter, layer, base, name)
+    return Bound(weight, layer.bind(layer.kind.as_matrix(weight), force=force))
+
+
+def bound_again(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> Bound:
+    """Do what `bound` did, without a word about what was let pass then."""
+    weight = base_weight(adapter, layer, base, name)
+    diagonal, _ = layer.rebuild(layer.kind.as_matrix(weight), force=True)
+    return Bound(weight, diagonal)
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Yield slices that cover the rows of a matrix, each of a bounded number of float64 entries."""
+    step = max(1, _BLOCK_BYTES // (8 * max(columns, 1)))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def check_update(update: Tensor, pair: tuple[Tensor, Tensor], name: str) -> None:
+    """Compare a dense update that was written with the product of its pair, in blocks of rows.
+
+    Raises
+    ------
+    AdapterError
+        They differ by more than rounding.
+    """
+    left, right = pair
+    if tuple(update.shape) != (left.shape[0], right.shape[1]):
+        raise AdapterError(f"export failed its check: tensor {name!r} has another shape than the update")
+    # The rounding of a sum of r terms in the dtype that it was summed in, and of the result in its own.
+    relative = (right.shape[0] + 2) * torch.finfo(left.dtype).eps + torch.finfo(update.dtype).eps
+    for rows in row_blocks(*update.shape):
+        exact = left[rows].double() @ right.double()
+        allowed = relative * product_error(left[rows], right) + torch.finfo(update.dtype).tiny
+        if not bool(((update[rows].double() - exact).abs() <= allowed).all()):
+            raise AdapterError(f"export failed its check: tensor {name!r} is not the update")
+
+
+def product_error(left: Tensor, right: Tensor) -> Tensor:
+    """Return a bound of the magnitudes that are summed in each entry of left (m, r) @ right (r, n), shape (m, n)."""
+    return torch.outer(left.double().norm(dim=1), right.double().norm(dim=0))
