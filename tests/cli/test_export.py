@@ -83,7 +83,9 @@ def test_force_warns_and_overwrite_replaces(files, tmp_path):
         ({"--base": "none.safetensors"}, "no such file or folder"),
         ({"--compress": "0"}, "--compress is 0; accepted: a rank from 1 on"),
         ({"--compress": "2", "--to": "merged"}, "--compress is given with --to merged; accepted: with --to lora"),
+        ({"--keep-module-dtype": None}, "--keep-module-dtype is given with --to lora; accepted: with --to merged"),
         ({"--out": "."}, "holds the base model; accepted: another folder"),
+        ({"--base": None}, "--base is not given, and the adapter does not name its base; accepted: --base with the"),
     ],
     ids=str,
 )
@@ -91,10 +93,13 @@ def test_what_is_refused(files, tmp_path, change, message):
     options = {"--to": "lora", "--base": "base.safetensors", "--out": str(tmp_path / "out")}
     adapter = files / change.pop("adapter", "adapter")
     options |= change
-    options["--base"] = str(files / options["--base"])
+    if options["--base"] is None:
+        del options["--base"]
+    else:
+        options["--base"] = str(files / options["--base"])
     if options["--out"] == ".":
         options["--out"] = str(files)
-    result = run(adapter, *(part for item in options.items() for part in item))
+    result = run(adapter, *(part for item in options.items() for part in item if part is not None))
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
@@ -102,8 +107,32 @@ def test_what_is_refused(files, tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("named", ["base", "nowhere", "OWNER/NAME"])
+def test_the_base_that_an_adapter_of_peft_names_is_taken(tmp_path, named):
+    """PEFT writes down what the model was loaded from."""
+    from peft import get_peft_model
+
+    from lowrank_ldu.peft import LolduConfig
+
+    save_file(model().state_dict(), tmp_path / "base.safetensors")
+    adapted = get_peft_model(model(), LolduConfig(r=4, target_modules=["0"], init_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = (
+        str(tmp_path / "base.safetensors") if named == "base" else named
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    result = run(tmp_path / "adapter", "--to", "delta", "--out", tmp_path / "out")
+    if named == "base":
+        assert (result.returncode, result.stderr) == (0, "")
+        assert list(load_file(tmp_path / "out" / "delta.safetensors")) == ["0.weight"]
+    else:
+        said = (
+            f"error: --base is not given, and the base that the adapter names, {named!r}, is no folder or file here; "
+        )
+        assert (result.returncode, result.stderr.startswith(said)) == (2, True)
+
+
 def test_help_says_what_it_does():
     result = run("--help")
     assert result.returncode == 0
-    for word in ("--base", "--to", "lora|merged|delta", "--compress", "--force", "--overwrite"):
+    for word in ("--base", "--to", "lora|merged|delta", "--compress", "--keep-module-dtype", "--force", "--overwrite"):
         assert word in result.stdout
