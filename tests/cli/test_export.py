@@ -1,5 +1,6 @@
 """`lowrank-ldu export`, as a user runs it."""
 
+import json
 import subprocess
 import sys
 
@@ -116,10 +117,10 @@ def test_the_base_that_an_adapter_of_peft_names_is_taken(tmp_path, named):
 
     save_file(model().state_dict(), tmp_path / "base.safetensors")
     adapted = get_peft_model(model(), LolduConfig(r=4, target_modules=["0"], init_weights=False))
-    adapted.peft_config["default"].base_model_name_or_path = (
-        str(tmp_path / "base.safetensors") if named == "base" else named
-    )
     adapted.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "base.safetensors") if named == "base" else named
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     result = run(tmp_path / "adapter", "--to", "delta", "--out", tmp_path / "out")
     if named == "base":
         assert (result.returncode, result.stderr) == (0, "")
