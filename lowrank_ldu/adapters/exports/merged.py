@@ -202,11 +202,11 @@ def _untie(plan: MergePlan, model: BaseModel) -> None:
     # Names on disk, of one stored tensor each: what the model calls them, and what they are called here.
     stored = {architecture.module_name(name): name for name in base}
     for target, source in architecture.tied.items():
-        kept, own = stored.get(source), stored.get(target, target)
-        if kept is None or not {kept, own} & changed:
+        shared, own = stored.get(source), stored.get(target, target)
+        if shared is None or not {shared, own} & changed:
             continue
         if own not in plan:
-            plan.copies[own] = kept
+            plan.copies[own] = shared
         plan.config = configuration.untied(config)
 
 
