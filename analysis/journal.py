@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import stat
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.analysis.readers import CheckpointReader
 
-FORMAT = "lowrank-ldu journal 2"
+FORMAT = "lowrank-ldu journal 3"
+# What every journal begins with, of whatever version: nothing else is opened for writing.
+_BEGINNING = b'{"format":"lowrank-ldu journal'
+_CHECKSUM = re.compile(rb'(.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
 class JournalError(ValueError):
@@ -81,7 +87,7 @@ class Journal:
     Parameters
     ----------
     path : pathlib.Path
-        The file is made with the first result.
+        The file is made with the first result. Each line has a checksum.
     origin : Origin
     resume : bool
         Continue the journal that is there, if there is one; otherwise one that is there is an error.
@@ -122,6 +128,12 @@ class Journal:
                 "it, or remove the file"
             )
         try:
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise JournalError(f"{self.path}: cannot be read (it is no regular file)")
+            with self.path.open("rb") as file:
+                beginning = file.read(len(_BEGINNING))
+            if beginning not in {b"", _BEGINNING}:
+                raise JournalError(f"{self.path}: is no journal of this version; remove the file to begin anew")
             self._file = self.path.open("r+b")
             self._continue(self._file)
         except OSError as error:
@@ -135,11 +147,14 @@ class Journal:
             try:
                 record = json.loads(line)
                 if number == 0:
+                    self._check_format(record)
+                _check_sum(line)
+                if number == 0:
                     self._check(record)
                 else:
                     self.results.append(_result_of(record["result"]))
                     self.seconds = float(record["seconds"])
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
                 if isinstance(error, JournalError):
                     raise
                 raise JournalError(
@@ -151,9 +166,12 @@ class Journal:
         if whole == 0:
             self._write({"format": FORMAT, **asdict(self._origin)})
 
-    def _check(self, record: dict[str, Any]) -> None:
+    def _check_format(self, record: dict[str, Any]) -> None:
         if record.pop("format", None) != FORMAT:
             raise JournalError(f"{self.path}: is no journal of this version; remove the file to begin anew")
+
+    def _check(self, record: dict[str, Any]) -> None:
+        del record["crc32"]
         difference = Origin(**record).difference(self._origin)
         if difference is not None:
             raise JournalError(f"{self.path}: cannot be continued: {difference}; remove the file to begin anew")
@@ -177,7 +195,8 @@ class Journal:
 
     def _write(self, record: dict[str, Any]) -> None:
         assert self._file is not None  # noqa: S101  # callers opened it
-        self._file.write(json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        text = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
+        self._file.write(b'%s,"crc32":"%08x"}\n' % (text[:-1], zlib.crc32(text)))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -213,6 +232,13 @@ def lock_journal(path: Path) -> Iterator[None]:
         _let_go(lock)
 
 
+def _check_sum(line: bytes) -> None:
+    """Raise ValueError if a line is not as it was written."""
+    match = _CHECKSUM.fullmatch(line)
+    if match is None or zlib.crc32(match[1] + b"}") != int(match[2], 16):
+        raise ValueError("the checksum does not fit")
+
+
 def _let_go(lock: BaseFileLock) -> None:
     """Release a lock once; who took it last in this process removes its file."""
     if lock.lock_counter == 1:
@@ -231,8 +257,12 @@ def _locked(path: Path) -> BaseFileLock:
     """
     if not path.parent.is_dir():  # it would be made
         raise JournalError(f"{path}: cannot be written (there is no such folder)")
-    lock = FileLock(f"{path.absolute()}.lock", is_singleton=True)
+    beside = Path(f"{path.absolute()}.lock")
+    lock = FileLock(beside, is_singleton=True)
     try:
+        # The library empties it, and it is removed in the end.
+        if beside.exists() and (not beside.is_file() or beside.stat().st_size):
+            raise JournalError(f"{beside}: is no lock of a journal; accepted: another name, or remove the file")
         lock.acquire(blocking=False)
     except Timeout:
         raise JournalError(f"{path}: is being written by another process; accepted: wait for it, or stop it") from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.input_files import check_regular, one_line, parsed_json, read_file
 from lowrank_ldu.adapters.tensor_stream import torch_dtype
 
 if TYPE_CHECKING:
@@ -79,13 +79,23 @@ class BaseCheckpoint:
 
     def _open(self, file_name: str) -> safe_open:
         path = self.root / file_name
+        check_regular(path, "the safetensors files of a base model")
         try:
             return safe_open(path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise AdapterError(f"{path}: not a safetensors file ({error})") from error
+        except (OSError, SafetensorError, ValueError) as error:
+            raise AdapterError(f"{path}: not a safetensors file ({one_line(error)})") from error
 
 
 def _main_file(path: Path) -> Path:
+    try:
+        return _found_file(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{path}: cannot be looked up ({one_line(error)})") from error
+
+
+def _found_file(path: Path) -> Path:
     if path.is_dir():
         indices, files = sorted(path.glob(f"*{INDEX_SUFFIX}")), sorted(path.glob("*.safetensors"))
         if len(indices) == 1:
@@ -104,10 +114,13 @@ def _main_file(path: Path) -> Path:
 
 
 def _shards(index: Path) -> list[str]:
+    content = parsed_json(index, read_file(index, "an index of safetensors shards"))
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise AdapterError(f"{index}: not an index of safetensors shards ({error})") from error
+        names = set(content["weight_map"].values())
+    except (KeyError, AttributeError, TypeError) as error:
+        raise AdapterError(f"{index}: not an index of safetensors shards ({one_line(error)})") from error
+    if not names:
+        raise AdapterError(f"{index}: not an index of safetensors shards (it names none)")
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise AdapterError(f"{index}: names the shard {name!r}; accepted: files in the folder of the index")

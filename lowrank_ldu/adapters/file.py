@@ -121,12 +121,25 @@ class StoredLayer:
             adapter.start_from(factors)
             if "initial_diagonal" in self.tensors:
                 adapter.set_initial_diagonal(self.tensors["initial_diagonal"], factors)
-        except (TypeError, ValueError) as error:
+        # A number that the layer's dtype cannot hold is a RuntimeError of torch's.
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise AdapterError(f"layer {self.name!r}: {error}") from error
         with torch.no_grad():
             for name in ("offset", "sigma", "initial_sigma"):
-                getattr(adapter, name).copy_(self.tensors[name])
-        return Diagonal(self.name, adapter, factors)
+                place = getattr(adapter, name)
+                place.copy_(self.tensors[name])
+                if not bool(place.isfinite().all()):
+                    raise AdapterError(
+                        f"layer {self.name!r}: {name} overflows {dtype_name(place)}, in which the layer computes; "
+                        "accepted: numbers that fit"
+                    )
+        diagonal = Diagonal(self.name, adapter, factors)
+        if not bool(diagonal.delta.isfinite().all()):
+            raise AdapterError(
+                f"layer {self.name!r}: its numbers give a diagonal that is not finite in {dtype_name(diagonal.delta)}; "
+                "accepted: smaller ones"
+            )
+        return diagonal
 
     def _base_deviation(self, matrix: Tensor) -> float | None:
         """Return how far off the weight is where it was sampled, or None if it is the one of training."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
@@ -14,11 +15,12 @@ from lowrank_ldu.nn.host import weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
     import os
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
@@ -115,4 +117,9 @@ def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[Tensor, T
             )
         if place.device.type == "meta":
             raise AdapterError(f"tensor {name!r} is on the meta device in the model; accepted: a model with data")
+        # Buffers may be infinite: masks are.
+        if isinstance(place, nn.Parameter) and not bool(tensor.to(place.dtype).isfinite().all()):
+            raise AdapterError(
+                f"tensor {name!r} is not finite in {dtype_name(place)}, as the model has it; accepted: numbers that fit"
+            )
     return [(places[name], tensor) for name, tensor in held.items()]

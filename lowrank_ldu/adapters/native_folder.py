@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load
 
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+from lowrank_ldu.adapters.input_files import one_line, parsed_json, read_file
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE
 from lowrank_ldu.adapters.records import check_numbers, checked_record
-from lowrank_ldu.adapters.seal import is_sealed
+from lowrank_ldu.adapters.seal import copy_in, is_sealed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,18 +57,10 @@ def read_native(folder: Path) -> AdapterFile:
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        data = (folder / WEIGHTS_FILE).read_bytes()
-        text = (folder / CONFIG_FILE).read_bytes()
-    except OSError as error:
-        raise AdapterError(
-            f"{error.filename}: {error.strerror}; accepted: a folder with {WEIGHTS_FILE} and {CONFIG_FILE}"
-        ) from error
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: not JSON ({error})") from error
+    accepted = f"a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, or what PEFT's save_pretrained wrote"
+    text, data = (read_file(folder / name, accepted) for name in (CONFIG_FILE, WEIGHTS_FILE))
+    config = parsed_json(path, text)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise AdapterError(f"{path}: not the configuration of a LoLDU adapter; accepted: format {FORMAT!r}")
     if type(config.get("version")) is not int or config["version"] != VERSION:
@@ -77,10 +68,15 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not is_sealed(text, config):
         raise AdapterError(f"{path}: not the file that save_adapter wrote; it was changed")
     if config.get("weights_sha256") != hashlib.sha256(data).hexdigest():
-        raise AdapterError(
-            f"{folder / WEIGHTS_FILE}: not the file that {CONFIG_FILE} was written with; it is truncated or was changed"
-        )
+        # A process that was to replace both may have come no further than the weights.
+        copy = copy_in(data)
+        if copy is None or (copy.get("format"), copy.get("version")) != (FORMAT, VERSION):
+            raise AdapterError(
+                f"{folder / WEIGHTS_FILE}: not the file that {CONFIG_FILE} was written with; it is truncated or was "
+                "changed"
+            )
+        config = copy
     try:
         return config, load(data)
-    except SafetensorError as error:
-        raise AdapterError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({error})") from error
+    except Exception as error:  # of dtypes that torch has not, a bare KeyError
+        raise AdapterError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({one_line(error)})") from error

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+from lowrank_ldu.adapters.input_files import one_line, parsed_json, read_file
 from lowrank_ldu.adapters.records import check_numbers, checked_record
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
+from lowrank_ldu.patterns import PatternError, matches_end
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,14 +38,13 @@ def read_peft(folder: Path) -> AdapterFile:
     AdapterError
         A file is missing or damaged, or is of another method.
     """
-    path = folder / PEFT_CONFIG
+    path, accepted = folder / PEFT_CONFIG, f"a folder with {PEFT_CONFIG} and {PEFT_WEIGHTS}"
+    config = parsed_json(path, read_file(path, accepted))
+    data = read_file(folder / PEFT_WEIGHTS, accepted)
     try:
-        config = json.loads(path.read_bytes())
-        tensors = load_file(folder / PEFT_WEIGHTS)
-    except OSError as error:
-        raise AdapterError(f"{folder}: {error}; accepted: a folder with {PEFT_CONFIG} and {PEFT_WEIGHTS}") from error
-    except (ValueError, RecursionError, SafetensorError) as error:
-        raise AdapterError(f"{folder}: {PEFT_CONFIG} or {PEFT_WEIGHTS} is damaged ({error})") from error
+        tensors = load(data)
+    except Exception as error:  # of dtypes that torch has not, a bare KeyError
+        raise AdapterError(f"{folder / PEFT_WEIGHTS}: is damaged ({one_line(error)})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LOLDU":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise AdapterError(f"{path}: an adapter of type {kind!r}; accepted: 'LOLDU'")
@@ -55,7 +54,7 @@ def read_peft(folder: Path) -> AdapterFile:
     layers: dict[str, dict[str, Tensor]] = {}
     others: dict[str, Tensor] = {}
     weights: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):
         name = key.removeprefix(_PREFIX)
         if _INFIX in name:
             layer, _, number = name.partition(_INFIX)
@@ -93,10 +92,8 @@ def _stored(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Te
         rank, alpha = (
             _for_layer(pattern, name, config.get(key)) for pattern, key in zip(patterns, ("r", "alpha"), strict=True)
         )
-    except re.error as error:
-        raise AdapterError(
-            f"{path}: rank_pattern or alpha_pattern holds what is no regular expression ({error})"
-        ) from error
+    except PatternError as error:
+        raise AdapterError(f"{path}: rank_pattern or alpha_pattern holds what {error}") from error
     record = checked_record(
         where,
         {
@@ -115,7 +112,7 @@ def _stored(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Te
 
 def _for_layer(pattern: dict[str, Any], name: str, default: Any) -> Any:
     """Return what a pattern of names gives for a layer, as PEFT matches them."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    return next((value for key, value in pattern.items() if matches_end(key, name)), default)
 
 
 def _module_names(path: Path, listed: Any, tensors: dict[str, Tensor]) -> list[str]:

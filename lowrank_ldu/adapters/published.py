@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.input_files import check_regular, one_line
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.nn import LoLDULayer
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
@@ -131,6 +132,7 @@ def import_published(
 def _tensors(state: Mapping[str, Tensor] | str | os.PathLike[str]) -> Mapping[str, Tensor]:
     if isinstance(state, (str, os.PathLike)):
         path, where = Path(state), f"{state}: "
+        check_regular(path, "a state dict in .safetensors or of torch.save")
         try:
             loaded = (
                 load_file(path)
@@ -139,7 +141,9 @@ def _tensors(state: Mapping[str, Tensor] | str | os.PathLike[str]) -> Mapping[st
             )
         except Exception as error:
             # A damaged pickle raises whatever its bytes lead to.
-            raise AdapterError(f"{path}: not a state dict in .safetensors or of torch.save ({error})") from error
+            raise AdapterError(
+                f"{path}: not a state dict in .safetensors or of torch.save ({one_line(error)})"
+            ) from error
     else:
         loaded, where = state, ""
     if not hasattr(loaded, "items") or not all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,6 @@ from lowrank_ldu.adapters.native_folder import read_native
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG, read_peft
 
 if TYPE_CHECKING:
-    import os
-
     from lowrank_ldu.adapters.file import AdapterFile
 
 
@@ -33,5 +32,5 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
         A file is missing, damaged or changed, or is not of such an adapter.
     """
     folder = Path(path)
-    adapter = read_peft(folder) if (folder / PEFT_CONFIG).is_file() else read_native(folder)
+    adapter = read_peft(folder) if os.path.lexists(folder / PEFT_CONFIG) else read_native(folder)
     return replace(adapter, path=folder)

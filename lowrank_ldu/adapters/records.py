@@ -96,7 +96,8 @@ def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *
             _check_pivots(where, key, tensors[key], limits[key])
         elif not tensors[key].is_floating_point():
             raise AdapterError(f"{where}: {key} is {dtype_name(tensors[key])}; accepted: floating")
-        elif not bool(tensors[key].isfinite().all()):
+        # Through float64, since 8-bit floating numbers cannot be asked.
+        elif not bool(tensors[key].double().isfinite().all()):
             raise AdapterError(f"{where}: {key} holds entries that are not finite")
     unknown = sorted(set(tensors) - set(sizes))
     if unknown:

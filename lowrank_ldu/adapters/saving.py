@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save
 
-from lowrank_ldu.adapters.atomic import write_together
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import StoredLayer
 from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
 from lowrank_ldu.adapters.records import check_numbers
-from lowrank_ldu.adapters.seal import sealed
+from lowrank_ldu.adapters.seal import sealed, with_copy
 from lowrank_ldu.adapters.sketch import update_sketch
+from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.host import hosts, weight_matrix
 from lowrank_ldu.validation import dtype_name
@@ -38,8 +37,8 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     model : nn.Module
         Its LoLDU layers are not merged.
     path : path
-        A folder, made if it is not there. Files of an adapter in it are replaced, each at once; until both are there
-        whole, the folder is no adapter to `load_adapter`.
+        A folder, made if it is not there. An adapter in it is replaced: at every moment, and whatever ends the process,
+        `load_adapter` finds the old one or the new one.
     modules_to_save : sequence of str
         Qualified names of modules that were trained whole, such as a new classification head; their state is
         written too.
@@ -91,16 +90,16 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         tensors.update({f"{name}.{key}": tensor for key, tensor in _whole_module(model, name).items()})
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    data = save(tensors)
     config = {
         "format": FORMAT,
         "version": VERSION,
-        "weights_sha256": hashlib.sha256(data).hexdigest(),
         "layers": {name: asdict(record) for name, record in records.items()},
         "modules": list(modules_to_save),
     }
-    # The configuration, which has the checksum of both, comes last.
-    write_together({folder / WEIGHTS_FILE: data, folder / CONFIG_FILE: sealed(config)})
+    data = with_copy(config, tensors)
+    # From here on the folder holds the new adapter: the weights have a copy of their configuration.
+    replace_file(folder / WEIGHTS_FILE, data)
+    replace_file(folder / CONFIG_FILE, sealed({**config, "weights_sha256": hashlib.sha256(data).hexdigest()}))
     return folder
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+from typing import NoReturn
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_SIGNALED = 128  # and the signal's number, as shells count
+INTERRUPTED = _SIGNALED + signal.SIGINT
 _OF_THE_EXTRA = {"typer", "rich", "click"}
 
 
@@ -18,6 +21,7 @@ def main() -> None:
         if error.name not in _OF_THE_EXTRA:
             raise
         sys.exit(_missing(error.name))
+    _unwind_on(signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
     try:
         app(prog_name="lowrank-ldu")
     except SystemExit as exit_:
@@ -27,6 +31,20 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(exit_.code)
         raise
+
+
+def _unwind_on(*signals: signal.Signals) -> None:
+    """Have signals that end the process do so as an exit does, which removes what is half written."""
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        # Once: a second one while files are removed would leave them.
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(_SIGNALED + number)
+
+    for each in signals:
+        if signal.getsignal(each) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(each, leave)
 
 
 def _missing(package: str | None) -> int:

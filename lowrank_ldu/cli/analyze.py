@@ -91,10 +91,10 @@ def analyze(
     from lowrank_ldu.analysis.options import OptionError, SurveyOptions  # noqa: PLC0415
     from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
     from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
-    from lowrank_ldu.analysis.report.folder import OutputError, check_target, whole_folder  # noqa: PLC0415
     from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.cli.summary import show_summary  # noqa: PLC0415
+    from lowrank_ldu.files import OutputError, check_target, whole_folder  # noqa: PLC0415
 
     if engine is EngineKind.DASK and scheduler is None:
         fail("--engine dask is given without --scheduler; accepted: the scheduler's address, such as tcp://HOST:8786")
@@ -126,7 +126,7 @@ def analyze(
                     )
                 with whole_folder(out, overwrite=force) as folder:
                     write_report(analysis, folder)
-            except (KeyboardInterrupt, OutputError):
+            except (KeyboardInterrupt, SystemExit, OutputError):
                 if journal.exists():
                     typer.echo(f"{journal.name} has the results so far; --resume goes on from there", err=True)
                 raise

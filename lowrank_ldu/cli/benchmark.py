@@ -46,8 +46,8 @@ def bench(
     All methods take turns in one run, so that ratios mean something; each is checked against float64 first. Plans that
     cannot run on this machine are listed with the reason.
     """
-    from lowrank_ldu.analysis.report.folder import OutputError, whole_folder  # noqa: PLC0415
     from lowrank_ldu.benchmarking import read_rows, write_plots, write_rows  # noqa: PLC0415
+    from lowrank_ldu.files import OutputError, whole_folder  # noqa: PLC0415
 
     where, kind = _device(device, dtype)
     for name, number in (

@@ -47,10 +47,10 @@ def claims(
     from lowrank_ldu.analysis.claims import examine_claims, write_claims  # noqa: PLC0415
     from lowrank_ldu.analysis.options import OptionError  # noqa: PLC0415
     from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
-    from lowrank_ldu.analysis.report.folder import OutputError, whole_folder  # noqa: PLC0415
     from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.cli.verdicts import show_claims  # noqa: PLC0415
+    from lowrank_ldu.files import OutputError, whole_folder  # noqa: PLC0415
 
     with readable_errors(CheckpointError, NothingToAnalyseError, OptionError, OutputError):
         options = survey_options(

@@ -46,9 +46,9 @@ def compare(
     from lowrank_ldu.analysis.comparison.run import NothingToCompareError, compare_checkpoints  # noqa: PLC0415
     from lowrank_ldu.analysis.options import OptionError  # noqa: PLC0415
     from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
-    from lowrank_ldu.analysis.report.folder import OutputError, whole_folder  # noqa: PLC0415
     from lowrank_ldu.cli.explained import show_explained  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
+    from lowrank_ldu.files import OutputError, whole_folder  # noqa: PLC0415
 
     with readable_errors(CheckpointError, NothingToCompareError, OptionError, OutputError):
         options = survey_options(

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import torch
@@ -176,35 +175,120 @@ def test_json_of_any_other_kind_is_refused(saved, text):
     refused(base_model(), saved, "adapter.json: not ")
 
 
-def crash_at(monkeypatch, method, call):
-    """Let that call of a method of Path fail, counted from 1, as a full disk or a power cut would."""
-    original, calls = getattr(Path, method), []
+SAVE = """
+import itertools, json, os, pathlib, sys, torch
+from lowrank_ldu.adapters import read_adapter, save_adapter
+from lowrank_ldu.nn import inject
 
-    def failing(self, *args):
-        calls.append(self)
-        if len(calls) == call:
-            raise OSError(28, "No space left on device")
-        return original(self, *args)
+def model(offset):
+    torch.manual_seed(0)
+    made = torch.nn.Sequential(torch.nn.Linear(24, 20))
+    inject(made, ["0"], rank=5)
+    made[0].offset.data.fill_(offset)
+    return made
 
-    monkeypatch.setattr(Path, method, failing)
+def number(folder):
+    return float(read_adapter(folder).layers["0"].tensors["offset"][0])
+
+"""
+KILLED = """
+def save_until(stop, later, folder):
+    calls = itertools.count(1)
+
+    def count(owner, name):
+        original = getattr(owner, name)
+
+        def call(*args, **options):
+            if next(calls) == stop:
+                os._exit(137)  # as kill -9 would
+            return original(*args, **options)
+
+        setattr(owner, name, call)
+
+    for name in ("replace", "rename", "fsync", "unlink", "link", "mkdir", "chmod"):
+        count(os, name)
+    count(pathlib.Path, "open")
+    save_adapter(later, folder)
+    os._exit(0)
+
+found = []
+for stop in itertools.count(1):
+    folder = pathlib.Path(sys.argv[1], str(stop))
+    save_adapter(model(0.25), folder)
+    later, child = model(0.5), os.fork()
+    if child == 0:
+        save_until(stop, later, folder)
+    _, status = os.waitpid(child, 0)
+    found.append(number(folder))
+    save_adapter(model(0.75), folder)
+    assert sorted(os.listdir(folder)) == ["adapter.json", "adapter.safetensors"]
+    if os.waitstatus_to_exitcode(status) == 0:
+        break
+    assert os.waitstatus_to_exitcode(status) == 137
+print(json.dumps(found))
+"""
 
 
-@pytest.mark.parametrize("call", [1, 2])
-@pytest.mark.parametrize("method", ["open", "replace"])
-def test_a_save_that_breaks_off_leaves_no_adapter_that_looks_whole(saved, monkeypatch, method, call):
+def test_a_save_that_is_killed_leaves_the_old_adapter_or_the_new_one(tmp_path):
+    """Killed before each of its steps; the next save leaves nothing else behind."""
+    out = subprocess.run([sys.executable, "-c", SAVE + KILLED, str(tmp_path)], check=True, capture_output=True).stdout
+    found = json.loads(out)
+    assert found == sorted(found)
+    assert set(found) == {0.25, 0.5}
+    assert found.count(0.5) > 1  # killed between the two files, too
+
+
+def test_a_save_to_a_full_disk_leaves_the_old_adapter(saved, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     model = trained()
     with torch.no_grad():
         model[0].offset.fill_(0.5)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
     with monkeypatch.context() as patched:
-        crash_at(patched, method, call)
+        patched.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             save_adapter(model, saved)
-    assert sorted(path.name for path in saved.iterdir()) == sorted(before)
-    if (method, call) == ("replace", 2):
-        refused(base_model(), saved, "not the file that adapter.json was written with")
-    else:
-        assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+TOGETHER = """
+save_adapter(model(0.0), sys.argv[1])
+children = []
+for value in (1.0, 2.0):
+    later, child = model(value), os.fork()
+    if child == 0:
+        for _ in range(60):
+            save_adapter(later, sys.argv[1])
+        os._exit(0)
+    children.append(child)
+seen, left = {number(sys.argv[1])}, set(children)
+while left:
+    seen.add(number(sys.argv[1]))
+    for child in list(left):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0
+            left.remove(child)
+seen.add(number(sys.argv[1]))
+print(json.dumps(sorted(seen)))
+"""
+
+
+def test_two_processes_save_while_a_third_reads(tmp_path):
+    """Whichever comes first: every read finds the adapter of one of them."""
+    arguments = [sys.executable, "-c", SAVE + TOGETHER, str(tmp_path / "adapter")]
+    seen = json.loads(subprocess.run(arguments, check=True, capture_output=True).stdout)
+    assert set(seen) <= {0.0, 1.0, 2.0}
+    assert seen[-1] > 0
+
+
+def test_files_that_are_replaced_keep_their_modes(saved):
+    (saved / "adapter.json").chmod(0o640)
+    save_adapter(trained(), saved)
+    assert (saved / "adapter.json").stat().st_mode & 0o777 == 0o640
 
 
 def consistent(saved, change_tensors=lambda tensors: None, change_config=lambda config: None):

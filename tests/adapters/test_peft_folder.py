@@ -174,13 +174,13 @@ def refused(folder, message):
 def test_damaged_and_missing_files(tmp_path):
     saved(tmp_path)
     (tmp_path / "adapter_config.json").write_bytes(b"[" * 100_000)
-    refused(tmp_path, "is damaged")
+    refused(tmp_path, "adapter_config.json: not JSON")
     (tmp_path / "adapter_config.json").write_text("[]")
     refused(tmp_path, "an adapter of type None")
     saved(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    refused(tmp_path, "is damaged")
+    refused(tmp_path, "adapter_model.safetensors: not a safetensors file; it is truncated or was changed")
     path.unlink()
     refused(tmp_path, "accepted: a folder with adapter_config.json and adapter_model.safetensors")
 

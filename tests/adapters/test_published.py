@@ -189,6 +189,6 @@ def test_files_that_are_no_states(tmp_path, capsys):
     refused(tmp_path / "junk.pt", "junk.pt: not a state dict")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
     refused(tmp_path / "junk.safetensors", "junk.safetensors: not a state dict")
-    refused(tmp_path / "none.pt", "none.pt: not a state dict")
+    refused(tmp_path / "none.pt", "none.pt: No such file or directory; accepted: a state dict")
     torch.save([1, 2], tmp_path / "list.pt")
     refused(tmp_path / "list.pt", "list.pt: the state is a list")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import zlib
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.analysis.journal import JournalError, lock_journal
+from lowrank_ldu.analysis.journal import FORMAT, JournalError, lock_journal
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.run import analyse_checkpoint
 
@@ -125,10 +126,16 @@ def test_threads_may_differ(checkpoint, journal):
     analyse(checkpoint, journal, SurveyOptions(ranks=(2, 4), threads=2))
 
 
+def with_sum(line):
+    """The line of someone who mended its checksum."""
+    text = line.partition(',"crc32"')[0]
+    return '%s,"crc32":"%08x"}\n' % (text, zlib.crc32(f"{text}}}".encode()))  # noqa: UP031
+
+
 def test_other_versions_are_noticed(checkpoint, journal):
     analyse(checkpoint, journal)
     first, *rest = journal.read_text().splitlines(keepends=True)
-    journal.write_text(first.replace('"version":"', '"version":"0.0.') + "".join(rest))
+    journal.write_text(with_sum(first.replace('"version":"', '"version":"0.0.')) + "".join(rest))
     with pytest.raises(JournalError, match=r"it is of version 0\.0\."):
         analyse(checkpoint, journal)
 
@@ -137,8 +144,11 @@ def test_other_versions_are_noticed(checkpoint, journal):
     ("line", "content", "message"),
     [
         (0, "{}", "is no journal of this version"),
-        (0, "[]", "line 1 is damaged"),
-        (0, '{"format":"lowrank-ldu journal 2"}', "line 1 is damaged"),
+        (0, "[]", "is no journal of this version"),
+        (0, '{"format":"lowrank-ldu journal 2"}', "is no journal of this version"),
+        (0, '{"format":"lowrank-ldu journal 3"}', "line 1 is damaged"),
+        (0, '{"format":"lowrank-ldu journal' + "[" * 100_000, "line 1 is damaged"),
+        (1, "[" * 100_000, "line 2 is damaged"),
         (1, "{}", "line 2 is damaged"),
         (2, "\x00\xff", "line 3 is damaged"),
         (2, '{"result":{"name":"a","shape":3,"analysis":null},"seconds":1}', "line 3 is damaged"),
@@ -150,6 +160,37 @@ def test_damage_is_named(checkpoint, journal, line, content, message):
     lines[line] = content
     journal.write_text("\n".join(lines) + "\n")
     with pytest.raises(JournalError, match=message):
+        analyse(checkpoint, journal)
+
+
+def test_a_changed_number_is_noticed(checkpoint, journal):
+    """It would still be a number."""
+    analyse(checkpoint, journal)
+    content = journal.read_bytes()
+    digits = [place for place, byte in enumerate(content) if chr(byte) in "012345678"]
+    for place in digits[:: len(digits) // 25]:
+        journal.write_bytes(content[:place] + bytes([content[place] + 1]) + content[place + 1 :])
+        with pytest.raises(JournalError):
+            analyse(checkpoint, journal)
+
+
+@pytest.mark.parametrize("content", ["notes", "notes\n", "{", '{"a": 1}\n', "\0" * 100, FORMAT])
+def test_what_is_no_journal_is_not_written_to(checkpoint, journal, content):
+    journal.write_text(content)
+    with pytest.raises(JournalError, match="is no journal of this version; remove the file"):
+        analyse(checkpoint, journal)
+    assert journal.read_text() == content
+    journal.unlink()
+    lock = journal.with_name(f"{journal.name}.lock")
+    lock.write_text(content)
+    with pytest.raises(JournalError, match="is no lock of a journal"):
+        analyse(checkpoint, journal)
+    assert lock.read_text() == content
+
+
+def test_a_pipe_is_not_waited_for(checkpoint, journal):
+    os.mkfifo(journal)
+    with pytest.raises(JournalError, match="cannot be read"):
         analyse(checkpoint, journal)
 
 

@@ -21,13 +21,13 @@ from lowrank_ldu.analysis.needed_rank import NeededRank
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.report import write_report
 from lowrank_ldu.analysis.report.document import to_json
-from lowrank_ldu.analysis.report.folder import OutputError, check_target, whole_folder
 from lowrank_ldu.analysis.report.formatting import interval
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.page import render_page
 from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.yardstick import least_error, needed_in_words
 from lowrank_ldu.analysis.run import analyse_checkpoint
+from lowrank_ldu.files import OutputError, check_target, whole_folder
 
 
 @pytest.fixture(scope="module")

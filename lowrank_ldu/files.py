@@ -1,0 +1,253 @@
+"""Files and folders that are there whole or not at all, whatever ends the process that writes them.
+
+A folder is written beside its place, under a hidden name with the number of the process in it, and then exchanged with
+what is there in one step of the file system. The process holds a lock on it, which the system lets go of when the
+process ends, however it ends; the next run that writes to the same place removes what nobody holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: nothing is locked there, and nothing tidied up
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# Of file systems and systems that cannot exchange two folders.
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+# Of the 255 bytes that a name may have; the rest is for what stands around it.
+_LONGEST_STEM = 200
+
+
+class OutputError(ValueError):
+    """Files cannot be put where they were asked for; the message says why."""
+
+
+@contextmanager
+def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder that takes the target's place if the body succeeds and vanishes if it does not.
+
+    Parameters
+    ----------
+    target : pathlib.Path
+        Where the files are to be. Its parent has to exist.
+    overwrite : bool
+        Whether `target` may hold anything yet. Files of the same names, in folders of the same names too, are then
+        replaced, and new ones get the permissions of the old; others stay. At every moment the folder is the old one
+        or the new one.
+
+    Raises
+    ------
+    OutputError
+        `target` is not a folder, is not empty (without `overwrite`), is the working folder or holds it, holds a file
+        where a folder is to be or a folder where a file is, or cannot be written.
+    """
+    check_target(target, overwrite=overwrite)
+    place = target.resolve() if target.is_symlink() else target.absolute()
+    try:
+        _tidy(place)
+        temporary, lock = _locked_folder(place)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be created ({error.strerror})") from error
+    try:
+        yield temporary
+        check_target(target, overwrite=overwrite)  # the work may have taken hours
+        if place.exists():
+            _carry_over(place, temporary)
+            _exchange(temporary, place)
+        else:
+            temporary.rename(place)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise `OutputError` if `whole_folder` could not put its files there, as far as can be told beforehand."""
+    if not target.absolute().name:
+        raise OutputError(f"{target}: is the root of all folders; accepted: one below it")
+    try:
+        if target.is_symlink() and not target.exists():
+            raise OutputError(f"{target}: is a link to what does not exist")
+        if not target.exists():
+            if not target.absolute().parent.is_dir():
+                raise OutputError(f"{target}: the folder that is to hold it does not exist")
+        elif not target.is_dir():
+            raise OutputError(f"{target}: is not a folder")
+        elif not os.access(target, os.W_OK):
+            raise OutputError(f"{target}: cannot be written to")
+        elif not overwrite and any(target.iterdir()):
+            raise OutputError(
+                f"{target}: is not empty; choose another folder, or ask for its files to be replaced (--help says how)"
+            )
+        elif Path.cwd().is_relative_to(target.resolve()):
+            raise OutputError(f"{target}: is the working folder, or holds it, and is replaced whole; accepted: another")
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be looked up ({error.strerror})") from error
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file in one step, when the new content is on disk; it keeps the old one's permissions.
+
+    What a dead process left of the same file is removed.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    data : bytes
+    """
+    _tidy(path)
+    temporary = _beside(path, "tmp")
+    try:
+        with temporary.open("xb") as file:
+            _lock(file.fileno())
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileNotFoundError):
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+            os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(place: Path, ending: str) -> Path:
+    """Return a new hidden name beside a place, with the number of this process in it."""
+    return place.with_name(f".{_stem(place)}.{os.getpid()}-{secrets.token_hex(4)}.{ending}")
+
+
+def _stem(place: Path) -> str:
+    name = os.fsencode(place.name)
+    return place.name if len(name) <= _LONGEST_STEM else hashlib.sha256(name).hexdigest()
+
+
+def _locked_folder(place: Path) -> tuple[Path, int]:
+    temporary = _beside(place, "tmp")
+    if len(os.fsencode(place.name)) > os.pathconf(place.parent, "PC_NAME_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY)
+    _lock(descriptor)
+    return temporary, descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _tidy(place: Path) -> None:
+    """Remove what dead processes left beside a place, and put back what one had moved aside."""
+    pattern = re.compile(rf"\.{re.escape(_stem(place))}\.(\d+)-[0-9a-f]{{8}}\.(tmp|old)")
+    with contextlib.suppress(OSError):
+        for path in sorted(place.parent.iterdir()):
+            match = pattern.fullmatch(path.name)
+            if match is None or not _is_dead(path, int(match[1])):
+                continue
+            if match[2] == "old" and not place.exists():
+                path.rename(place)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_dead(path: Path, process: int) -> bool:
+    """Whether the process that made a temporary is gone: it has its number no more, and nobody holds its lock."""
+    if fcntl is None or process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        pass
+    except OSError:
+        return False
+    else:
+        return False
+    try:
+        # A pipe of this name would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    """Put into the new folder what only the old one has, and the old permissions on what both have.
+
+    Raises
+    ------
+    OutputError
+        One has a file where the other has a folder. The old folder is as it was.
+    """
+    for folder, _, files in os.walk(old):
+        inside = new / Path(folder).relative_to(old)
+        if not inside.exists():
+            inside.mkdir()
+        elif not inside.is_dir():
+            raise OutputError(f"{folder}: is a folder where a file is to be")
+        inside.chmod(stat.S_IMODE(Path(folder).stat().st_mode))
+        links = [name for name in os.listdir(folder) if (Path(folder) / name).is_symlink()]  # noqa: PTH208
+        for name in {*files, *links}:
+            _carry_file(Path(folder) / name, inside / name)
+
+
+def _carry_file(old: Path, new: Path) -> None:
+    if new.is_dir():
+        raise OutputError(f"{old}: is a file where a folder is to be")
+    if new.exists():
+        if old.is_file():
+            new.chmod(stat.S_IMODE(old.stat().st_mode))
+        return
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:  # not on every file system
+        shutil.copy2(old, new, follow_symlinks=False)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Exchange two folders: in one step where the system can, by three names where it cannot.
+
+    Between the first and the second of those the place is empty; the next run puts back what was there.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if hasattr(libc, "renameat2"):
+            done = libc.renameat2(
+                _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), ctypes.c_uint(_RENAME_EXCHANGE)
+            )
+            if done == 0:
+                return
+            if ctypes.get_errno() not in _NO_EXCHANGE:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    aside = _beside(second, "old")
+    second.rename(aside)
+    first.rename(second)
+    aside.rename(first)

@@ -1,0 +1,256 @@
+"""Adapters and bases that are damaged, or made to do damage: one line, in bounded time, and a model as it was."""
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lowrank_ldu.adapters import (
+    AdapterError,
+    BaseCheckpoint,
+    import_published,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+)
+from lowrank_ldu.adapters.seal import sealed
+from lowrank_ldu.nn import inject, lowrank_layers
+from lowrank_ldu.patterns import PatternError, matches_end
+from lowrank_ldu.peft import LolduConfig
+
+HUGE = 40 * 2**30
+
+
+def base():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 6))
+
+
+def refused(folder, message=""):
+    model = base()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(AdapterError, match=message) as raised:
+        load_adapter(model, folder)
+    assert len(str(raised.value).splitlines()) == 1
+    assert list(lowrank_layers(model)) == []
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def native(tmp_path):
+    model = base()
+    inject(model, ["0"], rank=5)
+    with torch.no_grad():
+        model[0].offset.normal_()
+    return save_adapter(model, tmp_path / "native", modules_to_save=["2"])
+
+
+@pytest.fixture
+def of_peft(tmp_path):
+    config = LolduConfig(r=5, target_modules=["0"], modules_to_save=["2"], init_weights=False)
+    get_peft_model(base(), config).save_pretrained(tmp_path / "peft")
+    return tmp_path / "peft"
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def hole(path):
+    os.truncate(path, HUGE)
+
+
+def header_of_a_hole(path):
+    """A file as long as its header says, of which nothing but the header is on disk."""
+    header = json.dumps({"0.offset": {"dtype": "U8", "shape": [HUGE], "data_offsets": [0, HUGE]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + HUGE)
+
+
+def folder_instead(path):
+    path.unlink()
+    path.mkdir()
+
+
+def loop(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+DAMAGES = [
+    pipe, hole, header_of_a_hole, folder_instead, loop,
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"[" * 300_000),
+    lambda path: path.write_bytes(b'{"a":' * 100_000),
+    lambda path: path.write_bytes(b"\xff" * 100),
+    lambda path: path.write_bytes((2**63).to_bytes(8, "little") + b"{}"),
+    lambda path: path.write_bytes(b"1" * 10_000),
+]  # fmt: skip
+NAMES = [
+    "pipe", "hole", "header of a hole", "folder", "loop", "empty", "nested lists", "nested objects", "no text",
+    "endless header", "a number",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=NAMES)
+@pytest.mark.parametrize("file", ["adapter.json", "adapter.safetensors"])
+def test_files_of_save_adapter(native, file, damage):
+    damage(native / file)
+    refused(native, file)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=NAMES)
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_files_of_peft(of_peft, file, damage):
+    damage(of_peft / file)
+    refused(of_peft, file.split(".", maxsplit=1)[0])
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=NAMES)
+@pytest.mark.parametrize("file", ["model.safetensors", "model.safetensors.index.json"])
+def test_files_of_a_base(tmp_path, file, damage):
+    save_file(base().state_dict(), tmp_path / "model.safetensors")
+    if file.endswith(".json"):
+        names = dict.fromkeys(base().state_dict(), "model.safetensors")
+        (tmp_path / file).write_text(json.dumps({"weight_map": names}))
+    damage(tmp_path / file)
+    with pytest.raises(AdapterError, match=r"model\.safetensors") as raised:
+        BaseCheckpoint(tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a/" * 3000])
+def test_names_that_no_file_can_have(name):
+    for read in (BaseCheckpoint, read_adapter, lambda path: load_adapter(base(), path)):
+        with pytest.raises(AdapterError) as raised:
+            read(name)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_states_of_the_published_code(tmp_path, ending):
+    path = tmp_path / f"state.{ending}"
+    os.mkfifo(path)
+    with pytest.raises(AdapterError, match="is no regular file"):
+        import_published(base(), path)
+
+
+# --- numbers ---
+
+
+def changed(folder, tensors=None, **fields):
+    """The adapter of someone who mended its checksums."""
+    held = load_file(folder / "adapter.safetensors") | (tensors or {})
+    save_file(held, folder / "adapter.safetensors")
+    config = json.loads((folder / "adapter.json").read_text())
+    del config["config_sha256"]
+    config["weights_sha256"] = hashlib.sha256((folder / "adapter.safetensors").read_bytes()).hexdigest()
+    config["layers"]["0"].update(fields)
+    (folder / "adapter.json").write_bytes(sealed(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("0.offset", torch.full((5,), 1e300, dtype=torch.float64), "offset overflows float32"),
+        ("0.sigma", torch.full((1,), -1e39, dtype=torch.float64), "sigma overflows float32"),
+        ("0.initial_sigma", torch.full((1,), 1e39, dtype=torch.float64), "initial_sigma overflows float32"),
+        ("0.offset", torch.full((5,), torch.nan).to(torch.float8_e5m2), "offset holds entries that are not finite"),
+        ("0.offset", torch.full((5,), torch.nan, dtype=torch.bfloat16), "offset holds entries that are not finite"),
+        ("0.offset", torch.zeros(5, dtype=torch.complex64), "offset is complex64; accepted: floating"),
+        ("0.offset", torch.zeros(5, dtype=torch.uint8).view(torch.float8_e8m0fnu), "F8_E8M0"),
+        ("2.weight", torch.full((6, 20), torch.nan), "'2.weight' is not finite in float32"),
+        ("2.weight", torch.full((6, 20), 1e300, dtype=torch.float64), "'2.weight' is not finite in float32"),
+        ("2.bias", torch.full((6,), -torch.inf, dtype=torch.float16), "'2.bias' is not finite in float32"),
+    ],
+)
+def test_numbers_that_the_model_cannot_hold(native, of_peft, name, tensor, message):
+    changed(native, {name: tensor})
+    refused(native, message)
+    file = of_peft / "adapter_model.safetensors"
+    theirs = name.replace("0.", "0.loldu_adapter.") if name.startswith("0.") else name
+    save_file(load_file(file) | {f"base_model.model.{theirs}": tensor}, file)
+    refused(of_peft, message)
+
+
+@pytest.mark.parametrize("alpha", [1e308, 3e38 * 5, 1e-320])
+def test_alpha_that_the_layer_cannot_hold(native, alpha):
+    changed(native, alpha=alpha)
+    model = base()
+    with suppress(AdapterError):
+        load_adapter(model, native)
+    assert bool(model(torch.ones(2, 24)).isfinite().all())
+
+
+def test_products_that_overflow(native):
+    changed(native, {"0.offset": torch.full((5,), 3e38), "0.sigma": torch.full((1,), 3e38)})
+    refused(native, "layer '0'")
+
+
+# --- patterns ---
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*c", "(.*a){30}c", "(a|aa)+$c", "((a*)*)*c"])
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+def test_patterns_that_would_take_for_ever(tmp_path, key, pattern):
+    layer = "a" * 60
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module(layer, nn.Linear(8, 8))
+
+        def forward(self, x):
+            return getattr(self, layer)(x)
+
+    get_peft_model(Model(), LolduConfig(r=5, target_modules=[layer])).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: {pattern: 3}}))
+    start = time.process_time()
+    with suppress(AdapterError):  # what is bounded is the time, and a match that takes less is as good
+        read_adapter(tmp_path)
+    assert time.process_time() - start < 10
+
+
+@given(st.text(alphabet="ab.0", max_size=12), st.text(alphabet="ab.0", max_size=8))
+def test_plain_patterns_match_as_peft_matches_them(name, pattern):
+    import re
+
+    assert matches_end(pattern, name) == bool(re.match(rf"(.*\.)?({pattern})$", name))
+
+
+@given(
+    st.text(alphabet="ab.0", max_size=12),
+    st.lists(st.sampled_from(["a", "b", r"\.", ".", "[0b]", "a?", "(a|b)", "b*", r"\d", "^"]), max_size=5).map("".join),
+)
+def test_other_patterns_match_as_peft_matches_them(name, pattern):
+    import re
+
+    assert matches_end(pattern, name) == bool(re.match(rf"(.*\.)?({pattern})$", name))
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{2", "[", "a" * 1001, "*", "\\", 3, None])
+def test_what_is_no_pattern(pattern):
+    import re
+
+    try:
+        re.compile(rf"(.*\.)?({pattern})$")
+    except re.error:
+        valid = False
+    else:
+        valid = isinstance(pattern, str) and len(pattern) <= 1000
+    if valid:
+        assert matches_end(pattern, "x") is False
+    else:
+        with pytest.raises(PatternError):
+            matches_end(pattern, "x")

@@ -1,0 +1,211 @@
+"""Folders that are there whole or not at all, whatever ends the process that writes them."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowrank_ldu import files
+from lowrank_ldu.files import OutputError, check_target, replace_file, whole_folder
+
+OLD = {"report.html": "old", "inner/figures.csv": "old", "inner/mine.txt": "mine"}
+NEW = {"report.html": "new", "inner/figures.csv": "new", "more/b": "new"}
+CARRIED = {**NEW, "inner/mine.txt": "mine"}
+STEPS = ("replace", "rename", "link", "mkdir", "chmod", "unlink", "rmdir", "scandir", "open")
+
+
+def write(folder, content):
+    for name, text in content.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def content_of(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def replace(target, content=NEW):
+    with whole_folder(target, overwrite=True) as folder:
+        write(folder, content)
+
+
+def killed_at(step, target):
+    """Whether a process that is to replace the folder came to that step of the file system, where it ends."""
+    child = os.fork()
+    if child == 0:
+        calls = itertools.count(1)
+
+        def counted(owner, name):
+            original = getattr(owner, name)
+
+            def call(*args, **options):
+                if next(calls) == step:
+                    os._exit(137)  # as kill -9 would
+                return original(*args, **options)
+
+            setattr(owner, name, call)
+
+        for name in STEPS:
+            counted(os, name)
+        counted(files, "_exchange")
+        replace(target)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in {0, 137}
+    return status != 0
+
+
+@pytest.mark.parametrize("exchange", ["one step", "three names"])
+def test_a_killed_process_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch, exchange):
+    if exchange == "three names":
+        # As on file systems that cannot exchange two names.
+        monkeypatch.setattr(files, "_NO_EXCHANGE", {files.errno.EXDEV})
+        monkeypatch.setattr(files.ctypes, "get_errno", lambda: files.errno.EXDEV)
+        monkeypatch.setattr(files, "_RENAME_EXCHANGE", 2**16)
+    target = tmp_path / "out"
+    seen = []
+    for step in itertools.count(1):
+        write(target, OLD)
+        killed = killed_at(step, target)
+        # Between two of three names there is neither, and the next run puts the old one back.
+        seen.append(content_of(target) if target.exists() else None)
+        if not killed:
+            break
+        with pytest.raises(OutputError, match="not empty"), whole_folder(target, overwrite=False):
+            pass
+        files._tidy(target)
+        assert content_of(target) in (OLD, CARRIED)
+        replace(target, {"c": "c"})
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        shutil.rmtree(target)
+    assert len(seen) > 20
+    missing = [place for place, content in enumerate(seen) if content is None]
+    assert len(missing) == (exchange == "three names")
+    assert all(content in (OLD, CARRIED) for content in seen if content is not None)
+    assert OLD in seen
+    assert CARRIED in seen
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    """Also a folder whose maker's number is another process's by now, and what only looks like one."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        with whole_folder(tmp_path / "out", overwrite=True):
+            os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    while not (there := list(tmp_path.glob(".out.*.tmp"))):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    others = [tmp_path / ".out.1-0123abcd.tmp", tmp_path / ".out.99999999-0123abcd.tmq", tmp_path / ".other.2-0.tmp"]
+    for folder in others:
+        folder.mkdir()
+    replace(tmp_path / "out")
+    assert there[0].is_dir()
+    assert all(folder.is_dir() for folder in others)
+    os.close(writer)
+    os.waitpid(child, 0)
+
+
+def test_links_and_pipes_and_empty_folders_are_carried_over(tmp_path):
+    target = tmp_path / "out"
+    write(target, OLD)
+    (target / "empty").mkdir()
+    (target / "link").symlink_to("nowhere")
+    (target / "folder").symlink_to("inner")
+    os.mkfifo(target / "pipe")
+    replace(target)
+    assert (target / "empty").is_dir()
+    assert (target / "link").readlink() == Path("nowhere")
+    assert (target / "folder").readlink() == Path("inner")
+    assert (target / "pipe").is_fifo()
+    assert content_of(target)["inner/mine.txt"] == "mine"
+
+
+def test_modes_are_kept_and_new_ones_are_those_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        target = tmp_path / "out"
+        replace(target, OLD)
+        assert target.stat().st_mode & 0o777 == 0o750
+        assert (target / "report.html").stat().st_mode & 0o777 == 0o640
+        target.chmod(0o700)
+        (target / "report.html").chmod(0o604)
+        (target / "inner").chmod(0o711)
+        replace(target)
+        assert target.stat().st_mode & 0o777 == 0o700
+        assert (target / "inner").stat().st_mode & 0o777 == 0o711
+        assert (target / "report.html").stat().st_mode & 0o777 == 0o604
+        replace_file(tmp_path / "file", b"1")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+        (tmp_path / "file").chmod(0o600)
+        replace_file(tmp_path / "file", b"2")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    write(tmp_path / "there", OLD)
+    (tmp_path / "out").symlink_to(tmp_path / "there")
+    replace(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert content_of(tmp_path / "there") == CARRIED
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "there"]
+
+
+def test_the_working_folder_is_not_taken_away(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for target in (Path(), tmp_path / "a" / "b", tmp_path / "a"):
+        with pytest.raises(OutputError, match="is the working folder, or holds it"):
+            check_target(target, overwrite=True)
+    replace(Path("c"))
+    assert content_of(tmp_path / "a" / "b" / "c") == NEW
+
+
+@pytest.mark.parametrize("length", [255, 256, 300])
+def test_long_names(tmp_path, length):
+    target = tmp_path / ("n" * length)
+    if length == 255:
+        replace(target)
+        assert content_of(target) == NEW
+    else:
+        with pytest.raises(OutputError, match="cannot be .*File name too long"):
+            replace(target)
+    assert list(tmp_path.iterdir()) == [target] * (length == 255)
+
+
+SIGNALED = """
+import os, signal, sys
+from pathlib import Path
+from lowrank_ldu.cli import _unwind_on
+from lowrank_ldu.files import whole_folder
+
+_unwind_on(signal.SIGTERM, signal.SIGHUP)
+with whole_folder(Path(sys.argv[1]), overwrite=True) as folder:
+    (folder / "a").write_text("half")
+    os.kill(os.getpid(), int(sys.argv[2]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_process_leave_nothing(tmp_path, number):
+    done = subprocess.run([sys.executable, "-c", SIGNALED, str(tmp_path / "out"), str(int(number))], check=False)
+    assert done.returncode == 128 + number
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
+def test_nohup_is_respected(tmp_path):
+    command = [sys.executable, "-c", SIGNALED, str(tmp_path / "out"), str(int(signal.SIGHUP))]
+    done = subprocess.run([shutil.which("nohup"), *command], check=False, capture_output=True)
+    assert done.returncode == 0
+    assert (tmp_path / "out" / "a").read_text() == "half"
