@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import importlib
+import importlib.util
 import os
 import re
 import secrets
@@ -19,16 +21,13 @@ import stat
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-try:
-    import fcntl
-except ImportError:  # not on Windows: nothing is locked there, and nothing tidied up
-    fcntl = None  # type: ignore[assignment]
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Not on Windows: nothing is locked there, and nothing tidied up.
+_fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 # Of file systems and systems that cannot exchange two folders.
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -151,10 +150,10 @@ def _locked_folder(place: Path) -> tuple[Path, int]:
 
 
 def _lock(descriptor: int) -> bool:
-    if fcntl is None:
+    if _fcntl is None:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -178,7 +177,7 @@ def _tidy(place: Path) -> None:
 
 def _is_dead(path: Path, process: int) -> bool:
     """Whether the process that made a temporary is gone: it has its number no more, and nobody holds its lock."""
-    if fcntl is None or process == os.getpid():
+    if _fcntl is None or process == os.getpid():
         return False
     try:
         os.kill(process, 0)
