@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class CupyBackend:
     """See `Backend`. cuSOLVER's entry points take one matrix at a time here, so stacks are looped over."""
 
+    name = "cupy"
     xp: Any = xp
     in_place = True
 
@@ -54,6 +55,13 @@ class CupyBackend:
     def has_float64(self, like: Array) -> bool:
         del like
         return True
+
+    def power_of_two(self, exponent: Array) -> Array:
+        return cupy.ldexp(cupy.ones_like(exponent), exponent.astype(cupy.int32))
+
+    def is_traced(self, array: Array) -> bool:
+        del array
+        return False
 
     def rounded(self, array: Array, dtype: str) -> Array | None:  # noqa: ARG002
         return None  # it has no bfloat16

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class JaxBackend:
     """See `Backend`. Arrays are immutable."""
 
+    name = "jax"
     xp: Any = jnp
     in_place = False
 
@@ -41,6 +42,13 @@ class JaxBackend:
     def has_float64(self, like: Array) -> bool:
         del like
         return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+    def power_of_two(self, exponent: Array) -> Array:
+        # Its power is off in the last digits.
+        return jnp.ldexp(jnp.ones_like(exponent), exponent.astype(jnp.int32))
+
+    def is_traced(self, array: Array) -> bool:
+        return isinstance(array, jax.core.Tracer)
 
     def rounded(self, array: Array, dtype: str) -> Array | None:  # noqa: ARG002
         return None  # it may flush what is subnormal

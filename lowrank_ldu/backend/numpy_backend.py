@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class NumpyBackend:
     """See `Backend`. LAPACK takes one matrix at a time, so stacks are looped over."""
 
+    name = "numpy"
     xp: Any = xp
     in_place = True
 
@@ -59,6 +60,13 @@ class NumpyBackend:
     def has_float64(self, like: Array) -> bool:
         del like
         return True
+
+    def power_of_two(self, exponent: Array) -> Array:
+        return 2**exponent
+
+    def is_traced(self, array: Array) -> bool:
+        del array
+        return False
 
     def rounded(self, array: Array, dtype: str) -> Array | None:  # noqa: ARG002
         return None  # it has no bfloat16

@@ -45,7 +45,7 @@ def ldu_at_pivots(
     ------
     ValueError
         Pivots that are out of range, repeated, or of different number, or that W cannot be eliminated with since one
-        of them is zero and its column is not; pivoting is not a strategy; W as for `ldu`, or a stack.
+        of them is zero and its column is not, or so small that numbers grow beyond the largest one; pivoting is not a strategy; W as for `ldu`, or a stack.
 
     Notes
     -----
@@ -81,7 +81,7 @@ def ldu_at_pivots(
         left = restore_rows(lower, permutation, backend)
         return Elimination(permutation, None if columns is None else column_permutation, left, upper_rows)
 
-    return split_and_fold(W, lambda matrix: on_writable(eliminate, matrix, rank, backend), pivoting, backend)
+    return split_and_fold(W, lambda matrix, library: on_writable(eliminate, matrix, rank, library), pivoting, backend)
 
 
 def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

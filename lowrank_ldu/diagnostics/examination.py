@@ -64,7 +64,7 @@ class Examination:
     def __init__(self, target: Target, factors: Factorization) -> None:
         if not isinstance(factors, Factorization):
             raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
-        if backend_of(factors.left) is not target.library:
+        if backend_of(factors.left).name != target.library.name:
             raise TypeError(
                 f"W is of another library than the factors; accepted: a {kind_of(factors.left)}, as the factors"
             )
@@ -72,7 +72,7 @@ class Examination:
             raise ValueError(
                 f"W has shape {tuple(target.W.shape)}; accepted: {factors.shape}, the shape that was factored"
             )
-        if target.backend is not target.library:
+        if target.backend.name != target.library.name:
             factors = _on_host(factors, target.library)
         self._target, self._factors, self._backend = target, factors, target.backend
         self._terms = Terms(factors, self._backend)

@@ -72,7 +72,7 @@ class Target:
 
     def _checked(self, values: Array, name: str, least: int) -> Array:
         if (
-            backend_of(values, name) is not self.library
+            backend_of(values, name).name != self.library.name
             or values.ndim != 1
             or not least <= int(values.shape[0]) <= self.full_rank
         ):
