@@ -52,6 +52,13 @@ def times_power(array: Array, exponent: Array, backend: Backend) -> Array:
     return array
 
 
+def scaled_by(array: Array, exponent: int) -> Array:
+    """Return array * 2 ** exponent for a single exponent, rounded only where the result is subnormal."""
+    half = exponent // 2
+    # Two factors: one of them may not be representable.
+    return array * 2.0**half * 2.0 ** (exponent - half) if exponent else array
+
+
 def balanced(left: Array, right: Array, backend: Backend) -> tuple[Array, Array, Array]:
     """Return left (..., m, r) and right (..., r, n), with each term of moderate size, and the exponents taken from it.
 

@@ -45,7 +45,8 @@ def ldu_at_pivots(
     ------
     ValueError
         Pivots that are out of range, repeated, or of different number, or that W cannot be eliminated with since one
-        of them is zero and its column is not, or so small that numbers grow beyond the largest one; pivoting is not a strategy; W as for `ldu`, or a stack.
+        of them is zero and its column is not, or so small that numbers grow beyond the largest one; pivoting is not a
+        strategy; W as for `ldu`, or a stack.
 
     Notes
     -----

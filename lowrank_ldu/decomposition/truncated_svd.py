@@ -78,22 +78,24 @@ def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversamp
     check_count(oversampling, "oversampling")
     check_count(seed, "seed")
     _check_range(W, backend)
+
+    def leading(matrices: Array) -> SVD:
+        if niter is None:
+            left, values, right = backend.xp.linalg.svd(matrices, full_matrices=False)
+            copy = backend.xp.asarray  # a view would keep all k vectors alive
+            return SVD(
+                *(copy(part, copy=True) for part in (left[..., :rank], values[..., :rank], right[..., :rank, :]))
+            )
+        width = min(rank + oversampling, *(int(size) for size in matrices.shape[-2:]))
+        return _randomized(matrices, width, check_count(niter, "niter"), seed, backend).truncate(rank)
+
     exponents = _exponents_of_extremes(W, backend)
-    if exponents.any():
-        scaled = np.ldexp(np.asarray(backend.to_numpy(W)), -exponents[..., None, None])
-        factors = _leading(backend.from_numpy(scaled, W), rank, niter, oversampling, seed, backend)
-        values = np.ldexp(np.asarray(backend.to_numpy(factors.diagonal)), exponents[..., None])
-        return replace(factors, diagonal=backend.from_numpy(values, W))
-    return _leading(W, rank, niter, oversampling, seed, backend)
-
-
-def _leading(W: Array, rank: int, niter: int | None, oversampling: int, seed: int, backend: Backend) -> SVD:
-    if niter is None:
-        left, values, right = backend.xp.linalg.svd(W, full_matrices=False)
-        copy = backend.xp.asarray  # a view would keep all k vectors alive
-        return SVD(*(copy(part, copy=True) for part in (left[..., :rank], values[..., :rank], right[..., :rank, :])))
-    width = min(rank + oversampling, *(int(size) for size in W.shape[-2:]))
-    return _randomized(W, width, check_count(niter, "niter"), seed, backend).truncate(rank)
+    if not exponents.any():
+        return leading(W)
+    scaled = np.ldexp(np.asarray(backend.to_numpy(W)), -exponents[..., None, None])
+    factors = leading(backend.from_numpy(scaled, W))
+    values = np.ldexp(np.asarray(backend.to_numpy(factors.diagonal)), exponents[..., None])
+    return replace(factors, diagonal=backend.from_numpy(values, W))
 
 
 def _check_range(W: Array, backend: Backend) -> None:

@@ -24,7 +24,7 @@ class Diagnostics:
     dtype : str
         Of the factors.
     frobenius_norm, spectral_norm : float
-        Of W, in W's own unit.
+        Of W, in W's own unit; inf where that is beyond the largest number of float64.
     frobenius_error, spectral_error : float, float or None
         \|W - L diag(z) U\| / \|W\| in either norm; 0 if W is zero. Spectral errors are None if not asked for.
     refit_frobenius_error, refit_spectral_error : float, float or None
@@ -46,7 +46,7 @@ class Diagnostics:
     orthogonality_left, orthogonality_right : float
         \|C^T C - I\|_F / sqrt(r) for the columns of L, or the rows of U, scaled to unit length: 0 if orthogonal.
     smallest_pivot, largest_pivot : float or None
-        LDU only. Extreme magnitudes of the pivots, in W's unit.
+        LDU only. Extreme magnitudes of the pivots, in W's unit; inf where that is beyond the largest number.
     zero_pivots : int or None
         LDU only. Steps without a usable pivot (`LDU.zero_pivots`).
     closest_runner_up : float or None
