@@ -28,7 +28,7 @@ class Backend(Protocol):
 
         `matrix` is (..., m, r) with m >= r. `matrix[permutation] = tril(packed, -1) + I  @  triu(packed)`. A column
         without a nonzero pivot is skipped, as LAPACK does, and leaves a zero on the diagonal. The packed factors are
-        the caller's to write over.
+        the caller's to write over. SubnormalPivotError is raised where a pivot is subnormal.
         """
         ...
 

@@ -9,7 +9,7 @@ import cupy
 import numpy as np
 from cupyx.scipy.linalg import lu_factor, solve_triangular
 
-from lowrank_ldu.backend.pivots import permutation_from_interchanges
+from lowrank_ldu.backend.pivots import check_pivots, permutation_from_interchanges
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend.base import Array
@@ -28,6 +28,7 @@ class CupyBackend:
         for position in np.ndindex(matrix.shape[:-2]):
             packed[position], swaps = lu_factor(matrix[position], check_finite=False)
             interchanges[position] = swaps.get()
+        check_pivots(packed, self)
         return packed, cupy.asarray(permutation_from_interchanges(interchanges, matrix.shape[-2]))
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:

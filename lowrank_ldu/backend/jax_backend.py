@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowrank_ldu.backend.pivots import check_pivots
+
 if TYPE_CHECKING:
     from lowrank_ldu.backend.base import Array
 
@@ -21,6 +23,7 @@ class JaxBackend:
 
     def lu(self, matrix: Array) -> tuple[Array, Array]:
         packed, _, permutation = jax.lax.linalg.lu(matrix)
+        check_pivots(packed, self)
         return packed, permutation
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:

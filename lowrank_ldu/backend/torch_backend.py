@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import array_api_compat.torch as xp
 import torch
 
-from lowrank_ldu.backend.pivots import permutation_from_interchanges
+from lowrank_ldu.backend.pivots import check_pivots, permutation_from_interchanges
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,7 @@ class TorchBackend:
         interchanges = torch.empty((*stack, min(m, r)), dtype=torch.int32, device=matrix.device)
         info = torch.empty(stack, dtype=torch.int32, device=matrix.device)
         torch.linalg.lu_factor_ex(packed, out=(packed, interchanges, info))
+        check_pivots(packed, self)
         # torch.lu_unpack would build the dense m x m permutation matrix; the interchanges are few.
         permutation = permutation_from_interchanges(interchanges.cpu().numpy() - 1, m)
         return packed, self.from_numpy(permutation, matrix)

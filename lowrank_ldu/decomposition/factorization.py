@@ -11,29 +11,29 @@ import numpy as np
 from lowrank_ldu.backend import Array, backend_of
 from lowrank_ldu.decomposition.gram import refit_diagonal, wide
 from lowrank_ldu.decomposition.powers import exponent_of, largest_exponent, times_power
-from lowrank_ldu.validation import check_finite, check_like, check_rank, check_representable, dtype_name
+from lowrank_ldu.validation import check_finite, check_like, check_rank, check_representable, dtype_name, is_finite
 
 
 def scaled_product(left: Array, diagonal: Array, right: Array) -> Array:
     """Return left (..., m, r) @ diag(diagonal (..., r)) @ right (..., r, n).
 
-    Where the sum over its terms could overflow on the way, the diagonal is brought down by a power of two (exact)
-    before it, and the product back up after it, so that entries that are representable are not lost.
+    Entries that the sum over its terms overflows on the way to are formed with the diagonal brought down by a power of
+    two (exact) before it, and back up after it, so that none is lost that is representable.
     """
     backend = backend_of(left, "left")
     xp = backend.xp
-    tops = [
-        exponent_of(xp.max(xp.abs(part), axis=axes), backend)
-        for part, axes in ((left, (-2, -1)), (diagonal, -1), (right, (-2, -1)))
-    ]
-    needed = tops[0] + tops[1] + xp.maximum(tops[2], xp.zeros_like(tops[2])) + math.ceil(math.log2(right.shape[-2]))
-    room = largest_exponent(xp, left.dtype) - 1
-    excess = xp.maximum(needed - room, xp.zeros_like(needed))
     with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at what comes out
-        if not backend.is_traced(excess) and float(xp.max(excess)) == 0.0:
-            return (left * diagonal[..., None, :]) @ right
-        product = (left * times_power(diagonal, -excess[..., None], backend)[..., None, :]) @ right
-        return times_power(product, excess[..., None, None], backend)
+        product = (left * diagonal[..., None, :]) @ right
+        if not backend.is_traced(product) and is_finite(product, backend):
+            return product
+        tops = [
+            exponent_of(xp.max(xp.abs(part), axis=axes), backend)
+            for part, axes in ((left, (-2, -1)), (diagonal, -1), (right, (-2, -1)))
+        ]
+        needed = tops[0] + tops[1] + xp.maximum(tops[2], xp.zeros_like(tops[2])) + math.ceil(math.log2(right.shape[-2]))
+        excess = xp.maximum(needed - largest_exponent(xp, left.dtype) + 1, xp.zeros_like(needed))
+        scaled = (left * times_power(diagonal, -excess[..., None], backend)[..., None, :]) @ right
+        return xp.where(xp.isfinite(product), product, times_power(scaled, excess[..., None, None], backend))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 import numpy as np
 
 from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.backend.pivots import SubnormalPivotError
 from lowrank_ldu.decomposition.blocks import restore_rows, stacked, take_rows
 from lowrank_ldu.decomposition.complete import eliminate_complete
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
@@ -172,7 +173,7 @@ def split_and_fold(
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         try:
             elimination = eliminate(W, backend)
-        except ElementGrowthError:
+        except (ElementGrowthError, SubnormalPivotError):
             factors = None
         else:
             diagonal, upper = split_diagonal(elimination.rows, backend)

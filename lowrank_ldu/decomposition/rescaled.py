@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank_ldu.backend import backend_of
+from lowrank_ldu.backend.numpy_backend import NumpyBackend
+from lowrank_ldu.backend.pivots import SubnormalPivotError
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
 from lowrank_ldu.decomposition.elimination import ElementGrowthError, Elimination
 from lowrank_ldu.validation import dtype_name, is_finite
@@ -24,6 +25,27 @@ if TYPE_CHECKING:
 _EXPONENTS = {"float32": (0,), "float64": (1008, 512, 0, -512, -1000)}
 # LAPACK multiplies by reciprocals of pivots, and those of still larger ones are subnormal.
 _LARGEST_PIVOT = float(np.finfo(np.float64).max) / 8
+
+
+class _DividingBackend(NumpyBackend):
+    """NumPy's, whose LU divides by pivots that LAPACK is of no use for: a step at a time."""
+
+    def lu(self, matrix: Array) -> tuple[Array, Array]:
+        try:
+            return super().lu(matrix)
+        except SubnormalPivotError:
+            packed = np.array(matrix)
+        m, r = packed.shape
+        permutation = np.arange(m)
+        for step in range(min(m, r)):
+            chosen = step + int(np.argmax(np.abs(packed[step:, step])))
+            pivot = packed[chosen, step]
+            if pivot == 0.0:
+                continue
+            packed[[step, chosen]], permutation[[step, chosen]] = packed[[chosen, step]], permutation[[chosen, step]]
+            packed[step + 1 :, step] /= pivot
+            packed[step + 1 :, step + 1 :] -= np.outer(packed[step + 1 :, step], packed[step, step + 1 :])
+        return packed, permutation
 
 
 def eliminate_rescaled(
@@ -49,7 +71,7 @@ def eliminate_rescaled(
         All on W's device. None instead of the three where some number is beyond W's dtype at every scale.
     """
     host = np.asarray(backend.to_numpy(W))
-    library = backend_of(host)
+    library = _DividingBackend()
     largest = int(np.frexp(np.abs(host).max())[1])
     for target in _EXPONENTS[dtype_name(host)]:
         # The entries of float32 stay as they are.
