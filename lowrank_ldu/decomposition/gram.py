@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # One correction reaches the rounding of the working precision for well-conditioned terms; the second one mends what
 # the solve with an ill-conditioned Gram matrix (condition number up to 1/eps) left over.
 _CORRECTIONS = 2
+_BITS_OF_CORRECTION = 40
 # Entries of W that are in float64 at a time: 32 MB.
 _BLOCK = 2**22
 
@@ -85,35 +86,38 @@ def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Arra
     xp = backend.xp
     wide_left, wide_right, taken = balanced(wide(left, backend), wide(right, backend), backend)
     z = wide(diagonal, backend)
-    unit = _unit(W, z, taken, backend)
+    unit, grown = _unit(W, z, taken, backend)
     z = times_power(z, taken - unit[..., None], backend)
     gram = gram_matrix(wide_left, wide_right)
     size = xp.sqrt(xp.linalg.diagonal(gram))
     size = xp.where(size > 0, size, xp.ones_like(size))
     unit_gram = gram / size[..., :, None] / size[..., None, :]
     solve = semidefinite_solver(unit_gram)
-    for _ in range(_CORRECTIONS):
-        slope = xp.zeros_like(z)
-        for rows in blocks_of_rows(W.shape):
-            part = wide_left[..., rows, :]
-            block = times_power(wide(W[..., rows, :], backend), -unit[..., None, None], backend)
-            error = block - (part * z[..., None, :]) @ wide_right
-            slope = slope + xp.sum((xp.matrix_transpose(part) @ error) * wide_right, axis=-1)
-        z = z + solve(slope / size) / size
-    return _stored(z, unit[..., None] - taken, diagonal.dtype, backend)
+    # Terms that are so much larger than W leave rounding of their own size, which corrections have to take away again.
+    more = 0 if backend.is_traced(grown) else int(max(0.0, float(xp.max(grown))) // _BITS_OF_CORRECTION)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(_CORRECTIONS + more):
+            slope = xp.zeros_like(z)
+            for rows in blocks_of_rows(W.shape):
+                part = wide_left[..., rows, :]
+                block = times_power(wide(W[..., rows, :], backend), -unit[..., None, None], backend)
+                error = block - (part * z[..., None, :]) @ wide_right
+                slope = slope + xp.sum((xp.matrix_transpose(part) @ error) * wide_right, axis=-1)
+            z = z + solve(slope / size) / size
+        return _stored(z, unit[..., None] - taken, diagonal.dtype, backend)
 
 
-def _unit(W: Array, z: Array, taken: Array, backend: Backend) -> Array:
-    """Return the exponent (...) of what W and its terms are measured in: 0 for moderate numbers, or else their size.
+def _unit(W: Array, z: Array, taken: Array, backend: Backend) -> tuple[Array, Array]:
+    """Return the exponent (...) of what W and its terms are measured in, and by how much terms are larger than W.
 
-    That is W's, unless elements have grown so far beyond it that the terms would overflow.
+    The first is 0 for moderate numbers, or else the size of W, unless the terms would overflow in that.
     """
     xp = backend.xp
     room = largest_exponent(xp, z.dtype) // 2
     of_matrix = exponent_of(wide(xp.max(xp.abs(W), axis=(-2, -1)), backend), backend)
     of_terms = exponent_of(xp.abs(z), backend) + taken
     largest_term = xp.max(xp.where(z == 0, xp.full_like(z, -math.inf), of_terms), axis=-1)
-    return moderated(xp.maximum(of_matrix, largest_term - room), backend)
+    return moderated(xp.maximum(of_matrix, largest_term - room), backend), largest_term - of_matrix
 
 
 def _stored(z: Array, exponent: Array, dtype: Any, backend: Backend) -> Array:
@@ -122,13 +126,13 @@ def _stored(z: Array, exponent: Array, dtype: Any, backend: Backend) -> Array:
     finfo = xp.finfo(dtype)
     largest = float(finfo.max)
     half = times_power(z, exponent - 1, backend)
-    if not backend.is_traced(z) and float(xp.max(xp.abs(half))) > largest / 2 * (1 + 16 * float(finfo.eps)):
+    # NaN as well.
+    if not backend.is_traced(z) and not float(xp.max(xp.abs(half))) <= largest / 2 * (1 + 16 * float(finfo.eps)):
         raise ValueError(
             f"the diagonal that is best for W is beyond {largest:.3g}, the largest number of their dtype; "
             "accepted: factors of terms whose size is nearer to W's"
         )
-    with np.errstate(over="ignore"):
-        return xp.astype(xp.clip(times_power(z, exponent, backend), -largest, largest), dtype)
+    return xp.astype(xp.clip(times_power(z, exponent, backend), -largest, largest), dtype)
 
 
 def semidefinite_solver(matrix: Array) -> Callable[[Array], Array]:

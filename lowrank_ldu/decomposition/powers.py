@@ -52,7 +52,7 @@ def times_power(array: Array, exponent: Array, backend: Backend) -> Array:
     return array
 
 
-def scaled_by(array: Array, exponent: int) -> Array:
+def scaled_by(array: Array, exponent: int) -> Any:
     """Return array * 2 ** exponent for a single exponent, rounded only where the result is subnormal."""
     half = exponent // 2
     # Two factors: one of them may not be representable.

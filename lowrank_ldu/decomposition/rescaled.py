@@ -10,7 +10,7 @@ import numpy as np
 from lowrank_ldu.backend.numpy_backend import NumpyBackend
 from lowrank_ldu.backend.pivots import SubnormalPivotError
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
-from lowrank_ldu.decomposition.elimination import ElementGrowthError, Elimination
+from lowrank_ldu.decomposition.elimination import ElementGrowthError, Elimination, ZeroPivotError
 from lowrank_ldu.validation import dtype_name, is_finite
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def eliminate_rescaled(
         exponent = target - largest if host.dtype == np.float64 else 0
         try:
             elimination = eliminate(np.ldexp(host.astype(np.float64), exponent), library)
-        except ElementGrowthError:
+        except (ElementGrowthError, ZeroPivotError):  # the other end of the range, where it was not zero before
             continue
         rows = elimination.rows
         if not is_finite(elimination.left, library) or not is_finite(rows, library):

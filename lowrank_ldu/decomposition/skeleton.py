@@ -8,7 +8,7 @@ import numpy as np
 
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
-from lowrank_ldu.decomposition.elimination import Elimination, on_writable
+from lowrank_ldu.decomposition.elimination import Elimination, ZeroPivotError, on_writable
 from lowrank_ldu.decomposition.lower_diagonal_upper import LDU, Pivoting, check_pivoting, split_and_fold
 from lowrank_ldu.validation import check_matrix
 
@@ -107,7 +107,7 @@ def _eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend
     if rank == 1:
         pivot = W[0, 0]
         if float(pivot) == 0.0 and float(xp.max(xp.abs(W[:, 0]))) > negligible:
-            raise ValueError(
+            raise ZeroPivotError(
                 "rows and columns hold a pivot that is zero in W, above entries that are not; accepted: pivots that "
                 "were chosen for this matrix"
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,23 @@ class Diagnostics:
     dense_apply_flops: int
     factor_bytes: int
     dense_bytes: int
+
+    def scaled(self, exponent: int) -> Diagnostics:
+        """Return the figures of the matrix times 2 ** exponent, factored by the same factors but for the diagonal."""
+        names = ("frobenius_norm", "spectral_norm", "smallest_pivot", "largest_pivot")
+        figures = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: value and times_power_of_two(value, exponent) for name, value in figures.items()})
+
+
+def times_power_of_two(figure: float, exponent: int) -> float:
+    """Return figure * 2 ** exponent, inf if that is beyond the largest number.
+
+    Examples
+    --------
+    >>> times_power_of_two(3.0, 2), times_power_of_two(1.0, 1024)
+    (12.0, inf)
+    """
+    try:
+        return math.ldexp(figure, exponent)
+    except OverflowError:
+        return math.copysign(math.inf, figure)

@@ -12,6 +12,7 @@ from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
 from lowrank_ldu.decomposition.powers import scaled_by
 from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
+from lowrank_ldu.diagnostics.record import times_power_of_two
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -99,10 +100,7 @@ class Target:
 
     def unscaled(self, figure: float) -> float:
         """Return a figure of the scaled matrix in W's own unit, inf if that is beyond the largest number."""
-        try:
-            return math.ldexp(figure, self.exponent)
-        except OverflowError:
-            return math.inf
+        return times_power_of_two(figure, self.exponent)
 
     def _scaled(self, array: Array) -> Array:
         array = wide(array, self.backend)
