@@ -35,7 +35,7 @@ for thread in crew:
     thread.start()
 for thread in crew:
     thread.join()
-sys.exit("\\n".join(failed))
+sys.exit("\\n".join(failed) or None)
 """
 
 
