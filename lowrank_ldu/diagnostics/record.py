@@ -107,9 +107,17 @@ class Diagnostics:
 
     def scaled(self, exponent: int) -> Diagnostics:
         """Return the figures of the matrix times 2 ** exponent, factored by the same factors but for the diagonal."""
-        names = ("frobenius_norm", "spectral_norm", "smallest_pivot", "largest_pivot")
-        figures = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: value and times_power_of_two(value, exponent) for name, value in figures.items()})
+
+        def pivot(value: float | None) -> float | None:
+            return None if value is None else times_power_of_two(value, exponent)
+
+        return replace(
+            self,
+            frobenius_norm=times_power_of_two(self.frobenius_norm, exponent),
+            spectral_norm=times_power_of_two(self.spectral_norm, exponent),
+            smallest_pivot=pivot(self.smallest_pivot),
+            largest_pivot=pivot(self.largest_pivot),
+        )
 
 
 def times_power_of_two(figure: float, exponent: int) -> float:
