@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,10 @@ from lowrank_ldu.analysis.spectrum import Spectrum, summarise_spectrum
 from lowrank_ldu.analysis.starts import StartChange, start_changes
 from lowrank_ldu.analysis.timing import timed
 from lowrank_ldu.decomposition import Pivoting, ldu, pissa, svd
+from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
 from lowrank_ldu.decomposition.principal import split_evenly
 from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
+from lowrank_ldu.diagnostics.record import times_power_of_two
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -110,7 +113,8 @@ def analyse_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     Parameters
     ----------
     W : torch.Tensor, shape (m, n)
-        Finite, float32 or float64, on the CPU.
+        Finite, float32 or float64, on the CPU. Where its numbers are so large or small that figures would suffer, it
+        is scaled by a power of two first, which is exact, and figures in its unit are scaled back.
     options : SurveyOptions
         Which ranks, pivoting strategies and target errors; exact or cheap, and in which dtype.
 
@@ -127,6 +131,37 @@ def analyse_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     """
     if options.dtype is not None:
         W = _converted(W, options.dtype)
+    exponent = _exponent(W)
+    if exponent:
+        return _scaled_back(_analyse(scaled_by(W, -exponent), options, exponent), exponent)
+    return _analyse(W, options, 0)
+
+
+def _exponent(W: torch.Tensor) -> int:
+    """Return e with the largest entry of W from 2 ** (e - 1) to 2 ** e; 0 if a few products of such stay in range."""
+    exponent = math.frexp(float(W.abs().max()))[1]
+    return exponent if abs(exponent) > largest_exponent(torch, W.dtype) // 2 else 0
+
+
+def _scaled_back(analysis: MatrixAnalysis, exponent: int) -> MatrixAnalysis:
+    """Return the analysis of the matrix times 2 ** exponent."""
+    half = exponent // 2
+    return replace(
+        analysis,
+        spectrum=analysis.spectrum.scaled(2.0**half).scaled(2.0 ** (exponent - half)),
+        measurements=[
+            replace(measurement, diagnostics=measurement.diagnostics.scaled(exponent))
+            for measurement in analysis.measurements
+        ],
+        curves={
+            pivoting: replace(curve, pivot=[times_power_of_two(pivot, exponent) for pivot in curve.pivot])
+            for pivoting, curve in analysis.curves.items()
+        },
+    )
+
+
+def _analyse(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAnalysis:
+    """Analyse W, the matrix that is meant divided by 2 ** exponent."""
     m, n = (int(size) for size in W.shape)
     k = min(m, n)
     asked = sorted({min(rank, k) for rank in options.ranks})
@@ -140,7 +175,9 @@ def analyse_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     needed = needed_ranks(errors, options.targets)
     candidates = []
     for pivoting in options.pivoting:
-        measured, curves[pivoting], found, candidate = _ldu(known.target, pivoting, ranks, curve_ranks, options)
+        measured, curves[pivoting], found, candidate = _ldu(
+            known.target, pivoting, ranks, curve_ranks, options, exponent=exponent
+        )
         measurements += measured
         needed += found
         candidates.append(candidate)
@@ -195,7 +232,13 @@ def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
 
 
 def _ldu(
-    target: Target, pivoting: Pivoting, ranks: list[int], curve_ranks: list[int], options: SurveyOptions
+    target: Target,
+    pivoting: Pivoting,
+    ranks: list[int],
+    curve_ranks: list[int],
+    options: SurveyOptions,
+    *,
+    exponent: int,
 ) -> tuple[list[Measurement], Curve, list[NeededRank], Diagnostics]:
     """Measure the leading terms of the largest factorisation; the time at lower ranks is that of stopping there.
 
@@ -207,7 +250,7 @@ def _ldu(
     factors, last_seconds = timed(ldu, W, ranks[-1], pivoting=pivoting, seed=seed)
     examination = Examination(target, factors)
     figures = [examination.at(rank) for rank in ranks]
-    starts = start_changes(factors.diagonal, examination.gram, ranks, target.frobenius_norm, seed)
+    starts = start_changes(factors.diagonal, examination.gram, ranks, target.frobenius_norm, seed, exponent=exponent)
     measurements = [
         Measurement(measured, duration, starts=changes)
         for measured, duration, changes in zip(figures, [*seconds, last_seconds], starts, strict=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowrank_ldu.decomposition.powers import scaled_by
 from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class StartChange:
 
 
 def start_changes(
-    z: torch.Tensor, gram: torch.Tensor, ranks: Sequence[int], norm: float, seed: int
+    z: torch.Tensor, gram: torch.Tensor, ranks: Sequence[int], norm: float, seed: int, *, exponent: int = 0
 ) -> list[dict[Initialization, StartChange]]:
     """Return the change that each of the initialisations makes, at each of `ranks`.
 
@@ -50,6 +51,8 @@ def start_changes(
         Frobenius norm of W.
     seed : int
         Of the random starts.
+    exponent : int
+        Of the unit 2 ** exponent that z and the norm are in; starts are in the unit 1.
 
     Examples
     --------
@@ -61,13 +64,18 @@ def start_changes(
     StartChange(algorithm_1=1.0, preserving=0.0)
     """
     # The metric of the leading terms is the leading part of that of all.
-    return [_changes(gram[:rank, :rank], z[:rank], norm, seed) for rank in ranks]
+    return [_changes(gram[:rank, :rank], z[:rank], norm, seed, exponent) for rank in ranks]
 
 
-def _changes(gram: torch.Tensor, z: torch.Tensor, norm: float, seed: int) -> dict[Initialization, StartChange]:
-    starts = {init: initial_diagonal(init, z, seed) for init in INITIALIZATIONS}
+def _changes(
+    gram: torch.Tensor, z: torch.Tensor, norm: float, seed: int, exponent: int
+) -> dict[Initialization, StartChange]:
+    if exponent:
+        z = z.to(torch.float64)  # in its own unit float32 might not hold it
+    own = scaled_by(z, exponent)
+    starts = {init: initial_diagonal(init, own, seed) for init in INITIALIZATIONS}
     return {
-        init: StartChange(_change(gram, start, z, norm), _change(gram, start, start, norm))
+        init: StartChange(_change(gram, scaled_by(start, -exponent), z, norm), _change(gram, start, start, norm))
         for init, start in starts.items()
     }
 

@@ -66,7 +66,7 @@ def check_like(matrix: Array, reference: Array, name: str = "W") -> tuple[Array,
         As `check_matrix`; TypeError also for an array of another library.
     """
     matrix, backend = check_matrix(matrix, name)
-    if backend is not backend_of(reference):
+    if backend.name != backend_of(reference).name:
         raise TypeError(f"{name} is a {kind_of(matrix)}; accepted: a {kind_of(reference)}, as the factors")
     return matrix, backend
 
@@ -105,6 +105,16 @@ def check_finite(array: Array, backend: Backend, name: str) -> None:
         f"{name} holds {count} entries that are not finite, the first at {tuple(position)}: {value}; "
         "accepted: finite entries only"
     )
+
+
+def check_representable(array: Array, backend: Backend, name: str, accepted: str) -> Array:
+    """Return `array`, or raise ValueError if a result has left the range of its dtype."""
+    if not backend.is_traced(array) and not is_finite(array, backend):
+        largest = float(backend.xp.finfo(array.dtype).max)
+        raise ValueError(
+            f"{name} has entries beyond {largest:.3g}, the largest number of {dtype_name(array)}; accepted: {accepted}"
+        )
+    return array
 
 
 def check_rank(rank: object, largest: int, name: str = "rank") -> int:

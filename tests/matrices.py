@@ -64,3 +64,40 @@ def elimination_bound(lower, diagonal, upper, W):
     lower, diagonal, upper = (np.abs(np.asarray(a, np.longdouble)) for a in (lower, diagonal, upper))
     size = (lower * diagonal[..., None, :]) @ upper + np.abs(W.astype(np.longdouble))
     return 2 * k * float(finfo.eps) * size + 4 * k * float(finfo.tiny)
+
+
+@st.composite
+def spread_over_the_range(draw, dtypes=(np.float32, np.float64), max_side=9):
+    """Finite matrices whose numbers are at both ends of the range, by rows, columns, blocks or entries."""
+    dtype = draw(st.sampled_from(dtypes))
+    m, n = draw(shapes(max_side))
+    lowest, highest = (-149, 127) if dtype == np.float32 else (-1074, 1023)
+    exponent = st.integers(lowest, highest)
+    kind = draw(st.sampled_from(["whole", "rows", "columns", "entries", "blocks", "triangle"]))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    normal = np.clip(generator.standard_normal((m, n)), -1.9, 1.9)
+    exponents = np.full((m, n), draw(exponent))
+    if kind == "entries":
+        exponents = generator.integers(lowest, highest + 1, (m, n))
+    elif kind == "rows":
+        exponents = generator.integers(lowest, highest + 1, (m, 1))
+    elif kind == "columns":
+        exponents = generator.integers(lowest, highest + 1, (1, n))
+    elif kind in {"blocks", "triangle"}:
+        i, j = draw(st.integers(0, m)), draw(st.integers(0, n))
+        exponents[i:, j:] = draw(exponent)
+        normal[i:, :j] = 0
+        if kind == "blocks":
+            normal[:i, j:] = 0
+    return np.ldexp(normal, exponents).astype(dtype)
+
+
+def underflow_bound(factors, W):
+    """The bound of `elimination_bound`, where factors may have entries below the smallest normal number.
+
+    These are off by the smallest subnormal number, each, and what they are multiplied with carries it on.
+    """
+    left, z, right = (np.abs(np.asarray(a, np.longdouble)) for a in (factors.left, factors.diagonal, factors.right))
+    least = float(np.finfo(W.dtype).smallest_subnormal)
+    lost = least * (z @ right + (left @ z)[:, None] + least * z.sum())
+    return elimination_bound(factors.left, factors.diagonal, factors.right, W) + 2 * lost

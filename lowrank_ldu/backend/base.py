@@ -14,6 +14,9 @@ Array: TypeAlias = Any
 class Backend(Protocol):
     """Primitives beyond the array API standard. Every argument is a finite floating array of the backend's library."""
 
+    name: str
+    """The library's name; backends of one name are the same, whoever made them."""
+
     xp: Any
     """The library's namespace as array-api-compat presents it."""
 
@@ -25,7 +28,7 @@ class Backend(Protocol):
 
         `matrix` is (..., m, r) with m >= r. `matrix[permutation] = tril(packed, -1) + I  @  triu(packed)`. A column
         without a nonzero pivot is skipped, as LAPACK does, and leaves a zero on the diagonal. The packed factors are
-        the caller's to write over.
+        the caller's to write over. SubnormalPivotError is raised where a pivot is subnormal.
         """
         ...
 
@@ -54,6 +57,14 @@ class Backend(Protocol):
 
     def has_float64(self, like: Array) -> bool:
         """Whether float64 is to be had on the device of `like`."""
+        ...
+
+    def power_of_two(self, exponent: Array) -> Array:
+        """Return 2 ** exponent, exact, for whole numbers in a floating dtype whose normal numbers hold the result."""
+        ...
+
+    def is_traced(self, array: Array) -> bool:
+        """Whether the array only stands for values, while a function is compiled, so that none can be looked at."""
         ...
 
     def rounded(self, array: Array, dtype: str) -> Array | None:

@@ -9,7 +9,7 @@ import cupy
 import numpy as np
 from cupyx.scipy.linalg import lu_factor, solve_triangular
 
-from lowrank_ldu.backend.pivots import permutation_from_interchanges
+from lowrank_ldu.backend.pivots import check_pivots, permutation_from_interchanges
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend.base import Array
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class CupyBackend:
     """See `Backend`. cuSOLVER's entry points take one matrix at a time here, so stacks are looped over."""
 
+    name = "cupy"
     xp: Any = xp
     in_place = True
 
@@ -27,6 +28,7 @@ class CupyBackend:
         for position in np.ndindex(matrix.shape[:-2]):
             packed[position], swaps = lu_factor(matrix[position], check_finite=False)
             interchanges[position] = swaps.get()
+        check_pivots(packed, self)
         return packed, cupy.asarray(permutation_from_interchanges(interchanges, matrix.shape[-2]))
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
@@ -54,6 +56,13 @@ class CupyBackend:
     def has_float64(self, like: Array) -> bool:
         del like
         return True
+
+    def power_of_two(self, exponent: Array) -> Array:
+        return cupy.ldexp(cupy.ones_like(exponent), exponent.astype(cupy.int32))
+
+    def is_traced(self, array: Array) -> bool:
+        del array
+        return False
 
     def rounded(self, array: Array, dtype: str) -> Array | None:  # noqa: ARG002
         return None  # it has no bfloat16

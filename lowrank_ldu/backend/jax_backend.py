@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowrank_ldu.backend.pivots import check_pivots
+
 if TYPE_CHECKING:
     from lowrank_ldu.backend.base import Array
 
@@ -15,11 +17,13 @@ if TYPE_CHECKING:
 class JaxBackend:
     """See `Backend`. Arrays are immutable."""
 
+    name = "jax"
     xp: Any = jnp
     in_place = False
 
     def lu(self, matrix: Array) -> tuple[Array, Array]:
         packed, _, permutation = jax.lax.linalg.lu(matrix)
+        check_pivots(packed, self)
         return packed, permutation
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
@@ -41,6 +45,13 @@ class JaxBackend:
     def has_float64(self, like: Array) -> bool:
         del like
         return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+    def power_of_two(self, exponent: Array) -> Array:
+        # Its power is off in the last digits.
+        return jnp.ldexp(jnp.ones_like(exponent), exponent.astype(jnp.int32))
+
+    def is_traced(self, array: Array) -> bool:
+        return isinstance(array, jax.core.Tracer)
 
     def rounded(self, array: Array, dtype: str) -> Array | None:  # noqa: ARG002
         return None  # it may flush what is subnormal

@@ -8,7 +8,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
-from lowrank_ldu.backend.pivots import permutation_from_interchanges
+from lowrank_ldu.backend.pivots import check_pivots, permutation_from_interchanges
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend.base import Array
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class NumpyBackend:
     """See `Backend`. LAPACK takes one matrix at a time, so stacks are looped over."""
 
+    name = "numpy"
     xp: Any = xp
     in_place = True
 
@@ -26,6 +27,7 @@ class NumpyBackend:
         interchanges = np.empty((*matrix.shape[:-2], min(matrix.shape[-2:])), dtype=np.int64)
         for position in np.ndindex(matrix.shape[:-2]):
             packed[position], interchanges[position], _ = getrf(matrix[position])
+        check_pivots(packed, self)
         return packed, permutation_from_interchanges(interchanges, matrix.shape[-2])
 
     def solve_triangular(self, triangle: Array, rhs: Array, *, lower: bool, unit_diagonal: bool) -> Array:
@@ -59,6 +61,13 @@ class NumpyBackend:
     def has_float64(self, like: Array) -> bool:
         del like
         return True
+
+    def power_of_two(self, exponent: Array) -> Array:
+        return 2**exponent
+
+    def is_traced(self, array: Array) -> bool:
+        del array
+        return False
 
     def rounded(self, array: Array, dtype: str) -> Array | None:  # noqa: ARG002
         return None  # it has no bfloat16

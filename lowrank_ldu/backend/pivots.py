@@ -12,6 +12,25 @@ if TYPE_CHECKING:
     from lowrank_ldu.backend.base import Array, Backend
 
 
+class SubnormalPivotError(ArithmeticError):
+    """A pivot of LU is subnormal; the matrix has to be scaled first."""
+
+
+def check_pivots(packed: Array, backend: Backend) -> None:
+    """Raise SubnormalPivotError if a pivot of the packed factors (..., m, r) of LU is subnormal.
+
+    Some LAPACKs multiply by its reciprocal, which is infinite. OpenBLAS skips its column, but reports the interchange
+    that it has not made: what is left then is below the diagonal, where zeros are below a pivot that is zero.
+    """
+    rank = packed.shape[-1]
+    pivots = np.abs(backend.to_numpy(backend.xp.linalg.diagonal(packed[..., :rank, :])))
+    small = pivots < np.finfo(pivots.dtype).smallest_normal
+    if small.any():
+        below = (np.tril(backend.to_numpy(packed), k=-1) != 0).any(axis=-2)
+        if (small & ((pivots != 0) | below)).any():
+            raise SubnormalPivotError
+
+
 def permutation_from_interchanges(interchanges: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
     """Return p (..., m) with (interchanged A) = A[p].
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib import import_module
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import array_api_compat
@@ -22,11 +22,27 @@ _LIBRARIES: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-@cache
+_backends: dict[str, Backend] = {}
+_making = Lock()
+
+
 def _load(library: str) -> Backend:
+    """Return the one backend of a library, whichever thread asks first."""
+    if library in _backends:
+        return _backends[library]
+    # Outside of the lock: importing has locks of its own.
     module = import_module(f"lowrank_ldu.backend.{library}_backend")
-    backend: Backend = getattr(module, _LIBRARIES[library][1])()
-    return backend
+    with _making:
+        if library not in _backends:
+            _backends[library] = getattr(module, _LIBRARIES[library][1])()
+        return _backends[library]
+
+
+def _belongs(array: Array, test: Callable[[object], bool]) -> bool:
+    try:
+        return test(array)
+    except AttributeError:  # another thread is importing the library: nobody has an array of it yet
+        return False
 
 
 def backend_of(array: Array, name: str = "W") -> Backend:
@@ -38,8 +54,8 @@ def backend_of(array: Array, name: str = "W") -> Backend:
     >>> backend_of(np.zeros(3)).in_place
     True
     """
-    for library, (belongs, _) in _LIBRARIES.items():
-        if belongs(array):
+    for library, (test, _) in _LIBRARIES.items():
+        if _belongs(array, test):
             return _load(library)
     accepted = ", ".join(_LIBRARIES)
     raise TypeError(

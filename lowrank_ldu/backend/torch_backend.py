@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import array_api_compat.torch as xp
 import torch
 
-from lowrank_ldu.backend.pivots import permutation_from_interchanges
+from lowrank_ldu.backend.pivots import check_pivots, permutation_from_interchanges
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,23 +39,25 @@ class _Scratch(threading.local):
         return self._buffer[:size].view(like.dtype).view(shape)
 
 
+_scratch = _Scratch()
+
+
 class TorchBackend:
     """See `Backend`."""
 
+    name = "torch"
     xp: Any = xp
     in_place = True
-
-    def __init__(self) -> None:
-        self._scratch = _Scratch()
 
     def lu(self, matrix: Array) -> tuple[Array, Array]:
         *stack, m, r = matrix.shape
         # A panel is a few columns of a wide matrix: copied row by row first, it is transposed for LAPACK in cache.
-        rows = self._scratch.take((*stack, m, r), matrix).copy_(matrix)
+        rows = _scratch.take((*stack, m, r), matrix).copy_(matrix)
         packed = matrix.new_empty((*stack, r, m)).mT.copy_(rows)
         interchanges = torch.empty((*stack, min(m, r)), dtype=torch.int32, device=matrix.device)
         info = torch.empty(stack, dtype=torch.int32, device=matrix.device)
         torch.linalg.lu_factor_ex(packed, out=(packed, interchanges, info))
+        check_pivots(packed, self)
         # torch.lu_unpack would build the dense m x m permutation matrix; the interchanges are few.
         permutation = permutation_from_interchanges(interchanges.cpu().numpy() - 1, m)
         return packed, self.from_numpy(permutation, matrix)
@@ -83,6 +85,13 @@ class TorchBackend:
 
     def has_float64(self, like: Array) -> bool:
         return bool(like.device.type != "mps")
+
+    def power_of_two(self, exponent: Array) -> Array:
+        return 2**exponent
+
+    def is_traced(self, array: Array) -> bool:
+        del array
+        return torch.compiler.is_compiling()
 
     def rounded(self, array: Array, dtype: str) -> Array | None:
         return array.to(torch.float32).to(getattr(torch, dtype)).to(array.dtype)

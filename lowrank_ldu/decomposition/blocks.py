@@ -25,6 +25,14 @@ def unit_lower(packed: Array, backend: Backend) -> Array:
     return xp.concat([top, packed[..., rank:, :]], axis=-2)
 
 
+def stacked(arrays: list[Array], W: Array, backend: Backend) -> Array:
+    """Return arrays, one for each matrix of a stack W (..., m, n) in its order, as a stack (..., *shape); or None."""
+    if arrays[0] is None:
+        return None
+    xp = backend.xp
+    return xp.reshape(xp.stack(arrays), (*W.shape[:-2], *arrays[0].shape))
+
+
 def take_rows(matrix: Array, index: Array, backend: Backend) -> Array:
     """Return matrix[index] for a matrix (m, n), and the same for every matrix of a stack (..., m, n)."""
     if matrix.ndim == 2:

@@ -17,6 +17,10 @@ class ElementGrowthError(OverflowError):
     """The remaining matrix has grown beyond the largest number; the matrix has to be scaled first."""
 
 
+class ZeroPivotError(ValueError):
+    """A pivot that was given is zero above entries that are not."""
+
+
 @dataclass(frozen=True, eq=False)
 class Elimination:
     """The first r steps of Gaussian elimination, `W[:, q] ~ left @ rows`, in arrays of its own.

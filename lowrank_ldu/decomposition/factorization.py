@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -9,24 +10,30 @@ import numpy as np
 
 from lowrank_ldu.backend import Array, backend_of
 from lowrank_ldu.decomposition.gram import refit_diagonal, wide
-from lowrank_ldu.validation import check_finite, check_like, check_rank, dtype_name
+from lowrank_ldu.decomposition.powers import exponent_of, largest_exponent, times_power
+from lowrank_ldu.validation import check_finite, check_like, check_rank, check_representable, dtype_name, is_finite
 
 
 def scaled_product(left: Array, diagonal: Array, right: Array) -> Array:
     """Return left (..., m, r) @ diag(diagonal (..., r)) @ right (..., r, n).
 
-    The diagonal is brought to at most 1 by a power of two (exact) before the sum over its terms, and back after it, so
-    that a product whose entries are representable is not lost to an overflow on the way.
+    Entries that the sum over its terms overflows on the way to are formed with the diagonal brought down by a power of
+    two (exact) before it, and back up after it, so that none is lost that is representable.
     """
-    xp = backend_of(left, "left").xp
-    largest = xp.max(xp.abs(diagonal), axis=-1)
-    exponent = xp.ceil(xp.log2(xp.where(largest > 1, largest, xp.ones_like(largest))))
-    # Two halves: 2**1024 itself is not representable.
-    down, up = 2 ** -xp.floor(exponent / 2), 2 ** xp.floor(exponent / 2)
-    down_rest, up_rest = 2 ** -xp.ceil(exponent / 2), 2 ** xp.ceil(exponent / 2)
-    scaled = (diagonal * down[..., None]) * down_rest[..., None]
-    product = (left * scaled[..., None, :]) @ right
-    return (product * up[..., None, None]) * up_rest[..., None, None]
+    backend = backend_of(left, "left")
+    xp = backend.xp
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at what comes out
+        product = (left * diagonal[..., None, :]) @ right
+        if not backend.is_traced(product) and is_finite(product, backend):
+            return product
+        tops = [
+            exponent_of(xp.max(xp.abs(part), axis=axes), backend)
+            for part, axes in ((left, (-2, -1)), (diagonal, -1), (right, (-2, -1)))
+        ]
+        needed = tops[0] + tops[1] + xp.maximum(tops[2], xp.zeros_like(tops[2])) + math.ceil(math.log2(right.shape[-2]))
+        excess = xp.maximum(needed - largest_exponent(xp, left.dtype) + 1, xp.zeros_like(needed))
+        scaled = (left * times_power(diagonal, -excess[..., None], backend)[..., None, :]) @ right
+        return xp.where(xp.isfinite(product), product, times_power(scaled, excess[..., None, None], backend))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +65,11 @@ class Factorization:
     def reconstruct(self) -> Array:
         """Return left @ diag(diagonal) @ right, shape (..., m, n).
 
+        Raises
+        ------
+        ValueError
+            An entry of it is beyond the largest number of the factors' dtype.
+
         Examples
         --------
         >>> import numpy as np
@@ -66,7 +78,10 @@ class Factorization:
         array([[1., 1., 1.],
                [1., 1., 1.]])
         """
-        return scaled_product(self.left, self.diagonal, self.right)
+        product = scaled_product(self.left, self.diagonal, self.right)
+        return check_representable(
+            product, backend_of(product), "left @ diag(diagonal) @ right", "factors whose product their dtype holds"
+        )
 
     def residual(self, W: Array) -> Array:
         """Return W - reconstruct(), shape (..., m, n), in the factors' dtype.
@@ -74,9 +89,17 @@ class Factorization:
         Raises
         ------
         ValueError
-            W has another shape than the matrix that was factored, or is not finite.
+            W has another shape than the matrix that was factored, or is not finite; as `reconstruct`; an entry of the
+            difference is beyond the largest number of the factors' dtype.
         """
-        return self._checked(W) - self.reconstruct()
+        with np.errstate(over="ignore"):
+            difference = self._checked(W) - self.reconstruct()
+        return check_representable(
+            difference,
+            backend_of(difference),
+            "the residual",
+            "factors that are nearer to W, or W times a small number",
+        )
 
     def truncate(self, rank: int) -> Self:
         """Return the first `rank` terms, 1 <= rank <= r, as views."""
@@ -96,7 +119,8 @@ class Factorization:
         Raises
         ------
         ValueError
-            W has another shape than the matrix that was factored, or is not finite in the factors' dtype.
+            W has another shape than the matrix that was factored, or is not finite in the factors' dtype; the best
+            diagonal is beyond the largest number of it.
 
         Examples
         --------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.decomposition.powers import balanced, exponent_of, largest_exponent, moderated, times_power
+from lowrank_ldu.validation import check_representable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
 # One correction reaches the rounding of the working precision for well-conditioned terms; the second one mends what
 # the solve with an ill-conditioned Gram matrix (condition number up to 1/eps) left over.
 _CORRECTIONS = 2
+_BITS_OF_CORRECTION = 40
 # Entries of W that are in float64 at a time: 32 MB.
 _BLOCK = 2**22
 
@@ -45,6 +50,11 @@ def gram_matrix(left: Array, right: Array) -> Array:
     -------
     array, shape (..., r, r), symmetric positive semidefinite
 
+    Raises
+    ------
+    ValueError
+        An entry of it is beyond the largest number.
+
     Examples
     --------
     >>> import numpy as np
@@ -55,33 +65,74 @@ def gram_matrix(left: Array, right: Array) -> Array:
     backend = backend_of(left, "left")
     transpose = backend.xp.matrix_transpose
     left, right = wide(left, backend), wide(right, backend)
-    return (transpose(left) @ left) * (right @ transpose(right))
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram = (transpose(left) @ left) * (right @ transpose(right))
+    return check_representable(gram, backend, "the Gram matrix of the terms", "terms that are scaled down")
 
 
 def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Array:
     """Return the diagonal (..., r) that minimises the Frobenius norm of W - left diag(z) right.
 
     Shapes and meaning as in `Factorization.refit`. Terms are scaled to unit norm for the solve: the columns of
-    triangular factors differ in size by orders of magnitude, and the condition number need not pay for that.
+    triangular factors differ in size by orders of magnitude, and the condition number need not pay for that. Before
+    that, terms and W are scaled by powers of two, which is exact, so that no square overflows or vanishes.
+
+    Raises
+    ------
+    ValueError
+        The best diagonal is beyond the largest number of the diagonal's dtype.
     """
     backend = backend_of(left, "left")
     xp = backend.xp
-    wide_left, wide_right = wide(left, backend), wide(right, backend)
+    wide_left, wide_right, taken = balanced(wide(left, backend), wide(right, backend), backend)
     z = wide(diagonal, backend)
-    gram = gram_matrix(left, right)
+    unit, grown = _unit(W, z, taken, backend)
+    z = times_power(z, taken - unit[..., None], backend)
+    gram = gram_matrix(wide_left, wide_right)
     size = xp.sqrt(xp.linalg.diagonal(gram))
     size = xp.where(size > 0, size, xp.ones_like(size))
     unit_gram = gram / size[..., :, None] / size[..., None, :]
     solve = semidefinite_solver(unit_gram)
-    for _ in range(_CORRECTIONS):
-        slope = xp.zeros_like(z)
-        for rows in blocks_of_rows(W.shape):
-            part = wide_left[..., rows, :]
-            error = wide(W[..., rows, :], backend) - (part * z[..., None, :]) @ wide_right
-            slope = slope + xp.sum((xp.matrix_transpose(part) @ error) * wide_right, axis=-1)
-        z = z + solve(slope / size) / size
-    largest = float(xp.finfo(diagonal.dtype).max)
-    return xp.astype(xp.clip(z, -largest, largest), diagonal.dtype)
+    # Terms that are so much larger than W leave rounding of their own size, which corrections have to take away again.
+    more = 0 if backend.is_traced(grown) else int(max(0.0, float(xp.max(grown))) // _BITS_OF_CORRECTION)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(_CORRECTIONS + more):
+            slope = xp.zeros_like(z)
+            for rows in blocks_of_rows(W.shape):
+                part = wide_left[..., rows, :]
+                block = times_power(wide(W[..., rows, :], backend), -unit[..., None, None], backend)
+                error = block - (part * z[..., None, :]) @ wide_right
+                slope = slope + xp.sum((xp.matrix_transpose(part) @ error) * wide_right, axis=-1)
+            z = z + solve(slope / size) / size
+        return _stored(z, unit[..., None] - taken, diagonal.dtype, backend)
+
+
+def _unit(W: Array, z: Array, taken: Array, backend: Backend) -> tuple[Array, Array]:
+    """Return the exponent (...) of what W and its terms are measured in, and by how much terms are larger than W.
+
+    The first is 0 for moderate numbers, or else the size of W, unless the terms would overflow in that.
+    """
+    xp = backend.xp
+    room = largest_exponent(xp, z.dtype) // 2
+    of_matrix = exponent_of(wide(xp.max(xp.abs(W), axis=(-2, -1)), backend), backend)
+    of_terms = exponent_of(xp.abs(z), backend) + taken
+    largest_term = xp.max(xp.where(z == 0, xp.full_like(z, -math.inf), of_terms), axis=-1)
+    return moderated(xp.maximum(of_matrix, largest_term - room), backend), largest_term - of_matrix
+
+
+def _stored(z: Array, exponent: Array, dtype: Any, backend: Backend) -> Array:
+    """Return z * 2 ** exponent in a dtype; what is beyond its largest number by no more than rounding is that."""
+    xp = backend.xp
+    finfo = xp.finfo(dtype)
+    largest = float(finfo.max)
+    half = times_power(z, exponent - 1, backend)
+    # NaN as well.
+    if not backend.is_traced(z) and not float(xp.max(xp.abs(half))) <= largest / 2 * (1 + 16 * float(finfo.eps)):
+        raise ValueError(
+            f"the diagonal that is best for W is beyond {largest:.3g}, the largest number of their dtype; "
+            "accepted: factors of terms whose size is nearer to W's"
+        )
+    return xp.astype(xp.clip(times_power(z, exponent, backend), -largest, largest), dtype)
 
 
 def semidefinite_solver(matrix: Array) -> Callable[[Array], Array]:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 
 from lowrank_ldu.backend import Array, Backend, backend_of
-from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
+from lowrank_ldu.backend.pivots import SubnormalPivotError
+from lowrank_ldu.decomposition.blocks import restore_rows, stacked, take_rows
 from lowrank_ldu.decomposition.complete import eliminate_complete
 from lowrank_ldu.decomposition.diagonal_split import split_diagonal
 from lowrank_ldu.decomposition.elimination import ElementGrowthError, Elimination, on_writable
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.partial import eliminate_partial
 from lowrank_ldu.decomposition.randomized import eliminate_randomized
+from lowrank_ldu.decomposition.rescaled import eliminate_rescaled
 from lowrank_ldu.decomposition.rook import eliminate_rook
-from lowrank_ldu.validation import check_count, check_matrix, check_rank, is_finite
+from lowrank_ldu.validation import check_count, check_matrix, check_rank, dtype_name, is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Pivoting = Literal["partial", "complete", "rook", "randomized"]
 PIVOTING: tuple[Pivoting, ...] = get_args(Pivoting)
+_ARRAYS = ("left", "diagonal", "right", "permutation", "column_permutation", "runner_up")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,8 @@ def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", se
         W is not an array of a supported library, or has another dtype.
     ValueError
         W has fewer than two dimensions, no entries, or entries that are not finite; rank is out of range; pivoting is
-        not one of the four; seed is negative.
+        not one of the four; seed is negative; elimination lets numbers grow beyond the largest one of the dtype, so
+        that no factors hold them.
 
     Notes
     -----
@@ -145,7 +148,9 @@ def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", se
     W, backend = check_matrix(W)
     rank = check_rank(rank, min(int(size) for size in W.shape[-2:]))
 
-    return split_and_fold(W, lambda matrix: _eliminate(matrix, rank, pivoting, seed, backend), pivoting, backend)
+    return split_and_fold(
+        W, lambda matrix, library: _eliminate(matrix, rank, pivoting, seed, library), pivoting, backend
+    )
 
 
 def check_pivoting(pivoting: str) -> None:
@@ -154,46 +159,53 @@ def check_pivoting(pivoting: str) -> None:
         raise ValueError(f"pivoting is {pivoting!r}; accepted: {', '.join(map(repr, PIVOTING))}")
 
 
-def split_and_fold(W: Array, eliminate: Callable[[Array], Elimination], pivoting: Pivoting, backend: Backend) -> LDU:
-    """Return the LDU of an elimination of W, scaled first where the numbers at either end of the range need it."""
+def split_and_fold(
+    W: Array, eliminate: Callable[[Array, Backend], Elimination], pivoting: Pivoting, backend: Backend
+) -> LDU:
+    """Return the LDU of an elimination of W, in float64 and scaled where the ends of the range are in the way.
 
-    def factor(matrix: Array, ceiling: float) -> LDU:
-        elimination = eliminate(matrix)
-        diagonal, upper = split_diagonal(elimination.rows, ceiling, backend)
-        return _fold(elimination, diagonal, upper, pivoting, backend)
-
+    Raises
+    ------
+    ValueError
+        Numbers grow beyond the largest one of W's dtype, which the factors would have to hold.
+    """
     # NumPy's warnings would speak of what is looked for in the next lines, and mended.
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         try:
-            factors = factor(W, math.inf)
-        except ElementGrowthError:
-            return _factor_scaled(W, factor, backend)
-        if not all(is_finite(array, backend) for array in (factors.left, factors.diagonal, factors.right)):
-            return _factor_scaled(W, factor, backend)
-        # LAPACK and XLA multiply by reciprocals of pivots. Those of hardly normal numbers overflow, and those of the
-        # largest numbers are not normal.
-        finfo = backend.xp.finfo(W.dtype)
-        largest = float(backend.xp.max(backend.xp.abs(factors.diagonal)))
-        if not float(finfo.smallest_normal) / float(finfo.eps) <= largest <= float(finfo.max) / 8:
-            return _factor_scaled(W, factor, backend)
-    return factors
+            elimination = eliminate(W, backend)
+        except (ElementGrowthError, SubnormalPivotError):
+            factors = None
+        else:
+            diagonal, upper = split_diagonal(elimination.rows, backend)
+            factors = _fold(elimination, diagonal, upper, pivoting, backend)
+        if factors is not None and _in_range(factors, backend):
+            return factors
+        if W.ndim > 2:
+            parts = [split_and_fold(one, eliminate, pivoting, backend) for one in _matrices(W, backend)]
+            stacks = {name: stacked([getattr(part, name) for part in parts], W, backend) for name in _ARRAYS}
+            return replace(parts[0], **stacks)
+        rescaled = eliminate_rescaled(W, eliminate, backend)
+        if rescaled is not None:
+            return _fold(*rescaled, pivoting, backend)
+    raise ValueError(
+        f"W grows beyond {float(backend.xp.finfo(W.dtype).max):.3g}, the largest number of {dtype_name(W)}, when it is "
+        f"eliminated with {pivoting} pivoting; accepted: pivots that let it grow less, as those of 'complete' or 'rook'"
+    )
 
 
-def _factor_scaled(W: Array, factor: Callable[[Array, float], LDU], backend: Backend) -> LDU:
-    """Factor a matrix whose entries are so large that elimination overflows, or hardly normal numbers.
+def _in_range(factors: LDU, backend: Backend) -> bool:
+    """Whether all factors are finite, and the largest pivot of each matrix is ordinary.
 
-    It is brought to at most 1 by powers of two, which is exact; two of them, since one may not be representable.
+    LAPACK and XLA multiply by reciprocals of pivots. Those of hardly normal numbers overflow, and those of the largest
+    numbers are not normal.
     """
+    if not all(is_finite(array, backend) for array in (factors.left, factors.diagonal, factors.right)):
+        return False
     xp = backend.xp
-    largest = float(xp.max(xp.abs(W)))
-    if largest == 0.0:
-        return factor(W, math.inf)
-    exponent = math.frexp(largest)[1]
-    half, rest = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
-    ceiling = float(xp.finfo(W.dtype).max)
-    ceiling = ceiling / half / rest if exponent > 0 else math.inf
-    factors = factor(W * (1 / half) * (1 / rest), ceiling)
-    return replace(factors, diagonal=factors.diagonal * half * rest)
+    finfo = xp.finfo(factors.diagonal.dtype)
+    largest = xp.max(xp.abs(factors.diagonal), axis=-1)
+    least, most = (float(largest),) * 2 if largest.ndim == 0 else (float(xp.min(largest)), float(xp.max(largest)))
+    return float(finfo.smallest_normal) / float(finfo.eps) <= least and most <= float(finfo.max) / 8
 
 
 def _eliminate(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Backend) -> Elimination:
@@ -209,20 +221,15 @@ def _eliminate(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Back
 
 def _eliminate_stack(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Backend) -> Elimination:
     """Take the matrices of a stack (..., m, n) one by one."""
-    xp = backend.xp
-    matrices = xp.reshape(W, (-1, *W.shape[-2:]))
-    parts = [_eliminate(matrices[i, ...], rank, pivoting, seed, backend) for i in range(matrices.shape[0])]
+    parts = [_eliminate(one, rank, pivoting, seed, backend) for one in _matrices(W, backend)]
+    names = (field.name for field in fields(Elimination))
+    return Elimination(**{name: stacked([getattr(part, name) for part in parts], W, backend) for name in names})
 
-    def stack(arrays: list[Array]) -> Array:
-        return xp.reshape(xp.stack(arrays), (*W.shape[:-2], *arrays[0].shape))
 
-    return Elimination(
-        stack([part.permutation for part in parts]),
-        stack([part.column_permutation for part in parts]),
-        stack([part.left for part in parts]),
-        stack([part.rows for part in parts]),
-        None if parts[0].runner_up is None else stack([part.runner_up for part in parts]),
-    )
+def _matrices(W: Array, backend: Backend) -> list[Array]:
+    """Return the matrices of a stack (..., m, n)."""
+    flat = backend.xp.reshape(W, (-1, *W.shape[-2:]))
+    return [flat[i, ...] for i in range(flat.shape[0])]
 
 
 def _fold(elimination: Elimination, diagonal: Array, upper: Array, pivoting: Pivoting, backend: Backend) -> LDU:

@@ -8,7 +8,8 @@ import numpy as np
 
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.blocks import restore_rows, take_rows, unit_lower
-from lowrank_ldu.decomposition.elimination import Elimination
+from lowrank_ldu.decomposition.elimination import ElementGrowthError, Elimination
+from lowrank_ldu.validation import is_finite
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
@@ -40,6 +41,8 @@ def eliminate_randomized(W: Array, rank: int, backend: Backend, seed: int) -> El
     rows = xp.zeros((0, n), dtype=W.dtype, device=W.device)
     for first in range(0, rank, _BLOCK):
         width = min(_BLOCK, rank - first)
+        if not is_finite(sketch, backend):
+            raise ElementGrowthError  # the columns would be taken blindly
         block = _sketched_columns(sketch, chosen_columns, width, backend)
         chosen_columns = np.concatenate([chosen_columns, block])
         column_order = order_from(chosen_columns, n)

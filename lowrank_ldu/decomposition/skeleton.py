@@ -8,7 +8,7 @@ import numpy as np
 
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
-from lowrank_ldu.decomposition.elimination import Elimination, on_writable
+from lowrank_ldu.decomposition.elimination import Elimination, ZeroPivotError, on_writable
 from lowrank_ldu.decomposition.lower_diagonal_upper import LDU, Pivoting, check_pivoting, split_and_fold
 from lowrank_ldu.validation import check_matrix
 
@@ -45,7 +45,8 @@ def ldu_at_pivots(
     ------
     ValueError
         Pivots that are out of range, repeated, or of different number, or that W cannot be eliminated with since one
-        of them is zero and its column is not; pivoting is not a strategy; W as for `ldu`, or a stack.
+        of them is zero and its column is not, or so small that numbers grow beyond the largest one; pivoting is not a
+        strategy; W as for `ldu`, or a stack.
 
     Notes
     -----
@@ -81,7 +82,7 @@ def ldu_at_pivots(
         left = restore_rows(lower, permutation, backend)
         return Elimination(permutation, None if columns is None else column_permutation, left, upper_rows)
 
-    return split_and_fold(W, lambda matrix: on_writable(eliminate, matrix, rank, backend), pivoting, backend)
+    return split_and_fold(W, lambda matrix, library: on_writable(eliminate, matrix, rank, library), pivoting, backend)
 
 
 def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -106,7 +107,7 @@ def _eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend
     if rank == 1:
         pivot = W[0, 0]
         if float(pivot) == 0.0 and float(xp.max(xp.abs(W[:, 0]))) > negligible:
-            raise ValueError(
+            raise ZeroPivotError(
                 "rows and columns hold a pivot that is zero in W, above entries that are not; accepted: pivots that "
                 "were chosen for this matrix"
             )

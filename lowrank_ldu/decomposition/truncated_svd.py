@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition.factorization import Factorization
+from lowrank_ldu.decomposition.powers import largest_exponent
 from lowrank_ldu.validation import check_count, check_matrix, check_rank
 
 if TYPE_CHECKING:
@@ -76,12 +78,24 @@ def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversamp
     check_count(oversampling, "oversampling")
     check_count(seed, "seed")
     _check_range(W, backend)
-    if niter is None:
-        left, values, right = backend.xp.linalg.svd(W, full_matrices=False)
-        copy = backend.xp.asarray  # a view would keep all k vectors alive
-        return SVD(*(copy(part, copy=True) for part in (left[..., :rank], values[..., :rank], right[..., :rank, :])))
-    width = min(rank + oversampling, *(int(size) for size in W.shape[-2:]))
-    return _randomized(W, width, check_count(niter, "niter"), seed, backend).truncate(rank)
+
+    def leading(matrices: Array) -> SVD:
+        if niter is None:
+            left, values, right = backend.xp.linalg.svd(matrices, full_matrices=False)
+            copy = backend.xp.asarray  # a view would keep all k vectors alive
+            return SVD(
+                *(copy(part, copy=True) for part in (left[..., :rank], values[..., :rank], right[..., :rank, :]))
+            )
+        width = min(rank + oversampling, *(int(size) for size in matrices.shape[-2:]))
+        return _randomized(matrices, width, check_count(niter, "niter"), seed, backend).truncate(rank)
+
+    exponents = _exponents_of_extremes(W, backend)
+    if not exponents.any():
+        return leading(W)
+    scaled = np.ldexp(np.asarray(backend.to_numpy(W)), -exponents[..., None, None])
+    factors = leading(backend.from_numpy(scaled, W))
+    values = np.ldexp(np.asarray(backend.to_numpy(factors.diagonal)), exponents[..., None])
+    return replace(factors, diagonal=backend.from_numpy(values, W))
 
 
 def _check_range(W: Array, backend: Backend) -> None:
@@ -93,6 +107,17 @@ def _check_range(W: Array, backend: Backend) -> None:
             f"W has entries up to {largest:.3g}, so that its singular values may overflow; accepted: at most "
             f"{limit:.3g} for this shape and dtype"
         )
+
+
+def _exponents_of_extremes(W: Array, backend: Backend) -> np.ndarray[Any, Any]:
+    """Return, for each matrix (...), the exponent of its largest entry where squares leave the range, 0 elsewhere."""
+    if not backend.in_place:  # XLA takes subnormal numbers for zeros
+        W = np.asarray(backend.to_numpy(W))
+        backend = backend_of(W)
+    largest = np.asarray(backend.to_numpy(backend.xp.max(backend.xp.abs(W), axis=(-2, -1))))
+    exponents: np.ndarray[Any, Any] = np.frexp(largest)[1]
+    limit = largest_exponent(backend.xp, W.dtype) // 2
+    return np.where(np.abs(exponents) > limit, exponents, 0)
 
 
 def _randomized(W: Array, width: int, niter: int, seed: int, backend: Backend) -> SVD:

@@ -64,7 +64,7 @@ class Examination:
     def __init__(self, target: Target, factors: Factorization) -> None:
         if not isinstance(factors, Factorization):
             raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
-        if backend_of(factors.left) is not target.library:
+        if backend_of(factors.left).name != target.library.name:
             raise TypeError(
                 f"W is of another library than the factors; accepted: a {kind_of(factors.left)}, as the factors"
             )
@@ -72,12 +72,12 @@ class Examination:
             raise ValueError(
                 f"W has shape {tuple(target.W.shape)}; accepted: {factors.shape}, the shape that was factored"
             )
-        if target.backend is not target.library:
+        if target.backend.name != target.library.name:
             factors = _on_host(factors, target.library)
         self._target, self._factors, self._backend = target, factors, target.backend
-        self._terms = Terms(factors, self._backend)
-        self._errors = RankErrors(target, factors, self._terms)
         with _quiet():
+            self._terms = Terms(factors, self._backend, target.exponent)
+            self._errors = RankErrors(target, factors, self._terms)
             self._storage = {
                 dtype: StorageErrors(self._terms, dtype, self._backend) for dtype in ("float16", "bfloat16")
             }
@@ -91,11 +91,18 @@ class Examination:
             `rank` is no integer from 1 to the rank of the factorisation; the target does not know as many values.
         """
         rank = check_rank(rank, self._factors.rank)
-        known = int(self._target.values.shape[0])
+        known = int(self._target.scaled_values.shape[0])
         if known < rank:
             raise ValueError(f"rank is {rank}; accepted: at most {known}, the leading_values that are known")
         with _quiet():
-            return self._measure(rank)
+            figures = self._measure(rank)
+        unknown = [name for name, value in vars(figures).items() if isinstance(value, float) and math.isnan(value)]
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]} at rank {rank} cannot be measured: numbers leave the range of float64; accepted: a "
+                "matrix and factors of moderate numbers"
+            )
+        return figures
 
     @property
     def gram(self) -> Array:
@@ -108,7 +115,7 @@ class Examination:
         From sums of squares at all ranks at once: rounding below about 1e-7. NaN where terms depend on each other so
         closely that this way has no answer; 0 for the zero matrix.
         """
-        norm = self._target.frobenius_norm
+        norm = self._target.scaled_frobenius_norm
         if norm == 0.0:
             nothing = np.zeros(self._factors.rank)
             return nothing, nothing.copy()
@@ -120,7 +127,7 @@ class Examination:
         m, n = self._factors.shape
         target, terms = self._target, self._terms
         size = int(self._backend.xp.finfo(self._factors.left.dtype).bits) // 8
-        norm = target.frobenius_norm
+        norm = target.scaled_frobenius_norm
         leading = self._factors.truncate(rank)
         return Diagnostics(
             method=type(leading).__name__.lower(),
@@ -131,7 +138,7 @@ class Examination:
             dtype=dtype_name(leading.left),
             **_errors(rank, target, self._errors),
             **_conditioning(rank, terms, self._backend),
-            **_pivots(target.largest, leading, self._backend),
+            **_pivots(target, leading, terms.z[:rank], self._backend),
             storage_error_float16=_relative(self._storage["float16"].at(rank), norm),
             storage_error_bfloat16=_relative(self._storage["bfloat16"].at(rank), norm),
             factor_flops=factor_flops(leading, rank),
@@ -174,7 +181,7 @@ class _Errors(TypedDict):
 
 
 def _errors(rank: int, target: Target, errors: RankErrors) -> _Errors:
-    frobenius, spectral = target.frobenius_norm, target.spectral_norm
+    frobenius, spectral = target.scaled_frobenius_norm, target.scaled_spectral_norm
     plain, refit = errors.at(rank)
 
     def of_spectral(value: float | None) -> float | None:
@@ -182,8 +189,8 @@ def _errors(rank: int, target: Target, errors: RankErrors) -> _Errors:
 
     best = _best(rank, target)
     return _Errors(
-        frobenius_norm=frobenius,
-        spectral_norm=spectral,
+        frobenius_norm=target.frobenius_norm,
+        spectral_norm=target.unscaled(spectral),
         frobenius_error=_relative(plain.frobenius, frobenius),
         spectral_error=of_spectral(plain.spectral),
         refit_frobenius_error=_relative(refit.frobenius, frobenius),
@@ -197,7 +204,7 @@ def _errors(rank: int, target: Target, errors: RankErrors) -> _Errors:
 
 def _best(rank: int, target: Target) -> Norms:
     """Return the norms of what the truncated SVD leaves."""
-    values, norm = target.values, target.frobenius_norm
+    values, norm = target.scaled_values, target.scaled_frobenius_norm
     if int(values.shape[0]) == target.full_rank:
         tail = values[rank:]
         return Norms(frobenius_norm(tail, target.backend), float(tail[0])) if tail.shape[0] else Norms(0.0, 0.0)
@@ -217,11 +224,11 @@ class _Conditioning(TypedDict):
 def _conditioning(rank: int, terms: Terms, backend: Backend) -> _Conditioning:
     left_gram, right_gram = terms.left_gram[:rank, :rank], terms.right_gram[:rank, :rank]
     return _Conditioning(
-        condition_left=condition_of_factor(left_gram, terms.left[:, :rank], backend),
-        condition_right=condition_of_factor(right_gram, terms.right[:rank, :], backend),
+        condition_left=condition_of_factor(left_gram, terms.even_left[:, :rank], backend),
+        condition_right=condition_of_factor(right_gram, terms.even_right[:rank, :], backend),
         condition_gram=condition_number(backend.xp.linalg.eigvalsh(left_gram * right_gram), rank, backend),
-        orthogonality_left=orthogonality_defect(left_gram, backend),
-        orthogonality_right=orthogonality_defect(right_gram, backend),
+        orthogonality_left=orthogonality_defect(terms.unit_left_gram[:rank, :rank], backend),
+        orthogonality_right=orthogonality_defect(terms.unit_right_gram[:rank, :rank], backend),
     )
 
 
@@ -235,7 +242,7 @@ class _Pivots(TypedDict):
     near_ties_bfloat16: int | None
 
 
-def _pivots(largest_entry: float, factors: Factorization, backend: Backend) -> _Pivots:
+def _pivots(target: Target, factors: Factorization, z: Array, backend: Backend) -> _Pivots:
     if not isinstance(factors, LDU):
         return _Pivots(
             growth_factor=None,
@@ -247,15 +254,16 @@ def _pivots(largest_entry: float, factors: Factorization, backend: Backend) -> _
             near_ties_bfloat16=None,
         )
     xp = backend.xp
-    diagonal, upper = wide(factors.diagonal, backend), wide(factors.upper, backend)
-    largest_row_entry = float(xp.max(xp.abs(diagonal) * xp.max(xp.abs(upper), axis=1)))
-    pivots = xp.abs(diagonal * xp.linalg.diagonal(upper[:, : factors.rank]))
+    upper = wide(factors.upper, backend)
+    largest_row_entry = float(xp.max(xp.abs(z) * xp.max(xp.abs(upper), axis=1)))
+    largest_entry = math.ldexp(target.largest, -target.exponent)
+    pivots = xp.abs(z * xp.linalg.diagonal(upper[:, : factors.rank]))
     ratios = xp.where(factors.zero_pivots, xp.zeros_like(pivots), _runner_up(factors, backend))
     tie = factors.rank * float(xp.finfo(factors.left.dtype).eps)
     return _Pivots(
         growth_factor=max(1.0, _relative(largest_row_entry, largest_entry)),
-        smallest_pivot=float(xp.min(pivots)),
-        largest_pivot=float(xp.max(pivots)),
+        smallest_pivot=target.unscaled(float(xp.min(pivots))),
+        largest_pivot=target.unscaled(float(xp.max(pivots))),
         zero_pivots=_count(factors.zero_pivots, backend),
         closest_runner_up=float(xp.max(ratios)),
         near_ties=_count(ratios >= 1 - tie, backend),

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from lowrank_ldu.decomposition.factorization import scaled_product
-from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
+from lowrank_ldu.decomposition.gram import blocks_of_rows, refit_diagonal, wide
 from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ _FROBENIUS_SHARE = 1e-4
 _SPECTRAL_SHARE = 1e-6
 # Squares of the diagonal of the terms' Cholesky factor, relative to the terms' own: below, they are hardly independent.
 _INDEPENDENT = 1e-8
+
+# Largest entries of weights whose best diagonal float32 can be expected to hold.
+_ORDINARY = (2.0**-100, 2.0**100)
 
 
 @dataclass(frozen=True)
@@ -60,27 +63,28 @@ class RankErrors:
 
     def at(self, rank: int) -> tuple[Norms, Norms]:
         """Return the norms of what the first `rank` terms leave of W, and the same with their best diagonal."""
-        plain = self._by_gram(rank, self._terms.z[:rank])
+        plain = self._by_gram(rank, self._terms.unit_z[:rank])
         best = self._best_diagonal(rank)
         refit = None if best is None else self._by_gram(rank, best)
         if plain is None:
-            plain = self._by_difference(self._factors.truncate(rank))
+            plain = self._by_difference(self._terms.unit_z[:rank])
         if refit is None:
-            refit = self._by_difference(self._factors.truncate(rank).refit(self._W))
+            refit = self._by_difference(self._refit(rank))
         return plain, refit
 
     def squares(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return the squared Frobenius errors of the first 1, 2, ... r terms, with their own and the best diagonal.
 
         Rounding may take all of an error below about 1e-8, and leave less than nothing of it. NaN from where terms
-        depend on each other too closely, and where the entries are out of range.
+        depend on each other too closely, and for the zero matrix.
         """
-        unknown = np.full(int(self._terms.z.shape[0]), np.nan)
+        unknown = np.full(int(self._terms.unit_z.shape[0]), np.nan)
         if not self._target.in_range:
             return unknown, unknown
         energy = self._target.energy
         z, gram, overlap = (
-            np.asarray(self._backend.to_numpy(array)) for array in (self._terms.z, self._terms.gram, self._overlap)
+            np.asarray(self._backend.to_numpy(array))
+            for array in (self._terms.unit_z, self._terms.unit_gram, self._overlap)
         )
         products = gram * z[:, None] * z[None, :]
         steps = np.diagonal(products) + 2 * np.tril(products, -1).sum(axis=1) - 2 * z * overlap
@@ -97,11 +101,11 @@ class RankErrors:
         backend = self._backend
         parts: list[Array] = []
         for rows in blocks_of_rows(self._W.shape):
-            block = wide(self._W[rows, :], backend)
+            block = self._target.block(rows)
             if self._by_rows:
-                parts.append(block @ self._terms.right.T)
+                parts.append(block @ self._terms.unit_right.T)
             else:
-                part = block.T @ self._terms.left[rows, :]
+                part = block.T @ self._terms.unit_left[rows, :]
                 parts = [parts[0] + part] if parts else [part]
         return backend.xp.concat(parts) if self._by_rows else parts[0]
 
@@ -113,8 +117,8 @@ class RankErrors:
     def _side(self) -> tuple[Array, Array]:
         """The factor (k, r) of the side on which `_projection` is, and the Gram matrix (r, r) of the other one."""
         if self._by_rows:
-            return self._terms.left, self._terms.right_gram
-        return self._terms.right.T, self._terms.left_gram
+            return self._terms.unit_left, self._terms.unit_right_gram
+        return self._terms.unit_right.T, self._terms.unit_left_gram
 
     @cached_property
     def _overlap(self) -> Array:
@@ -127,7 +131,7 @@ class RankErrors:
 
         Of as many leading terms as are independent of each other by far more than rounding.
         """
-        gram = np.asarray(self._backend.to_numpy(self._terms.gram))
+        gram = np.asarray(self._backend.to_numpy(self._terms.unit_gram))
         size = np.sqrt(np.diagonal(gram))
         triangle, failed_at = scipy.linalg.lapack.dpotrf(gram / size[:, None] / size[None, :], lower=1, clean=1)
         pivots = np.diagonal(triangle)[: failed_at - 1 if failed_at else None]
@@ -144,14 +148,14 @@ class RankErrors:
             return None
         overlap = np.asarray(self._backend.to_numpy(self._overlap))[:rank]
         solved = scipy.linalg.cho_solve((triangle[:rank, :rank], True), overlap / size[:rank], check_finite=False)
-        return self._backend.from_numpy(solved / size[:rank], self._terms.z)
+        return self._backend.from_numpy(solved / size[:rank], self._terms.unit_z)
 
     def _by_gram(self, rank: int, z: Array) -> Norms | None:
         """Return the norms for a diagonal z (rank,), or None where rounding would leave too little of them."""
         if not self._target.in_range:
             return None
         xp = self._backend.xp
-        overlap, gram = self._overlap[:rank], self._terms.gram[:rank, :rank]
+        overlap, gram = self._overlap[:rank], self._terms.unit_gram[:rank, :rank]
         square = self._target.energy - 2 * float(z @ overlap) + float(z @ gram @ z)
         magnitude = xp.abs(z)
         summed = (
@@ -170,16 +174,23 @@ class RankErrors:
         top = largest_eigenvalue(self._target.gram - change - change.T, self._backend)
         return Norms(square**0.5, top**0.5) if top > _SPECTRAL_SHARE * summed else None
 
-    def _by_difference(self, factors: Factorization) -> Norms:
-        backend = self._backend
-        xp = backend.xp
-        parts = tuple(wide(part, backend) for part in (factors.left, factors.diagonal, factors.right))
+    def _refit(self, rank: int) -> Array:
+        """Return the best diagonal (rank,) as `Factorization.refit` finds it."""
+        terms, target = self._terms, self._target
+        if target.exponent == 0 and not terms.extreme and _ORDINARY[0] < target.largest < _ORDINARY[1]:
+            return wide(self._factors.truncate(rank).refit(self._W).diagonal, self._backend)
+        # Before it is rounded to the factors' dtype, which may not hold it.
+        return refit_diagonal(target.wide, terms.unit_left[:, :rank], terms.unit_z[:rank], terms.unit_right[:rank, :])
+
+    def _by_difference(self, z: Array) -> Norms:
+        backend, terms = self._backend, self._terms
+        rank = int(z.shape[0])
+        left, right = terms.unit_left[:, :rank], terms.unit_right[:rank, :]
         if self._spectral:
-            error = self._target.wide - scaled_product(*parts)
+            error = self._target.wide - scaled_product(left, z, right)
             return Norms(frobenius_norm(error, backend), spectral_norm(error, backend))
-        left, diagonal, right = parts
         norms = [
-            frobenius_norm(wide(self._W[rows, :], backend) - scaled_product(left[rows, :], diagonal, right), backend)
+            frobenius_norm(self._target.block(rows) - scaled_product(left[rows, :], z, right), backend)
             for rows in blocks_of_rows(self._W.shape)
         ]
-        return Norms(frobenius_norm(xp.asarray(norms, dtype=left.dtype), backend), None)
+        return Norms(frobenius_norm(backend.xp.asarray(norms, dtype=left.dtype), backend), None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Diagnostics:
     dtype : str
         Of the factors.
     frobenius_norm, spectral_norm : float
-        Of W, in W's own unit.
+        Of W, in W's own unit; inf where that is beyond the largest number of float64.
     frobenius_error, spectral_error : float, float or None
         \|W - L diag(z) U\| / \|W\| in either norm; 0 if W is zero. Spectral errors are None if not asked for.
     refit_frobenius_error, refit_spectral_error : float, float or None
@@ -46,7 +47,7 @@ class Diagnostics:
     orthogonality_left, orthogonality_right : float
         \|C^T C - I\|_F / sqrt(r) for the columns of L, or the rows of U, scaled to unit length: 0 if orthogonal.
     smallest_pivot, largest_pivot : float or None
-        LDU only. Extreme magnitudes of the pivots, in W's unit.
+        LDU only. Extreme magnitudes of the pivots, in W's unit; inf where that is beyond the largest number.
     zero_pivots : int or None
         LDU only. Steps without a usable pivot (`LDU.zero_pivots`).
     closest_runner_up : float or None
@@ -103,3 +104,31 @@ class Diagnostics:
     dense_apply_flops: int
     factor_bytes: int
     dense_bytes: int
+
+    def scaled(self, exponent: int) -> Diagnostics:
+        """Return the figures of the matrix times 2 ** exponent, factored by the same factors but for the diagonal."""
+
+        def pivot(value: float | None) -> float | None:
+            return None if value is None else times_power_of_two(value, exponent)
+
+        return replace(
+            self,
+            frobenius_norm=times_power_of_two(self.frobenius_norm, exponent),
+            spectral_norm=times_power_of_two(self.spectral_norm, exponent),
+            smallest_pivot=pivot(self.smallest_pivot),
+            largest_pivot=pivot(self.largest_pivot),
+        )
+
+
+def times_power_of_two(figure: float, exponent: int) -> float:
+    """Return figure * 2 ** exponent, inf if that is beyond the largest number.
+
+    Examples
+    --------
+    >>> times_power_of_two(3.0, 2), times_power_of_two(1.0, 1024)
+    (12.0, inf)
+    """
+    try:
+        return math.ldexp(figure, exponent)
+    except OverflowError:
+        return math.copysign(math.inf, figure)

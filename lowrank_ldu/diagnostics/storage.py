@@ -34,7 +34,7 @@ class StorageErrors:
     def __init__(self, terms: Terms, dtype: str, backend: Backend) -> None:
         self._terms, self._backend, self._largest = terms, backend, _LARGEST[dtype]
         self._left, self._right = (self._rounded(array, dtype) for array in (terms.left, terms.right))
-        self._products = self._inner_products() if terms.exact else None
+        self._products = self._inner_products() if terms.exact and not terms.extreme else None
 
     def _rounded(self, array: Array, dtype: str) -> Array:
         # From float64 a library may round to float32 on the way, and twice is not once.

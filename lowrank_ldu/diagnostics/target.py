@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,16 @@ import numpy as np
 
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
+from lowrank_ldu.decomposition.powers import scaled_by
 from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
+from lowrank_ldu.diagnostics.record import times_power_of_two
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array
 
-# Squares of entries in this range, and sums of them, are normal numbers of float64.
-_SMALLEST, _LARGEST = 1e-100, 1e100
+# Squares of entries in this range, and sums of them, are normal numbers of float64, or of float32.
+_MODERATE, _MODERATE_SINGLE = (1e-100, 1e100), (1e-12, 1e12)
 
 
 class Target:
@@ -72,7 +75,7 @@ class Target:
 
     def _checked(self, values: Array, name: str, least: int) -> Array:
         if (
-            backend_of(values, name) is not self.library
+            backend_of(values, name).name != self.library.name
             or values.ndim != 1
             or not least <= int(values.shape[0]) <= self.full_rank
         ):
@@ -83,51 +86,80 @@ class Target:
         return wide(values if self.library.in_place else np.asarray(self.library.to_numpy(values)), self.backend)
 
     @cached_property
-    def values(self) -> Array:
-        """Singular values of W: all, or lower bounds of the leading ones."""
-        return self.backend.xp.linalg.svdvals(self.wide) if self._values is None else self._values
-
-    @property
-    def wide(self) -> Array:
-        """W in float64 where the device has it."""
-        return wide(self.W, self.backend)
-
-    @cached_property
     def largest(self) -> float:
         """Largest magnitude of the entries of W."""
         xp = self.backend.xp
         return float(xp.max(xp.abs(self.W)))
 
+    @cached_property
+    def exponent(self) -> int:
+        """Exponent e of the unit 2 ** e of what is computed: 0 where squares stay in range, or else W's size."""
+        smallest, largest = _MODERATE if self.backend.has_float64(self.W) else _MODERATE_SINGLE
+        ordinary = self.largest == 0.0 or smallest < self.largest < largest
+        return 0 if ordinary else math.frexp(self.largest)[1]
+
+    def unscaled(self, figure: float) -> float:
+        """Return a figure of the scaled matrix in W's own unit, inf if that is beyond the largest number."""
+        return times_power_of_two(figure, self.exponent)
+
+    def _scaled(self, array: Array) -> Array:
+        array = wide(array, self.backend)
+        return scaled_by(array, -self.exponent)
+
+    @property
+    def wide(self) -> Array:
+        """W in float64 where the device has it, scaled."""
+        return self._scaled(self.W)
+
+    def block(self, rows: slice) -> Array:
+        """Return some rows of `wide`."""
+        return self._scaled(self.W[rows, :])
+
+    @cached_property
+    def scaled_values(self) -> Array:
+        """Singular values of the scaled W: all, or lower bounds of the leading ones."""
+        return self.backend.xp.linalg.svdvals(self.wide) if self._values is None else self._scaled(self._values)
+
+    @property
+    def values(self) -> Array:
+        """Singular values of W: all, or lower bounds of the leading ones."""
+        return scaled_by(self.scaled_values, self.exponent) if self._values is None else self._values
+
     @property
     def in_range(self) -> bool:
-        """Whether squares of entries are normal numbers, in a precision that leaves something of their differences."""
-        return self.backend.has_float64(self.W) and _SMALLEST < self.largest < _LARGEST
+        """Whether there are squares of entries, in a precision that leaves something of their differences."""
+        return self.backend.has_float64(self.W) and self.largest > 0.0
 
     @cached_property
     def energy(self) -> float:
-        """Sum of the squares of W, which is `in_range`."""
+        """Sum of the squares of the scaled W."""
         xp, energy = self.backend.xp, 0.0
         for rows in blocks_of_rows(self.W.shape):
-            block = wide(self.W[rows, :], self.backend)
+            block = self.block(rows)
             energy += float(xp.sum(block * block))
         return energy
 
     @cached_property
     def gram(self) -> Array:
-        """W W^T or W^T W, whichever is smaller."""
+        """W W^T or W^T W of the scaled W, whichever is smaller."""
         whole = self.wide
         return whole @ whole.T if whole.shape[0] <= whole.shape[1] else whole.T @ whole
 
     @cached_property
-    def frobenius_norm(self) -> float:
-        """Of W."""
+    def scaled_frobenius_norm(self) -> float:
+        """Of the scaled W."""
         return float(np.sqrt(self.energy)) if self.in_range else frobenius_norm(self.wide, self.backend)
 
+    @property
+    def frobenius_norm(self) -> float:
+        """Of W; inf if it is beyond the largest number."""
+        return self.unscaled(self.scaled_frobenius_norm)
+
     @cached_property
-    def spectral_norm(self) -> float:
-        """Of W, measured if spectral norms are, or else the largest of the singular values."""
+    def scaled_spectral_norm(self) -> float:
+        """Of the scaled W, measured if spectral norms are, or else the largest of the singular values."""
         if not self.spectral:
-            return float(self.values[0])
+            return float(self.scaled_values[0])
         if self.in_range:
             return float(np.sqrt(max(largest_eigenvalue(self.gram, self.backend), 0.0)))
         return spectral_norm(self.wide, self.backend)

@@ -1,0 +1,75 @@
+"""Exact scaling by powers of two, a matrix of a stack or a term at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lowrank_ldu.backend import Array, Backend
+
+# Of the exponents of a dtype. Numbers up to 2 ** 128 of float64 can be multiplied by each other a few times.
+_MODERATE_SHARE = 8
+
+
+def exponent_of(magnitude: Array, backend: Backend) -> Array:
+    """Return e, a whole number in the array's dtype, with magnitude < 2 ** e <= 4 magnitude; 0 for 0.
+
+    Logarithms round, so that 4 stands where 2 would do.
+    """
+    xp = backend.xp
+    positive = magnitude > 0
+    logarithm = xp.log2(xp.where(positive, magnitude, xp.ones_like(magnitude)))
+    return xp.where(positive, xp.floor(logarithm) + 1, xp.zeros_like(magnitude))
+
+
+def largest_exponent(xp: Any, dtype: Any) -> int:
+    """Return E with 2 ** E just beyond the largest number of a dtype."""
+    return math.frexp(float(xp.finfo(dtype).max))[1]
+
+
+def moderated(exponent: Array, backend: Backend) -> Array:
+    """Return the exponents with 0 for those of numbers that can be multiplied a few times without leaving the range."""
+    xp = backend.xp
+    limit = largest_exponent(xp, exponent.dtype) // _MODERATE_SHARE
+    return xp.where(xp.abs(exponent) <= limit, xp.zeros_like(exponent), exponent)
+
+
+def times_power(array: Array, exponent: Array, backend: Backend) -> Array:
+    """Return array * 2 ** exponent, rounded only where the result is subnormal; the two are broadcast.
+
+    In four steps of about equal size, since 2 ** exponent itself may be out of range. All go the same way, so nothing
+    overflows or vanishes on it that does not in the end; four reach from one end of the range across it and back.
+    """
+    xp = backend.xp
+    if not backend.is_traced(exponent) and not bool(xp.any(exponent != 0)):
+        return array
+    rest = exponent
+    for parts in (4, 3, 2, 1):
+        step = xp.round(rest / parts)
+        array = array * backend.power_of_two(step)
+        rest = rest - step
+    return array
+
+
+def scaled_by(array: Array, exponent: int) -> Any:
+    """Return array * 2 ** exponent for a single exponent, rounded only where the result is subnormal."""
+    half = exponent // 2
+    # Two factors: one of them may not be representable.
+    return array * 2.0**half * 2.0 ** (exponent - half) if exponent else array
+
+
+def balanced(left: Array, right: Array, backend: Backend) -> tuple[Array, Array, Array]:
+    """Return left (..., m, r) and right (..., r, n), with each term of moderate size, and the exponents taken from it.
+
+    left diag(z) right is the product of what is returned with z * 2 ** exponents (..., r). Where all are of moderate
+    size already the factors are returned as they are, and zeros.
+    """
+    xp = backend.xp
+    of_left, of_right = (
+        moderated(exponent_of(xp.max(xp.abs(factor), axis=axis), backend), backend)
+        for factor, axis in ((left, -2), (right, -1))
+    )
+    left = times_power(left, -of_left[..., None, :], backend)
+    right = times_power(right, -of_right[..., :, None], backend)
+    return left, right, of_left + of_right
