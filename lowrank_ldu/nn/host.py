@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.kinds.forward import refresh_weight
 from lowrank_ldu.nn.quantized import dense_weight
 
 if TYPE_CHECKING:
@@ -31,20 +34,69 @@ class Diagonal(NamedTuple):
         return self.adapter.delta(self.factors)
 
 
+class Seen:
+    """Whether something has been called; shallow copies of a module share it."""
+
+    __slots__ = ("seen",)
+
+    def __init__(self) -> None:
+        self.seen = False
+
+
 class AdapterHost:
     """A module that holds LoLDU adapters of one base layer; what optimisation, counting and saving ask for.
+
+    Attributes it lacks are those of its base layer: `weight`, `bias`, sizes, and whatever else a model looks at.
 
     Attributes
     ----------
     plan : str
         How the layer computes, one of `lowrank_ldu.kernels.PLANS`.
+    called : Seen
+        Whether the layer has been called.
+    sharers : tuple of nn.Module
+        Modules that used the base layer's weight, too, when the adapter was made.
     """
 
     plan: Plan = "auto"
+    called: Seen = Seen()
+    sharers: tuple[nn.Module, ...] = ()
 
     @abstractmethod
     def diagonals(self) -> Iterator[Diagonal]:
         """Yield the adapters of the layer."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a submodule, as nn.Module does, or what the layer itself lacks from its base layer."""
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]  # nn.Module's, the next class
+        except AttributeError:
+            # What begins with an underscore belongs to the one module: flags and hooks of libraries, ways to copy it.
+            if name.startswith("_") or "base_layer" not in modules or not hasattr(modules["base_layer"], name):
+                raise
+            return getattr(modules["base_layer"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; `weight` and `bias` are the base layer's.
+
+        Raises
+        ------
+        RuntimeError
+            The weight is another one than the adapter's factors are of.
+        """
+        base_layer = self.__dict__.get("_modules", {}).get("base_layer")
+        if name not in {"weight", "bias"} or base_layer is None:
+            super().__setattr__(name, value)
+        elif name == "bias":
+            base_layer.bias = value
+        elif base_layer.weight is not value:
+            raise RuntimeError(
+                "weight is another tensor than the one that the layer's adapter was made on; accepted: the same one, "
+                "or to set base_layer.weight and make the adapter anew"
+            )
 
 
 def stored_weight(base_layer: nn.Module) -> nn.Parameter:
@@ -61,7 +113,10 @@ def weight_matrix(base_layer: nn.Module) -> Tensor:
     TypeError
         The layer or its weight is of a kind that cannot be factored.
     """
-    return kind_of(base_layer).as_matrix(dense_weight(base_layer))
+    kind = kind_of(base_layer)
+    with torch.no_grad():
+        refresh_weight(base_layer)
+    return kind.as_matrix(dense_weight(base_layer))
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_ldu.decomposition import LDU, Pivoting
+from lowrank_ldu.nn.base_call import first_argument
 from lowrank_ldu.nn.basis import Basis, check_basis, ldu_terms
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.validation import check_matrix, check_rank
@@ -160,6 +161,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         self.adapter = adapter
         self._base_weight: Tensor | None = None
         self._merged = False
+        self.called = Seen()
         self.register_state_dict_pre_hook(_refuse_while_merged)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_rebuild_factors)  # type: ignore[no-untyped-call]
 
@@ -230,12 +232,17 @@ class LoLDULayer(AdapterHost, nn.Module):
         """Return the update of the matrix W, P L diag(delta) U, shape (m, n), in float32 (float64 for such a base)."""
         return updated_matrix(self.factors, self.delta)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the base layer's output for x plus the update's."""
+    def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what the base layer makes of its arguments with the update in its weight."""
+        self.called.seen = True
+        if x is None:
+            x = first_argument(self.base_layer, kwargs)
         if self._merged:
-            y: Tensor = self.base_layer(x)
+            y: Tensor = self.base_layer(x, *args, **kwargs)
             return y
-        return layer_output(self.base_layer, self.kind, x, self.factors, self.delta, plan=self.plan)
+        return layer_output(
+            self.base_layer, self.kind, x, self.factors, self.delta, plan=self.plan, args=args, kwargs=kwargs
+        )
 
     @torch.no_grad()
     def merge(self, *, keep_base: bool = True) -> None:

@@ -11,11 +11,12 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 
 from lowrank_ldu.initialization import is_random
+from lowrank_ldu.nn.base_call import Update, first_argument, output_with_updates
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
-from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
+from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
@@ -32,7 +33,7 @@ _ROUNDED, _QUANTIZED = 0.01, 0.2
 _RANDOM_OFFSET = 0.1
 
 
-class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has no types
+class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft has no types
     """A base layer with LoLDU adapters under PEFT.
 
     Parameters
@@ -71,6 +72,7 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         self.base_layer = base_layer
         self.kind = kind_of(base_layer)
         self.name = name
+        self.called = Seen()
         self.loldu_adapter = nn.ModuleDict()
         # Adapters of equal options share their factors: what they differ in is r + 1 numbers.
         self.loldu_factors = nn.ModuleDict()
@@ -209,9 +211,12 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         del adapter_name
         return self.kind.linear
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the base layer's output for x with the updates of the active adapters."""
+    def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what the base layer makes of its arguments with the updates of the active adapters in its weight."""
+        self.called.seen = True
         adapter_names = kwargs.pop("adapter_names", None)
+        if x is None:
+            x = first_argument(self.get_base_layer(), kwargs)
         if adapter_names is not None:
             self._check_mixed_batch(x, adapter_names)
         if self.disable_adapters and self.merged:
@@ -233,9 +238,8 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             key, delta = deltas.popitem()
             return layer_output(base, self.kind, x, self.loldu_factors[key], delta, plan=self.plan)  # type: ignore[arg-type]
         self.check_unfused()
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        for key, delta in deltas.items():
-            result = updated_output(base, self.kind, x, result, self.loldu_factors[key], delta)  # type: ignore[arg-type]
+        updates = [Update(self.loldu_factors[key], delta) for key, delta in deltas.items()]  # type: ignore[arg-type]
+        result: Tensor = output_with_updates(self.base_layer, base, self.kind, updates, x, args, kwargs)
         return result
 
     def check_unfused(self) -> None:

@@ -80,7 +80,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             )
         try:
             kind = kind_of(target)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             # PEFT and its users expect ValueError for a target of another kind.
             raise ValueError(f"target module {current_key!r}: {error}") from error
         if kind is TransposedLinearKind:

@@ -1,0 +1,121 @@
+"""Whether a layer computes by the formula of its kind, or by a forward of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from lowrank_ldu.nn.quantized import is_quantized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+# By name, so that no library is imported for it. Falcon's computes what nn.Linear does, in two steps.
+_PLAIN_NAMES = {
+    ("transformers.pytorch_utils", "Conv1D"),
+    ("transformers.models.falcon.modeling_falcon", "FalconLinear"),
+}
+# Their layers multiply by the weight that `dense_weight` reads, by kernels of their own.
+_QUANTIZING_LIBRARIES = {"bitsandbytes", "torchao", "hqq"}
+# All that the forward of transformers' scaled embeddings names: super().forward(x) * self.embed_scale.to(dtype).
+_SCALING_NAMES = {"super", "forward", "embed_scale", "to", "weight", "dtype"}
+
+_plain_classes: dict[type, bool] = {}
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether a layer's output is made by other code than its kind's formula: a subclass's or an instance's forward.
+
+    Examples
+    --------
+    >>> own_forward(nn.Linear(2, 2))
+    False
+    """
+    state = vars(module)
+    # accelerate's hooks put a forward on the instance that moves tensors and calls the former one.
+    if "forward" in state and "_hf_hook" not in state:
+        return True
+    return not _is_plain(type(module))
+
+
+def check_forward(module: nn.Module) -> None:
+    """Refuse a layer with a forward of its own that cannot be called with another weight.
+
+    Raises
+    ------
+    ValueError
+        Its weight is quantised, or is computed at each call, or its gradient would be no gradient of the sum.
+    """
+    if not own_forward(module):
+        return
+    name = f"the layer is a {type(module).__name__} with a forward of its own"
+    if is_quantized(module):
+        raise ValueError(f"{name} and a quantised weight; accepted: a floating weight, or the library's own layer")
+    if computed_weight(module) is not None and not getattr(module, "_is_replica", False):
+        raise ValueError(f"{name} and a weight that is {computed_weight(module)}; accepted: one of the two")
+    for option in ("sparse", "scale_grad_by_freq"):
+        if isinstance(module, nn.Embedding) and getattr(module, option):
+            raise ValueError(f"{name} and {option}=True; accepted: {option}=False")
+
+
+def computed_weight(module: nn.Module) -> str | None:
+    """Return how a layer's weight comes about if it is computed from other tensors, None if it is a parameter.
+
+    Examples
+    --------
+    >>> computed_weight(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    'parametrized (torch.nn.utils.parametrize)'
+    """
+    weight = module._parameters.get("weight")  # noqa: SLF001  # not what a property of that name computes
+    if weight is not None and module.weight is weight:
+        return None
+    if "parametrizations" in module._modules:  # noqa: SLF001
+        return "parametrized (torch.nn.utils.parametrize)"
+    writers = sorted({type(hook).__name__ for hook in _reparametrizations(module)})
+    return f"computed at each call ({', '.join(writers)})" if writers else "computed at each call"
+
+
+def refresh_weight(module: nn.Module) -> None:
+    """Compute a weight anew that torch's older weight_norm, spectral_norm and pruning leave as of the last call."""
+    if "weight" in module._parameters:  # noqa: SLF001
+        return
+    for hook in _reparametrizations(module):
+        if hasattr(hook, "do_power_iteration"):
+            module.weight = hook.compute_weight(module, do_power_iteration=False)
+        else:
+            hook(module, None)  # type: ignore[operator]
+
+
+def _reparametrizations(module: nn.Module) -> Iterable[object]:
+    """Yield the hooks of torch.nn.utils (weight_norm, spectral_norm, prune) that write a weight before each call."""
+    for hook in module._forward_pre_hooks.values():  # noqa: SLF001
+        if any(kind.__module__.startswith("torch.nn.utils.") for kind in type(hook).__mro__):
+            yield hook
+
+
+def _is_plain(kind: type) -> bool:
+    known = _plain_classes.get(kind)
+    if known is None:
+        known = _plain_classes[kind] = _computes_plainly(kind)
+    return known
+
+
+def _computes_plainly(kind: type) -> bool:
+    owner = next(base for base in kind.__mro__ if "forward" in vars(base))
+    if owner.__module__.partition(".")[0] in _QUANTIZING_LIBRARIES:
+        return True
+    if kind.__call__ is not nn.Module.__call__:
+        return False
+    if (owner.__module__, owner.__name__) in _PLAIN_NAMES or _is_scaled_embedding(owner):
+        return True
+    # A convolution's forward leaves the work to a method, which a subclass may have changed.
+    return owner in _PLAIN and getattr(kind, "_conv_forward", None) is getattr(owner, "_conv_forward", None)
+
+
+def _is_scaled_embedding(owner: type) -> bool:
+    """Whether it is one of transformers' embeddings that scale what they look up, which `EmbeddingKind` knows."""
+    named = owner.__module__.startswith("transformers.models.") and owner.__name__.endswith("ScaledWordEmbedding")
+    code = getattr(owner.forward, "__code__", None)  # type: ignore[attr-defined]
+    return named and code is not None and set(code.co_names) <= _SCALING_NAMES
