@@ -18,6 +18,7 @@ from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
 from lowrank_ldu.validation import check_rank
@@ -275,7 +276,9 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         Raises
         ------
         ValueError
-            The base is quantised, or the sum is not finite; the weight is unchanged then.
+            The base is quantised, its weight is computed at each call (parametrized, weight-normed, pruned) or is
+            another module's, too, the sum is not finite, or the merged layer, tried out where the base has hooks or a
+            forward of its own, does not compute what this one does; the weight is unchanged then.
         """
         del safe_merge
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.loldu_adapter]
@@ -287,6 +290,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                 f"layer {self.name!r} is a quantised {type(base).__name__}, which would lose the update in rounding; "
                 "accepted: a floating weight, or the adapter as it is beside the quantised base"
             )
+        self.check_mergeable()
         keep = self._base_weight is not None or (
             not self.merged and all(self.loldu_config[name].keep_base for name in names)
         )
@@ -300,10 +304,26 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                     f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: layer "
                     f"{self.name!r}: {error}"
                 ) from error
-            if keep and self._base_weight is None:
-                self._base_weight = stored_weight(base).detach().clone()
-            stored_weight(base).data.copy_(merged)
+            kept = stored_weight(base).detach().clone() if keep and self._base_weight is None else self._base_weight
+            try:
+                # What is merged already is in the weight that the updates are added to.
+                with tried_out(base, self.kind, stored_weight(base), merged, self._updates(names)):
+                    stored_weight(base).data.copy_(merged)
+            except RuntimeError as error:
+                raise ValueError(f"layer {self.name!r}: {error}") from error
+            self._base_weight = kept
         self.merged_adapters.extend(names)
+
+    def check_mergeable(self) -> None:
+        """Raise ValueError if the base weight is computed at each call, or is another module's, too."""
+        try:
+            check_mergeable(self, self.get_base_layer())
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"layer {self.name!r}: {error}") from error
+
+    def _updates(self, adapter_names: list[str]) -> list[Update]:
+        diagonals = [self.diagonal(name) for name in adapter_names]
+        return [Update(diagonal.factors, diagonal.delta) for diagonal in diagonals]
 
     def _update(self, adapter_name: str) -> Tensor:
         _, adapter, factors = self.diagonal(adapter_name)

@@ -114,16 +114,18 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                 )
 
     def _check_merge_allowed(self) -> None:
-        """Refuse to write an update into a weight that another module uses, too: that one would change with it.
+        """Refuse to write an update into a weight that another module uses, too, or that is computed at each call.
 
         Raises
         ------
         ValueError
-            Naming the layer and the other module.
+            Naming the layer, and the other module or what computes the weight.
         """
         super()._check_merge_allowed()
-        layers = ((name, layer) for name, layer in hosts(self.model) if isinstance(layer, LolduLayer))
-        tied = tied_weights(self.model, {name: layer.get_base_layer() for name, layer in layers})
+        layers = {name: layer for name, layer in hosts(self.model) if isinstance(layer, LolduLayer)}
+        for layer in layers.values():
+            layer.check_mergeable()
+        tied = tied_weights(self.model, {name: layer.get_base_layer() for name, layer in layers.items()})
         for name, others in tied.items():
             raise ValueError(
                 f"the weight of layer {name!r} is tied to {', '.join(map(repr, others))}, which merging would change; "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
+from torch.nn.functional import embedding, linear
 
-from lowrank_ldu.nn.quantized import is_quantized
+from lowrank_ldu.nn.quantized import dense_weight, is_quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,9 @@ _QUANTIZING_LIBRARIES = {"bitsandbytes", "torchao", "hqq"}
 # All that the forward of transformers' scaled embeddings names: super().forward(x) * self.embed_scale.to(dtype).
 _SCALING_NAMES = {"super", "forward", "embed_scale", "to", "weight", "dtype"}
 
+# Relative; what a layer computes that is not its product is off by about as much as it is large.
+_QUANTIZED = 0.2
+
 _plain_classes: dict[type, bool] = {}
 
 
@@ -33,6 +38,11 @@ def own_forward(module: nn.Module) -> bool:
     >>> own_forward(nn.Linear(2, 2))
     False
     """
+    # Whatever a quantised layer calls, it multiplies by what its integers stand for (`check_forward`).
+    return _has_own_forward(module) and not is_quantized(module)
+
+
+def _has_own_forward(module: nn.Module) -> bool:
     state = vars(module)
     # accelerate's hooks put a forward on the instance that moves tensors and calls the former one.
     if "forward" in state and "_hf_hook" not in state:
@@ -46,13 +56,19 @@ def check_forward(module: nn.Module) -> None:
     Raises
     ------
     ValueError
-        Its weight is quantised, or is computed at each call, or its gradient would be no gradient of the sum.
+        Its weight is quantised and its output is not the product with it, or its weight is computed at each call, or
+        its gradient would be no gradient of the sum.
     """
-    if not own_forward(module):
+    if not _has_own_forward(module):
         return
     name = f"the layer is a {type(module).__name__} with a forward of its own"
     if is_quantized(module):
-        raise ValueError(f"{name} and a quantised weight; accepted: a floating weight, or the library's own layer")
+        if not _multiplies_by_its_weight(module):
+            raise ValueError(
+                f"{name} and a quantised weight, whose output is not their product; accepted: a floating weight, or "
+                "the quantising library's own layer"
+            )
+        return
     if computed_weight(module) is not None and not getattr(module, "_is_replica", False):
         raise ValueError(f"{name} and a weight that is {computed_weight(module)}; accepted: one of the two")
     for option in ("sparse", "scale_grad_by_freq"):
@@ -86,6 +102,26 @@ def refresh_weight(module: nn.Module) -> None:
             module.weight = hook.compute_weight(module, do_power_iteration=False)
         else:
             hook(module, None)  # type: ignore[operator]
+
+
+def _multiplies_by_its_weight(module: nn.Module) -> bool:
+    """Whether a quantised layer's output is that of its kind, but for the rounding of its input; True if it is unknown.
+
+    An activation in 4 bits is off by a tenth.
+    """
+    try:
+        with torch.no_grad():
+            weight = dense_weight(module)
+            generator = torch.Generator().manual_seed(0)
+            if isinstance(module, nn.Embedding):
+                ids = torch.randint(0, len(weight), (2, 4), generator=generator).to(weight.device)
+                expected, y = embedding(ids, weight), module(ids)
+            else:
+                x = torch.randn(4, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+                expected, y = linear(x, weight, getattr(module, "bias", None)), module(x)
+            return bool((y.double() - expected.double()).norm() <= _QUANTIZED * expected.double().norm())
+    except Exception:  # noqa: BLE001  # whatever a foreign forward raises: it takes other inputs
+        return True
 
 
 def _reparametrizations(module: nn.Module) -> Iterable[object]:
