@@ -53,11 +53,17 @@ def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tenso
     OverflowError
         The sum is not finite in the weight's dtype.
     """
-    total = sum(updates, torch.zeros((), device=weight.device))
-    matrix = kind.as_matrix(weight)
-    merged = (matrix.to(torch.promote_types(total.dtype, matrix.dtype)) + total).to(weight.dtype)
+    merged = summed_weight(weight, kind, updates)
     if not bool(merged.isfinite().all()):
         raise OverflowError(
             f"the merged weight overflows {dtype_name(weight)}; accepted: a smaller update, or a wider base"
         )
+    return merged
+
+
+def summed_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
+    """Return what `merged_weight` does, whatever its numbers, with the gradients of its summands."""
+    total = sum(updates, torch.zeros((), device=weight.device))
+    matrix = kind.as_matrix(weight)
+    merged = (matrix.to(torch.promote_types(total.dtype, matrix.dtype)) + total).to(weight.dtype)
     return kind.as_weight(merged, weight)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import is_fake
-from torch.nn.modules import module as torch_module
 
 from lowrank_ldu.kernels import PLANS, Plan, Problem, choose_plan, ldu_linear, ldu_linear_multi
 from lowrank_ldu.kernels.surroundings import autocast_dtype, transformed
-from lowrank_ldu.nn.functional import updated_output
+from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
 from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.kinds import LayerKind
 
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def set_plan(model: nn.Module, plan: Plan) -> int:
@@ -66,6 +64,8 @@ def layer_output(
     *,
     plan: Plan = "auto",
     index: Tensor | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
     """Return what a base layer and the update P L diag(delta) U make of x.
 
@@ -81,19 +81,22 @@ def layer_output(
     plan : str
         One of `PLANS`.
     index : Tensor, shape (B,), optional
-        The row of delta that each row of the batch uses.
+        The row of delta that each row of the batch uses; the last row is zero, for rows without an update.
+    args, kwargs
+        Further arguments of the base layer.
 
     Raises
     ------
     RuntimeError
         The plan that was asked for cannot compute this layer.
     """
-    reason = _passed_by(base_layer, kind, x, factors)
+    further = "the base layer takes further arguments" if args or kwargs else None
+    reason = further or _passed_by(base_layer, kind, x, factors)
     if reason is not None:
         if plan not in {"auto", "reference"}:
             raise RuntimeError(f"plan {plan!r} cannot run here: {reason}")
-        rows = delta if index is None else delta[index]
-        return updated_output(base_layer, kind, x, base_layer(x), factors, rows)
+        y: Tensor = output_with_updates(base_layer, base_layer, kind, [Update(factors, delta, index)], x, args, kwargs)
+        return y
     linear = cast("nn.Linear", base_layer)
     weight, left, right = kind.as_matrix(linear.weight), factors.left, factors.right
     bias: Tensor | None = linear.bias
@@ -121,8 +124,8 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
         The plan that was asked for cannot run.
     """
     diagonal = next(iter(layer.diagonals()))
-    base_layer: nn.Module = layer.base_layer  # type: ignore[attr-defined]
-    kind: type[LayerKind] = layer.kind  # type: ignore[attr-defined]
+    base_layer: nn.Module = layer.base_layer
+    kind: type[LayerKind] = layer.kind
     if _passed_by(base_layer, kind, x, diagonal.factors) is not None:
         return "reference"
     weight, factors = kind.as_matrix(cast("Tensor", base_layer.weight)), diagonal.factors
@@ -164,7 +167,7 @@ def _passed_by(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors:
     plain = type(base_layer) is nn.Linear if kind is LinearKind else type(base_layer).__name__ == "Conv1D"
     if not plain or "forward" in vars(base_layer) or "parametrizations" in base_layer._modules:  # noqa: SLF001
         return f"the base layer ({type(base_layer).__name__}) has a forward of its own"
-    if any(getattr(base_layer, name) for name in _HOOKS) or torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]  # noqa: SLF001
+    if has_hooks(base_layer):
         return "the base layer has hooks, which a fused product would not call"
     return _not_plain(cast("nn.Linear", base_layer), x, factors)
 

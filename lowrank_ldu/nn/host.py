@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.kinds.forward import refresh_weight
 from lowrank_ldu.nn.quantized import dense_weight
 
 if TYPE_CHECKING:
@@ -31,20 +34,84 @@ class Diagonal(NamedTuple):
         return self.adapter.delta(self.factors)
 
 
+class Seen:
+    """Whether something has been called; shallow copies of a module share it."""
+
+    __slots__ = ("seen",)
+
+    def __init__(self) -> None:
+        self.seen = False
+
+
 class AdapterHost:
     """A module that holds LoLDU adapters of one base layer; what optimisation, counting and saving ask for.
+
+    Attributes it lacks are those of its base layer: `weight`, `bias`, sizes, and whatever else a model looks at.
 
     Attributes
     ----------
     plan : str
         How the layer computes, one of `lowrank_ldu.kernels.PLANS`.
+    called : Seen
+        Whether the layer has been called.
+    warned : bool
+        Whether it was said that it has not.
+    weight_read : Seen
+        Whether the weight has been looked at through the layer.
+    reader : str or None
+        The method of the model that reads the weight on one of its paths, and calls the layer on another.
+    sharers : tuple of nn.Module
+        Modules that used the base layer's weight, too, when the adapter was made.
     """
 
     plan: Plan = "auto"
+    called: Seen = Seen()
+    weight_read: Seen = Seen()
+    reader: str | None = None
+    warned: bool = False
+    sharers: tuple[nn.Module, ...] = ()
 
     @abstractmethod
     def diagonals(self) -> Iterator[Diagonal]:
         """Yield the adapters of the layer."""
+
+    @property
+    def weight(self) -> Any:
+        """The base layer's weight."""
+        self.weight_read.seen = True
+        return self.__dict__["_modules"]["base_layer"].weight
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a submodule, as nn.Module does, or what the layer itself lacks from its base layer."""
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]  # nn.Module's, the next class
+        except AttributeError:
+            # What begins with an underscore belongs to the one module: flags and hooks of libraries, ways to copy it.
+            if name.startswith("_") or "base_layer" not in modules or not hasattr(modules["base_layer"], name):
+                raise
+            return getattr(modules["base_layer"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; `weight` and `bias` are the base layer's.
+
+        Raises
+        ------
+        RuntimeError
+            The weight is another one than the adapter's factors are of.
+        """
+        base_layer = self.__dict__.get("_modules", {}).get("base_layer")
+        if name not in {"weight", "bias"} or base_layer is None:
+            super().__setattr__(name, value)
+        elif name == "bias":
+            base_layer.bias = value
+        elif base_layer.weight is not value:
+            raise RuntimeError(
+                "weight is another tensor than the one that the layer's adapter was made on; accepted: the same one, "
+                "or to set base_layer.weight and make the adapter anew"
+            )
 
 
 def stored_weight(base_layer: nn.Module) -> nn.Parameter:
@@ -61,7 +128,10 @@ def weight_matrix(base_layer: nn.Module) -> Tensor:
     TypeError
         The layer or its weight is of a kind that cannot be factored.
     """
-    return kind_of(base_layer).as_matrix(dense_weight(base_layer))
+    kind = kind_of(base_layer)
+    with torch.no_grad():
+        refresh_weight(base_layer)
+    return kind.as_matrix(dense_weight(base_layer))
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
@@ -80,14 +150,36 @@ def tied_weights(model: nn.Module, base_layers: dict[str, nn.Module]) -> dict[st
     base_layers : dict of str to nn.Module
         Qualified name of each layer with adapters to its base layer.
     """
+    tied = {
+        name: [owner for owner, module in users if module is not base_layers[name]]
+        for name, users in _users_of_weights(model, base_layers)
+    }
+    return {name: others for name, others in tied.items() if others}
+
+
+def note_sharers(model: nn.Module) -> None:
+    """Let every layer with adapters know which other modules use its weight, so that it is not merged on its own."""
+    layers = {name: host for name, host in hosts(model) if "base_layer" in host._modules}  # noqa: SLF001
+    bases = {name: _innermost(host) for name, host in layers.items()}
+    for name, users in _users_of_weights(model, bases):
+        layers[name].sharers = tuple(module for _, module in users if module is not bases[name])
+
+
+def _innermost(layer: Any) -> nn.Module:
+    """Return the module that is adapted, below the layers of other methods around it."""
+    while "base_layer" in layer._modules:  # noqa: SLF001
+        layer = layer.base_layer
+    return layer  # type: ignore[no-any-return]
+
+
+def _users_of_weights(
+    model: nn.Module, base_layers: dict[str, nn.Module]
+) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
+    """Yield each layer's name with the names and modules of all that have its weight."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():  # noqa: SLF001  # parameters() leaves out what it has seen
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((name, module))
-    tied = {}
     for name, base_layer in base_layers.items():
-        others = [owner for owner, module in owners.get(id(stored_weight(base_layer)), []) if module is not base_layer]
-        if others:
-            tied[name] = others
-    return tied
+        yield name, owners.get(id(stored_weight(base_layer)), [])

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_ldu.decomposition import LDU, Pivoting
+from lowrank_ldu.nn.base_call import Update, first_argument
 from lowrank_ldu.nn.basis import Basis, check_basis, ldu_terms
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.validation import check_matrix, check_rank
 
@@ -160,6 +162,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         self.adapter = adapter
         self._base_weight: Tensor | None = None
         self._merged = False
+        self.called, self.weight_read = Seen(), Seen()
         self.register_state_dict_pre_hook(_refuse_while_merged)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_rebuild_factors)  # type: ignore[no-untyped-call]
 
@@ -230,12 +233,17 @@ class LoLDULayer(AdapterHost, nn.Module):
         """Return the update of the matrix W, P L diag(delta) U, shape (m, n), in float32 (float64 for such a base)."""
         return updated_matrix(self.factors, self.delta)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the base layer's output for x plus the update's."""
+    def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what the base layer makes of its arguments with the update in its weight."""
+        self.called.seen = True
+        if x is None:
+            x = first_argument(self.base_layer, kwargs)
         if self._merged:
-            y: Tensor = self.base_layer(x)
+            y: Tensor = self.base_layer(x, *args, **kwargs)
             return y
-        return layer_output(self.base_layer, self.kind, x, self.factors, self.delta, plan=self.plan)
+        return layer_output(
+            self.base_layer, self.kind, x, self.factors, self.delta, plan=self.plan, args=args, kwargs=kwargs
+        )
 
     @torch.no_grad()
     def merge(self, *, keep_base: bool = True) -> None:
@@ -250,9 +258,11 @@ class LoLDULayer(AdapterHost, nn.Module):
         Raises
         ------
         RuntimeError
-            The layer is merged already.
+            The layer is merged already; its weight is another module's, too; or the merged layer, tried out where the
+            base has hooks or a forward of its own, does not compute what this one does. The weight is not changed.
         TypeError
-            The base is quantised: no sum of its weight and an update is in its format.
+            The base is quantised: no sum of its weight and an update is in its format. Or its weight is computed at
+            each call (parametrized, weight-normed, pruned).
         OverflowError
             The sum is not finite in the weight's dtype. The weight is not changed then.
         """
@@ -263,12 +273,13 @@ class LoLDULayer(AdapterHost, nn.Module):
                 f"the base layer is a quantised {type(self.base_layer).__name__}, which would lose the update in "
                 "rounding; accepted: a floating weight, or the adapter as it is beside the quantised base"
             )
+        check_mergeable(self, self.base_layer)
         weight = stored_weight(self.base_layer)
         merged = merged_weight(weight, self.kind, [self.delta_weight()])
-        if keep_base:
-            self._base_weight = weight.detach().clone()
-        weight.copy_(merged)
-        self._merged = True
+        kept = weight.detach().clone() if keep_base else None
+        with tried_out(self.base_layer, self.kind, weight, merged, [Update(self.factors, self.delta)]):
+            weight.copy_(merged)
+        self._base_weight, self._merged = kept, True
 
     @torch.no_grad()
     def unmerge(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.nn.calls import unwatch, warn_of_passed_by
 from lowrank_ldu.nn.host import tied_weights
 from lowrank_ldu.nn.injection import lowrank_layers, replace_module
 from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.merge_check import check_mergeable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,25 +20,52 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> None:
     Raises
     ------
     RuntimeError
-        A layer is merged already, or its weight is tied to another module's; none has been changed then.
-    TypeError, OverflowError
-        A weight is quantised, or a merged one is not finite in its dtype; the message names the layer, and those before
-        it are merged.
+        A layer is merged already, or its weight is tied to another module's.
+    TypeError
+        A weight is quantised, or is computed at each call (parametrized, weight-normed, pruned).
+    OverflowError, RuntimeError
+        A merged weight is not finite in its dtype, or a merged layer, tried out where its base has hooks or a forward
+        of its own, does not compute what it should. The layers before it are merged if `keep_base` is False.
+
+    In every other case no weight has been changed; the message names the layer.
+
+    Warns
+    -----
+    UserWarning
+        The model has been called, and never called one of its layers, whose adapter had no effect.
     """
-    _refuse_tied_weights(model)
+    _check_mergeable(model)
+    warn_of_passed_by(model)
     layers = list(lowrank_layers(model))
     for name, layer in layers:
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged already; accepted: one merge, then unmerge")
-    for name, layer in layers:
-        _merge_layer(name, layer, keep_base=keep_base)
+    done: list[LoLDULayer] = []
+    try:
+        for name, layer in layers:
+            _merge_layer(name, layer, keep_base=keep_base)
+            done.append(layer)
+    except BaseException:
+        for layer in done if keep_base else ():
+            layer.unmerge()
+        raise
 
 
 def _merge_layer(name: str, layer: LoLDULayer, *, keep_base: bool) -> None:
     try:
         layer.merge(keep_base=keep_base)
-    except (TypeError, OverflowError) as error:
+    except (TypeError, OverflowError, RuntimeError) as error:
         raise type(error)(f"layer {name!r}: {error}") from error
+
+
+def _check_mergeable(model: nn.Module) -> None:
+    """Refuse, before anything is changed, what no layer's merge would accept."""
+    _refuse_tied_weights(model)
+    for name, layer in lowrank_layers(model):
+        try:
+            check_mergeable(layer, layer.base_layer)
+        except (TypeError, RuntimeError) as error:
+            raise type(error)(f"layer {name!r}: {error}") from error
 
 
 def _refuse_tied_weights(model: nn.Module) -> None:
@@ -81,7 +110,8 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
     'Linear'
     """
     if merged:
-        _refuse_tied_weights(model)
+        _check_mergeable(model)
+        warn_of_passed_by(model)
     # A layer that stands under two names is merged once and replaced twice.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, LoLDULayer):
@@ -91,3 +121,4 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
         elif not merged and module.merged:
             module.unmerge()
         replace_module(model, name, module.base_layer)
+    unwatch(model)

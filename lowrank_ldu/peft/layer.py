@@ -11,12 +11,15 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 
 from lowrank_ldu.initialization import is_random
+from lowrank_ldu.nn.base_call import Update, first_argument, output_with_updates
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
-from lowrank_ldu.nn.functional import merged_weight, updated_matrix, updated_output
+from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.kinds.forward import own_forward
+from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
 from lowrank_ldu.validation import check_rank
@@ -32,7 +35,7 @@ _ROUNDED, _QUANTIZED = 0.01, 0.2
 _RANDOM_OFFSET = 0.1
 
 
-class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has no types
+class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft has no types
     """A base layer with LoLDU adapters under PEFT.
 
     Parameters
@@ -71,6 +74,7 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         self.base_layer = base_layer
         self.kind = kind_of(base_layer)
         self.name = name
+        self.called, self.weight_read = Seen(), Seen()
         self.loldu_adapter = nn.ModuleDict()
         # Adapters of equal options share their factors: what they differ in is r + 1 numbers.
         self.loldu_factors = nn.ModuleDict()
@@ -205,13 +209,16 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         return self.kind.as_weight(update, stored_weight(self.get_base_layer()))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT's convert_to_lora can take the layer: it knows linear layers only."""
+        """Whether PEFT's convert_to_lora can take the layer: it adds products to the output of linear layers."""
         del adapter_name
-        return self.kind.linear
+        return self.kind.linear and not own_forward(self.get_base_layer())
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the base layer's output for x with the updates of the active adapters."""
+    def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
+        """Return what the base layer makes of its arguments with the updates of the active adapters in its weight."""
+        self.called.seen = True
         adapter_names = kwargs.pop("adapter_names", None)
+        if x is None:
+            x = first_argument(self.get_base_layer(), kwargs)
         if adapter_names is not None:
             self._check_mixed_batch(x, adapter_names)
         if self.disable_adapters and self.merged:
@@ -233,9 +240,8 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
             key, delta = deltas.popitem()
             return layer_output(base, self.kind, x, self.loldu_factors[key], delta, plan=self.plan)  # type: ignore[arg-type]
         self.check_unfused()
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        for key, delta in deltas.items():
-            result = updated_output(base, self.kind, x, result, self.loldu_factors[key], delta)  # type: ignore[arg-type]
+        updates = [Update(self.loldu_factors[key], delta) for key, delta in deltas.items()]  # type: ignore[arg-type]
+        result: Tensor = output_with_updates(self.base_layer, base, self.kind, updates, x, args, kwargs)
         return result
 
     def check_unfused(self) -> None:
@@ -271,7 +277,9 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
         Raises
         ------
         ValueError
-            The base is quantised, or the sum is not finite; the weight is unchanged then.
+            The base is quantised, its weight is computed at each call (parametrized, weight-normed, pruned) or is
+            another module's, too, the sum is not finite, or the merged layer, tried out where the base has hooks or a
+            forward of its own, does not compute what this one does; the weight is unchanged then.
         """
         del safe_merge
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.loldu_adapter]
@@ -283,6 +291,7 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
                 f"layer {self.name!r} is a quantised {type(base).__name__}, which would lose the update in rounding; "
                 "accepted: a floating weight, or the adapter as it is beside the quantised base"
             )
+        self.check_mergeable()
         keep = self._base_weight is not None or (
             not self.merged and all(self.loldu_config[name].keep_base for name in names)
         )
@@ -296,10 +305,26 @@ class LolduLayer(nn.Module, AdapterHost, BaseTunerLayer):  # type: ignore[misc] 
                     f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: layer "
                     f"{self.name!r}: {error}"
                 ) from error
-            if keep and self._base_weight is None:
-                self._base_weight = stored_weight(base).detach().clone()
-            stored_weight(base).data.copy_(merged)
+            kept = stored_weight(base).detach().clone() if keep and self._base_weight is None else self._base_weight
+            try:
+                # What is merged already is in the weight that the updates are added to.
+                with tried_out(base, self.kind, stored_weight(base), merged, self._updates(names)):
+                    stored_weight(base).data.copy_(merged)
+            except RuntimeError as error:
+                raise ValueError(f"layer {self.name!r}: {error}") from error
+            self._base_weight = kept
         self.merged_adapters.extend(names)
+
+    def check_mergeable(self) -> None:
+        """Raise ValueError if the base weight is computed at each call, or is another module's, too."""
+        try:
+            check_mergeable(self, self.get_base_layer())
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(f"layer {self.name!r}: {error}") from error
+
+    def _updates(self, adapter_names: list[str]) -> list[Update]:
+        diagonals = [self.diagonal(name) for name in adapter_names]
+        return [Update(diagonal.factors, diagonal.delta) for diagonal in diagonals]
 
     def _update(self, adapter_name: str) -> Tensor:
         _, adapter, factors = self.diagonal(adapter_name)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lowrank_ldu.nn.base_call import Update, output_with_updates
 from lowrank_ldu.nn.diagonal import delta_of, stack_states
-from lowrank_ldu.nn.functional import updated_output
 from lowrank_ldu.nn.fusion import layer_output
 
 if TYPE_CHECKING:
@@ -44,26 +44,24 @@ def mixed_output(layer: LolduLayer, x: Tensor, adapter_names: list[str], *args: 
         groups.setdefault(terms[name], []).append(name)
     base = layer.get_base_layer()
     if len(groups) == 1 and base is layer.base_layer and not (args or kwargs):
-        deltas, index = _diagonals(layer, unique, adapter_names, x.device)
+        deltas, index = _diagonals(layer, unique, adapter_names)
         return layer_output(base, layer.kind, x, layer.factors_of(unique[0]), deltas, plan=layer.plan, index=index)
     if groups:
         layer.check_unfused()
-    y: Tensor = layer.base_layer(x, *args, **kwargs)
-    for names in groups.values():
-        deltas, index = _diagonals(layer, names, adapter_names, y.device)
-        y = updated_output(base, layer.kind, x, y, layer.factors_of(names[0]), deltas[index])
+    updates = [
+        Update(layer.factors_of(names[0]), *_diagonals(layer, names, adapter_names)) for names in groups.values()
+    ]
+    y: Tensor = output_with_updates(layer.base_layer, base, layer.kind, updates, x, args, kwargs)
     return y
 
 
-def _diagonals(
-    layer: LolduLayer, names: list[str], adapter_names: list[str], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _diagonals(layer: LolduLayer, names: list[str], adapter_names: list[str]) -> tuple[Tensor, Tensor]:
     """Return the diagonals of adapters that share their factors, and for each row of the batch which of them it uses.
 
     The last diagonal is zero: that of rows that use none.
     """
-    position = {name: index for index, name in enumerate(names)}
-    index = torch.tensor([position.get(name, len(names)) for name in adapter_names], device=device)
     states = stack_states([layer.loldu_adapter[name] for name in names])  # type: ignore[misc]
     deltas = delta_of(states, layer.factors_of(names[0]).frame)
+    position = {name: index for index, name in enumerate(names)}
+    index = torch.tensor([position.get(name, len(names)) for name in adapter_names], device=deltas.device)
     return torch.cat([deltas, deltas.new_zeros(1, deltas.shape[1])]), index

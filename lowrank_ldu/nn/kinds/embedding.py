@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
 from lowrank_ldu.nn.kinds.base import per_row
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 class EmbeddingKind:
@@ -33,8 +31,12 @@ class EmbeddingKind:
         """Return left[x] diag(delta) right for token numbers x (...)."""
         rows = embedding(x, left)
         result = linear(rows * per_row(delta, rows.ndim).to(rows.dtype), right.T)
-        # Some models scale what they look up, in a subclass's forward.
+        if type(module).forward is nn.Embedding.forward:
+            return result
+        # Some models scale what they look up, in a subclass's forward; a tensor in the weight's dtype.
         scale = getattr(module, "embed_scale", None)
+        if isinstance(scale, Tensor):
+            scale = scale.to(left.dtype)
         return result if scale is None else result * scale
 
     @staticmethod

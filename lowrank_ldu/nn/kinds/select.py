@@ -8,6 +8,7 @@ from torch import nn
 
 from lowrank_ldu.nn.kinds.convolution import ConvolutionKind
 from lowrank_ldu.nn.kinds.embedding import EmbeddingKind
+from lowrank_ldu.nn.kinds.forward import check_forward
 from lowrank_ldu.nn.kinds.linear import LinearKind
 from lowrank_ldu.nn.kinds.transposed import TransposedLinearKind
 
@@ -41,7 +42,8 @@ def kind_of(module: nn.Module) -> type[LayerKind]:
     TypeError
         No kind is known for it.
     ValueError
-        An embedding that renormalises its weight as it looks rows up (max_norm), so that nothing can be factored.
+        An embedding that renormalises its weight as it looks rows up (max_norm), so that nothing can be factored; a
+        layer with a forward of its own that cannot be called with another weight (`check_forward`).
 
     Examples
     --------
@@ -55,6 +57,7 @@ def kind_of(module: nn.Module) -> type[LayerKind]:
         raise ValueError(
             f"the embedding has max_norm {module.max_norm} and changes its weight in use; accepted: max_norm None"
         )
+    check_forward(module)
     return kind
 
 

@@ -1,0 +1,217 @@
+"""The output of a base layer with updates of its weight, where no product is fused: hooks and own forwards included."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as torch_module
+
+from lowrank_ldu.nn.functional import summed_weight, updated_matrix, updated_output
+from lowrank_ldu.nn.kinds.forward import check_forward, own_forward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+    from lowrank_ldu.nn.factors import Factors
+    from lowrank_ldu.nn.kinds import LayerKind
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Held while a layer is called with another weight or forward than its own: threads may share the layer. One for all
+# layers, since a layer has to be copied and pickled.
+_LOCK = threading.RLock()
+
+
+class Update(NamedTuple):
+    """An update P L diag(delta) U of a base layer's weight.
+
+    Attributes
+    ----------
+    factors : Factors
+    delta : Tensor, shape (r,), or (A, r) with `choice`
+    choice : Tensor, shape (B,), optional
+        The row of delta that each row of the batch uses; the last row is zero, for rows without an update.
+    """
+
+    factors: Factors
+    delta: Tensor
+    choice: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """One diagonal (r,), or one for each row of the batch (B, r)."""
+        return self.delta if self.choice is None else self.delta[self.choice]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module runs more than its forward."""
+    return any(getattr(module, name) for name in _HOOKS) or torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]  # noqa: SLF001
+
+
+def first_argument(module: nn.Module, kwargs: dict[str, Any]) -> Any:
+    """Take the first argument of a layer's forward out of its keyword arguments.
+
+    Raises
+    ------
+    TypeError
+        It is not among them.
+    """
+    code = getattr(getattr(type(module).forward, "__wrapped__", type(module).forward), "__code__", None)
+    name = code.co_varnames[1] if code is not None and code.co_argcount > 1 else "input"
+    if name not in kwargs and "x" in kwargs:
+        name = "x"
+    if name not in kwargs:
+        raise TypeError(f"{type(module).__name__} was called without its input; accepted: one tensor, or {name}=tensor")
+    return kwargs.pop(name)
+
+
+def output_with_updates(  # noqa: PLR0917  # the call's own arguments come last
+    called: nn.Module,
+    base_layer: nn.Module,
+    kind: type[LayerKind],
+    updates: Sequence[Update],
+    x: Tensor,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """Return what a layer would make of its arguments if the updates were in its weight.
+
+    A layer that computes by the formula of its kind adds the product of the update, inside of its hooks: what they make
+    of the input and of the output, they make of the update's, too. A layer with a forward of its own is called with the
+    summed weight, (m, n) numbers a call.
+
+    Parameters
+    ----------
+    called : nn.Module
+        What is called: the base layer, or another method's layer around it.
+    base_layer : nn.Module
+        Whose weight the updates are of.
+    kind : LayerKind
+        Its kind.
+    updates : sequence of Update
+    x : Tensor
+        First argument.
+    args, kwargs
+        Further arguments.
+
+    Raises
+    ------
+    RuntimeError
+        The layer has a forward of its own, and its weight is not in memory or is written to in the call, or its output
+        has not one row for each row of `Update.choice`.
+    ValueError
+        As for `check_forward`.
+    """
+    kwargs = kwargs or {}
+    if not updates:
+        return called(x, *args, **kwargs)
+    if own_forward(base_layer):
+        if not torch.compiler.is_compiling():
+            check_forward(base_layer)
+        return _locked(lambda: _own_output(called, base_layer, kind, updates, (x, *args), kwargs))
+    if has_hooks(base_layer):
+        return _locked(lambda: _hooked_output(called, base_layer, kind, updates, (x, *args), kwargs))
+    return _added(base_layer, kind, x, called(x, *args, **kwargs), updates)
+
+
+def _added(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, y: Tensor, updates: Sequence[Update]) -> Tensor:
+    for update in updates:
+        y = updated_output(base_layer, kind, x, y, update.factors, update.rows)
+    return y
+
+
+def _locked(call: Callable[[], Any]) -> Any:
+    if torch.compiler.is_compiling():
+        return call()
+    with _LOCK:
+        return call()
+
+
+def _hooked_output(  # noqa: PLR0917
+    called: nn.Module,
+    base_layer: nn.Module,
+    kind: type[LayerKind],
+    updates: Sequence[Update],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Call the layer with a forward that adds the updates, in between its hooks."""
+    own, state = base_layer.forward, vars(base_layer)
+    held = state.get("forward")
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else first_argument(base_layer, dict(kwargs))
+        return _added(base_layer, kind, x, own(*args, **kwargs), updates)
+
+    state["forward"] = forward
+    try:
+        return called(*args, **kwargs)
+    finally:
+        if held is None:
+            del state["forward"]
+        else:
+            state["forward"] = held
+
+
+def _own_output(  # noqa: PLR0917
+    called: nn.Module,
+    base_layer: nn.Module,
+    kind: type[LayerKind],
+    updates: Sequence[Update],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    weight = cast("Tensor", base_layer.weight)
+    if weight.device.type == "meta" and updates[0].delta.device.type != "meta":
+        raise RuntimeError(
+            f"the base layer ({type(base_layer).__name__}) has a forward of its own and its weight is not in memory "
+            "(meta device); accepted: a layer that is not offloaded"
+        )
+
+    def output(summands: list[tuple[Factors, Tensor]]) -> Any:
+        with torch.autocast(weight.device.type, enabled=False):
+            matrices = [updated_matrix(factors, delta) for factors, delta in summands]
+            total = summed_weight(weight, kind, matrices)
+        return _call_with_weight(called, base_layer, total, args, kwargs)
+
+    if all(update.choice is None for update in updates):
+        return output([(update.factors, update.delta) for update in updates])
+    y = called(*args, **kwargs)
+    for update in updates:
+        choice = cast("Tensor", update.choice)
+        if not isinstance(y, Tensor) or y.shape[:1] != choice.shape:
+            raise RuntimeError(
+                f"the base layer ({type(base_layer).__name__}) has a forward of its own, whose output has not one row "
+                f"for each of the {len(choice)} rows of the batch; accepted: one adapter for all of them"
+            )
+        for row, delta in enumerate(update.delta[:-1]):
+            chosen = (choice == row).reshape(-1, *(1,) * (y.ndim - 1))
+            y = torch.where(chosen, output([(update.factors, delta)]), y)
+    return y
+
+
+def _call_with_weight(
+    called: nn.Module, base_layer: nn.Module, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    # A replica of nn.DataParallel keeps its tensors among its attributes.
+    holder: dict[str, Any] = base_layer._parameters  # noqa: SLF001
+    if "weight" not in holder:
+        holder = vars(base_layer)
+    held, compiling = holder["weight"], torch.compiler.is_compiling()
+    version = 0 if compiling or weight.is_inference() else weight._version  # noqa: SLF001
+    holder["weight"] = weight
+    try:
+        y = called(*args, **kwargs)
+        kept = holder.get("weight") is weight and (compiling or weight.is_inference() or weight._version == version)  # noqa: SLF001
+    finally:
+        holder["weight"] = held
+    if not kept:
+        raise RuntimeError(
+            f"the base layer ({type(base_layer).__name__}) has a forward of its own, which writes to its weight; "
+            "accepted: a layer whose weight is constant"
+        )
+    return y

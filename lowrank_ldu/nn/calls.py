@@ -1,0 +1,91 @@
+"""Which adapted layers a model has called, or read past: an adapter beside such a layer has no effect."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from lowrank_ldu.nn.host import Seen, hosts, note_sharers
+from lowrank_ldu.nn.weight_reads import occasional_reader_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NAMED = 5
+
+
+class ForwardWatch(Seen):
+    """Forward hook that notes whether a model has been called."""
+
+    __slots__ = ()
+
+    def __call__(self, *_: Any) -> None:
+        """Note the call."""
+        self.seen = True
+
+
+def observe(model: nn.Module) -> None:
+    """Note what else uses the weights of adapted layers, and from now on whether the model is called."""
+    note_sharers(model)
+    for name, layer in hosts(model):
+        layer.reader = occasional_reader_of(model, name)
+    if not _watches(model):
+        model.register_forward_hook(ForwardWatch())
+
+
+def unwatch(model: nn.Module) -> None:
+    """Note no longer whether the model is called."""
+    for key in _watches(model):
+        del model._forward_hooks[key]  # noqa: SLF001  # the handle would have to be kept on the model
+
+
+def never_called(model: nn.Module) -> list[str]:
+    """Return the names of the adapted layers that no forward of the model has called; none before one has ended."""
+    if not _has_run(model):
+        return []
+    return [name for name, layer in hosts(model) if not layer.called.seen]
+
+
+def read_past(model: nn.Module) -> list[str]:
+    """Return the names of the adapted layers whose weight was read by what calls them on another of its paths."""
+    if not _has_run(model):
+        return []
+    return [name for name, layer in hosts(model) if layer.reader is not None and layer.weight_read.seen]
+
+
+def warn_of_passed_by(model: nn.Module, *, stacklevel: int = 3) -> None:
+    """Warn, once for each layer, of those that `never_called` and `read_past` name."""
+    layers = dict(hosts(model))
+    unused = [name for name in never_called(model) if not layers[name].warned]
+    read = [name for name in read_past(model) if not layers[name].warned and name not in unused]
+    for name in (*unused, *read):
+        layers[name].warned = True
+    if unused:
+        warnings.warn(
+            f"no forward of the model has called {_listed(unused)}, of {len(layers)} adapted layers, so that their "
+            "adapters had no effect. Experts and branches that nothing was sent to are like that; but where a model "
+            "reads a weight without calling its layer, merging changes what it computes",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    if read:
+        readers = ", ".join(sorted({str(layers[name].reader) for name in read}))
+        warnings.warn(
+            f"{readers} may have read the weight of {_listed(read)} without calling the layer, as on one of its paths: "
+            "there the adapter has no effect, and merging changes what is computed",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(repr, names[:_NAMED])) + more
+
+
+def _has_run(model: nn.Module) -> bool:
+    return any(watch.seen for watch in _watches(model).values())
+
+
+def _watches(model: nn.Module) -> dict[int, ForwardWatch]:
+    return {key: hook for key, hook in model._forward_hooks.items() if isinstance(hook, ForwardWatch)}  # noqa: SLF001
