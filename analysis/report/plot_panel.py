@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from lowrank_ldu.analysis.printable import printable
+from lowrank_ldu.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

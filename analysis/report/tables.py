@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from lowrank_ldu.analysis.report.parquet import Kind, kind_of, write_parquet
 from lowrank_ldu.diagnostics import Diagnostics
+from lowrank_ldu.printable import cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,8 +118,8 @@ def _write(folder: Path, name: str, columns: dict[str, Kind], rows: list[dict[st
 
 
 def write_rows(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:
-    """Write a CSV file; a column that a row lacks is an empty field."""
+    """Write a CSV file that a spreadsheet only shows; a column that a row lacks is an empty field."""
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)

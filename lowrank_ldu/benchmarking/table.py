@@ -7,6 +7,8 @@ import io
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.printable import cell
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -76,7 +78,9 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
     writer.writeheader()
     for row in rows:
         values = asdict(row)
-        writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in values.items()})
+        writer.writerow(
+            {key: f"{value:.5g}" if isinstance(value, float) else cell(value) for key, value in values.items()}
+        )
     path.write_text(text.getvalue(), encoding="utf-8")
 
 

@@ -6,10 +6,14 @@ import os
 import signal
 import sys
 import threading
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SIGNALED = 128  # and the signal's number, as shells count
 INTERRUPTED = _SIGNALED + signal.SIGINT
+_USAGE = 2
 _OF_THE_EXTRA = {"typer", "rich", "click"}
 
 
@@ -17,13 +21,15 @@ def main() -> None:
     """Run the command line; the console entry point."""
     try:
         from lowrank_ldu.cli.app import app  # noqa: PLC0415  # these packages come with an extra
+        from lowrank_ldu.cli.console import print_anywhere  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name not in _OF_THE_EXTRA:
             raise
         sys.exit(_missing(error.name))
     _unwind_on(signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    print_anywhere()
     try:
-        app(prog_name="lowrank-ldu")
+        sys.exit(_run(app))
     except SystemExit as exit_:
         if isinstance(exit_.code, int) and exit_.code and threading.active_count() > 1:
             # Threads inside LAPACK cannot be stopped, and the interpreter would wait for them, or break down over them.
@@ -31,6 +37,35 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(exit_.code)
         raise
+
+
+def _run(app: Callable[..., object]) -> int:
+    """Run the commands, with what is wrong with their arguments on one line, and return the exit code."""
+    from lowrank_ldu.cli.console import say  # noqa: PLC0415
+
+    try:
+        code = app(prog_name="lowrank-ldu", standalone_mode=False)
+    except Exception as error:
+        # The classes are typer's own or click's, by typer's version.
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            return _USAGE
+        if not hasattr(error, "format_message"):
+            raise
+        say(f"error: {_said(error, error.format_message())}", err=True)
+        return _USAGE
+    return code if isinstance(code, int) else 0
+
+
+def _said(error: Exception, message: str) -> str:
+    """Return the message of a usage error, with what is accepted."""
+    parameter = getattr(error, "param", None)
+    if "unexpected extra argument" in message:
+        return f"{message}; accepted: an option repeated for each value, as in --rank 8 --rank 64"
+    if getattr(parameter, "multiple", False) and message.startswith("Invalid value"):
+        name = max(getattr(parameter, "opts", ["it"]), key=len)
+        return f"{message}; accepted: one value, and {name} again for each further one"
+    return message
 
 
 def _unwind_on(*signals: signal.Signals) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from lowrank_ldu.cli.console import say
 from lowrank_ldu.cli.errors import fail, readable_errors
 from lowrank_ldu.cli.survey_options import (
     CHECKPOINT,
@@ -128,7 +129,7 @@ def analyze(
                     write_report(analysis, folder)
             except (KeyboardInterrupt, SystemExit, OutputError):
                 if journal.exists():
-                    typer.echo(f"{journal.name} has the results so far; --resume goes on from there", err=True)
+                    say(f"{journal.name} has the results so far; --resume goes on from there", err=True)
                 raise
             journal.unlink(missing_ok=True)
         show_summary(analysis, out)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lowrank_ldu.cli.console import say
 from lowrank_ldu.cli.errors import fail, readable_errors
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def bench(
             rows = _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
             write_rows([*before, *rows], folder / "results.csv")
             write_plots(rows, folder)
-        typer.echo(f"written to {out}: results.csv, ratios.png, ratios.svg")
+        say(f"written to {out}: results.csv, ratios.png, ratios.svg")
 
 
 def _device(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
@@ -104,8 +105,7 @@ def _cases(
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
     if found is None:
         fail(f"--shape is {shape!r}; accepted: OUTxIN, such as 768x3072")
-        raise AssertionError  # not reached
-    m, n = map(int, found.groups())
+        m, n = map(int, found.groups())
     for each in rank or []:
         if not 1 <= each <= min(m, n):
             fail(f"--rank is {each}; accepted: 1 to {min(m, n)} for a layer {m} x {n}")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows
-from lowrank_ldu.analysis.printable import printable
 from lowrank_ldu.analysis.report.formatting import duration, figure
+from lowrank_ldu.cli.console import SafeConsole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +21,7 @@ _REASONS_SHOWN = 4
 
 def show_explained(comparison: CheckpointComparison, out: Path) -> None:
     """Write to stdout the share explained over the matrices, what was left out, and where the report is."""
-    console = Console(highlight=False, markup=False)
+    console = SafeConsole()
     table = Table(title="Share of the update that can be expressed", title_justify="left")
     table.add_column("at")
     table.add_column("method")
@@ -37,15 +36,15 @@ def show_explained(comparison: CheckpointComparison, out: Path) -> None:
         place = row.place
     console.print(table)
     for sentence in headlines(comparison):
-        console.print(sentence, soft_wrap=True)
-    console.print(f"{len(comparison.matrices)} matrices compared in {duration(comparison.seconds)}.", soft_wrap=True)
+        console.print(sentence)
+    console.print(f"{len(comparison.matrices)} matrices compared in {duration(comparison.seconds)}.")
     left_out = [tensor for tensor in comparison.others if tensor.status != "unchanged"]
     if left_out:
         # What only one side has is a count: the reason of each may name another tensor.
         counts = Counter(
             tensor.reason or "" if tensor.status == "not compared" else tensor.status for tensor in left_out
         )
-        reasons = [f"{count} x {printable(reason)}" for reason, count in counts.most_common(_REASONS_SHOWN)]
+        reasons = [f"{count} x {reason}" for reason, count in counts.most_common(_REASONS_SHOWN)]
         more = f"; {len(counts) - _REASONS_SHOWN} other reasons" if len(counts) > _REASONS_SHOWN else ""
-        console.print(f"{len(left_out)} not compared: {'; '.join(reasons)}{more}.", soft_wrap=True)
-    console.print(f"Report: {printable(str(out / 'compare.html'))}", soft_wrap=True)
+        console.print(f"{len(left_out)} not compared: {'; '.join(reasons)}{more}.")
+    console.print(f"Report: {out / 'compare.html'}")

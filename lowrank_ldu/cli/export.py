@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lowrank_ldu.analysis.printable import printable
+from lowrank_ldu.cli.console import say
 from lowrank_ldu.cli.errors import fail, readable_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lowrank_ldu.adapters import AdapterFile, BaseCheckpoint
 
 
@@ -73,14 +70,15 @@ def export(
     with readable_errors(AdapterError, OutputError):
         source = read_adapter(adapter)
         checkpoint = BaseCheckpoint(_base_of(source) if base is None else base)
-        with _warnings_as_lines():
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)  # each of what --force let pass
             lines = _export(
                 to, source, checkpoint, out,
                 compress=compress, keep_module_dtype=keep_module_dtype, force=force, overwrite=overwrite,
             )  # fmt: skip
         for line in lines:
-            typer.echo(printable(line))
-        typer.echo(printable(f"written to {out}"))
+            say(line)
+        say(f"written to {out}")
 
 
 def _base_of(source: AdapterFile) -> Path:
@@ -135,12 +133,3 @@ def _export(
             keep_module_dtype=keep_module_dtype, force=force, overwrite=overwrite, progress=progress,
         )  # fmt: skip
         return [f"{len(names)} tensors merged"]
-
-
-@contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Print warnings as lines of their own: what --force let pass."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: typer.echo(printable(f"warning: {message}"), err=True)
-        yield

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lowrank_ldu.analysis.printable import printable
+from lowrank_ldu.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from lowrank_ldu.cli.console import SafeConsole
 
 if TYPE_CHECKING:
     from lowrank_ldu.benchmarking import Case
@@ -16,7 +17,7 @@ _MODES = {"forward": "forward, without gradients", "training": "forward and back
 
 def show_ratios(case: Case, result: Result) -> None:
     """Write the tables of a case to stdout."""
-    console = Console(highlight=False, markup=False)
+    console = SafeConsole()
     for mode in case.modes:
         rows = [row for row in result.rows if row.mode == mode]
         first = rows[0]
@@ -36,4 +37,4 @@ def show_ratios(case: Case, result: Result) -> None:
             )
         console.print(table)
     for name, reason in result.left_out.items():
-        console.print(f"not run: {name}: {reason}", soft_wrap=True)
+        console.print(f"not run: {name}: {reason}")

@@ -6,12 +6,11 @@ from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from lowrank_ldu.analysis.printable import printable
 from lowrank_ldu.analysis.report.formatting import duration, figure
 from lowrank_ldu.analysis.report.scope import headline_scope
+from lowrank_ldu.cli.console import SafeConsole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +24,7 @@ _REASONS_SHOWN = 4
 
 def show_summary(analysis: Analysis, out: Path) -> None:
     """Write to stdout the medians over the matrices, what was skipped, and where the report is."""
-    console = Console(highlight=False, markup=False)
+    console = SafeConsole()
     scope = headline_scope(analysis)
     table = Table(title=f"Medians over {count_of(len(scope.matrices))}, at {scope.place}", title_justify="left")
     table.add_column("method")
@@ -39,15 +38,14 @@ def show_summary(analysis: Analysis, out: Path) -> None:
     console.print(
         f"LDU with a refitted diagonal reaches a relative error of {target:g} with factors smaller than the weight in "
         f"{sum(item.pays for item in advice)} of {count_of(len(advice))}.",
-        soft_wrap=True,
     )
-    console.print(f"{count_of(len(analysis.matrices))} analysed in {duration(analysis.seconds)}.", soft_wrap=True)
+    console.print(f"{count_of(len(analysis.matrices))} analysed in {duration(analysis.seconds)}.")
     if analysis.skipped:
         counts = Counter(result.reason for result in analysis.skipped)
-        reasons = [f"{count} x {printable(reason or '')}" for reason, count in counts.most_common(_REASONS_SHOWN)]
+        reasons = [f"{count} x {reason or ''}" for reason, count in counts.most_common(_REASONS_SHOWN)]
         more = f"; {len(counts) - _REASONS_SHOWN} other reasons" if len(counts) > _REASONS_SHOWN else ""
-        console.print(f"{len(analysis.skipped)} skipped: {'; '.join(reasons)}{more}.", soft_wrap=True)
-    console.print(f"Report: {printable(str(out / 'report.html'))}", soft_wrap=True)
+        console.print(f"{len(analysis.skipped)} skipped: {'; '.join(reasons)}{more}.")
+    console.print(f"Report: {out / 'report.html'}")
 
 
 def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:

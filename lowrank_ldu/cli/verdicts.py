@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from lowrank_ldu.analysis.printable import printable
 from lowrank_ldu.analysis.report.formatting import duration
+from lowrank_ldu.cli.console import SafeConsole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
 
 def show_claims(claims: Sequence[Claim], analysis: Analysis, out: Path | None) -> None:
     """Write to stdout the rule, the measured figures and the verdict of each test, and where the files are."""
-    console = Console(highlight=False, markup=False)
+    console = SafeConsole()
     for claim in claims:
-        console.print(f"{claim.name}: {claim.statement} ({claim.source})", soft_wrap=True)
-        console.print(f"True of a matrix if {claim.rule}.", soft_wrap=True)
+        console.print(f"{claim.name}: {claim.statement} ({claim.source})")
+        console.print(f"True of a matrix if {claim.rule}.")
         table = Table()
         for heading in ("test", "at", "measured (medians)", "verdict"):
             table.add_column(heading)
@@ -33,7 +32,6 @@ def show_claims(claims: Sequence[Claim], analysis: Analysis, out: Path | None) -
     console.print(
         f"{len(analysis.matrices)} matrices tested in {duration(analysis.seconds)}, {len(analysis.skipped)} tensors "
         "skipped.",
-        soft_wrap=True,
     )
     if out is not None:
-        console.print(f"Page: {printable(str(out / 'claims.html'))}", soft_wrap=True)
+        console.print(f"Page: {out / 'claims.html'}")

@@ -6,12 +6,11 @@ import csv
 import math
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from lowrank_ldu.analysis.printable import printable
 from lowrank_ldu.analysis.report.formatting import duration
 from lowrank_ldu.analysis.report.headlines import headlines
+from lowrank_ldu.cli.console import SafeConsole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,10 +100,10 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 def show_comparison(comparison: Comparison, saved: RoundTrip, analysis: Analysis, out: Path) -> None:
     """Write the table and the sentences to stdout."""
-    console = Console(highlight=False, markup=False)
+    console = SafeConsole()
     told = sentences(comparison, saved)
-    console.print(told[0], soft_wrap=True)
-    console.print(told[1], soft_wrap=True)
+    console.print(told[0])
+    console.print(told[1])
     table = Table()
     for place, heading in enumerate(COLUMNS):
         table.add_column(heading, justify="right" if place else "left")
@@ -112,5 +111,5 @@ def show_comparison(comparison: Comparison, saved: RoundTrip, analysis: Analysis
         table.add_row(*row)
     console.print(table)
     for sentence in (*told[2:], "The pre-trained weights:", *headlines(analysis)[:_HEADLINES_SHOWN]):
-        console.print(sentence, soft_wrap=True)
-    console.print(f"Report: {printable(str(out / 'report.html'))}", soft_wrap=True)
+        console.print(sentence)
+    console.print(f"Report: {out / 'report.html'}")
