@@ -9,11 +9,13 @@ import torch
 from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.reading import read_adapter
+from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.host import weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.weight_reads import reader_of
 
 if TYPE_CHECKING:
     import os
@@ -68,6 +70,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in by_base:
             replace_module(model, name, by_base[module])
+    observe(model)
     return list(layers)
 
 
@@ -77,6 +80,12 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
         base_layer = model.get_submodule(name)
     except AttributeError as error:
         raise AdapterError(f"layer {name!r}: the model ({type(model).__name__}) has no such module") from error
+    reader = reader_of(model, name)
+    if reader is not None:
+        raise AdapterError(
+            f"layer {name!r}: {reader} reads its weight without calling it, so that an adapter would have no effect "
+            "there; accepted: layers that are called"
+        )
     try:
         kind = kind_of(base_layer)
         matrix = weight_matrix(base_layer)

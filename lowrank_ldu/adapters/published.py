@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.nn import LoLDULayer
+from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.host import weight_matrix
 from lowrank_ldu.nn.injection import replace_module
@@ -125,6 +126,7 @@ def import_published(
         }
     for name, layer in layers.items():
         replace_module(model, name, layer)
+    observe(model)
     return list(layers)
 
 

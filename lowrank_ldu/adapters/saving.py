@@ -20,6 +20,7 @@ from lowrank_ldu.adapters.records import check_numbers
 from lowrank_ldu.adapters.seal import sealed
 from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
+from lowrank_ldu.nn.calls import warn_of_never_called
 from lowrank_ldu.nn.host import hosts, weight_matrix
 from lowrank_ldu.validation import dtype_name
 
@@ -66,7 +67,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     -----
     UserWarning
         A layer's rank is above its base's own, so that some of its terms are rounding errors and `load_adapter` will
-        refuse the file.
+        refuse the file; or the model has been called, and never called one of its layers, whose adapter had no effect.
     """
     if isinstance(modules_to_save, str):
         raise TypeError(f"modules_to_save is the string {modules_to_save!r}; accepted: a sequence of names")
@@ -87,6 +88,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         wrapped = next(hosts(model), None) is not None
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
         raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
+    warn_of_never_called(model)
     for name in modules_to_save:
         tensors.update({f"{name}.{key}": tensor for key, tensor in _whole_module(model, name).items()})
     folder = Path(path)

@@ -54,12 +54,15 @@ class AdapterHost:
         How the layer computes, one of `lowrank_ldu.kernels.PLANS`.
     called : Seen
         Whether the layer has been called.
+    warned : bool
+        Whether it was said that it has not.
     sharers : tuple of nn.Module
         Modules that used the base layer's weight, too, when the adapter was made.
     """
 
     plan: Plan = "auto"
     called: Seen = Seen()
+    warned: bool = False
     sharers: tuple[nn.Module, ...] = ()
 
     @abstractmethod
@@ -135,14 +138,36 @@ def tied_weights(model: nn.Module, base_layers: dict[str, nn.Module]) -> dict[st
     base_layers : dict of str to nn.Module
         Qualified name of each layer with adapters to its base layer.
     """
+    tied = {
+        name: [owner for owner, module in users if module is not base_layers[name]]
+        for name, users in _users_of_weights(model, base_layers)
+    }
+    return {name: others for name, others in tied.items() if others}
+
+
+def note_sharers(model: nn.Module) -> None:
+    """Let every layer with adapters know which other modules use its weight, so that it is not merged on its own."""
+    layers = {name: host for name, host in hosts(model) if "base_layer" in host._modules}  # type: ignore[attr-defined]  # noqa: SLF001
+    bases = {name: _innermost(host) for name, host in layers.items()}
+    for name, users in _users_of_weights(model, bases):
+        layers[name].sharers = tuple(module for _, module in users if module is not bases[name])
+
+
+def _innermost(layer: Any) -> nn.Module:
+    """Return the module that is adapted, below the layers of other methods around it."""
+    while "base_layer" in layer._modules:  # noqa: SLF001
+        layer = layer.base_layer
+    return layer  # type: ignore[no-any-return]
+
+
+def _users_of_weights(
+    model: nn.Module, base_layers: dict[str, nn.Module]
+) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
+    """Yield each layer's name with the names and modules of all that have its weight."""
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():  # noqa: SLF001  # parameters() leaves out what it has seen
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((name, module))
-    tied = {}
     for name, base_layer in base_layers.items():
-        others = [owner for owner, module in owners.get(id(stored_weight(base_layer)), []) if module is not base_layer]
-        if others:
-            tied[name] = others
-    return tied
+        yield name, owners.get(id(stored_weight(base_layer)), [])

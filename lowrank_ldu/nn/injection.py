@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, READ_PAST_ADAPTERS, is_linear, supports
+from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.weight_reads import reader_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,8 +59,9 @@ def inject(
         Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A single string
         is a regular expression that has to match the whole qualified name; "all-linear" takes every linear layer
         (nn.Linear, Conv1D of transformers) that can be, classification heads included; convolutions and embeddings are
-        taken by name. Not those inside nn.MultiheadAttention and nn.TransformerEncoderLayer: these read the weight of
-        their linear layers without calling them.
+        taken by name. Not those whose weight is read without a call of the layer, so that an adapter would have no
+        effect: inside nn.MultiheadAttention and nn.TransformerEncoderLayer, and wherever the source of a module around
+        them shows it, as Mamba's does of conv1d.
     rank : int, optional
         r; each layer's own min(m, n) if not given.
     alpha, init, preserving, pivoting, basis, parametrization, train_sigma
@@ -77,7 +80,8 @@ def inject(
         A target matches nothing (the message names what comes close), an option is not accepted, or a weight cannot be
         factored (the message names the layer). The model is then unchanged.
     TypeError
-        A target matches modules, but none of them is of a kind that takes an adapter.
+        A target matches modules, but none of them is of a kind that takes an adapter, or their weights are read without
+        calling them.
 
     Examples
     --------
@@ -118,6 +122,7 @@ def inject(
             parameter.requires_grad = False
     for name, base in names.items():
         replace_module(model, name, layers[base])
+    observe(model)
     return list(names)
 
 
@@ -135,11 +140,9 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         for name, module in modules.items()
         if name and not any(name == layer or name.startswith(f"{layer}.") for layer in taken)
     }
-    adaptable = {
-        name: module
-        for name, module in candidates.items()
-        if supports(module) and not isinstance(modules[name.rpartition(".")[0]], READ_PAST_ADAPTERS)
-    }
+    supported = {name: module for name, module in candidates.items() if supports(module)}
+    readers = {name: reader_of(model, name) for name in supported}
+    adaptable = {name: module for name, module in supported.items() if readers[name] is None}
     every_linear = isinstance(targets, str) and targets == ALL_LINEAR
     if every_linear:
         adaptable = {name: module for name, module in adaptable.items() if is_linear(module)}
@@ -166,22 +169,29 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
     if not wanted:
         raise ValueError(f"targets is empty; accepted: module names, a regular expression, or {ALL_LINEAR!r}")
     for target, matches in wanted.items():
-        _check_target(target, matches, candidates, adaptable)
+        _check_target(target, matches, candidates, adaptable, readers)
     chosen = {name for matches in wanted.values() for name in matches}
     return {name: module for name, module in adaptable.items() if name in chosen}
 
 
 def _check_target(
-    target: str, matches: Sequence[str], candidates: dict[str, nn.Module], adaptable: dict[str, nn.Module]
+    target: str,
+    matches: Sequence[str],
+    candidates: dict[str, nn.Module],
+    adaptable: dict[str, nn.Module],
+    readers: dict[str, str | None],
 ) -> None:
     if any(name in adaptable for name in matches):
         return
+    read = next((name for name in matches if name in readers), None)
+    if read is not None:
+        raise TypeError(
+            f"target {target!r} matches {read!r}, whose weight {readers[read]} reads without calling the layer, so "
+            "that an adapter would have no effect there; accepted: layers that are called"
+        )
     if matches:
         kinds = ", ".join(sorted({type(candidates[name]).__name__ for name in matches}))
-        raise TypeError(
-            f"target {target!r} matches modules of type {kinds}; accepted: {ACCEPTED_LAYERS}, and none "
-            "inside nn.MultiheadAttention or nn.TransformerEncoderLayer, which read its weight past it"
-        )
+        raise TypeError(f"target {target!r} matches modules of type {kinds}; accepted: {ACCEPTED_LAYERS}")
     endings = sorted({name.rpartition(".")[2] for name in adaptable})
     close = difflib.get_close_matches(target.rpartition(".")[2], endings, n=3) or endings[:10]
     raise ValueError(

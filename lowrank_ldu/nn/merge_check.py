@@ -39,7 +39,7 @@ class Trial:
 
     def __init__(self, base_layer: nn.Module, kind: type[LayerKind], updates: Sequence[Update]) -> None:
         self._layer, self._x = base_layer, _probe(base_layer, kind)
-        self._before = self._run(lambda x: base_layer(x))
+        self._before = self._run(base_layer)
         self._adapted = self._run(lambda x: output_with_updates(base_layer, base_layer, kind, updates, x))
 
     def failure(self, merged: Tensor) -> str | None:
@@ -54,7 +54,7 @@ class Trial:
 
         state["forward"] = forward
         try:
-            after = self._run(lambda x: self._layer(x))
+            after = self._run(self._layer)
         finally:
             if held is None:
                 del state["forward"]

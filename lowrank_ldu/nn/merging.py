@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.nn.calls import unwatch, warn_of_never_called
 from lowrank_ldu.nn.host import tied_weights
 from lowrank_ldu.nn.injection import lowrank_layers, replace_module
 from lowrank_ldu.nn.layer import LoLDULayer
@@ -27,8 +28,14 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> None:
         of its own, does not compute what it should. The layers before it are merged if `keep_base` is False.
 
     In every other case no weight has been changed; the message names the layer.
+
+    Warns
+    -----
+    UserWarning
+        The model has been called, and never called one of its layers, whose adapter had no effect.
     """
     _check_mergeable(model)
+    warn_of_never_called(model)
     layers = list(lowrank_layers(model))
     for name, layer in layers:
         if layer.merged:
@@ -104,6 +111,7 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
     """
     if merged:
         _check_mergeable(model)
+        warn_of_never_called(model)
     # A layer that stands under two names is merged once and replaced twice.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, LoLDULayer):
@@ -113,3 +121,4 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
         elif not merged and module.merged:
             module.unmerge()
         replace_module(model, name, module.base_layer)
+    unwatch(model)

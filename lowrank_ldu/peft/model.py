@@ -17,8 +17,10 @@ from peft.utils import (
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from lowrank_ldu.nn.calls import observe, unwatch, warn_of_never_called
 from lowrank_ldu.nn.host import hosts, tied_weights
-from lowrank_ldu.nn.kinds import READ_PAST_ADAPTERS, LinearKind, TransposedLinearKind, kind_of
+from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of
+from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
 
@@ -73,10 +75,11 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if isinstance(target, LolduLayer):
             target.update_layer(adapter_name, **options)
             return
-        if isinstance(parent, READ_PAST_ADAPTERS):
-            raise ValueError(  # noqa: TRY004  # as for other targets that are refused
-                f"target module {current_key!r} is inside a {type(parent).__name__}, which reads its weight past any "
-                "adapter; accepted: to leave it out with exclude_modules"
+        reader = reader_of(self.model, current_key)
+        if reader is not None:
+            raise ValueError(
+                f"target module {current_key!r}: {reader} reads its weight past any adapter, without calling it; "
+                "accepted: to leave it out with exclude_modules"
             )
         try:
             kind = kind_of(target)
@@ -92,6 +95,16 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _post_injection_hook(self, model: nn.Module, config: LolduConfig, adapter_name: str) -> None:
+        super()._post_injection_hook(model, config, adapter_name)
+        observe(model)
+        self.register_state_dict_pre_hook(_before_saving)  # type: ignore[no-untyped-call]
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        unwatch(self.model)
+        return model
 
     def _prepare_adapter_config(self, peft_config: LolduConfig, model_config: dict[str, Any]) -> LolduConfig:
         if peft_config.target_modules is None:
@@ -120,11 +133,17 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         ------
         ValueError
             Naming the layer, and the other module or what computes the weight.
+
+        Warns
+        -----
+        UserWarning
+            The model has been called, and never called one of its layers, whose adapter had no effect.
         """
         super()._check_merge_allowed()
         layers = {name: layer for name, layer in hosts(self.model) if isinstance(layer, LolduLayer)}
         for layer in layers.values():
             layer.check_mergeable()
+        warn_of_never_called(self.model, stacklevel=4)
         tied = tied_weights(self.model, {name: layer.get_base_layer() for name, layer in layers.items()})
         for name, others in tied.items():
             raise ValueError(
@@ -234,6 +253,12 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                     f"layer {key!r}: adapters {adapters} do not share their factors, so that no diagonal is their sum; "
                     "accepted: adapters of equal rank, basis, parametrization, pivoting and pivots"
                 )
+
+
+def _before_saving(model: nn.Module, *_: Any) -> None:
+    """Before an adapter is saved: name the layers that it had no effect in."""
+    if isinstance(model, LolduModel):
+        warn_of_never_called(model.model, stacklevel=6)
 
 
 def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str) -> None:
