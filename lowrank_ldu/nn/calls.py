@@ -37,10 +37,10 @@ def unwatch(model: nn.Module) -> None:
 
 
 def never_called(model: nn.Module) -> list[str]:
-    """Return the names of the adapted layers that no forward of the model has called; none before the first one."""
-    layers = list(hosts(model))
-    ran = any(layer.called.seen for _, layer in layers) or any(watch.seen for watch in _watches(model).values())
-    return [name for name, layer in layers if ran and not layer.called.seen]
+    """Return the names of the adapted layers that no forward of the model has called; none before one has ended."""
+    if not any(watch.seen for watch in _watches(model).values()):
+        return []
+    return [name for name, layer in hosts(model) if not layer.called.seen]
 
 
 def warn_of_never_called(model: nn.Module, *, stacklevel: int = 3) -> None:
