@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+_PLAIN_TENSORS = {torch.Tensor, nn.Parameter}
 # By name, so that no library is imported for it. Falcon's computes what nn.Linear does, in two steps.
 _PLAIN_NAMES = {
     ("transformers.pytorch_utils", "Conv1D"),
@@ -39,7 +40,10 @@ def own_forward(module: nn.Module) -> bool:
     False
     """
     # Whatever a quantised layer calls, it multiplies by what its integers stand for (`check_forward`).
-    return _has_own_forward(module) and not is_quantized(module)
+    if not _has_own_forward(module):
+        return False
+    # The quick test is one that torch.compile follows.
+    return type(getattr(module, "weight", None)) in _PLAIN_TENSORS or not is_quantized(module)
 
 
 def _has_own_forward(module: nn.Module) -> bool:
