@@ -13,6 +13,12 @@ from lowrank_ldu.adapters import load_adapter, save_adapter
 from lowrank_ldu.nn import LoLDULayer, inject, merge, unload, unmerge
 from lowrank_ldu.peft import LolduConfig
 
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def randn(*shape, **options):
+    return torch.randn(*shape, generator=GENERATOR, **options)
+
 
 class Symmetric(nn.Module):
     def forward(self, weight):
@@ -49,7 +55,7 @@ class Clamped(nn.Linear):
             super().__setattr__(name, value)
 
 
-ROWS, IMAGES = torch.randn(4, 6), torch.randn(2, 4, 5, 5)
+ROWS, IMAGES = randn(4, 6), randn(2, 4, 5, 5)
 COMPUTED = {
     "symmetric": (parametrized, ROWS, "parametrized"),
     "orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(6, 5)), ROWS, "parametrized"),
@@ -244,7 +250,7 @@ def test_trying_out_changes_nothing():
     assert layer.base_layer.training
     assert layer.base_layer.calls == 0
     layer = trained(LoLDULayer(TwoInputs(6, 5), rank=3))
-    y = torch.randn(4, 5)
+    y = randn(4, 5)
     adapted = layer(ROWS, y)
     layer.merge()
     torch.testing.assert_close(layer(ROWS, y), adapted)

@@ -18,6 +18,12 @@ from lowrank_ldu.nn import LoLDULayer, inject, merge, unmerge
 from lowrank_ldu.nn.kinds.forward import own_forward
 from lowrank_ldu.peft import LolduConfig
 
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def randn(*shape, **options):
+    return torch.randn(*shape, generator=GENERATOR, **options)
+
 
 class Positive(nn.Linear):
     """Multiplies by a function of its weight."""
@@ -81,13 +87,13 @@ def on_instance():
 
 IDS = torch.tensor([[0, 1, 2, 3, 4], [4, 3, 3, 1, 0]])
 OWN = {
-    "positive linear": (lambda: Positive(6, 5), torch.randn(4, 6)),
-    "router": (lambda: Pair(6, 5), torch.randn(2, 4, 6)),
-    "normed kernel": (lambda: NormedKernel(4, 6, 3, padding="same"), torch.randn(3, 4, 8)),
-    "call of its own": (lambda: Summed(2, 4, 2), torch.randn(2, 2, 3, 3, 3)),
-    "function with a backward": (lambda: ByFunction(6, 5), torch.randn(4, 6)),
+    "positive linear": (lambda: Positive(6, 5), randn(4, 6)),
+    "router": (lambda: Pair(6, 5), randn(2, 4, 6)),
+    "normed kernel": (lambda: NormedKernel(4, 6, 3, padding="same"), randn(3, 4, 8)),
+    "call of its own": (lambda: Summed(2, 4, 2), randn(2, 2, 3, 3, 3)),
+    "function with a backward": (lambda: ByFunction(6, 5), randn(4, 6)),
     "padded embedding": (lambda: Padded(8, 5), IDS),
-    "forward on the instance": (on_instance, torch.randn(4, 6)),
+    "forward on the instance": (on_instance, randn(4, 6)),
     "OPT's positions": (lambda: OPTLearnedPositionalEmbedding(8, 5), torch.ones(2, 6, dtype=torch.int64)),
     "BART's positions": (lambda: BartLearnedPositionalEmbedding(8, 5), IDS),
 }
@@ -96,7 +102,7 @@ KNOWN = {
     "BART's words": (lambda: BartScaledWordEmbedding(8, 5, 0, embed_scale=3.0), IDS),
     "Gemma 3's words": (lambda: Gemma3TextScaledWordEmbedding(8, 5, 0, embed_scale=2.2361), IDS),
     "M2M100's words": (lambda: M2M100ScaledWordEmbedding(8, 5, 1, embed_scale=3.0), IDS),
-    "Falcon's linear": (lambda: FalconLinear(6, 5), torch.randn(2, 4, 6)),
+    "Falcon's linear": (lambda: FalconLinear(6, 5), randn(2, 4, 6)),
 }
 
 
@@ -177,7 +183,7 @@ def test_compiled_without_a_break(name):
 
 def test_half_precision_computes_with_the_weight_that_is_merged():
     layer = trained(LoLDULayer(Positive(16, 12).bfloat16(), rank=6))
-    x = torch.randn(5, 16, dtype=torch.bfloat16)
+    x = randn(5, 16, dtype=torch.bfloat16)
     adapted = layer(x)
     layer.merge()
     assert torch.equal(layer(x), adapted)
@@ -191,7 +197,7 @@ def test_threads_that_share_a_base(make):
     """No thread sees the weight or the forward that another one has put in for its call."""
     base = make()
     layers = [trained(LoLDULayer(base, rank=3, seed=seed)) for seed in range(4)]
-    x = torch.randn(4, 6)
+    x = randn(4, 6)
     with torch.no_grad():
         expected = [layer(x) for layer in layers]
         with ThreadPoolExecutor(4) as pool:
@@ -222,7 +228,7 @@ HOOKED = {
 
 @pytest.mark.parametrize("name", HOOKED)
 def test_what_hooks_change_they_change_of_the_update_too(name):
-    x = torch.randn(4, 6, dtype=torch.float64)
+    x = randn(4, 6, dtype=torch.float64)
     layer = trained(LoLDULayer(HOOKED[name]().double(), rank=3))
     adapted = layer(x)
     assert_same(adapted, summed(layer, x))
@@ -250,7 +256,7 @@ def test_a_hook_sees_the_adapted_output_and_the_base_layer():
     seen = []
     base = hooked(lambda module, args, y: seen.append((module, y)))
     layer = trained(LoLDULayer(base, rank=3))
-    y = layer(torch.randn(4, 6))
+    y = layer(randn(4, 6))
     ((module, output),) = seen
     assert module is base
     assert output is y
@@ -275,7 +281,7 @@ def test_a_forward_that_writes_to_its_weight_is_refused_and_leaves_the_base(kind
     weight = layer.base_layer.weight
     before = weight.detach().clone()
     with pytest.raises(RuntimeError, match="which writes to its weight; accepted: a layer whose weight is constant"):
-        layer(torch.randn(2, 6))
+        layer(randn(2, 6))
     assert layer.base_layer.weight is weight
     assert torch.equal(weight, before)
 
@@ -321,7 +327,7 @@ def test_rows_of_a_mixed_batch(name):
 def test_rows_that_cannot_be_told_apart():
     model = get_peft_model(nn.Sequential(Pair(6, 5)), LolduConfig(r=3, target_modules=["0"], init_weights=False)).eval()
     with pytest.raises(RuntimeError, match="output has not one row for each of the 2 rows of the batch"):
-        model.base_model.model[0](torch.randn(2, 6), adapter_names=["default", "__base__"])
+        model.base_model.model[0](randn(2, 6), adapter_names=["default", "__base__"])
 
 
 def test_an_attribute_of_a_plain_embedding_is_not_taken_for_its_scale():
@@ -333,7 +339,7 @@ def test_an_attribute_of_a_plain_embedding_is_not_taken_for_its_scale():
 
 def test_a_model_of_them_is_merged_and_comes_back():
     model = nn.Sequential(Positive(6, 6), HOOKED["both"](), nn.Linear(5, 6), on_instance())
-    x = torch.randn(4, 6)
+    x = randn(4, 6)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     names = inject(model, ["0", "1", "2", "3"], rank=3)
     for name in names:
