@@ -32,19 +32,19 @@ class Update(NamedTuple):
     Attributes
     ----------
     factors : Factors
-    delta : Tensor, shape (r,), or (A, r) with `index`
-    index : Tensor, shape (B,), optional
+    delta : Tensor, shape (r,), or (A, r) with `choice`
+    choice : Tensor, shape (B,), optional
         The row of delta that each row of the batch uses; the last row is zero, for rows without an update.
     """
 
     factors: Factors
     delta: Tensor
-    index: Tensor | None = None
+    choice: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
         """One diagonal (r,), or one for each row of the batch (B, r)."""
-        return self.delta if self.index is None else self.delta[self.index]
+        return self.delta if self.choice is None else self.delta[self.choice]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -102,7 +102,7 @@ def output_with_updates(  # noqa: PLR0917  # the call's own arguments come last
     ------
     RuntimeError
         The layer has a forward of its own, and its weight is not in memory or is written to in the call, or its output
-        has not one row for each row of `Update.index`.
+        has not one row for each row of `Update.choice`.
     ValueError
         As for `check_forward`.
     """
@@ -112,7 +112,7 @@ def output_with_updates(  # noqa: PLR0917  # the call's own arguments come last
     if own_forward(base_layer):
         if not torch.compiler.is_compiling():
             check_forward(base_layer)
-        return _own_output(called, base_layer, kind, updates, (x, *args), kwargs)
+        return _locked(lambda: _own_output(called, base_layer, kind, updates, (x, *args), kwargs))
     if has_hooks(base_layer):
         return _locked(lambda: _hooked_output(called, base_layer, kind, updates, (x, *args), kwargs))
     return _added(base_layer, kind, x, called(x, *args, **kwargs), updates)
@@ -176,20 +176,20 @@ def _own_output(  # noqa: PLR0917
         with torch.autocast(weight.device.type, enabled=False):
             matrices = [updated_matrix(factors, delta) for factors, delta in summands]
             total = summed_weight(weight, kind, matrices)
-        return _locked(lambda: _call_with_weight(called, base_layer, total, args, kwargs))
+        return _call_with_weight(called, base_layer, total, args, kwargs)
 
-    if all(update.index is None for update in updates):
+    if all(update.choice is None for update in updates):
         return output([(update.factors, update.delta) for update in updates])
     y = called(*args, **kwargs)
     for update in updates:
-        index = cast("Tensor", update.index)
-        if not isinstance(y, Tensor) or y.shape[:1] != index.shape:
+        choice = cast("Tensor", update.choice)
+        if not isinstance(y, Tensor) or y.shape[:1] != choice.shape:
             raise RuntimeError(
                 f"the base layer ({type(base_layer).__name__}) has a forward of its own, whose output has not one row "
-                f"for each of the {len(index)} rows of the batch; accepted: one adapter for all of them"
+                f"for each of the {len(choice)} rows of the batch; accepted: one adapter for all of them"
             )
         for row, delta in enumerate(update.delta[:-1]):
-            chosen = (index == row).reshape(-1, *(1,) * (y.ndim - 1))
+            chosen = (choice == row).reshape(-1, *(1,) * (y.ndim - 1))
             y = torch.where(chosen, output([(update.factors, delta)]), y)
     return y
 

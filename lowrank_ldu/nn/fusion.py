@@ -124,8 +124,8 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
         The plan that was asked for cannot run.
     """
     diagonal = next(iter(layer.diagonals()))
-    base_layer: nn.Module = layer.base_layer  # type: ignore[attr-defined]
-    kind: type[LayerKind] = layer.kind  # type: ignore[attr-defined]
+    base_layer: nn.Module = layer.base_layer
+    kind: type[LayerKind] = layer.kind
     if _passed_by(base_layer, kind, x, diagonal.factors) is not None:
         return "reference"
     weight, factors = kind.as_matrix(cast("Tensor", base_layer.weight)), diagonal.factors

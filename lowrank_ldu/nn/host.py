@@ -147,7 +147,7 @@ def tied_weights(model: nn.Module, base_layers: dict[str, nn.Module]) -> dict[st
 
 def note_sharers(model: nn.Module) -> None:
     """Let every layer with adapters know which other modules use its weight, so that it is not merged on its own."""
-    layers = {name: host for name, host in hosts(model) if "base_layer" in host._modules}  # type: ignore[attr-defined]  # noqa: SLF001
+    layers = {name: host for name, host in hosts(model) if "base_layer" in host._modules}  # noqa: SLF001
     bases = {name: _innermost(host) for name, host in layers.items()}
     for name, users in _users_of_weights(model, bases):
         layers[name].sharers = tuple(module for _, module in users if module is not bases[name])

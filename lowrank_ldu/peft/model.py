@@ -98,8 +98,12 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     def _post_injection_hook(self, model: nn.Module, config: LolduConfig, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)
-        observe(model)
-        self.register_state_dict_pre_hook(_before_saving)  # type: ignore[no-untyped-call]
+        self.register_state_dict_pre_hook(_before_saving)
+
+    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter to the layers that its configuration names."""
+        super().inject_adapter(*args, **kwargs)
+        observe(self.model)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)

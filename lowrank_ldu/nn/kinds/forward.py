@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -105,7 +105,7 @@ def refresh_weight(module: nn.Module) -> None:
         if hasattr(hook, "do_power_iteration"):
             module.weight = hook.compute_weight(module, do_power_iteration=False)
         else:
-            hook(module, None)  # type: ignore[operator]
+            hook(module, None)
 
 
 def _multiplies_by_its_weight(module: nn.Module) -> bool:
@@ -128,7 +128,7 @@ def _multiplies_by_its_weight(module: nn.Module) -> bool:
         return True
 
 
-def _reparametrizations(module: nn.Module) -> Iterable[object]:
+def _reparametrizations(module: nn.Module) -> Iterable[Any]:
     """Yield the hooks of torch.nn.utils (weight_norm, spectral_norm, prune) that write a weight before each call."""
     for hook in module._forward_pre_hooks.values():  # noqa: SLF001
         if any(kind.__module__.startswith("torch.nn.utils.") for kind in type(hook).__mro__):
