@@ -18,6 +18,7 @@ from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.kinds.forward import own_forward
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
@@ -208,9 +209,9 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         return self.kind.as_weight(update, stored_weight(self.get_base_layer()))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT's convert_to_lora can take the layer: it knows linear layers only."""
+        """Whether PEFT's convert_to_lora can take the layer: it adds products to the output of linear layers."""
         del adapter_name
-        return self.kind.linear
+        return self.kind.linear and not own_forward(self.get_base_layer())
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base layer makes of its arguments with the updates of the active adapters in its weight."""

@@ -48,9 +48,11 @@ def own_forward(module: nn.Module) -> bool:
 
 def _has_own_forward(module: nn.Module) -> bool:
     state = vars(module)
-    # accelerate's hooks put a forward on the instance that moves tensors and calls the former one.
-    if "forward" in state and "_hf_hook" not in state:
-        return True
+    if "forward" in state:
+        # accelerate's hooks put a forward on the instance that moves tensors and calls the former one.
+        forward = state.get("_old_forward", state["forward"]) if "_hf_hook" in state else state["forward"]
+        if getattr(forward, "__func__", None) is not type(module).forward:
+            return True
     return not _is_plain(type(module))
 
 
