@@ -155,8 +155,9 @@ def tried_out(
 
 
 def _is_local(weight: Tensor) -> bool:
-    """Whether a weight's numbers are all here, in the class of tensor that torch computes with itself."""
-    return type(weight) in {Tensor, nn.Parameter} and not is_fake(weight)
+    """Whether a weight's numbers are all here to stay, in the class of tensor that torch computes with itself."""
+    # DeepSpeed's hooks would scatter a weight again that was gathered to be merged.
+    return type(weight) in {Tensor, nn.Parameter} and not is_fake(weight) and not hasattr(weight, "ds_id")
 
 
 def _probe(base_layer: Any, kind: type[LayerKind]) -> Tensor | None:
