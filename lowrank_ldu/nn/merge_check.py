@@ -62,21 +62,26 @@ class Trial:
                 state["forward"] = held
         if not all(used):
             return "a hook of the layer writes to its weight before each call"
-        if any(not isinstance(y, Tensor) for y in (self._before, self._adapted, after)):
+        outputs = (self._before, self._adapted, after)
+        if any(output is None for output in outputs):
             return None
-        return None if self._agrees(cast("Tensor", after)) else "the merged layer's output is not the adapted layer's"
+        alike = len({len(output) for output in outputs}) == 1 and all(map(self._agree, *outputs))
+        return None if alike else "the merged layer's output is not the adapted layer's"
 
-    def _agrees(self, after: Tensor) -> bool:
-        before, adapted = cast("Tensor", self._before), cast("Tensor", self._adapted)
-        if not (before.is_floating_point() and before.shape == adapted.shape == after.shape):
-            return before.dtype == after.dtype and not before.is_floating_point()
+    def _agree(self, before: Tensor, adapted: Tensor, after: Tensor) -> bool:
+        if not before.shape == adapted.shape == after.shape:
+            return False
         weight = cast("Tensor", self._layer.weight)
         rounding = max(torch.finfo(weight.dtype).eps, torch.finfo(after.dtype).eps)
         size = max(float(y.double().norm()) for y in (before, adapted, after))
+        # An output that is not finite says nothing.
         return not float((after.double() - adapted.double()).norm()) > _ROUNDINGS * rounding * size
 
     def _run(self, call: Any) -> Any:
-        """Return an output for the probe, None if there is none; the layer's buffers and modes stay as they are."""
+        """Return the floating tensors of an output for the probe, None if it cannot be called with one.
+
+        The layer's buffers and modes, and the generators of random numbers, stay as they are.
+        """
         if self._x is None:
             return None
         modes = [(module, module.training) for module in self._layer.modules()]
@@ -90,9 +95,12 @@ class Trial:
             ):
                 torch.manual_seed(0)
                 self._layer.eval()
-                return call(self._x)
+                output = call(self._x)
         except Exception:  # noqa: BLE001  # whatever a foreign forward or hook raises: it takes other inputs
             return None
+        else:
+            several = output if isinstance(output, (tuple, list)) else [output]
+            return [y.clone() for y in several if isinstance(y, Tensor) and y.is_floating_point()]
         finally:
             for module, training in modes:
                 module.training = training

@@ -186,6 +186,20 @@ def test_a_merge_that_does_not_show_in_the_output_is_found_by_trying():
         assert not layer.merged
 
 
+class CachedPair(Cached):
+    def forward(self, x):
+        y = super().forward(x)
+        return y, y.argmax(-1)
+
+
+def test_every_output_is_compared():
+    layer = trained(LoLDULayer(CachedPair(6, 5), rank=3))
+    with torch.no_grad():
+        layer(ROWS)
+        with pytest.raises(RuntimeError, match="output is not the adapted layer's"):
+            layer.merge()
+
+
 def test_a_refused_layer_leaves_those_before_it_unmerged():
     model = nn.Sequential(nn.Linear(6, 6), overwritten(nn.Linear(6, 6)))
     inject(model, ["0", "1"], rank=3)

@@ -169,6 +169,36 @@ def test_under_peft(make, step):
     assert torch.equal(model.unload()(x), before)
 
 
+def test_a_quantised_layer_whose_output_is_not_its_product_is_refused():
+    import bitsandbytes
+
+    class Tripled(bitsandbytes.nn.Linear4bit):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    layer = Tripled(64, 32, compute_dtype=torch.float32)
+    layer.load_state_dict(plain().state_dict())
+    model = nn.Sequential(layer.to("cpu"))
+    with pytest.raises(
+        ValueError, match="layer '0': .* a quantised weight, whose output is not their product; accepted"
+    ):
+        inject(model, ["0"], rank=4)
+    assert model[0] is layer
+
+
+@pytest.mark.parametrize("make", [four_bits, torchao_int8])
+def test_hooks_of_a_quantised_layer_see_the_update(make):
+    base = make()
+    x = torch.randn(3, 64)
+    plain_layer = LoLDULayer(make(), rank=4)
+    base.register_forward_hook(lambda module, args, y: 3 * y)
+    layer = LoLDULayer(base, rank=4)
+    with torch.no_grad():
+        layer.offset.normal_()
+        plain_layer.offset.copy_(layer.offset)
+        torch.testing.assert_close(layer(x), 3 * plain_layer(x), rtol=1e-5, atol=1e-4)
+
+
 def test_a_model_with_quantised_layers_is_not_merged():
     model = nn.Sequential(eight_bits())
     inject(model, "all-linear", 4)
