@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import get_peft_model
 from torch import nn
 from torch.nn import functional
@@ -350,3 +351,25 @@ def test_a_model_of_them_is_merged_and_comes_back():
     unmerge(model)
     after = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("name", ["output scaled", "both", "looked at"])
+def test_hooks_and_keywords_compiled_without_a_break(name):
+    layer = trained(LoLDULayer(HOOKED[name](), rank=3))
+    x = randn(4, 6)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    for _ in range(2):
+        torch.testing.assert_close(compiled(input=x), layer(x))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: Positive(6, 5), on_instance])
+def test_hooks_of_accelerate_are_no_forward_of_its_own(make):
+    base = make()
+    own, x = own_forward(base), randn(4, 6)
+    layer = trained(LoLDULayer(base, rank=3))
+    adapted = layer(x)
+    add_hook_to_module(base, AlignDevicesHook(io_same_device=True))
+    assert own_forward(base) is own
+    torch.testing.assert_close(layer(x), adapted)
+    layer.merge()
+    torch.testing.assert_close(layer(x), adapted)
