@@ -20,7 +20,7 @@ from lowrank_ldu.adapters.records import check_numbers
 from lowrank_ldu.adapters.seal import sealed
 from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
-from lowrank_ldu.nn.calls import warn_of_never_called
+from lowrank_ldu.nn.calls import warn_of_passed_by
 from lowrank_ldu.nn.host import hosts, weight_matrix
 from lowrank_ldu.validation import dtype_name
 
@@ -88,7 +88,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         wrapped = next(hosts(model), None) is not None
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
         raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
-    warn_of_never_called(model)
+    warn_of_passed_by(model)
     for name in modules_to_save:
         tensors.update({f"{name}.{key}": tensor for key, tensor in _whole_module(model, name).items()})
     folder = Path(path)

@@ -1,4 +1,4 @@
-"""Which adapted layers a model has called: an adapter beside one that it never calls has no effect."""
+"""Which adapted layers a model has called, or read past: an adapter beside such a layer has no effect."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.nn.host import Seen, hosts, note_sharers
+from lowrank_ldu.nn.weight_reads import occasional_reader_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +25,10 @@ class ForwardWatch(Seen):
 
 
 def observe(model: nn.Module) -> None:
-    """Note which modules share a weight with an adapted layer, and from now on whether the model is called."""
+    """Note what else uses the weights of adapted layers, and from now on whether the model is called."""
     note_sharers(model)
+    for name, layer in hosts(model):
+        layer.reader = occasional_reader_of(model, name)
     if not _watches(model):
         model.register_forward_hook(ForwardWatch())
 
@@ -38,27 +41,50 @@ def unwatch(model: nn.Module) -> None:
 
 def never_called(model: nn.Module) -> list[str]:
     """Return the names of the adapted layers that no forward of the model has called; none before one has ended."""
-    if not any(watch.seen for watch in _watches(model).values()):
+    if not _has_run(model):
         return []
     return [name for name, layer in hosts(model) if not layer.called.seen]
 
 
-def warn_of_never_called(model: nn.Module, *, stacklevel: int = 3) -> None:
-    """Warn, once for each layer, of those that `never_called` names."""
+def read_past(model: nn.Module) -> list[str]:
+    """Return the names of the adapted layers whose weight was read by what calls them on another of its paths."""
+    if not _has_run(model):
+        return []
+    return [name for name, layer in hosts(model) if layer.reader is not None and layer.weight_read.seen]
+
+
+def warn_of_passed_by(model: nn.Module, *, stacklevel: int = 3) -> None:
+    """Warn, once for each layer, of those that `never_called` and `read_past` name."""
     layers = dict(hosts(model))
-    names = [name for name in never_called(model) if not layers[name].warned]
-    if not names:
-        return
-    for name in names:
+    unused = [name for name in never_called(model) if not layers[name].warned]
+    read = [name for name in read_past(model) if not layers[name].warned and name not in unused]
+    for name in (*unused, *read):
         layers[name].warned = True
-    listed = ", ".join(map(repr, names[:_NAMED])) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    warnings.warn(
-        f"no forward of the model has called {listed}, of {len(layers)} adapted layers, so that their adapters had no "
-        "effect. Experts and branches that nothing was sent to are like that; but where a model reads a weight without "
-        "calling its layer, merging changes what it computes",
-        UserWarning,
-        stacklevel=stacklevel,
-    )
+    if unused:
+        warnings.warn(
+            f"no forward of the model has called {_listed(unused)}, of {len(layers)} adapted layers, so that their "
+            "adapters had no effect. Experts and branches that nothing was sent to are like that; but where a model "
+            "reads a weight without calling its layer, merging changes what it computes",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    if read:
+        readers = ", ".join(sorted({str(layers[name].reader) for name in read}))
+        warnings.warn(
+            f"{readers} may have read the weight of {_listed(read)} without calling the layer, as on one of its paths: "
+            "there the adapter has no effect, and merging changes what is computed",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(repr, names[:_NAMED])) + more
+
+
+def _has_run(model: nn.Module) -> bool:
+    return any(watch.seen for watch in _watches(model).values())
 
 
 def _watches(model: nn.Module) -> dict[int, ForwardWatch]:

@@ -56,18 +56,30 @@ class AdapterHost:
         Whether the layer has been called.
     warned : bool
         Whether it was said that it has not.
+    weight_read : Seen
+        Whether the weight has been looked at through the layer.
+    reader : str or None
+        The method of the model that reads the weight on one of its paths, and calls the layer on another.
     sharers : tuple of nn.Module
         Modules that used the base layer's weight, too, when the adapter was made.
     """
 
     plan: Plan = "auto"
     called: Seen = Seen()
+    weight_read: Seen = Seen()
+    reader: str | None = None
     warned: bool = False
     sharers: tuple[nn.Module, ...] = ()
 
     @abstractmethod
     def diagonals(self) -> Iterator[Diagonal]:
         """Yield the adapters of the layer."""
+
+    @property
+    def weight(self) -> Any:
+        """The base layer's weight."""
+        self.weight_read.seen = True
+        return self.__dict__["_modules"]["base_layer"].weight
 
     def __getattr__(self, name: str) -> Any:
         """Return a submodule, as nn.Module does, or what the layer itself lacks from its base layer."""

@@ -162,7 +162,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         self.adapter = adapter
         self._base_weight: Tensor | None = None
         self._merged = False
-        self.called = Seen()
+        self.called, self.weight_read = Seen(), Seen()
         self.register_state_dict_pre_hook(_refuse_while_merged)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_rebuild_factors)  # type: ignore[no-untyped-call]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.nn.calls import unwatch, warn_of_never_called
+from lowrank_ldu.nn.calls import unwatch, warn_of_passed_by
 from lowrank_ldu.nn.host import tied_weights
 from lowrank_ldu.nn.injection import lowrank_layers, replace_module
 from lowrank_ldu.nn.layer import LoLDULayer
@@ -35,7 +35,7 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> None:
         The model has been called, and never called one of its layers, whose adapter had no effect.
     """
     _check_mergeable(model)
-    warn_of_never_called(model)
+    warn_of_passed_by(model)
     layers = list(lowrank_layers(model))
     for name, layer in layers:
         if layer.merged:
@@ -111,7 +111,7 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
     """
     if merged:
         _check_mergeable(model)
-        warn_of_never_called(model)
+        warn_of_passed_by(model)
     # A layer that stands under two names is merged once and replaced twice.
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, LoLDULayer):

@@ -79,23 +79,34 @@ def reader_of(model: nn.Module, name: str) -> str | None:
     >>> reader_of(attention, "out_proj")
     'MultiheadAttention.forward'
     """
+    return next((read.method for read, always in _reads_of_layer(model, name) if always), None)
+
+
+def occasional_reader_of(model: nn.Module, name: str) -> str | None:
+    """Return what reads the weight of a layer on one of its paths, and calls the layer on another, None if nothing.
+
+    Such as "RecurrentGemmaRecurrentBlock.forward", which calls a convolution for a prompt and reads its weight for the
+    tokens that follow.
+    """
+    return next((read.method for read, always in _reads_of_layer(model, name) if not always), None)
+
+
+def _reads_of_layer(model: nn.Module, name: str) -> Iterator[tuple[Read, bool]]:
+    """Yield what reads the weight of a layer, and whether an adapter of the layer is passed by for certain."""
     # Another method's layer may stand around the one that the source speaks of.
     names, module = [child for child in name.split(".") if child != "base_layer"], model
     for depth, child in enumerate(names):
         rest = tuple(names[depth:])
         if len(rest) == 1 and isinstance(module, READ_PAST_ADAPTERS):
-            return f"{type(module).__name__}.forward"
+            yield Read(rest, f"{type(module).__name__}.forward", called=False), True
         reads = weight_reads(type(module))
         # A method that calls a layer may read its weight where a setting asks for it. One that reads another layer's
         # without ever calling that hands them to a kernel on one path, and calls some of them on the other.
-        if any(not read.called for read in reads):
-            method = next((read.method for read in reads if read.path == rest), None)
-            if method is not None:
-                return method
+        always = any(not read.called for read in reads)
+        yield from ((read, always) for read in reads if read.path == rest)
         module = module.get_submodule(child)
         while "base_layer" in module._modules:  # noqa: SLF001
             module = module.get_submodule("base_layer")
-    return None
 
 
 _reads: dict[type, tuple[Read, ...]] = {}

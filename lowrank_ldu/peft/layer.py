@@ -74,7 +74,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         self.base_layer = base_layer
         self.kind = kind_of(base_layer)
         self.name = name
-        self.called = Seen()
+        self.called, self.weight_read = Seen(), Seen()
         self.loldu_adapter = nn.ModuleDict()
         # Adapters of equal options share their factors: what they differ in is r + 1 numbers.
         self.loldu_factors = nn.ModuleDict()

@@ -17,7 +17,7 @@ from peft.utils import (
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from lowrank_ldu.nn.calls import observe, unwatch, warn_of_never_called
+from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
 from lowrank_ldu.nn.host import hosts, tied_weights
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of
 from lowrank_ldu.nn.weight_reads import reader_of
@@ -147,7 +147,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         layers = {name: layer for name, layer in hosts(self.model) if isinstance(layer, LolduLayer)}
         for layer in layers.values():
             layer.check_mergeable()
-        warn_of_never_called(self.model, stacklevel=4)
+        warn_of_passed_by(self.model, stacklevel=4)
         tied = tied_weights(self.model, {name: layer.get_base_layer() for name, layer in layers.items()})
         for name, others in tied.items():
             raise ValueError(
@@ -262,7 +262,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 def _before_saving(model: nn.Module, *_: Any) -> None:
     """Before an adapter is saved: name the layers that it had no effect in."""
     if isinstance(model, LolduModel):
-        warn_of_never_called(model.model, stacklevel=6)
+        warn_of_passed_by(model.model, stacklevel=6)
 
 
 def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str) -> None:

@@ -1,6 +1,7 @@
 """Layers whose weight is read without calling them: refused where the source shows it, named in a warning elsewhere."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import DebertaConfig, DebertaModel, Mamba2Config, Mamba2Model,
 from lowrank_ldu.adapters import AdapterError, load_adapter, save_adapter
 from lowrank_ldu.nn import inject, merge, unload
 from lowrank_ldu.nn.calls import never_called
-from lowrank_ldu.nn.weight_reads import reader_of, weight_reads
+from lowrank_ldu.nn.weight_reads import occasional_reader_of, reader_of, weight_reads
 from lowrank_ldu.peft import LolduConfig
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -77,6 +78,8 @@ def test_what_a_class_reads():
     assert weight_reads(nn.TransformerEncoder) == ()
     assert reader_of(nn.Sequential(Derived()), "0.inner.far") == "Derived.forward"
     assert reader_of(nn.Sequential(OnOnePath()), "0.dense") is None
+    assert occasional_reader_of(nn.Sequential(OnOnePath()), "0.dense") == "OnOnePath.forward"
+    assert occasional_reader_of(nn.Sequential(Derived()), "0.kernel") is None
 
 
 @pytest.mark.parametrize("target", ["kernel", "moved", "inner.far"])
@@ -185,6 +188,24 @@ def test_the_same_under_peft(tmp_path):
     with pytest.warns(UserWarning, match=NAMED):
         merged = loaded.merge_and_unload()
     assert not merged._forward_hooks
+
+
+@pytest.mark.parametrize("under_peft", [False, True])
+def test_a_layer_that_is_read_on_one_path(under_peft, tmp_path):
+    model = nn.Sequential(OnOnePath())
+    if under_peft:
+        model = get_peft_model(model, LolduConfig(r=4, target_modules=["dense"]))
+    else:
+        inject(model, ["dense"], rank=4)
+    end = model.save_pretrained if under_peft else partial(save_adapter, model)
+    model(X)
+    end(tmp_path)
+    inner = model.base_model.model if under_peft else model
+    inner[0].slow = True
+    model(X)
+    with pytest.warns(UserWarning, match="OnOnePath.forward may have read the weight of '0.dense' without calling"):
+        end(tmp_path)
+    end(tmp_path)
 
 
 def test_compiled_calls_are_seen():
