@@ -105,7 +105,7 @@ def _cases(
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
     if found is None:
         fail(f"--shape is {shape!r}; accepted: OUTxIN, such as 768x3072")
-        m, n = map(int, found.groups())
+    m, n = map(int, found.groups())
     for each in rank or []:
         if not 1 <= each <= min(m, n):
             fail(f"--rank is {each}; accepted: 1 to {min(m, n)} for a layer {m} x {n}")

@@ -209,6 +209,7 @@ def test_a_layer_that_is_read_on_one_path(under_peft, tmp_path):
 
 
 def test_compiled_calls_are_seen():
+    torch.compiler.reset()
     model = hidden()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     compiled(X)
