@@ -17,10 +17,7 @@ from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of
-<<<<<<< HEAD
 from lowrank_ldu.validation import dtype_name
-=======
->>>>>>> layers
 
 if TYPE_CHECKING:
     import os

@@ -171,8 +171,6 @@ def test_gradients_reach_the_diagonal_and_sigma(name):
     assert torch.autograd.gradcheck(output, numbers)
 
 
-<<<<<<< HEAD
-=======
 @pytest.fixture
 def _own_graphs():
     """Graphs of layers of other tests do not count towards torch's limit, nor these towards theirs."""
@@ -182,7 +180,6 @@ def _own_graphs():
 
 
 @pytest.mark.usefixtures("_own_graphs")
->>>>>>> layers
 @pytest.mark.parametrize("name", ["positive linear", "normed kernel", "padded embedding", "Gemma 3's words"])
 def test_compiled_without_a_break(name):
     make, x = {**OWN, **KNOWN}[name]
@@ -365,10 +362,7 @@ def test_a_model_of_them_is_merged_and_comes_back():
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-<<<<<<< HEAD
-=======
 @pytest.mark.usefixtures("_own_graphs")
->>>>>>> layers
 @pytest.mark.parametrize("name", ["output scaled", "both", "looked at"])
 def test_hooks_and_keywords_compiled_without_a_break(name):
     layer = trained(LoLDULayer(HOOKED[name](), rank=3))
