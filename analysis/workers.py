@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # blocks.
 BYTES_PER_ENTRY = 12 * 8
 _BYTES_IN_BLOCKS = 4 * 8
+_limiting = Lock()
 _UNKNOWN_MEMORY = 8 * 2**30
 # Of control groups of version 2 and 1; without a limit the latter says an enormous number.
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -93,7 +95,8 @@ def limit_threads(count: int) -> None:
 
     For a process that runs several analyses at once and does nothing else: there is no moment to undo it.
     """
-    _limit_blas(count)
+    with _limiting:  # no thread begins before it is done
+        _limit_blas(count)
     torch.set_num_threads(count)
 
 
