@@ -21,6 +21,21 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+HALF = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+HALF_NAMES = ("half", "float16", "autocast", "float8")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests whose results depend on how the processor rounds to half precision."""
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        name = getattr(item, "originalname", None) or item.name
+        if any(isinstance(value, torch.dtype) and value in HALF for value in values) or any(
+            word in name for word in HALF_NAMES
+        ):
+            item.add_marker("half")
+
+
 @pytest.fixture(params=LIBRARIES, ids=repr)
 def library(request):
     return request.param

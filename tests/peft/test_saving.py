@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from half_precision import MULTIPLE, assert_as_near, error, wider
 from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft import set_peft_model_state_dict as set_state
 from plugin_models import layers, logits, minilm, perturb, tiny_bert, tokens
@@ -20,8 +21,8 @@ FILE = "adapter_model.safetensors"
 ALWAYS = {"offset", "sigma", "initial_sigma", "base_sample"}
 
 
-def saved(folder, base, **options):
-    model = perturb(get_peft_model(base, LolduConfig(**{"r": 8} | options)))
+def saved(folder, base, size=0.2, **options):
+    model = perturb(get_peft_model(base, LolduConfig(**{"r": 8} | options)), size)
     model.save_pretrained(folder)
     return model
 
@@ -57,11 +58,16 @@ def test_a_file_of_minilm_is_small(tmp_path):
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_loading_gives_the_same_model(tmp_path, dtype, low):
-    model = saved(tmp_path, minilm(dtype), pivoting="complete", r=16)
+    model = saved(tmp_path, minilm(dtype), size=0.05, pivoting="complete", r=16)
     loaded = PeftModel.from_pretrained(minilm(dtype), tmp_path, low_cpu_mem_usage=low).eval()
-    # Without a search the factors are rebuilt at the stored pivots: the same to rounding.
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype] if low else 0
-    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=tolerance)
+    if low:
+        # Without a search the factors are rebuilt at the stored pivots: the same to rounding.
+        plain = logits(minilm(dtype)), logits(minilm(dtype).to(wider(dtype)))
+        exact = logits(copy.deepcopy(model).to(wider(dtype)))
+        assert_as_near(logits(loaded), exact, *plain)
+        assert error(exact, plain[1]) > 3 * MULTIPLE * error(*plain)
+    else:
+        assert torch.equal(logits(loaded), logits(model))
     assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
 
 
