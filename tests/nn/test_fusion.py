@@ -105,7 +105,7 @@ def test_packed_sees_every_entry(write):
         module(x)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.parametrize("plan", ["auto", "reference"])
 def test_traced_layer_computes_the_same(plan):
     module = layer(12, 16, 4).eval()
@@ -115,7 +115,7 @@ def test_traced_layer_computes_the_same(plan):
     torch.testing.assert_close(traced(x), unfused(module, x))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 @pytest.mark.parametrize("plan", ["factored", "materialized"])
 def test_fused_plans_are_refused_where_torch_traces(plan):
     module = layer(12, 16, 4).eval()
