@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -314,7 +315,9 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
 
 @lru_cache(maxsize=4096)
 def _remembered(problem: Problem, plan: Plan, *_: object) -> Choice:
-    return _choose(problem, plan, None)
+    found = _choose(problem, plan, None)
+    # What is remembered is given to every caller: none may change it.
+    return Choice(found.plan, MappingProxyType(found.costs), MappingProxyType(found.reasons))  # type: ignore[arg-type]
 
 
 def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:

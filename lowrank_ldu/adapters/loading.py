@@ -12,7 +12,7 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import weight_matrix
+from lowrank_ldu.nn.host import unwrapped, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
@@ -56,7 +56,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
         shape, or has another weight than in training; an update does not come out as it was trained. The model is then
         unchanged.
     """
-    adapter = read_adapter(path)
+    adapter, model = read_adapter(path), unwrapped(model)
     deviations: list[Deviation] = []
     with restore_trainable_on_error(model):
         layers = {name: _build(model, stored, deviations, force=force) for name, stored in adapter.layers.items()}

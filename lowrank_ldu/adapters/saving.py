@@ -20,7 +20,7 @@ from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, weight_matrix
+from lowrank_ldu.nn.host import hosts, plain_name, unwrapped, weight_matrix
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         raise ValueError(f"path is {str(path)!r}, which is a file; accepted: a folder")
     tensors: dict[str, Tensor] = {}
     records: dict[str, LayerRecord] = {}
-    for name, layer in lowrank_layers(model):
+    model = unwrapped(model)
+    for place, layer in lowrank_layers(model):
+        name = plain_name(place)
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
         if not name:

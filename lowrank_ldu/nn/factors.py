@@ -111,7 +111,7 @@ class Factors(nn.Module):
         self.upper = False
         self._packing: Packing | None = None
         self._packed: tuple[object, ...] = ()
-        self._packed_sample: Tensor = torch.empty(0)
+        self._packed_weight: Tensor = torch.empty(0)
         if deferred or matrix.device.type == "meta":
             self._set_empty(matrix)
         else:
@@ -152,7 +152,7 @@ class Factors(nn.Module):
         self._keep("sample", self.sample_of(matrix))
         self.ready = True
         self.upper = options.basis == "ldu" and terms.columns is None and not bool(self.right.tril(-1).any())
-        self._packing, self._packed = None, ()
+        self._packing, self._packed, self._packed_weight = None, (), torch.empty(0)
 
     def at(self, rows: Tensor | None, columns: Tensor | None) -> bool:
         """Whether the factors are those at these pivots."""
@@ -172,17 +172,16 @@ class Factors(nn.Module):
             # Of a call before; none is made in the middle of a graph.
             known = self._packing is not None and self._packing.diagonal.dtype == weight.dtype
             return self._packing if known else None
-        version = 0 if weight.is_inference() else weight._version  # noqa: SLF001  # torch's only word of changes
-        key = (weight.data_ptr(), version, self.left.data_ptr(), self.left.device)
-        # What is done to a weight through .data bumps no version: a few entries are looked at, where that is free.
-        sample = self.sample_of(weight) if weight.device.type == "cpu" else self.sample
-        if self._packed != key or not torch.equal(sample, self._packed_sample):
+        # Much changes a weight without a word (.data, a NumPy view, a foreign kernel): every entry is compared,
+        # one pass over it beside the products of all rows of x.
+        key = (weight.device, weight.dtype, weight.shape, self.left.data_ptr(), self.left.device)
+        if self._packed != key or not torch.equal(weight, self._packed_weight):
             try:
                 pivots = cast("Tensor", self.pivot_rows)
                 self._packing = pack(weight, self.left, self.right, self.diagonal * self.scale, pivots)
             except ValueError:
                 self._packing = None
-            self._packed, self._packed_sample = key, sample
+            self._packed, self._packed_weight = key, weight.detach().clone()
         return self._packing
 
     @staticmethod

@@ -6,6 +6,8 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.kinds.forward import refresh_weight
@@ -14,7 +16,7 @@ from lowrank_ldu.nn.quantized import dense_weight
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from lowrank_ldu.kernels import Plan
     from lowrank_ldu.nn.diagonal import DiagonalAdapter
@@ -114,6 +116,11 @@ class AdapterHost:
             )
 
 
+# What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+
+
 def stored_weight(base_layer: nn.Module) -> nn.Parameter:
     """Return a layer's weight as it is stored."""
     # HQQ's layers have no `weight`, but for the packed integers.
@@ -132,6 +139,28 @@ def weight_matrix(base_layer: nn.Module) -> Tensor:
     with torch.no_grad():
         refresh_weight(base_layer)
     return kind.as_matrix(dense_weight(base_layer))
+
+
+def plain_name(name: str) -> str:
+    """Return a module's qualified name without what wrappers of modules put into it.
+
+    Examples
+    --------
+    >>> plain_name("layers.0._checkpoint_wrapped_module.query")
+    'layers.0.query'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of torch.compile's, DistributedDataParallel's and similar wrappers of a whole model."""
+    while True:
+        inner = next((model._modules[key] for key in _WRAPPED if key in model._modules), None)  # noqa: SLF001
+        if isinstance(model, _WRAPPERS):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:

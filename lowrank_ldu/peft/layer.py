@@ -108,6 +108,11 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                 "would be made for the merged weight; accepted: unmerge_adapter() first"
             )
         base = self.get_base_layer()
+        if hasattr(base, "_hf_hook") and stored_weight(base).device.type == "meta":
+            raise ValueError(
+                f"layer {self.name!r}: its weight is offloaded by accelerate and in memory only while the layer runs, "
+                "so it cannot be factored; accepted: adapted layers that device_map keeps on a device"
+            )
         with gather_params_ctx(stored_weight(base)), torch.no_grad():
             try:
                 matrix = weight_matrix(base)

@@ -158,27 +158,24 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Hand `adapter_names` of a forward or generate call on to the layers, while it lasts."""
-        del args
+        del args  # whatever the options of a call are, `generate` itself is asked how often it repeats rows
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield
             return
         adapted = list(_adapted_modules(self.model))
         self._check_adapter_names(names, adapted)
-        beams = kwargs.get("num_beams")
-        repeated = names
-        encoder: set[nn.Module] = set()
-        if isinstance(beams, int) and beams > 1:
-            # Each row stands for `beams` hypotheses, in all but the encoder of an encoder-decoder model.
-            repeated = [name for name in names for _ in range(beams)]
-            encoder = _encoder_modules(self.model)
+        # Rows of everything but the encoder of an encoder-decoder model; `generate` repeats them in place.
+        repeated = list(names)
+        encoder = _encoder_modules(self.model)
         handles = []
         try:
             for module in adapted:
                 rows = names if module in encoder else repeated
                 hook = partial(_add_adapter_names, adapter_names=rows)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            yield
+            with _repeated_with_rows(self.model, names, repeated):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -301,6 +298,29 @@ def _encoder_modules(model: nn.Module) -> set[nn.Module]:
     encoder = model.get_encoder() if hasattr(model, "get_encoder") else None  # type: ignore[operator]
     # In transformers 5 a model without an encoder answers with itself.
     return set() if encoder is None or encoder is model else set(encoder.modules())
+
+
+@contextmanager
+def _repeated_with_rows(model: nn.Module, names: list[str], repeated: list[str]) -> Iterator[None]:
+    """Repeat names whenever `generate` repeats rows, for beams or return sequences of any configuration."""
+    expand = getattr(model, "_expand_inputs_for_generation", None)
+    if expand is None:
+        yield
+        return
+
+    def expand_names_too(expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
+        repeated[:] = [name for name in names for _ in range(expand_size)]
+        return expand(expand_size, *args, **kwargs)
+
+    own = vars(model).get("_expand_inputs_for_generation")
+    vars(model)["_expand_inputs_for_generation"] = expand_names_too
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(model)["_expand_inputs_for_generation"]
+        else:
+            vars(model)["_expand_inputs_for_generation"] = own
 
 
 def _add_adapter_names(_: nn.Module, args: Any, kwargs: dict[str, Any], adapter_names: list[str]) -> tuple[Any, Any]:

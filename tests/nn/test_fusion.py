@@ -1,6 +1,7 @@
 """Layers compute by the plan that is set, and pass by nothing of their base layer."""
 
 import copy
+import ctypes
 
 import pytest
 import torch
@@ -76,6 +77,52 @@ def test_packed_follows_the_weight():
         module.base_layer.weight.add_(1.0)
     with pytest.raises(RuntimeError, match="there is no packing of this weight"):
         module(x)  # the factors are another weight's
+
+
+def write_data(weight):
+    weight.data[3, 5] += 1.0
+
+
+def write_numpy(weight):
+    weight.detach().numpy()[7, 2] -= 1.0
+
+
+def write_dlpack(weight):
+    torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(weight.detach()))[0, 9] = 3.0
+
+
+def write_address(weight):
+    ctypes.c_float.from_address(weight.data_ptr() + 4 * 37).value = 2.5
+
+
+@pytest.mark.parametrize("write", [write_data, write_numpy, write_dlpack, write_address])
+def test_packed_sees_every_entry(write):
+    module = layer(16, 16, 16)
+    set_plan(module, "packed")
+    x = torch.randn(5, 16)
+    module(x)
+    write(module.base_layer.weight)
+    with pytest.raises(RuntimeError, match="there is no packing of this weight"):
+        module(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("plan", ["auto", "reference"])
+def test_traced_layer_computes_the_same(plan):
+    module = layer(12, 16, 4).eval()
+    set_plan(module, plan)
+    traced = torch.jit.trace(module, torch.randn(3, 16), check_trace=False)
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(traced(x), unfused(module, x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("plan", ["factored", "materialized"])
+def test_fused_plans_are_refused_where_torch_traces(plan):
+    module = layer(12, 16, 4).eval()
+    set_plan(module, plan)
+    with pytest.raises(RuntimeError, match="cannot run here: torch.jit traces the layer"):
+        torch.jit.trace(module, torch.randn(3, 16), check_trace=False)
 
 
 def test_packed_in_a_compiled_graph():

@@ -38,7 +38,7 @@ def test_minilm_starts_as_the_base_merges_and_comes_back(dtype):
     trained = logits(perturb(model, 0.05), SENTENCE)
     exact = logits(copy.deepcopy(model).to(wider(dtype)), SENTENCE)
     assert_as_near(trained, exact, *plain)
-    assert error(trained, start) > 3 * MULTIPLE * error(*plain)
+    assert error(trained, start) > 2 * MULTIPLE * error(*plain)
     with model.disable_adapter():
         assert torch.equal(logits(model, SENTENCE), start)
     model.merge_adapter()

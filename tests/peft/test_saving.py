@@ -65,7 +65,7 @@ def test_loading_gives_the_same_model(tmp_path, dtype, low):
         plain = logits(minilm(dtype)), logits(minilm(dtype).to(wider(dtype)))
         exact = logits(copy.deepcopy(model).to(wider(dtype)))
         assert_as_near(logits(loaded), exact, *plain)
-        assert error(exact, plain[1]) > 3 * MULTIPLE * error(*plain)
+        assert error(exact, plain[1]) > 2 * MULTIPLE * error(*plain)
     else:
         assert torch.equal(logits(loaded), logits(model))
     assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))

@@ -53,6 +53,48 @@ def test_generation_with_beams(base, targets):
         assert torch.equal(mixed[row], alone(model, name, lambda row=row: generate(ids[row : row + 1]))[0])
 
 
+@pytest.mark.parametrize("where", ["argument", "model"])
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
+def test_beams_of_a_configuration(where, options):
+    model, ids = served(tiny_gpt2(), target_modules=["c_attn", "c_proj"]), tokens(len(NAMES), 5)
+    configuration = model.generation_config.__class__(max_new_tokens=5, do_sample=False, pad_token_id=0, **options)
+    if where == "model":
+        model.base_model.model.generation_config = configuration
+    given = {"generation_config": configuration} if where == "argument" else {}
+
+    def generate(ids, **more):
+        return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **given, **more)
+
+    mixed = generate(ids, adapter_names=NAMES).unflatten(0, (len(NAMES), -1))
+    for row, name in enumerate(NAMES):
+        assert torch.equal(mixed[row], alone(model, name, lambda row=row: generate(ids[row : row + 1])))
+    assert "_expand_inputs_for_generation" not in vars(model.base_model.model)
+
+
+def test_sampled_return_sequences_keep_their_adapters():
+    model, ids = served(tiny_gpt2(), target_modules=["c_attn", "c_proj"]), tokens(2, 5)
+    # Of one candidate, sampling is greedy: its rows can be compared.
+    options = {"do_sample": True, "top_k": 1, "num_return_sequences": 3, "max_new_tokens": 5, "pad_token_id": 0}
+    mask = torch.ones_like(ids)
+    mixed = model.generate(input_ids=ids, attention_mask=mask, adapter_names=NAMES[:2], **options)
+    for row, name in enumerate(NAMES[:2]):
+        own = alone(
+            model,
+            name,
+            lambda row=row: model.generate(input_ids=ids[row : row + 1], attention_mask=mask[row : row + 1], **options),
+        )
+        assert torch.equal(mixed[3 * row : 3 * row + 3], own)
+
+
+def test_offloaded_layers_are_refused(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    for offload in (accelerate.cpu_offload, lambda base: accelerate.disk_offload(base, str(tmp_path / "weights"))):
+        base = tiny_gpt2()
+        offload(base)
+        with pytest.raises(ValueError, match="c_attn': its weight is offloaded by accelerate"):
+            get_peft_model(base, LolduConfig(r=4, target_modules=["c_attn"]))
+
+
 def test_what_cannot_be_mixed_is_refused():
     model, ids = served(tiny_bert()), tokens(2)
     with pytest.raises(ValueError, match="non-existing adapter"):
