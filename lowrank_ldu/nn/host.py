@@ -36,6 +36,10 @@ class Diagonal(NamedTuple):
         return self.adapter.delta(self.factors)
 
 
+# Of torch 2.7 and later.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
 class Seen:
     """Whether something has been called; shallow copies of a module share it."""
 
@@ -43,6 +47,11 @@ class Seen:
 
     def __init__(self) -> None:
         self.seen = False
+
+    def note(self) -> None:
+        """Note a call; not one that torch.export makes to record a graph, which has no place for it."""
+        if not _is_exporting():
+            self.seen = True
 
 
 class AdapterHost:

@@ -235,7 +235,7 @@ class LoLDULayer(AdapterHost, nn.Module):
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base layer makes of its arguments with the update in its weight."""
-        self.called.seen = True
+        self.called.note()
         if x is None:
             x = first_argument(self.base_layer, kwargs)
         if self._merged:

@@ -220,7 +220,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base layer makes of its arguments with the updates of the active adapters in its weight."""
-        self.called.seen = True
+        self.called.note()
         adapter_names = kwargs.pop("adapter_names", None)
         if x is None:
             x = first_argument(self.get_base_layer(), kwargs)
