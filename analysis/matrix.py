@@ -96,10 +96,24 @@ class MatrixAnalysis:
         return self.m * self.n
 
     def at(self, method: str, rank: int, pivoting: Pivoting | None = None, *, exact: bool = False) -> Measurement:
-        """Return the measurement of a method at min(rank, k)."""
+        """Return the measurement of a method at min(rank, k).
+
+        Raises
+        ------
+        KeyError
+            It was not measured; the message lists what was.
+        """
         wanted = (method, pivoting, min(rank, self.m, self.n), exact)
-        found = (measurement for measurement in self.measurements if _key(measurement) == wanted)
-        return next(found)
+        for measurement in self.measurements:
+            if _key(measurement) == wanted:
+                return measurement
+        known = [_described(*_key(measurement)) for measurement in self.measurements]
+        raise KeyError(f"{_described(*wanted)} was not measured; accepted: {', '.join(dict.fromkeys(known))}")
+
+
+def _described(method: str, pivoting: str | None, rank: int, exact: bool) -> str:
+    how = [repr(method), str(rank), *([repr(pivoting)] if pivoting else []), *(["exact=True"] if exact else [])]
+    return f"({', '.join(how)})"
 
 
 def _key(measurement: Measurement) -> tuple[str, str | None, int, bool]:

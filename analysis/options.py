@@ -63,10 +63,17 @@ class SurveyOptions:
     threads : int
         Cores to use, at least 1.
 
+    A single rank, strategy or error may be given for a tuple of one.
+
     Raises
     ------
     OptionError
         One of them is out of range.
+
+    Examples
+    --------
+    >>> SurveyOptions(ranks=8, pivoting="partial").ranks
+    (8,)
     """
 
     ranks: tuple[int, ...] = (8, 64)
@@ -80,6 +87,10 @@ class SurveyOptions:
     threads: int = field(default_factory=available_cores)
 
     def __post_init__(self) -> None:
+        for name in ("ranks", "pivoting", "targets"):
+            value = getattr(self, name)
+            if isinstance(value, (str, int, float)):  # a single one
+                object.__setattr__(self, name, (value,))
         object.__setattr__(self, "ranks", _checked_ranks(self.ranks))
         _check_choices("pivoting", self.pivoting, PIVOTING)
         object.__setattr__(self, "pivoting", tuple(dict.fromkeys(self.pivoting)))

@@ -181,6 +181,9 @@ def obstacles(problem: Problem) -> dict[str, str]:
         found |= dict.fromkeys(("hybrid", "packed"), found["materialized"])
     elif problem.dtype not in _PACKED_DTYPES:
         found["packed"] = "in lower precisions than float32 packed factors do not hold a weight"
+    elif problem.rank < min(problem.out_features, problem.in_features):
+        full = min(problem.out_features, problem.in_features)
+        found["packed"] = f"factors of rank {problem.rank} do not hold the weight; accepted: full rank, {full} here"
     elif not problem.packing:
         found["packed"] = "there is no packing of this weight: see lowrank_ldu.kernels.pack"
     if not problem.constant:

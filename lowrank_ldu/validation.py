@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 import numbers
 import operator
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from lowrank_ldu.backend import Array, Backend, backend_of
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -154,3 +161,59 @@ def check_positive(value: object, name: str) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} is {value!r}; accepted: a positive finite number")
     return number
+
+
+def explain_keywords(hints: Mapping[str, str]) -> Callable[[_Function], _Function]:
+    """Have a function say what is meant where it is given a keyword of another library's.
+
+    Parameters
+    ----------
+    hints : mapping of str to str
+        What the message says of each of those keywords.
+
+    Returns
+    -------
+    callable
+        A decorator. Keywords that are neither the function's nor hinted at get the nearest names instead.
+
+    Examples
+    --------
+    >>> @explain_keywords({"r": "it is rank here"})
+    ... def inject(*, rank):
+    ...     return rank
+    >>> inject(r=8)
+    Traceback (most recent call last):
+        ...
+    TypeError: inject() got an unexpected keyword argument 'r': it is rank here
+    """
+
+    def decorate(function: _Function) -> _Function:
+        accepted = [name for name in inspect.signature(function).parameters if name != "self"]
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for name in kwargs:
+                if name not in accepted:
+                    near = difflib.get_close_matches(name, accepted, n=3) or accepted
+                    hint = hints.get(name, f"accepted: {', '.join(near)}")
+                    what = function.__qualname__.removesuffix(".__init__")
+                    raise TypeError(f"{what}() got an unexpected keyword argument {name!r}: {hint}")
+            return function(*args, **kwargs)
+
+        return cast("_Function", call)
+
+    return decorate
+
+
+# What users of LoRA bring, and why there is no such thing here.
+LORA_KEYWORDS = {
+    "r": "it is rank here",
+    "lora_r": "it is rank here",
+    "lora_alpha": "it is alpha here; sigma starts at alpha / rank",
+    "lora_dropout": "there is no dropout, since no activations of its own are trained; accepted: leave it out",
+    "use_rslora": "there is no such variant; alpha sets the scale",
+    "use_dora": "there is no such variant, since there are no two matrices to part; accepted: leave it out",
+    "lora_bias": "there is no bias of an update; accepted: leave it out",
+    "init_lora_weights": "the start is init here; basis='svd' is what is nearest to PiSSA",
+    "target_parameters": "targets are modules here; accepted: names of modules",
+}

@@ -39,7 +39,8 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
     Raises
     ------
     ValueError
-        There is no such plan. Whether a plan can run is seen when a layer is called, which raises if it cannot.
+        There is no such plan, or the model has no such layer. Whether a plan can run is seen when a layer is called,
+        which raises if it cannot.
 
     Examples
     --------
@@ -50,6 +51,10 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
     if plan not in PLANS:
         raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
     layers = [layer for _, layer in hosts(model)]
+    if not layers:
+        raise ValueError(
+            f"the model ({type(model).__name__}) has no LoLDU layer; accepted: one that inject or PEFT put some into"
+        )
     for layer in layers:
         layer.plan = plan
     return len(layers)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
+from lowrank_ldu.nn.host import weight_matrix
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of
+from lowrank_ldu.validation import LORA_KEYWORDS, explain_keywords
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -33,11 +36,21 @@ def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULayer]]:
             yield name, module
 
 
+@explain_keywords(
+    LORA_KEYWORDS
+    | {
+        "target_modules": "it is targets here",
+        "modules_to_save": "it is an option of save_adapter here",
+        "bias": "biases stay as they are; accepted: leave it out",
+        "rank_pattern": "call inject again for layers of another rank",
+    }
+)
 def inject(
     model: nn.Module,
     targets: Sequence[str] | str,
     rank: int | None = None,
     *,
+    clip_rank: bool = False,
     alpha: float | None = None,
     init: Initialization = "regular_ldu",
     preserving: bool = True,
@@ -64,6 +77,8 @@ def inject(
         them shows it, as Mamba's does of conv1d.
     rank : int, optional
         r; each layer's own min(m, n) if not given.
+    clip_rank : bool
+        Give layers that are too small for the rank their own min(m, n), where they are refused otherwise.
     alpha, init, preserving, pivoting, basis, parametrization, train_sigma
         As for `LoLDULayer`.
     seed : int
@@ -104,7 +119,7 @@ def inject(
             try:
                 layers[base] = LoLDULayer(
                     base,
-                    rank,
+                    clipped_rank(rank, base) if clip_rank else rank,
                     alpha=alpha,
                     init=init,
                     preserving=preserving,
@@ -115,6 +130,7 @@ def inject(
                     seed=seed + len(layers),
                 )
             except (TypeError, ValueError) as error:
+                check_limits(rank, names, "other targets, or clip_rank=True")
                 raise type(error)(f"layer {name!r}: {error}") from error
     adapters = {id(parameter) for _, layer in lowrank_layers(model) for parameter in layer.adapter.parameters()}
     for parameter in model.parameters():
@@ -124,6 +140,39 @@ def inject(
         replace_module(model, name, layers[base])
     observe(model)
     return list(names)
+
+
+def clipped_rank(rank: int | None, base_layer: nn.Module) -> int | None:
+    """Return a rank, or the largest that a layer has if that is less."""
+    largest = min(weight_matrix(base_layer).shape)
+    return largest if isinstance(rank, int) and rank > largest else rank
+
+
+def check_limits(rank: int | None, layers: Mapping[str, nn.Module], otherwise: str) -> None:
+    """Refuse a rank that some layers are too small for, naming all of them.
+
+    Parameters
+    ----------
+    rank : int or None
+    layers : mapping of str to nn.Module
+    otherwise : str
+        Ways out, for the message.
+
+    Raises
+    ------
+    ValueError
+    """
+    small = {}
+    for name, layer in layers.items():
+        with suppress(TypeError, ValueError):  # said of that layer where it is adapted
+            largest = min(weight_matrix(layer).shape)
+            if isinstance(rank, int) and rank > largest:
+                small[name] = largest
+    if not small:
+        return
+    named = ", ".join(f"{name!r} (at most {largest})" for name, largest in small.items())
+    where = f"layer {next(iter(small))!r}" if len(small) == 1 else f"layers {named}"
+    raise ValueError(f"{where}: rank is {rank}; accepted: an integer from 1 to {min(small.values())}, {otherwise}")
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -192,9 +241,12 @@ def _check_target(
     if matches:
         kinds = ", ".join(sorted({type(candidates[name]).__name__ for name in matches}))
         raise TypeError(f"target {target!r} matches modules of type {kinds}; accepted: {ACCEPTED_LAYERS}")
-    endings = sorted({name.rpartition(".")[2] for name in adaptable})
+    raise ValueError(f"target {target!r} matches no module; {what_matches(target, adaptable)}, or {ALL_LINEAR!r}")
+
+
+def what_matches(target: str, names: Iterable[str]) -> str:
+    """Return what a message says of the layers that a target could match: those that come close, or any."""
+    endings = sorted({name.rpartition(".")[2] for name in names})
     close = difflib.get_close_matches(target.rpartition(".")[2], endings, n=3) or endings[:10]
-    raise ValueError(
-        f"target {target!r} matches no module; layers of this model that it could match end with: {', '.join(close)}"
-        f"{', ...' if len(endings) > len(close) else ''}; or give {ALL_LINEAR!r}"
-    )
+    more = ", ..." if len(endings) > len(close) else ""
+    return f"layers of this model that it could match end with: {', '.join(close)}{more}"

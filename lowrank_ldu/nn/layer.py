@@ -19,7 +19,7 @@ from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weig
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.quantized import is_quantized
-from lowrank_ldu.validation import check_matrix, check_rank
+from lowrank_ldu.validation import LORA_KEYWORDS, check_matrix, check_rank, explain_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -106,6 +106,7 @@ class LoLDULayer(AdapterHost, nn.Module):
     ['adapter.offset', 'adapter.sigma']
     """
 
+    @explain_keywords(LORA_KEYWORDS)
     def __init__(
         self,
         base_layer: nn.Module,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -12,7 +13,7 @@ from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
 from lowrank_ldu.initialization import INITIALIZATIONS
 from lowrank_ldu.nn.basis import check_basis
 from lowrank_ldu.nn.coordinates import check_parametrization
-from lowrank_ldu.validation import check_count, check_positive
+from lowrank_ldu.validation import LORA_KEYWORDS, check_count, check_positive, explain_keywords
 
 BaseCheck = Literal["error", "warn", "ignore"]
 Bias = Literal["none", "all", "loldu_only"]
@@ -20,6 +21,24 @@ Bias = Literal["none", "all", "loldu_only"]
 
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
+
+
+REQUIRES = "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
+_SECTION = """## Loading this adapter
+
+Its method, LoLDU, comes to PEFT with the package lowrank-ldu. Without the import PEFT ends with `KeyError: 'LOLDU'`.
+
+```sh
+pip install 'lowrank-ldu[peft]'
+```
+
+```python
+import lowrank_ldu.peft
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "the folder of this file")
+```
+"""
 
 
 @dataclass
@@ -43,6 +62,9 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         Only blocks of these numbers, in a list of modules of that name.
     rank_pattern, alpha_pattern : dict
         Name or regular expression to r or alpha, where it differs.
+    clip_rank : bool
+        Give layers that are too small for r the largest rank that they have, written into `rank_pattern`; they are
+        refused otherwise.
     bias : str
         "none", "all" or "loldu_only": which biases are trained.
     init_weights : bool
@@ -109,9 +131,27 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     seed: int = field(default=0, metadata=_help("Seed of what is random."))
     keep_base: bool = field(default=True, metadata=_help("Keep the base weight while merged."))
     base_check: BaseCheck = field(default="error", metadata=_help("On another base: 'error', 'warn' or 'ignore'."))
+    clip_rank: bool = field(
+        default=False, metadata=_help("Give layers that are too small for r the largest rank that they have.")
+    )
+    requires: str = field(
+        default=REQUIRES, metadata=_help("What has to be installed and imported to load the adapter; for readers.")
+    )
     layer_kinds: dict[str, str] | None = field(
         default=None, metadata=_help("Kinds of targets that are not linear layers; filled in.")
     )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the configuration, and into the card that PEFT wrote how such an adapter is loaded."""
+        super().save_pretrained(save_directory, **kwargs)
+        # Adapters of other names than "default" lie in folders below the card.
+        for folder in (Path(save_directory), Path(save_directory).parent):
+            card = folder / "README.md"
+            if card.is_file():
+                text = card.read_text(encoding="utf-8")
+                if _SECTION.splitlines()[0] not in text:
+                    card.write_text(f"{text.rstrip()}\n\n{_SECTION}", encoding="utf-8")
+                break
 
     def __post_init__(self) -> None:
         """Check every value, so that a mistake shows before a model is touched."""
@@ -155,3 +195,19 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
                     )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern is given and layers_to_transform is not; accepted: both or neither")
+
+
+# Dataclasses make their own; PEFT looks for these words in the message of keywords that later versions know.
+LolduConfig.__init__ = explain_keywords(  # type: ignore[method-assign]
+    {name: hint for name, hint in LORA_KEYWORDS.items() if name != "r"}
+    | {
+        "rank": "it is r here",
+        "lora_alpha": "it is alpha here; sigma starts at alpha / r",
+        "init_lora_weights": "it is init_weights here, or init and preserving; basis='svd' is what is nearest to PiSSA",
+        "targets": "it is target_modules here",
+        "ensure_weight_tying": "tied weights are not merged; accepted: leave it out",
+        "trainable_token_indices": "there is no such option; accepted: modules_to_save",
+        "layer_replication": "there is no such option; accepted: leave it out",
+        "megatron_config": "there is no tensor parallelism; accepted: leave it out",
+    }
+)(LolduConfig.__init__)

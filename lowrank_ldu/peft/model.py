@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,8 @@ from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
 from lowrank_ldu.nn.host import hosts, tied_weights
-from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of
+from lowrank_ldu.nn.injection import check_limits, clipped_rank, what_matches
+from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, supports
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.peft.config import LolduConfig
 
 _BASE = "__base__"
+_NO_TARGET = "not found in the base model"
 # LoRA's names for ways to add adapters up, of which "cat" and "svd" are exact there. Here they are one.
 _SUMS = ("linear", "svd", "cat")
 
@@ -73,6 +76,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             "alpha": _for_layer(peft_config.alpha_pattern, current_key, peft_config.alpha),
         }
         if isinstance(target, LolduLayer):
+            if peft_config.clip_rank:
+                options["r"] = _clipped(peft_config, current_key, target.get_base_layer(), options["r"])
             target.update_layer(adapter_name, **options)
             return
         reader = reader_of(self.model, current_key)
@@ -91,7 +96,13 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if kind is not LinearKind:
             peft_config.layer_kinds = {**(peft_config.layer_kinds or {}), current_key: kind.name}
         layer_cls = LolduLinear if kind.linear else LolduLayer
-        layer = layer_cls(target, adapter_name, name=current_key, **options)
+        if peft_config.clip_rank:
+            options["r"] = _clipped(peft_config, current_key, target, options["r"])
+        try:
+            layer = layer_cls(target, adapter_name, name=current_key, **options)
+        except ValueError:
+            self._check_ranks(peft_config)
+            raise
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
@@ -102,8 +113,29 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the layers that its configuration names."""
-        super().inject_adapter(*args, **kwargs)
+        try:
+            super().inject_adapter(*args, **kwargs)
+        except ValueError as error:
+            if _NO_TARGET not in str(error):
+                raise
+            config = next((value for value in args if hasattr(value, "r")), self.peft_config[args[1]])
+            targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
+            names = [name for name, module in self.model.named_modules() if supports(module)]
+            raise type(error)(f"{error} Of {self._kind()}, {what_matches(next(iter(targets)), names)}.") from error
         observe(self.model)
+
+    def _kind(self) -> str:
+        return type(self.model).__name__
+
+    def _check_ranks(self, config: LolduConfig) -> None:
+        """Name all targets that are too small for their rank, of which PEFT meets the first."""
+        too_small: dict[int, dict[str, nn.Module]] = {}
+        for name, module in self.model.named_modules():
+            if supports(module) and self._check_target_module_exists(config, name):
+                rank = _for_layer(config.rank_pattern, name, config.r)
+                too_small.setdefault(rank, {})[name] = module
+        for rank, layers in too_small.items():
+            check_limits(rank, layers, "exclude_modules or rank_pattern for the others, or clip_rank=True")
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
@@ -279,6 +311,14 @@ def _union(targets: list[set[str] | str]) -> set[str] | str:
     if any(isinstance(target, str) for target in targets):
         raise ValueError("target_modules of the adapters are names and patterns; accepted: all names, or all patterns")
     return set().union(*targets)
+
+
+def _clipped(config: LolduConfig, key: str, base_layer: nn.Module, rank: int) -> int:
+    """Return the rank that a layer gets, and write a smaller one into the configuration, which is saved."""
+    clipped = int(clipped_rank(rank, base_layer) or rank)
+    if clipped != rank:
+        config.rank_pattern = {f"^{re.escape(key)}": clipped, **config.rank_pattern}
+    return clipped
 
 
 def _for_layer(pattern: dict[str, Any], key: str, default: Any) -> Any:

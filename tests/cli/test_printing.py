@@ -1,0 +1,135 @@
+"""What the commands print: on any terminal, of any names, and errors of their arguments."""
+
+import csv
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from lowrank_ldu.analysis.report.tables import write_rows
+from lowrank_ldu.cli import _run
+from lowrank_ldu.cli.app import app
+from lowrank_ldu.printable import cell, printable
+
+EVIL = [
+    "=cmd|' /C calc'!A0",
+    "@SUM(1)",
+    "+1",
+    "-2+3",
+    " \t=1",
+    "\uff1d1",
+    "a\x1b]0;b\x07",
+    "\u202eb",
+    "c\nd",
+    "\x9b31m",
+]
+WIDE = "\uff1d\uff0b\uff0d\uff20"  # = + - @ as wide as other characters of such texts
+
+
+def weights(path, factor=1.0, names=("a.weight", *EVIL)):
+    torch.manual_seed(0)
+    save_file({name: factor * torch.randn(8, 6) for name in names}, path)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_any_encoding(tmp_path, encoding):
+    """One process for all commands that print of a checkpoint, of names with every trick."""
+    weights(tmp_path / "base.safetensors", names=["a", "ﬁ→…✓", *EVIL])
+    torch.manual_seed(1)
+    weights(tmp_path / "tuned.safetensors", 1.1, ["a", "ﬁ→…✓", *EVIL])
+    code = (
+        "import sys\nfrom lowrank_ldu.cli import main\n"
+        "for words in sys.argv[1:]:\n"
+        "    sys.argv = ['lowrank-ldu', *words.split()]\n"
+        "    try:\n        main()\n    except SystemExit as exit:\n        print('exit', exit.code)\n"
+    )
+    commands = [
+        "analyze base.safetensors --rank 2 --threads 1 --out analyzed",
+        "claims base.safetensors --rank 2 --threads 1",
+        "compare base.safetensors tuned.safetensors --rank 2 --threads 1 --out compared",
+        "export nowhere --to lora --base base.safetensors --out exported",
+        "analyze --help",
+    ]
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *commands], cwd=tmp_path, capture_output=True, env=env, check=False
+    )
+    out, errors = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert [line for line in out.splitlines() if line.startswith("exit")] == [f"exit {n}" for n in (0, 0, 0, 2, 0)]
+    assert "Traceback" not in errors
+    assert not any(char in out + errors for char in ("\x1b", "\x07", "\x9b", "\u202e"))
+
+
+def test_names_in_tables_of_a_spreadsheet(tmp_path):
+    path = tmp_path / "table.csv"
+    write_rows(path, ["name", "number"], [{"name": name, "number": -1.5} for name in EVIL])
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, name in zip(rows, EVIL, strict=True):
+        assert row["number"] == "-1.5"
+        assert row["name"].isprintable()
+        assert not row["name"].strip().startswith(tuple("=+-@" + WIDE))
+        assert row["name"].removeprefix("'") == printable(name)
+
+
+@pytest.mark.parametrize("value", [1, -2.5, None, True, float("-inf"), "layer.0", "0", ""])
+def test_what_is_no_formula_is_written_as_it_is(value):
+    assert cell(value) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("analyze x --rank 8,64", "Invalid value for '--rank': .*; accepted: one value, and --rank again for each"),
+        ("analyze x --target-error 0.1,0.5", "Invalid value for '--target-error': .*; accepted: one value, and --tar"),
+        ("analyze x --rank 8 64", r"Got unexpected extra argument\S* \(64\); accepted: an option repeated for each"),
+        ("analyze x --pivoting partial,rook", "pivoting is 'partial,rook'; accepted: partial, "),
+        ("analyze", "Missing argument"),
+        ("analyze x --rnk 3", "No such option: --rnk"),
+        ("nonsense", "No such command 'nonsense'"),
+        ("export x --to nothing --out y", "Invalid value for '--to'.*'lora'"),
+        (
+            "export nosuch --to lora --base b --out o",
+            "accepted: a folder with .*, or what PEFT's save_pretrained wrote",
+        ),
+    ],
+)
+def test_errors_of_arguments_are_one_line(tmp_path, monkeypatch, capsys, words, message):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lowrank-ldu", *words.split()])
+    assert _run(app) == 2
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 1
+    assert re.match(f"error: .*{message}", errors)
+
+
+def test_no_words_show_the_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lowrank-ldu"])
+    assert _run(app) == 2
+    shown = capsys.readouterr()
+    assert "analyze" in shown.out + shown.err
+
+
+def test_warnings_are_lines():
+    """Of whatever library, with names escaped."""
+    import warnings
+
+    from lowrank_ldu.cli.errors import readable_errors
+
+    runner_app = SimpleNamespace(**vars(__import__("typer"))).Typer()
+
+    @runner_app.command()
+    def warn():
+        with readable_errors(), warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("of 'a\x1b[31m'\nand more", UserWarning, stacklevel=1)
+
+    result = CliRunner().invoke(runner_app, [])
+    assert result.stderr == "warning: of 'a\\x1b[31m' and more\n"

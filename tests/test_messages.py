@@ -1,0 +1,148 @@
+"""What is said to users who bring another library's words, or ask for what a model has not."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from lowrank_ldu import ldu
+from lowrank_ldu.adapters import read_adapter
+from lowrank_ldu.analysis.matrix import analyse_matrix
+from lowrank_ldu.analysis.options import OptionError, SurveyOptions
+from lowrank_ldu.nn import LoLDULayer, inject, set_plan
+from lowrank_ldu.peft import LolduConfig
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2), nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: LolduConfig(lora_alpha=16),
+            r"LolduConfig\(\) got an unexpected keyword argument 'lora_alpha': it is",
+        ),
+        (lambda: LolduConfig(lora_dropout=0.1), "'lora_dropout': there is no dropout, .*; accepted: leave it out"),
+        (lambda: LolduConfig(rank=8), "'rank': it is r here"),
+        (lambda: LolduConfig(init_lora_weights="pissa"), "'init_lora_weights': it is init_weights here, or init and"),
+        (lambda: LolduConfig(use_rslora=True), "'use_rslora': there is no such variant; alpha sets the scale"),
+        (lambda: LolduConfig(target_module=["0"]), "'target_module': accepted: target_modules"),
+        (lambda: inject(model(), ["0"], r=8), r"inject\(\) got an unexpected keyword argument 'r': it is rank here"),
+        (lambda: inject(model(), ["0"], lora_alpha=8), "'lora_alpha': it is alpha here; sigma starts at alpha / rank"),
+        (lambda: inject(model(), target_modules=["0"]), "'target_modules': it is targets here"),
+        (lambda: inject(model(), ["0"], pivot="rook"), "'pivot': accepted: pivoting"),
+        (
+            lambda: LoLDULayer(nn.Linear(3, 3), r=8),
+            r"LoLDULayer\(\) got an unexpected keyword argument 'r': it is",
+        ),
+        (lambda: ldu(np.eye(3), r=2), r"ldu\(\) got an unexpected keyword argument 'r': it is rank here"),
+        (lambda: ldu(np.eye(3), pivots="rook"), "'pivots': accepted: pivoting"),
+    ],
+)
+def test_keywords_of_others(call, message):
+    with pytest.raises(TypeError, match=message) as raised:
+        call()
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_every_field_of_lora_is_known_or_explained():
+    import dataclasses
+
+    from peft import LoraConfig
+
+    ours = {field.name for field in dataclasses.fields(LolduConfig)}
+    for field in dataclasses.fields(LoraConfig):
+        if field.name in ours:
+            continue
+        with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{field.name}': .+"):
+            LolduConfig(**{field.name: None})
+
+
+def test_single_values_stand_for_tuples_of_one():
+    options = SurveyOptions(ranks=8, pivoting="partial", targets=0.5)
+    assert (options.ranks, options.pivoting, options.targets) == ((8,), ("partial",), (0.5,))
+    for wrong in ({"ranks": "8"}, {"ranks": True}, {"pivoting": "p"}, {"pivoting": 3}, {"targets": "a"}):
+        with pytest.raises(OptionError, match=f"{next(iter(wrong))}|rank is"):
+            SurveyOptions(**wrong)
+
+
+def test_a_measurement_that_was_not_made():
+    W = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    matrix = analyse_matrix(W, SurveyOptions(ranks=(2,), pivoting=("partial",)))
+    assert matrix.at("ldu", 2, "partial").diagnostics.rank == 2
+    for wrong in (("ldu", 2), ("svd", 2, None), ("ldu", 3, "partial"), ("ldu", 2, "rook")):
+        with pytest.raises(KeyError, match=r"was not measured; accepted: .*\('ldu', 2, 'partial'\), .*\('pissa', 2\)"):
+            matrix.at(*wrong)
+
+
+def test_plans_that_cannot_be():
+    adapted = model()
+    with pytest.raises(ValueError, match=r"the model \(Sequential\) has no LoLDU layer; accepted: one that inject or"):
+        set_plan(adapted, "reference")
+    inject(adapted, ["0"], 4)
+    set_plan(adapted, "packed")
+    with pytest.raises(RuntimeError, match="factors of rank 4 do not hold the weight; accepted: full rank, 16 here"):
+        adapted(torch.ones(2, 16))
+
+
+@pytest.mark.parametrize(
+    ("adapt", "ways"),
+    [
+        (lambda: inject(model(), "all-linear", 8), "other targets, or clip_rank=True"),
+        (
+            lambda: get_peft_model(model(), LolduConfig(r=8, target_modules="all-linear")),
+            "exclude_modules or rank_pattern for the others, or clip_rank=True",
+        ),
+    ],
+)
+def test_all_layers_that_are_too_small_are_named(adapt, ways):
+    message = rf"layers '2' \(at most 2\), '3' \(at most 2\): rank is 8; accepted: an integer from 1 to 2, {ways}"
+    with pytest.raises(ValueError, match=message):
+        adapt()
+
+
+def test_ranks_are_cut_on_demand(tmp_path):
+    adapted = model()
+    assert inject(adapted, "all-linear", 8, clip_rank=True) == ["0", "2", "3"]
+    assert [adapted[place].factors.options.rank for place in (0, 2, 3)] == [8, 2, 2]
+    config = LolduConfig(r=8, target_modules="all-linear", clip_rank=True, init_weights=False)
+    wrapped = get_peft_model(model(), config).eval()
+    wrapped.save_pretrained(tmp_path)
+    assert {name: layer.record.rank for name, layer in read_adapter(tmp_path).layers.items()} == {
+        "0": 8,
+        "2": 2,
+        "3": 2,
+    }
+    x = torch.randn(3, 16)
+    assert torch.equal(PeftModel.from_pretrained(model(), tmp_path).eval()(x), wrapped(x))
+    wrapped.add_adapter("other", LolduConfig(r=5, target_modules="all-linear", clip_rank=True))
+    assert wrapped.peft_config["other"].rank_pattern == {"^2": 2, "^3": 2}
+
+
+def test_a_name_that_matches_nothing_lists_what_could():
+    with pytest.raises(ValueError, match=r"\{'query_proj'\} not found .* that it could match end with: 0, 2, 3"):
+        get_peft_model(model(), LolduConfig(r=2, target_modules=["query_proj"]))
+
+
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_the_card_of_an_adapter_says_how_it_is_loaded(tmp_path, name):
+    wrapped = get_peft_model(model(), LolduConfig(r=2, target_modules=["0"]), adapter_name=name)
+    for _ in range(2):
+        wrapped.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("## Loading this adapter") == 1
+    for line in ("pip install 'lowrank-ldu[peft]'", "import lowrank_ldu.peft", "KeyError: 'LOLDU'"):
+        assert line in card
+    folder = tmp_path if name == "default" else tmp_path / name
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["requires"] == "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PeftModel.from_pretrained(model(), folder)
