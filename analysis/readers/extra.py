@@ -30,6 +30,10 @@ def library_for(path: Path, module: str) -> Any:
         ) from error
 
 
+# A message of a library may repeat a header of megabytes.
+_LONGEST_REASON = 300
+
+
 @contextmanager
 def refused_as(path: Path, what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turn what a library raises on a file that is none of its format into the one error that readers raise.
@@ -44,5 +48,11 @@ def refused_as(path: Path, what: str, errors: tuple[type[Exception], ...]) -> It
     except CheckpointError:
         raise
     except errors as error:
-        reason = str(error) or type(error).__name__
+        reason = reason_of(error)
         raise CheckpointError(f"{path}: not a readable {what} ({reason}); {likely_cause(path)}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an error says, in one line that is not long; its type if it says nothing."""
+    said = " ".join(str(error).split())
+    return (said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}...") or type(error).__name__

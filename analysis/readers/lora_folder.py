@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.json_file import read_json
+from lowrank_ldu.patterns import matches_end
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _CONFIG = "adapter_config.json"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>|embedding_)(?P<letter>[AB])(\.weight)?")
+# Starts that take out of the base weight what the factors begin with, by PEFT's names, some with a number behind.
+_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -67,7 +70,7 @@ class LoraReader(CheckpointReader):
         self._reader = reader
         try:
             pairs, ignored = _pairs(config, reader.tensors)
-        except (AttributeError, OverflowError, TypeError, ValueError, re.error) as error:
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
             reader.close()
             raise CheckpointError(
                 f"{path / _CONFIG}: lora_alpha or alpha_pattern is not what PEFT accepts ({error})"
@@ -97,11 +100,14 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
         else:
             factors.setdefault((found["module"], found["kind"]), {})[found["letter"]] = info
     decomposed = {name.partition(".lora_magnitude_vector")[0] for name in ignored if ".lora_magnitude_vector" in name}
+    start = str(config.get("init_lora_weights", True)).lower()
     pairs: dict[str, _Pair] = {}
     for (module, kind), pair in factors.items():
         a, b = pair.get("A"), pair.get("B")
         if module in decomposed:
             reason = "factor of a DoRA update, which needs the base weight"
+        elif start.startswith(_CHANGED_BASE):
+            reason = _changed_base(start)
         elif a is None or b is None:
             reason = "factor without the other one"
         elif len(a.shape) < 2 or len(b.shape) < 2 or a.shape[0] != b.shape[1] or math.prod(b.shape[2:]) != 1:
@@ -114,14 +120,29 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
     return pairs, ignored
 
 
+def _changed_base(start: str) -> str:
+    """Say why the product of factors is no update of the published weights, and what to do about it."""
+    if start.startswith("loftq"):
+        return (
+            "factor of an adapter of a base that LoftQ quantised: its product is no update of the published weights; "
+            "merge the adapter into that base, and compare the merged weights with the published ones"
+        )
+    return (
+        f"factor of an adapter that changed the base when it began (init_lora_weights is {start[:40]!r}): its product "
+        "is no update of the published weights; save it again with PEFT's "
+        "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    )
+
+
 def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
     """Return alpha / r, or alpha / sqrt(r) with rslora; alpha by its pattern if the module has one, as in PEFT."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    patterns = (config.get("alpha_pattern") or {}).items()
+    own = (value for pattern, value in patterns if matches_end(pattern, module))
+    alpha = float(next(own, config.get("lora_alpha", 8)))
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not math.isfinite(scaling):
+        raise ValueError(f"alpha is {alpha}")
+    return scaling
 
 
 def _info(name: str, pair: _Pair) -> TensorInfo:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import tokenize
 import zipfile
 import zlib
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -12,13 +14,30 @@ import torch
 from numpy.lib import format as npy
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import refused_as
+from lowrank_ldu.analysis.readers.extra import reason_of, refused_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_ERRORS = (EOFError, MemoryError, NotImplementedError, OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error)
+# What numpy and zipfile raise on damaged bytes; RuntimeError of encrypted members too.
+_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+# numpy itself takes headers of up to 10,000 characters, but reads them first, however long they say that they are.
+_LONGEST_HEADER = 2**16
 # Of what is compressed: deflate reaches 1,032.
 _MOST_INFLATED = 1100
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -76,19 +95,29 @@ class NumpyReader(CheckpointReader):
                 elif member.file_size > _MOST_INFLATED * max(member.compress_size, 1):
                     yield name, f"said to have {member.file_size} bytes, of {member.compress_size} compressed ones"
                 else:
-                    with archive.open(member) as stream:
-                        yield name, self._header(path, name, member.filename, stream, member.file_size)
+                    yield name, self._member(path, name, archive, member)
+
+    def _member(self, path: Path, name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> TensorInfo | str:
+        """Return what a member of an archive is; one that is damaged takes no other with it."""
+        try:
+            with archive.open(member) as stream:
+                return self._header(path, name, member.filename, stream, member.file_size)
+        except _ERRORS as error:
+            return f"array that cannot be read ({reason_of(error)})"
 
     def _header(self, path: Path, name: str, member: str, stream: IO[bytes], size: int) -> TensorInfo | str:
         """Read the header of an array, and return what it says, or why it is none that can be loaded."""
-        read_header = _HEADERS.get(npy.read_magic(stream))
+        head = io.BytesIO(stream.read(_LONGEST_HEADER))
+        read_header = _HEADERS.get(npy.read_magic(head))
         if read_header is None:
             return "of a version of the format that is not known"
-        shape, fortran, dtype = read_header(stream)
-        start = stream.tell()
+        shape, fortran, dtype = read_header(head)
+        start = head.tell()
         kind = torch_name(dtype)
         if kind is None:
             return f"{dtype} array"
+        if any(size < 0 for size in shape):
+            raise ValueError(f"{name!r} is said to have the shape {shape}, with negative sizes")
         nbytes = math.prod(shape) * dtype.itemsize
         if nbytes != size - start:
             raise ValueError(f"{name!r} is said to have {nbytes} bytes, and has {size - start}")
@@ -107,7 +136,7 @@ class NumpyReader(CheckpointReader):
                     stream.seek(array.start)
                     values = stream.read(info.nbytes)
         except _ERRORS as error:
-            raise CheckpointError(f"{self.path}: array {info.name!r} cannot be read ({error})") from error
+            raise CheckpointError(f"{self.path}: array {info.name!r} cannot be read ({reason_of(error)})") from error
         if len(values) != info.nbytes:
             raise CheckpointError(
                 f"{self.path}: array {info.name!r} has {info.nbytes} bytes, of which {len(values)} are left in the "
