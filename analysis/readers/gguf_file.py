@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import tempfile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import library_for, refused_as
+from lowrank_ldu.analysis.readers.gguf_header import header_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +30,22 @@ _PLAIN = {
 _ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError, TypeError, ValueError)
 
 
+class _Stored(NamedTuple):
+    """Where a tensor's values are, `size` bytes from `start` on, and how numpy reads them."""
+
+    name: str
+    kind: Any
+    logical: tuple[int, ...]
+    start: int
+    size: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
 class GgufReader(CheckpointReader):
-    """Reader of one ``.gguf`` file, which is mapped, not read; quantised tensors are dequantised to float32.
+    """Reader of one ``.gguf`` file; quantised tensors are dequantised to float32.
+
+    The library is given the header alone, in a file of its own. Values are read when they are asked for.
 
     Shapes are given with the slowest axis first, as torch's are: GGUF lists the fastest first.
 
@@ -46,34 +63,67 @@ class GgufReader(CheckpointReader):
     def __init__(self, path: Path) -> None:
         self._library = library_for(path, "gguf")
         with refused_as(path, "GGUF file", _ERRORS):
-            stored = self._library.GGUFReader(path).tensors
-            self._stored: dict[str, Any] = {tensor.name: tensor for tensor in stored}
+            stored = _described(self._library, path)
+            self._stored = {tensor.name: tensor for tensor in stored}
             tensors = [_info(tensor, path) for tensor in stored]
         super().__init__(path, tensors, {})
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         stored = self._stored[info.name]
-        kind = stored.tensor_type.name
+        values = self._values(info, stored)
+        kind = stored.kind.name
         if kind == "BF16":
-            return torch.from_numpy(stored.data.copy()).view(torch.bfloat16).reshape(info.shape)
+            return torch.from_numpy(values.copy()).view(torch.bfloat16).reshape(info.shape)
         if kind in _PLAIN:
-            native = stored.data.astype(stored.data.dtype.newbyteorder("="))
+            native = values.astype(values.dtype.newbyteorder("="))
             return torch.from_numpy(native).reshape(info.shape)
         try:
-            return torch.from_numpy(self._library.dequantize(stored.data, stored.tensor_type)).reshape(info.shape)
+            return torch.from_numpy(self._library.dequantize(values, stored.kind)).reshape(info.shape)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {info.name!r} is stored as {kind}, which the gguf library does not dequantise"
             ) from error
 
-    def close(self) -> None:
-        """Let go of the mapped file."""
-        super().close()
-        self._stored.clear()
+    def _values(self, info: TensorInfo, stored: _Stored) -> np.ndarray:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(stored.start)
+                values = file.read(stored.size)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({error})") from error
+        if len(values) != stored.size:
+            raise CheckpointError(
+                f"{self.path}: tensor {info.name!r} has {stored.size} bytes, of which {len(values)} are left in the "
+                "file; the file has been changed since it was opened"
+            )
+        return np.frombuffer(values, stored.dtype).reshape(stored.shape)
 
 
-def _info(tensor: Any, path: Path) -> TensorInfo:
-    kind = tensor.tensor_type.name
-    shape = tuple(int(size) for size in reversed(tensor.shape))
+def _described(library: Any, path: Path) -> list[_Stored]:
+    """Have the library say where each tensor is: of the header, at the beginning of a file as long as this one."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = header_of(file, size)
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as copy:
+        copy.write(header)
+        copy.truncate(size)  # a hole, which takes no room
+        copy.flush()
+        tensors = library.GGUFReader(copy.name).tensors
+        return [
+            _Stored(
+                tensor.name,
+                tensor.tensor_type,
+                tuple(int(length) for length in reversed(tensor.shape)),
+                int(tensor.data_offset),
+                int(tensor.n_bytes),
+                tensor.data.dtype,
+                tensor.data.shape,
+            )
+            for tensor in tensors
+        ]
+
+
+def _info(tensor: _Stored, path: Path) -> TensorInfo:
+    kind = tensor.kind.name
     dtype = _PLAIN.get(kind, "float32")
-    return TensorInfo(tensor.name, shape, dtype, str(path), int(tensor.n_bytes), "" if kind in _PLAIN else kind)
+    return TensorInfo(tensor.name, tensor.logical, dtype, str(path), tensor.size, "" if kind in _PLAIN else kind)
