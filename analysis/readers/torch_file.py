@@ -5,8 +5,11 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import sys
 import warnings
 import zipfile
+import zlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,15 +43,18 @@ _LOAD_ERRORS = (
     pickle.UnpicklingError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
 class TorchReader(CheckpointReader):
     """Reader of one file that ``torch.save`` wrote, which never runs code from the file.
 
-    The values stay on disk until they are used, except in the two cases that torch cannot map: the format from before
-    torch 1.6 and an archive with compressed members, which are read whole. Nested dicts, lists and tuples are
-    flattened: ``{"model": {"weight": w}}`` gives ``"model.weight"``. A bare tensor is called ``"tensor"``.
+    The values stay on disk until they are used, and are read then, not mapped: a file that becomes shorter is an error
+    and not the end of the process. The format from before torch 1.6, archives with compressed members or of the other
+    byte order, and what torch does not load without its values (sparse tensors, say) are read whole. Nested dicts,
+    lists and tuples are flattened: ``{"model": {"weight": w}}`` gives ``"model.weight"``. A bare tensor is called
+    ``"tensor"``.
 
     Parameters
     ----------
@@ -63,7 +69,8 @@ class TorchReader(CheckpointReader):
     """
 
     def __init__(self, path: Path) -> None:
-        content = _load(path)
+        self._places: dict[int, int] = {}
+        content = self._load(path)
         self._values: dict[str, torch.Tensor] = {}
         ignored = {}
         if isinstance(content, torch.Tensor):
@@ -74,7 +81,7 @@ class TorchReader(CheckpointReader):
                 "tensors, or a tensor"
             )
         for name, value in _leaves(content, path, (), set()):
-            if isinstance(value, torch.Tensor) and _is_plain(value):
+            if isinstance(value, torch.Tensor) and _is_plain(value, self._places):
                 if name in self._values:
                     raise CheckpointError(f"{path}: nested names joined with dots give two tensors called {name!r}")
                 self._values[name] = value.detach()
@@ -89,23 +96,104 @@ class TorchReader(CheckpointReader):
             ignored,
         )
 
+    def _load(self, path: Path) -> object:
+        """Return what was saved, without the values where they can be found later."""
+        with _refused(path):
+            if _has_places(path):
+                try:
+                    places = _places(path)
+                    content = _unpickle(path, "meta")
+                except pickle.UnpicklingError:
+                    raise
+                except _LOAD_ERRORS:
+                    pass  # of tensors that have more than values; or the file is damaged, and is refused below
+                else:
+                    if _all_placed(content, places):
+                        self._places = places
+                        return content
+                    del content
+            return _unpickle(path, "cpu")
+
     def _read(self, info: TensorInfo) -> torch.Tensor:
-        return self._values[info.name]
+        value = self._values[info.name]
+        if not value.is_meta:
+            return value
+        if value.numel() == 0:
+            return torch.empty(info.shape, dtype=value.dtype)
+        start, itemsize = _place(value), value.itemsize
+        count = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+        first = value.storage_offset() * itemsize
+        nbytes = count * itemsize
+        stored = self._places[start]
+        if first + nbytes > stored:
+            raise CheckpointError(
+                f"{self.path}: tensor {info.name!r} is said to end at byte {first + nbytes} of its storage, which has "
+                f"{stored} bytes"
+            )
+        values = bytearray(nbytes)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start + first)
+                read = file.readinto(values)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({error})") from error
+        if read != nbytes:
+            raise CheckpointError(
+                f"{self.path}: tensor {info.name!r} has {nbytes} bytes, of which {read} are left in the file; "
+                "the file has been changed since it was opened"
+            )
+        return torch.frombuffer(values, dtype=value.dtype).as_strided(info.shape, value.stride())
 
     def close(self) -> None:
-        """Let go of the values, and so of the file that they are mapped from."""
+        """Let go of the values."""
         super().close()
         self._values.clear()
 
 
-def _load(path: Path) -> object:
-    """Return what was saved, with every global that is not a plain tensor's refused."""
+def _unpickle(path: Path, device: str) -> object:
+    """Return what was saved, with every global that is not a plain tensor's refused; on "meta" without values."""
+    with warnings.catch_warnings():
+        # torch warns of pickles that it may not understand; whether it did is what is returned or raised.
+        warnings.simplefilter("ignore", UserWarning)
+        content: object = torch.load(path, map_location=device, weights_only=True)
+    return content
+
+
+def _place(value: torch.Tensor) -> int:
+    """Return where in the file the storage begins of a tensor that was loaded without values; -1 if it has none."""
+    place = getattr(value.untyped_storage(), "_checkpoint_offset", None)
+    return -1 if place is None else int(place)
+
+
+def _places(path: Path) -> dict[int, int]:
+    """Return where in an archive the storages begin, and how many bytes each has."""
+    with zipfile.ZipFile(path) as archive:
+        sizes = {member.filename.partition("/")[2]: member.file_size for member in archive.infolist()}
+    archive = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001  # torch.load finds them so
+    return {
+        archive.get_record_offset(name): sizes[name] for name in archive.get_all_records() if name.startswith("data/")
+    }
+
+
+def _all_placed(content: object, places: dict[int, int]) -> bool:
+    """Whether torch has said of each tensor where its values are; versions before 2.7 do not."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            if value.is_meta and value.layout is torch.strided and value.numel() and _place(value) not in places:
+                return False
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+    return True
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turn what torch raises into the one error that readers raise."""
     try:
-        mmap = _can_be_mapped(path)
-        with warnings.catch_warnings():
-            # torch warns of pickles that it may not understand; whether it did is what is returned or raised.
-            warnings.simplefilter("ignore", UserWarning)
-            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        yield
     except CheckpointError:
         raise
     except _LOAD_ERRORS as error:
@@ -123,16 +211,17 @@ def _load(path: Path) -> object:
             f"{path}: wants to run code when it is read (the global {wanted[1]!r}) and was refused; only plain tensors "
             "are accepted: save the weights as safetensors instead"
         ) from error
-    return content
 
 
-def _can_be_mapped(path: Path) -> bool:
-    """Whether torch finds the values of this file by their offset: a zip archive with no compressed member."""
+def _has_places(path: Path) -> bool:
+    """Whether values can be found by their offset: a zip archive of this byte order with no compressed member."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return False
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        orders = [member for member in members if member.filename.endswith("/byteorder") and member.file_size < 10]
+        native = all(archive.read(member) == sys.byteorder.encode() for member in orders)
     if any(member.filename.endswith("/constants.pkl") for member in members):
         raise CheckpointError(
             f"{path}: is a TorchScript archive, which holds code; accepted: plain tensors, such as the model's "
@@ -143,8 +232,8 @@ def _can_be_mapped(path: Path) -> bool:
         raise CheckpointError(
             f"{path}: said to hold {inflated} bytes in a file of {size}; accepted: up to {_MOST_INFLATED} times that"
         )
-    # torch maps a compressed member as though it were stored, and so would return its compressed bytes as values.
-    return all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    # Values are read as they lie in the file.
+    return native and all(member.compress_type == zipfile.ZIP_STORED for member in members)
 
 
 def _leaves(value: object, path: Path, keys: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, object]]:
@@ -163,8 +252,10 @@ def _leaves(value: object, path: Path, keys: tuple[str, ...], seen: set[int]) ->
         yield from _leaves(item, path, (*keys, str(key)), seen)
 
 
-def _is_plain(value: torch.Tensor) -> bool:
-    return value.layout is torch.strided and value.device.type == "cpu" and not (value.is_quantized or value.is_nested)
+def _is_plain(value: torch.Tensor, places: dict[int, int]) -> bool:
+    if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+        return False
+    return value.device.type == "cpu" or (value.is_meta and _place(value) in places)
 
 
 def _describe(value: object) -> str:
