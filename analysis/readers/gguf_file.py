@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import library_for, refused_as
+from lowrank_ldu.analysis.readers.extra import library_for, reason_of, refused_as
 from lowrank_ldu.analysis.readers.gguf_header import header_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class GgufReader(CheckpointReader):
                 file.seek(stored.start)
                 values = file.read(stored.size)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({error})") from error
+            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
         if len(values) != stored.size:
             raise CheckpointError(
                 f"{self.path}: tensor {info.name!r} has {stored.size} bytes, of which {len(values)} are left in the "

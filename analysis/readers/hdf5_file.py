@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import library_for, refused_as
+from lowrank_ldu.analysis.readers.extra import library_for, reason_of, refused_as
 from lowrank_ldu.analysis.readers.numpy_file import torch_name
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Hdf5Reader(CheckpointReader):
         try:
             values = self._file[info.name][()]
         except _ERRORS as error:
-            raise CheckpointError(f"{self.path}: dataset {info.name!r} cannot be read ({error})") from error
+            raise CheckpointError(f"{self.path}: dataset {info.name!r} cannot be read ({reason_of(error)})") from error
         if info.dtype == "bfloat16":
             return torch.from_numpy(np.ascontiguousarray(values).view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(np.asarray(values, values.dtype.newbyteorder("=")))

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.json_file import read_json
 from lowrank_ldu.patterns import matches_end
 
@@ -73,7 +74,7 @@ class LoraReader(CheckpointReader):
         except (AttributeError, OverflowError, TypeError, ValueError) as error:
             reader.close()
             raise CheckpointError(
-                f"{path / _CONFIG}: lora_alpha or alpha_pattern is not what PEFT accepts ({error})"
+                f"{path / _CONFIG}: lora_alpha or alpha_pattern is not what PEFT accepts ({reason_of(error)})"
             ) from error
         self._pairs = pairs
         super().__init__(path, (_info(name, pair) for name, pair in pairs.items()), reader.ignored | ignored)

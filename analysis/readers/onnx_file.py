@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import library_for, refused_as
+from lowrank_ldu.analysis.readers.extra import library_for, reason_of, refused_as
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +89,7 @@ class OnnxReader(CheckpointReader):
                 values = self._onnx.numpy_helper.to_array(self._stored[info.name], str(self.path.parent))
         except Exception as error:
             # The checker's own error has no public base; whatever it refuses, the tensor cannot be read.
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({error})") from error
+            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
         if tuple(values.shape) != info.shape:
             raise CheckpointError(f"{self.path}: tensor {info.name!r} has shape {values.shape}, and not {info.shape}")
         if info.dtype == "bfloat16":

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import refused_as
+from lowrank_ldu.analysis.readers.extra import reason_of, refused_as
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ class SafetensorsReader(CheckpointReader):
                 file.seek(self._starts[info.name])
                 count = file.readinto(values)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({error})") from error
+            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
         if count != info.nbytes:
             raise CheckpointError(
                 f"{self.path}: tensor {info.name!r} has {info.nbytes} bytes, of which {count} are left in the file; "

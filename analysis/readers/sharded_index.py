@@ -6,6 +6,7 @@ from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.json_file import read_json
 from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
 
@@ -46,7 +47,7 @@ def open_index(path: Path) -> MultiFileReader:
     try:
         missing = [shard for shard, file in shards.items() if not file.is_file()]
     except OSError as error:
-        raise CheckpointError(f"{path}: a shard cannot be looked up ({error})") from error
+        raise CheckpointError(f"{path}: a shard cannot be looked up ({reason_of(error)})") from error
     if missing:
         raise CheckpointError(f"{path}: missing {len(missing)} of {len(shards)} shards: {_some(missing)}")
     tensors, ignored = list_files(shards.values())

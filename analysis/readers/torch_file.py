@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.analysis.readers.extra import reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +137,7 @@ class TorchReader(CheckpointReader):
                 file.seek(start + first)
                 read = file.readinto(values)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({error})") from error
+            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
         if read != nbytes:
             raise CheckpointError(
                 f"{self.path}: tensor {info.name!r} has {nbytes} bytes, of which {read} are left in the file; "

@@ -1,0 +1,30 @@
+"""Damage inputs of every format until time is up, and show what is neither read nor refused as it should be.
+
+    python tests/fuzzing --minutes 60 --seed 1          # an hour of new inputs
+    python tests/fuzzing --only GGUF --number 1234      # one of them again, with its traceback
+
+The n-th input of a format and a seed is always the same. A process of its own reads them, within a limit of memory; the
+one that counts notices when it ends or takes too long. The exit code is 1 if anything was found.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from harness import attempt, run
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", help="a format; repeat for more")
+    parser.add_argument("--number", type=int, help="read this one input of --only, and show what happens")
+    options = parser.parse_args()
+    if options.number is not None:
+        (name,) = options.only
+        print(attempt(name, options.seed, options.number))  # noqa: T201
+        sys.exit()
+    findings = run(options.only, options.seed, seconds=60 * options.minutes, tell=print)
+    sys.exit(bool(findings))

@@ -1,0 +1,157 @@
+"""Runs damaged inputs in a process of their own, and tells what came of them."""
+
+import collections
+import itertools
+import os
+import random
+import resource
+import select
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+from formats import FORMATS
+from mutations import mutate
+
+# Reading one takes milliseconds. Compilers and page caches of a busy machine may take some seconds.
+SECONDS = 20
+MEMORY = 2 * 2**30
+PACKAGE = ("lowrank_ldu", "analysis", "kernels")
+
+
+def attempt(name, seed, number):
+    """Read one damaged input, and return what came of it in a word.
+
+    Parameters
+    ----------
+    name : str
+        Of a format.
+    seed, number : int
+        Which input.
+    """
+    form = FORMATS[name]
+    files, _ = mutate(form.files, random.Random(f"{name} {seed} {number}"))
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path, data in files.items():
+            (Path(place) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(place) / path).write_bytes(data)
+        return form.read(Path(place) / form.opened)
+
+
+def run(names=None, seed=0, *, seconds=None, count=None, tell=lambda _: None):
+    """Read inputs of each format in turn, and return what was found.
+
+    Parameters
+    ----------
+    names : sequence of str, optional
+        Formats; all of them if not given.
+    seed : int
+    seconds : float, optional
+        Until when.
+    count : int, optional
+        How many of each format.
+    tell : callable
+        Gets lines: findings as they come, and counts in the end.
+
+    Returns
+    -------
+    dict of str to str
+        What was found, by what it is (an exception and where it was raised, a signal, a time), with the first input.
+    """
+    names = list(names or FORMATS)
+    end = time.monotonic() + seconds if seconds is not None else None
+    outcomes = {name: collections.Counter() for name in names}
+    findings: dict[str, str] = {}
+    rest = ((name, number) for number in itertools.count() for name in names)
+    if count is not None:
+        rest = itertools.islice(rest, count * len(names))
+    waiting = None
+    while end is None or time.monotonic() < end:
+        batch = ([waiting] if waiting else []) + list(itertools.islice(rest, 200))
+        waiting = None
+        if not batch:
+            break
+        for (name, number), outcome, what in _in_a_process(batch, seed):
+            outcomes[name][outcome] += 1
+            if outcome == "found" and what not in findings:
+                findings[what] = f"--only {name!r} --seed {seed} --number {number}"
+                tell(f"FOUND {what}: {findings[what]}")
+            if end is not None and time.monotonic() > end:
+                break
+    for name, counts in outcomes.items():
+        tell(f"{name}: {', '.join(f'{value} {outcome}' for outcome, value in sorted(counts.items()))}")
+    tell(f"{sum(counts.total() for counts in outcomes.values())} inputs, {len(findings)} findings")
+    return findings
+
+
+def _in_a_process(batch, seed):
+    """Yield the outcome of each input; a process that ends or hangs is the outcome of the one it was reading."""
+    while batch:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            _work(batch, seed, writer)
+            os._exit(0)
+        os.close(writer)
+        done = 0
+        with os.fdopen(reader, "rb") as lines:
+            while True:
+                ready, _, _ = select.select([lines], [], [], SECONDS)
+                line = lines.readline() if ready else b""
+                if not line:
+                    break
+                outcome, _, what = line.decode().rstrip("\n").partition(" ")
+                yield batch[done], outcome.replace("_", " "), what
+                done += 1
+            if done < len(batch):
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if not ended and not ready:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    yield batch[done], "found", f"{batch[done][0]}: still reading after {SECONDS} s"
+                else:
+                    status = status if ended else os.waitpid(child, 0)[1]
+                    yield batch[done], "found", f"{batch[done][0]}: ended with {os.waitstatus_to_exitcode(status)}"
+                batch = batch[done + 1 :]
+            else:
+                os.waitpid(child, 0)
+                return
+
+
+def _work(batch, seed, writer):
+    torch.set_num_threads(1)
+    with Path("/proc/self/statm").open() as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    for name, number in batch:
+        try:
+            line = attempt(name, seed, number).replace(" ", "_")
+        except BaseException as error:  # whatever it is
+            line = f"found {name}: {_described(error)}"
+        os.write(writer, line.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _described(error):
+    """An exception and the innermost place in the package that it went through: what tells one finding from another."""
+    root = str(Path(__file__).parents[2])
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if frame.filename.startswith(root) and f"{os.sep}tests{os.sep}" not in frame.filename
+            and ".venv" not in frame.filename]  # fmt: skip
+    place = ours[-1] if ours else frames[-1]
+    said = " ".join(str(error).split())[:160]
+    return f"{type(error).__name__} in {os.path.relpath(place.filename, root)}:{place.lineno} ({said if not ours else said[:80]})"
+
+
+if __name__ == "__main__":
+    sys.exit("run tests/fuzzing itself: python tests/fuzzing --help")
