@@ -176,7 +176,8 @@ def sharded():
     names = dict.fromkeys(first, "a-1.safetensors") | dict.fromkeys(second, "a-2.safetensors")
     index = {"metadata": {"total_size": 1}, "weight_map": names}
     return {
-        "model.safetensors.index.json": json_bytes(index), "a-1.safetensors": save(first), "a-2.safetensors": save(second),
+        "model.safetensors.index.json": json_bytes(index),
+        "a-1.safetensors": save(first), "a-2.safetensors": save(second),
         "config.json": json_bytes({"model_type": "llama", "num_attention_heads": 2, "num_key_value_heads": 1}),
     }  # fmt: skip
 

@@ -7,7 +7,6 @@ import random
 import resource
 import select
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -21,7 +20,8 @@ from mutations import mutate
 # Reading one takes milliseconds. Compilers and page caches of a busy machine may take some seconds.
 SECONDS = 20
 MEMORY = 2 * 2**30
-PACKAGE = ("lowrank_ldu", "analysis", "kernels")
+# Folders of what is not the package itself.
+_OTHERS = {"tests", ".venv", "site-packages"}
 
 
 def attempt(name, seed, number):
@@ -35,7 +35,7 @@ def attempt(name, seed, number):
         Which input.
     """
     form = FORMATS[name]
-    files, _ = mutate(form.files, random.Random(f"{name} {seed} {number}"))
+    files, _ = mutate(form.files, random.Random(f"{name} {seed} {number}"))  # noqa: S311
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for path, data in files.items():
@@ -137,7 +137,7 @@ def _work(batch, seed, writer):
     for name, number in batch:
         try:
             line = attempt(name, seed, number).replace(" ", "_")
-        except BaseException as error:  # whatever it is
+        except BaseException as error:  # noqa: BLE001  # whatever it is
             line = f"found {name}: {_described(error)}"
         os.write(writer, line.encode("utf-8", "backslashreplace") + b"\n")
 
@@ -146,12 +146,9 @@ def _described(error):
     """An exception and the innermost place in the package that it went through: what tells one finding from another."""
     root = str(Path(__file__).parents[2])
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if frame.filename.startswith(root) and f"{os.sep}tests{os.sep}" not in frame.filename
-            and ".venv" not in frame.filename]  # fmt: skip
-    place = ours[-1] if ours else frames[-1]
-    said = " ".join(str(error).split())[:160]
-    return f"{type(error).__name__} in {os.path.relpath(place.filename, root)}:{place.lineno} ({said if not ours else said[:80]})"
-
-
-if __name__ == "__main__":
-    sys.exit("run tests/fuzzing itself: python tests/fuzzing --help")
+    ours = [
+        frame for frame in frames if frame.filename.startswith(root) and not _OTHERS & set(Path(frame.filename).parts)
+    ]
+    place = (ours or frames)[-1]
+    said = " ".join(str(error).split())[:120]
+    return f"{type(error).__name__} in {os.path.relpath(place.filename, root)}:{place.lineno} ({said})"
