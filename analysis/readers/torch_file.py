@@ -123,8 +123,8 @@ class TorchReader(CheckpointReader):
             return torch.empty(info.shape, dtype=value.dtype)
         start, itemsize = _place(value), value.itemsize
         count = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
-        first = value.storage_offset() * itemsize
-        nbytes = count * itemsize
+        first = int(value.storage_offset()) * itemsize
+        nbytes = int(count) * itemsize
         stored = self._places[start]
         if first + nbytes > stored:
             raise CheckpointError(
@@ -170,10 +170,9 @@ def _places(path: Path) -> dict[int, int]:
     """Return where in an archive the storages begin, and how many bytes each has."""
     with zipfile.ZipFile(path) as archive:
         sizes = {member.filename.partition("/")[2]: member.file_size for member in archive.infolist()}
-    archive = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001  # torch.load finds them so
-    return {
-        archive.get_record_offset(name): sizes[name] for name in archive.get_all_records() if name.startswith("data/")
-    }
+    records = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001  # torch.load finds them so
+    names = [name for name in records.get_all_records() if name.startswith("data/")]
+    return {records.get_record_offset(name): sizes[name] for name in names}
 
 
 def _all_placed(content: object, places: dict[int, int]) -> bool:

@@ -188,7 +188,7 @@ def _not_plain(base_layer: nn.Linear, x: Tensor, factors: Factors) -> str | None
     automatic = autocast_dtype(x.device.type) is not None
     if not x.is_floating_point() or factors.right.dtype != weight.dtype or not (automatic or x.dtype == weight.dtype):
         return "the input, the weight and the factors have different dtypes"
-    if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
         return "torch.jit traces the layer"
     if transformed():
         return "a transform of torch.func or forward-mode differentiation is under way"
