@@ -18,6 +18,7 @@ from harness import attempt, run
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--count", type=int, help="of inputs of each format, instead of until time is up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", help="a format; repeat for more")
     parser.add_argument("--number", type=int, help="read this one input of --only, and show what happens")
@@ -26,5 +27,6 @@ if __name__ == "__main__":
         (name,) = options.only
         print(attempt(name, options.seed, options.number))  # noqa: T201
         sys.exit()
-    findings = run(options.only, options.seed, seconds=60 * options.minutes, tell=print)
+    seconds = 60 * options.minutes if options.count is None else None
+    findings = run(options.only, options.seed, seconds=seconds, count=options.count, tell=print)
     sys.exit(bool(findings))

@@ -101,7 +101,7 @@ def _in_a_process(batch, seed):
             os._exit(0)
         os.close(writer)
         done = 0
-        with os.fdopen(reader, "rb") as lines:
+        with os.fdopen(reader, "rb", buffering=0) as lines:
             while True:
                 ready, _, _ = select.select([lines], [], [], SECONDS)
                 line = lines.readline() if ready else b""
