@@ -316,6 +316,24 @@ def test_a_merged_model_may_lie_in_the_folder_of_its_base(tmp_path):
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "left", ["model.safetensors", "model.safetensors.index.json", "adapter_config.json", "old.bin"]
+)
+@pytest.mark.parametrize("write", [export_merged, export_lora, export_delta])
+def test_weights_of_an_earlier_export_do_not_stay_beside_the_new(tmp_path, write, left):
+    model = Net()
+    save_file(state_of(model), tmp_path / "base.safetensors")
+    adapted(model, ["head.0"], tmp_path / "adapter")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / left).write_text("old")
+    if write is export_lora and left == "adapter_config.json":
+        export(tmp_path, write=write, overwrite=True)
+        return
+    with pytest.raises(AdapterError, match=f"holds {left}, which would be loaded beside what is written"):
+        export(tmp_path, write=write, overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [left]
+
+
 # --- what is written is read again ---
 
 

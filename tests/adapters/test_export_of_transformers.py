@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
     LlamaConfig,
@@ -18,8 +19,17 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from lowrank_ldu.adapters import AdapterError, BaseCheckpoint, export_delta, export_lora, export_merged, read_adapter
+from lowrank_ldu.adapters import (
+    AdapterError,
+    BaseCheckpoint,
+    export_delta,
+    export_lora,
+    export_merged,
+    read_adapter,
+    save_adapter,
+)
 from lowrank_ldu.adapters.exports import naming
+from lowrank_ldu.nn import inject, lowrank_layers
 from lowrank_ldu.peft import LolduConfig
 
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -196,7 +206,40 @@ def test_an_embedding_that_may_be_tied_is_refused_where_nothing_tells(tmp_path, 
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | change))
     trained(llama(tied=True), tmp_path / "adapter", target_modules=["embed_tokens"])
-    with pytest.raises(AdapterError, match=r"'model.embed_tokens.weight' may be tied .*; accepted: a model that"):
+    with pytest.raises(AdapterError, match=r"'model.embed_tokens.weight' may be tied .*; accepted: the base saved"):
         merged(tmp_path)
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | change | {"tie_word_embeddings": False}))
     merged(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["word_embeddings", "decoder"])
+def test_every_pair_that_is_untied_is_written(tmp_path, target):
+    """The configuration unties all pairs: the bias of a masked language model's head as well."""
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(**SIZES, vocab_size=40)).eval()
+    model.cls.predictions.bias.data.normal_()
+    model.save_pretrained(tmp_path / "base")
+    inject(model, [target], rank=4)
+    with torch.no_grad():
+        next(layer for _, layer in lowrank_layers(model)).offset.normal_(std=0.3)
+    save_adapter(model, tmp_path / "adapter")
+    again, loading = BertForMaskedLM.from_pretrained(merged(tmp_path), output_loading_info=True)
+    assert not loading["missing_keys"]
+    torch.testing.assert_close(again.eval()(TOKENS).logits, model(TOKENS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_embedding_of_a_base_without_its_head_is_refused(tmp_path):
+    """The class that the base was saved as ties nothing; the adapted one does."""
+    model = llama(tied=True)
+    model.model.save_pretrained(tmp_path / "base")
+    trained(model, tmp_path / "adapter", target_modules=["embed_tokens"])
+    with pytest.raises(AdapterError, match="may be tied to another one, .* accepted: the base saved as the class"):
+        merged(tmp_path)
+
+
+def test_updates_of_two_layers_that_are_tied_have_names_of_their_own(tmp_path):
+    llama(tied=True).save_pretrained(tmp_path / "base")
+    trained(llama(tied=True), tmp_path / "adapter", target_modules=["embed_tokens", "lm_head"])
+    names = export_delta(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base"), tmp_path / "delta")
+    assert sorted(names) == ["lm_head.weight", "model.embed_tokens.weight"]
+    assert set(load_file(tmp_path / "delta" / "delta.safetensors")) == set(names)

@@ -8,7 +8,7 @@ import torch
 
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import update_pair
-from lowrank_ldu.adapters.exports.naming import layer_places
+from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
 from lowrank_ldu.adapters.exports.output import export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update
 from lowrank_ldu.adapters.tensor_stream import computed, entries_of, read_tensor, write_tensors
@@ -55,15 +55,16 @@ def export_delta(
     OutputError
         The folder cannot be written.
     """
-    places = layer_places(adapter, base)
+    places = names_in_base(adapter, BaseModel(base)).layers
     shapes = {
-        name: tuple(base_weight(adapter, adapter.layers[name], base, place).shape) for name, place in places.items()
+        name: tuple(base_weight(adapter, adapter.layers[name], base, str(place.read)).shape)
+        for name, place in places.items()
     }
 
     def reader(layer: StoredLayer) -> Callable[[], Tensor]:
         def read() -> Tensor:
             progress(layer.name)
-            weight, diagonal = bound(adapter, layer, base, places[layer.name], force=force)
+            weight, diagonal = bound(adapter, layer, base, str(places[layer.name].read), force=force)
             update = updated_matrix(diagonal.factors, diagonal.delta.detach()).float()
             if not bool(update.isfinite().all()):
                 raise AdapterError(f"layer {layer.name!r}: the update overflows float32; accepted: a smaller one")
@@ -72,16 +73,18 @@ def export_delta(
         return read
 
     entries = [
-        computed(places[name], torch.float32, shapes[name], reader(layer)) for name, layer in adapter.layers.items()
+        computed(places[name].write, torch.float32, shapes[name], reader(layer))
+        for name, layer in adapter.layers.items()
     ]
-    with export_folder(adapter, base, folder, overwrite=overwrite) as out:
+    with export_folder(adapter, base, folder, {DELTA_WEIGHTS}, overwrite=overwrite) as out:
         write_tensors(out / DELTA_WEIGHTS, entries, {"format": "pt"})
         written = entries_of(out / DELTA_WEIGHTS)
         for name, layer in adapter.layers.items():
-            if places[name] not in written:
-                raise AdapterError(f"export failed its check: tensor {places[name]!r} is missing")
-            _, diagonal = bound_again(adapter, layer, base, places[name])
+            write = places[name].write
+            if write not in written:
+                raise AdapterError(f"export failed its check: tensor {write!r} is missing")
+            _, diagonal = bound_again(adapter, layer, base, str(places[name].read))
             pair = update_pair(diagonal.factors, diagonal.delta.detach())
-            update = layer.kind.as_matrix(read_tensor(out / DELTA_WEIGHTS, places[name]))
-            check_update(update, pair, places[name])
+            update = layer.kind.as_matrix(read_tensor(out / DELTA_WEIGHTS, write))
+            check_update(update, pair, write)
     return [entry.name for entry in entries]

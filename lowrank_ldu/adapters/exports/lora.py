@@ -116,7 +116,7 @@ def export_lora(
         tensors.update(_named(name, layer.kind, left, right, weight))
     tensors.update({f"{_PREFIX}{name}": tensor for name, tensor in others.items()})
     config = _config(adapter, ranks, kinds, shadowed(iter(base), adapter.layers))
-    with export_folder(adapter, base, folder, overwrite=overwrite) as out:
+    with export_folder(adapter, base, folder, {LORA_WEIGHTS, LORA_CONFIG}, overwrite=overwrite) as out:
         path = out / LORA_WEIGHTS
         write_tensors(path, [given(name, tensor) for name, tensor in tensors.items()], {"format": "pt"})
         (out / LORA_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -16,7 +16,7 @@ from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
 from lowrank_ldu.adapters.exports.merged_check import check_merged
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
-from lowrank_ldu.adapters.exports.output import export_folder
+from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound
 from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
     from lowrank_ldu.adapters.exports.naming import BaseNames, Place
     from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
-
-# Weights in other formats beside the merged ones would be the unmerged model, and an adapter beside it would be put on
-# it again when it is loaded.
-_OTHER_WEIGHTS = (
-    ".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot",
-    ".npz", ".index.json", ".mlmodel", ".pdparams",
-)  # fmt: skip
-_ADAPTER_FILES = {"adapter_config.json", "adapter.json"}
 
 
 @dataclass
@@ -116,7 +108,8 @@ def export_merged(
     """
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
-    with export_folder(adapter, base, folder, overwrite=overwrite) as out:
+    index = set() if base.index is None else {base.index.name}
+    with export_folder(adapter, base, folder, {*base.files, *index}, overwrite=overwrite) as out:
         _write(adapter, base, plan, out, force=force, progress=progress)
         # Of a folder, everything else belongs to the model; beside a single file lies anything.
         if base.path.is_dir():
@@ -134,7 +127,7 @@ def _plan(adapter: AdapterFile, model: BaseModel, names: BaseNames, *, keep_modu
     for name, place in names.modules.items():
         plan.tensors[place.write] = _module_tensor(adapter.module_tensors[name], name, place, base, keep_module_dtype)
     _warn_of_names(names, model)
-    _untie(plan, model)
+    _untie(plan, model, names)
     _describe(plan, adapter, model)
     return plan
 
@@ -176,38 +169,44 @@ def _finite(tensor: Tensor, what: str, otherwise: str) -> Tensor:
     return tensor
 
 
-def _untie(plan: MergePlan, model: BaseModel) -> None:
+def _untie(plan: MergePlan, model: BaseModel, names: BaseNames) -> None:
     """Give tensors that were tied to a changed one their own numbers, and say so in the configuration."""
     base = model.base
     metadata = {name: kept for file in base.files for name, kept in metadata_of(base.root / file).items()}
-    for name, kept in metadata.items():
-        if kept in base and name not in base and kept in plan:
+    for name, shared in metadata.items():
+        if shared in base and name not in base and shared in plan:
             raise AdapterError(
-                f"tensor {kept!r} is tied to {name!r}, as the base's file says; accepted: an adapter of others"
+                f"tensor {shared!r} is tied to {name!r}, as the base's file says; accepted: an adapter of others"
             )
     config = read_config(base.root)
     if config is None or not configuration.is_tied(config):
         return
     changed = {name for name in plan if _differs(plan, name, base)}
     architecture = model.architecture
-    if architecture is None:
+    # A base without the adapted model's prefix is of another class, which may tie less than the adapted one.
+    if architecture is None or any(rule.strip for rule in names.rules):
         suspect = next((name for name in plan if name in changed and _may_be_tied(plan, name, config)), None)
         if suspect is not None:
             raise AdapterError(
                 f"tensor {suspect!r} may be tied to another one, by tie_word_embeddings of {base.root / CONFIG}, and "
-                "only transformers knows which; accepted: a model that the installed transformers knows, or "
-                '"tie_word_embeddings": false'
+                "nothing tells which; accepted: the base saved as the class of the adapted model, which the installed "
+                'transformers knows, or "tie_word_embeddings": false'
             )
         return
     # Names on disk, of one stored tensor each: what the model calls them, and what they are called here.
     stored = {architecture.module_name(name): name for name in base}
+    groups: dict[str, list[str]] = {}
     for target, source in architecture.tied.items():
-        shared, own = stored.get(source), stored.get(target, target)
-        if shared is None or not {shared, own} & changed:
-            continue
-        if own not in plan:
-            plan.copies[own] = shared
-        plan.config = configuration.untied(config)
+        groups.setdefault(source, [source]).append(target)
+    members = [[stored.get(name, name) for name in group] for group in groups.values()]
+    if not any(changed & set(group) for group in members):
+        return
+    # The configuration unties all of them, and what is in no file would be drawn at random.
+    plan.config = configuration.untied(config)
+    for group in members:
+        kept = next((name for name in group if name in base), None)
+        if kept is not None:
+            plan.copies |= {name: kept for name in group if name != kept and name not in plan}
 
 
 def _differs(plan: MergePlan, name: str, base: BaseCheckpoint) -> bool:
@@ -347,8 +346,8 @@ def _copy_others(base: BaseCheckpoint, out: Path, target: Path) -> None:
             elif (
                 path.is_file()
                 and str(place) not in base.files
-                and path.name not in _ADAPTER_FILES
-                and not path.name.endswith(_OTHER_WEIGHTS)
+                and path.name not in ADAPTER_FILES
+                and not path.name.endswith(WEIGHTS)
             ):
                 (out / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, out / place)

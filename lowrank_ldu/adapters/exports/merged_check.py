@@ -95,6 +95,14 @@ def _check_shapes(plan: MergePlan, shapes: dict[str, tuple[int, ...]], folder: P
     architecture = architecture_of(folder, len(shapes))
     if architecture is None:
         return
+    if plan.copies:
+        present = {architecture.module_name(name) for name in shapes}
+        absent = sorted(set(architecture.shapes) - present - set(architecture.tied))
+        if absent and None not in present:
+            raise AdapterError(
+                f"export failed its check: {architecture.class_name} has {absent[0]!r}, which is tied to nothing any "
+                "more, and is in no file"
+            )
     # All of it, if the configuration is another one than the base's.
     for name in shapes if plan.config is not None else plan:
         module_name = architecture.module_name(name)

@@ -116,11 +116,6 @@ def names_in_base(adapter: AdapterFile, model: BaseModel) -> BaseNames:
     return names
 
 
-def layer_places(adapter: AdapterFile, base: BaseCheckpoint) -> dict[str, str]:
-    """Return the tensor of the base that is each layer's weight, as `names_in_base` finds it."""
-    return {name: str(place.read) for name, place in names_in_base(adapter, BaseModel(base)).layers.items()}
-
-
 def _module_names(base: BaseCheckpoint, architecture: Architecture) -> dict[str, Place]:
     """Return the base's tensors by the names of the modules that they are loaded into, tied ones included."""
     found: dict[str, list[str]] = {}

@@ -17,23 +17,60 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.file import AdapterFile
 
 
+# Weights in other formats beside the merged ones would be the unmerged model, and an adapter beside it would be put on
+# it again when it is loaded.
+WEIGHTS = (
+    ".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot",
+    ".npz", ".index.json", ".mlmodel", ".pdparams",
+)  # fmt: skip
+ADAPTER_FILES = {"adapter_config.json", "adapter.json"}
+
+
 @contextmanager
 def export_folder(
-    adapter: AdapterFile, base: BaseCheckpoint, target: str | os.PathLike[str], *, overwrite: bool
+    adapter: AdapterFile,
+    base: BaseCheckpoint,
+    target: str | os.PathLike[str],
+    written: set[str],
+    *,
+    overwrite: bool,
 ) -> Iterator[Path]:
     """Give a temporary folder that takes the target's place if the body, which writes and checks, succeeds.
+
+    Parameters
+    ----------
+    adapter : AdapterFile
+    base : BaseCheckpoint
+    target : path
+    written : set of str
+        Names of the files of weights that will be in it.
+    overwrite : bool
 
     Raises
     ------
     AdapterError
-        A file of the adapter or of the base lies in the target, by whatever path or link.
+        A file of the adapter or of the base lies in the target, by whatever path or link; or other weights do, which
+        would be loaded with or in place of those that are written.
     OutputError
         The target cannot be written, or holds something (without `overwrite`).
     """
     target = Path(target)
     _check_apart(adapter, base, target)
+    _check_alone(target, written)
     with whole_folder(target, overwrite=overwrite) as folder:
         yield folder
+
+
+def _check_alone(target: Path, written: set[str]) -> None:
+    """Refuse a folder with weights of an earlier export, or of anything else, that would stay beside the new ones."""
+    if not target.is_dir():
+        return
+    for path in sorted(target.iterdir()):
+        if path.name not in written and (path.name in ADAPTER_FILES or path.name.endswith(WEIGHTS)):
+            raise AdapterError(
+                f"{target}: holds {path.name}, which would be loaded beside what is written; accepted: a folder "
+                "without other weights and adapters"
+            )
 
 
 def _check_apart(adapter: AdapterFile, base: BaseCheckpoint, target: Path) -> None:
