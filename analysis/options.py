@@ -159,10 +159,13 @@ def _check_pattern(name: str, pattern: str | None) -> None:
         raise OptionError(f"{name} is {pattern!r}, not a regular expression: {error}") from error
 
 
-def _checked_targets(targets: tuple[float, ...]) -> tuple[float, ...]:
+def _checked_targets(targets: Sequence[object]) -> tuple[float, ...]:
     if not targets:
         raise OptionError("targets is empty; accepted: at least one relative error")
+    found = set()
     for target in targets:
-        if isinstance(target, bool) or not isinstance(target, numbers.Real) or not 0 < target < math.inf:
+        number = math.nan if isinstance(target, bool) or not isinstance(target, numbers.Real) else float(target)
+        if not 0 < number < math.inf:
             raise OptionError(f"targets holds {target!r}; accepted: relative errors, finite and above 0")
-    return tuple(sorted({float(target) for target in targets}, reverse=True))
+        found.add(number)
+    return tuple(sorted(found, reverse=True))

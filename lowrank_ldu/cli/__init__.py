@@ -75,7 +75,7 @@ def _said(error: Exception, message: str) -> str:
 
 def _longest(parameter: Any) -> str:
     """Return the full name of an option."""
-    return max(parameter.opts, key=len)
+    return str(max(parameter.opts, key=len))
 
 
 def _unwind_on(*signals: signal.Signals) -> None:

@@ -39,11 +39,13 @@ class SafeConsole(Console):
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Write a line to stdout or stderr."""
+    """Write a line, which may hold names, to stdout or stderr."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:  # closed by whoever started the process
-        # Not by typer, which takes a terminal of ASCII for one of UTF-8.
-        stream.write(f"{printable(' '.join(text.splitlines()))}\n")
+        line, encoding = printable(" ".join(text.splitlines())), stream.encoding or "utf-8"
+        # Not by typer, which takes a terminal of ASCII for one of UTF-8. Names are escaped, so that none looks like
+        # another one.
+        stream.write(f"{line.encode(encoding, 'backslashreplace').decode(encoding)}\n")
         stream.flush()
 
 

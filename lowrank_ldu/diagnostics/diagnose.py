@@ -65,7 +65,7 @@ def diagnose(
     return [examination.at(rank) for rank in _check_ranks(ranks, factors.rank)]
 
 
-def _check_ranks(ranks: Iterable[int] | int | None, largest: int) -> list[int]:
+def _check_ranks(ranks: object, largest: int) -> list[int]:
     if ranks is None:
         return [largest]
     listed = [ranks] if isinstance(ranks, str) or not isinstance(ranks, Iterable) else list(ranks)
