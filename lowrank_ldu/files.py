@@ -73,6 +73,8 @@ def whole_folder(target: Path, *, overwrite: bool, otherwise: str = "overwrite=T
         if place.exists():
             _carry_over(place, temporary)
             _exchange(temporary, place)
+            # What another process has put into the old folder in the meantime.
+            _carry_over(temporary, place)
         else:
             temporary.rename(place)
     except OSError as error:
@@ -100,10 +102,18 @@ def check_target(target: Path, *, overwrite: bool, otherwise: str = "overwrite=T
             raise OutputError(
                 f"{target}: is not empty; accepted: an empty or a new folder, or {otherwise} to replace its files"
             )
-        elif Path.cwd().is_relative_to(target.resolve()):
-            raise OutputError(f"{target}: is the working folder, or holds it, and is replaced whole; accepted: another")
+        else:
+            _check_replaceable(target)
     except OSError as error:
         raise OutputError(f"{target}: cannot be looked up ({error.strerror})") from error
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuse folders that are not ours to exchange for another one of the same name."""
+    if os.path.ismount(target):
+        raise OutputError(f"{target}: is a mount point, which cannot be replaced whole; accepted: a folder in it")
+    if Path.cwd().is_relative_to(target.resolve()):
+        raise OutputError(f"{target}: is the working folder, or holds it, and is replaced whole; accepted: another")
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -221,10 +231,10 @@ def _carry_over(old: Path, new: Path) -> None:
 
 
 def _carry_file(old: Path, new: Path) -> None:
-    if new.is_dir():
+    if new.is_dir() and not new.is_symlink():
         raise OutputError(f"{old}: is a file where a folder is to be")
-    if new.exists():
-        if old.is_file():
+    if os.path.lexists(new):
+        if old.is_file() and new.is_file():
             new.chmod(stat.S_IMODE(old.stat().st_mode))
         return
     try:
@@ -250,5 +260,9 @@ def _exchange(first: Path, second: Path) -> None:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     aside = _beside(second, "old")
     second.rename(aside)
-    first.rename(second)
+    try:
+        first.rename(second)
+    except BaseException:
+        aside.rename(second)
+        raise
     aside.rename(first)

@@ -22,14 +22,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 HALF = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
-HALF_NAMES = ("half", "float16", "autocast", "float8")
+HALF_NAMES = ("half_precision", "float16", "autocast", "float8", "rounded_copy", "zero_delta", "values_and_gradients")
 
 
 def pytest_collection_modifyitems(items):
     """Mark the tests whose results depend on how the processor rounds to half precision."""
     for item in items:
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        name = getattr(item, "originalname", None) or item.name
+        name = f"{item.cls.__name__ if item.cls else ''} {getattr(item, 'originalname', None) or item.name}".lower()
         if any(isinstance(value, torch.dtype) and value in HALF for value in values) or any(
             word in name for word in HALF_NAMES
         ):

@@ -34,6 +34,16 @@ def replace(target, content=NEW):
         write(folder, content)
 
 
+def in_a_process_of_its_own(function, *arguments):
+    """Run a function of this file where nothing has begun threads, which a fork would leave behind."""
+    code = f"import sys, test_files; test_files.{function.__name__}(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def killed_at(step, target):
     """Whether a process that is to replace the folder came to that step of the file system, where it ends."""
     child = os.fork()
@@ -60,14 +70,14 @@ def killed_at(step, target):
     return status != 0
 
 
-@pytest.mark.parametrize("exchange", ["one step", "three names"])
-def test_a_killed_process_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch, exchange):
+def kill_at_every_step(place, exchange):
+    place = Path(place)
     if exchange == "three names":
         # As on file systems that cannot exchange two names.
-        monkeypatch.setattr(files, "_NO_EXCHANGE", {files.errno.EXDEV})
-        monkeypatch.setattr(files.ctypes, "get_errno", lambda: files.errno.EXDEV)
-        monkeypatch.setattr(files, "_RENAME_EXCHANGE", 2**16)
-    target = tmp_path / "out"
+        files._NO_EXCHANGE.add(files.errno.EXDEV)
+        files.ctypes.get_errno = lambda: files.errno.EXDEV
+        files._RENAME_EXCHANGE = 2**16
+    target = place / "out"
     seen = []
     for step in itertools.count(1):
         write(target, OLD)
@@ -81,36 +91,79 @@ def test_a_killed_process_leaves_the_old_folder_or_the_new_one(tmp_path, monkeyp
         files._tidy(target)
         assert content_of(target) in (OLD, CARRIED)
         replace(target, {"c": "c"})
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert [path.name for path in place.iterdir()] == ["out"]
         shutil.rmtree(target)
     assert len(seen) > 20
-    missing = [place for place, content in enumerate(seen) if content is None]
-    assert len(missing) == (exchange == "three names")
+    missing = [number for number, content in enumerate(seen) if content is None]
+    assert len(missing) == (exchange == "three names"), missing
     assert all(content in (OLD, CARRIED) for content in seen if content is not None)
     assert OLD in seen
     assert CARRIED in seen
 
 
-def test_what_a_living_process_writes_is_left_alone(tmp_path):
-    """Also a folder whose maker's number is another process's by now, and what only looks like one."""
+@pytest.mark.parametrize("exchange", ["one step", "three names"])
+def test_a_killed_process_leaves_the_old_folder_or_the_new_one(tmp_path, exchange):
+    in_a_process_of_its_own(kill_at_every_step, tmp_path, exchange)
+
+
+def test_an_exchange_that_fails_half_way_puts_the_old_folder_back(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    write(target, OLD)
+    monkeypatch.setattr(files.sys, "platform", "other")
+    rename, calls = Path.rename, []
+
+    def failing(self, to):
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError, match="cannot be written"):
+        replace(target)
+    assert content_of(target) == OLD
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_another_process_adds_in_the_last_moment_is_kept(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    write(target, OLD)
+    exchange = files._exchange
+
+    def late(first, second):
+        write(second, {"late.txt": "theirs"})
+        exchange(first, second)
+
+    monkeypatch.setattr(files, "_exchange", late)
+    replace(target)
+    assert content_of(target) == CARRIED | {"late.txt": "theirs"}
+
+
+def write_beside_another(place):
+    """Also beside a folder whose maker's number is another process's by now, and what only looks like one."""
+    place = Path(place)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(writer)
-        with whole_folder(tmp_path / "out", overwrite=True):
+        with whole_folder(place / "out", overwrite=True):
             os.read(reader, 1)
         os._exit(0)
     os.close(reader)
-    while not (there := list(tmp_path.glob(".out.*.tmp"))):
+    while not (there := list(place.glob(".out.*.tmp"))):
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
-    others = [tmp_path / ".out.1-0123abcd.tmp", tmp_path / ".out.99999999-0123abcd.tmq", tmp_path / ".other.2-0.tmp"]
+    others = [place / ".out.1-0123abcd.tmp", place / ".out.99999999-0123abcd.tmq", place / ".other.2-0.tmp"]
     for folder in others:
         folder.mkdir()
-    replace(tmp_path / "out")
+    replace(place / "out")
     assert there[0].is_dir()
     assert all(folder.is_dir() for folder in others)
     os.close(writer)
     os.waitpid(child, 0)
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    in_a_process_of_its_own(write_beside_another, tmp_path)
 
 
 def test_links_and_pipes_and_empty_folders_are_carried_over(tmp_path):

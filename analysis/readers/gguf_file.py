@@ -72,6 +72,8 @@ class GgufReader(CheckpointReader):
         stored = self._stored[info.name]
         values = self._values(info, stored)
         kind = stored.kind.name
+        if not values.size:
+            return torch.empty(info.shape, dtype=getattr(torch, info.dtype))
         if kind == "BF16":
             return torch.from_numpy(values.copy()).view(torch.bfloat16).reshape(info.shape)
         if kind in _PLAIN:

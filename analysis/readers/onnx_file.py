@@ -59,9 +59,9 @@ class OnnxReader(CheckpointReader):
         orders = _orders(graph)
         self._stored: dict[str, Any] = {}
         tensors: list[TensorInfo] = []
-        ignored = {tensor.values.name: "sparse tensor" for tensor in graph.sparse_initializer}
+        ignored = {_text(tensor.values.name): "sparse tensor" for tensor in graph.sparse_initializer}
         for tensor in graph.initializer:
-            name, kind = tensor.name, self._kind(tensor)
+            name, kind = _text(tensor.name), self._kind(tensor)
             if name in self._stored or name in ignored:
                 raise CheckpointError(f"{path}: two initialisers are called {name!r}")
             if kind not in _DTYPES or any(size < 0 for size in tensor.dims):
@@ -100,6 +100,11 @@ class OnnxReader(CheckpointReader):
         """Let go of the model."""
         super().close()
         self._stored.clear()
+
+
+def _text(name: Any) -> str:
+    # What is no UTF-8 comes as bytes.
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
 def _orders(graph: Any) -> dict[str, tuple[int, ...]]:

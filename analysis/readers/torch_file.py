@@ -198,7 +198,7 @@ def _refused(path: Path) -> Iterator[None]:
         raise
     except _LOAD_ERRORS as error:
         # The rest of torch's message advises to load the file unsafely, which is not for us to pass on.
-        reason = re.split(r"\.\s|\n", str(error), maxsplit=1)[0] or type(error).__name__
+        reason = " ".join(re.split(r"\.\s|\n", str(error), maxsplit=1)[0].split()) or type(error).__name__
         if not isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(f"{path}: not a readable torch file ({reason}); {likely_cause(path)}") from error
         wanted = re.search(r"GLOBAL (\S+)", str(error))

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.input_files import check_regular, one_line, parsed_json, read_file
-from lowrank_ldu.adapters.tensor_stream import torch_dtype
+from lowrank_ldu.adapters.tensor_stream import entries_of, read_entry, torch_dtype
 
 if TYPE_CHECKING:
     import os
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor
+
+    from lowrank_ldu.adapters.tensor_stream import Entry
 
 INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -48,6 +50,7 @@ class BaseCheckpoint:
         self.root = main.parent
         self.index = main if main.name.endswith(INDEX_SUFFIX) else None
         names = [main.name] if self.index is None else _shards(main)
+        self._known: dict[str, dict[str, Entry]] = {}
         self.files = {name: self._names(name) for name in names}
         self._where = {tensor: name for name, tensors in self.files.items() for tensor in tensors}
 
@@ -58,10 +61,8 @@ class BaseCheckpoint:
         return name in self._where
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor."""
-        with self._open(self._where[name]) as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
+        """Read one tensor; a file that has become shorter is an error, where a mapped one would end the process."""
+        return read_entry(self._entries(self._where[name])[name])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, without reading it."""
@@ -72,6 +73,11 @@ class BaseCheckpoint:
         """Return a tensor's dtype, without reading it."""
         with self._open(self._where[name]) as file:
             return torch_dtype(file.get_slice(name).get_dtype())
+
+    def _entries(self, file_name: str) -> dict[str, Entry]:
+        if file_name not in self._known:
+            self._known[file_name] = entries_of(self.root / file_name)
+        return self._known[file_name]
 
     def _names(self, file_name: str) -> list[str]:
         with self._open(file_name) as file:

@@ -31,6 +31,21 @@ if TYPE_CHECKING:
 _AGREE = 0.01
 
 
+def check_finite_update(name: str, factors: Factors, delta: Tensor) -> None:
+    """Refuse numbers that give an update with entries beyond their dtype.
+
+    Raises
+    ------
+    AdapterError
+    """
+    # A sketch is a signed sum of entries: where it is finite no entry is much beyond half of what the dtype holds.
+    if not bool(delta.isfinite().all()) or not bool(update_sketch(factors, delta).isfinite().all()):
+        raise AdapterError(
+            f"layer {name!r}: its numbers give an update that is not finite in {dtype_name(delta)}; accepted: "
+            "smaller ones"
+        )
+
+
 @dataclass(frozen=True)
 class StoredLayer:
     """One layer of an adapter.
@@ -135,11 +150,7 @@ class StoredLayer:
                         "accepted: numbers that fit"
                     )
         diagonal = Diagonal(self.name, adapter, factors)
-        if not bool(diagonal.delta.isfinite().all()):
-            raise AdapterError(
-                f"layer {self.name!r}: its numbers give a diagonal that is not finite in {dtype_name(diagonal.delta)}; "
-                "accepted: smaller ones"
-            )
+        check_finite_update(self.name, diagonal.factors, diagonal.delta)
         return diagonal
 
     def _base_deviation(self, matrix: Tensor) -> float | None:

@@ -126,9 +126,22 @@ def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[Tensor, T
             )
         if place.device.type == "meta":
             raise AdapterError(f"tensor {name!r} is on the meta device in the model; accepted: a model with data")
-        # Buffers may be infinite: masks are.
-        if isinstance(place, nn.Parameter) and not bool(tensor.to(place.dtype).isfinite().all()):
+        if _kind_of_number(place) != _kind_of_number(tensor):
+            raise AdapterError(
+                f"tensor {name!r} is {dtype_name(tensor)} in the adapter and {dtype_name(place)} in the model; "
+                "accepted: the same kind of numbers"
+            )
+        # Buffers may be infinite: masks are. Through float64, since 8-bit floating numbers cannot be asked.
+        cast = tensor.to(place.dtype)
+        cast = cast.double() if cast.is_floating_point() else cast
+        if isinstance(place, nn.Parameter) and not bool(cast.isfinite().all()):
             raise AdapterError(
                 f"tensor {name!r} is not finite in {dtype_name(place)}, as the model has it; accepted: numbers that fit"
             )
     return [(places[name], tensor) for name, tensor in held.items()]
+
+
+def _kind_of_number(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    return "floating" if tensor.is_floating_point() else "integer"

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.file import check_finite_update
 from lowrank_ldu.adapters.input_files import check_regular, one_line
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.nn import LoLDULayer
@@ -164,8 +165,10 @@ def _published(tensors: Mapping[str, Tensor]) -> list[_Published]:
         name, prefix = match["layer"], key.removesuffix("vector_z")
         if match["index"] != "0":
             raise AdapterError(f"layer {name!r} has parametrization {match['index']}; accepted: a single one, 0")
-        if z.ndim != 1 or not z.is_floating_point() or not bool(z.isfinite().all()):
-            raise AdapterError(f"layer {name!r}: vector_z is {tuple(z.shape)}; accepted: (r,), floating and finite")
+        if z.ndim != 1 or not len(z) or not z.is_floating_point() or not bool(z.float().isfinite().all()):
+            raise AdapterError(
+                f"layer {name!r}: vector_z is {tuple(z.shape)}; accepted: (r,), floating and finite in float32"
+            )
         scale = tensors.get(f"{prefix}scaling_factor")
         residual = tensors.get(f"{name}.parametrizations.weight.original")
         found.append(_Published(name, z, None if scale is None else float(scale), residual))
@@ -215,6 +218,7 @@ def _layer(
     if published.sigma is not None:
         with torch.no_grad():
             layer.sigma.fill_(published.sigma)
+    check_finite_update(name, layer.factors, layer.delta)
     return layer
 
 

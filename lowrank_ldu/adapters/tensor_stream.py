@@ -163,6 +163,22 @@ def read_tensor(path: Path, name: str) -> Tensor:
         return tensor
 
 
+def read_entry(entry: Entry) -> Tensor:
+    """Return an entry's tensor, read part by part and not mapped.
+
+    Raises
+    ------
+    AdapterError
+        The file has become shorter, or torch has no such dtype.
+    """
+    dtype, values = torch_dtype(entry.dtype), bytearray()
+    for chunk in entry.chunks():
+        values += chunk
+    if not values:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(values, dtype=dtype).reshape(entry.shape)
+
+
 def same_bytes(first: Entry, second: Entry) -> bool:
     """Whether two entries have the same dtype, shape and bytes."""
     if (first.dtype, first.shape, first.size) != (second.dtype, second.shape, second.size):

@@ -150,6 +150,39 @@ def weight_matrix(base_layer: nn.Module) -> Tensor:
     return kind.as_matrix(dense_weight(base_layer))
 
 
+class MergedWeight(NamedTuple):
+    """What tells whether a merged weight is still as merging left it: sums of its bits, by row and by column.
+
+    Every entry counts, however it was written to, and no copy of the weight is kept for it.
+    """
+
+    dtype: torch.dtype
+    sums: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, weight: Tensor) -> MergedWeight:
+        """Sum up a weight."""
+        integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize]
+        bits = weight.detach().flatten(1).contiguous().view(integers)
+        return cls(weight.dtype, tuple(bits.sum(axis, dtype=torch.int64) for axis in (0, 1)))
+
+    def check(self, weight: Tensor) -> None:
+        """Refuse a weight of the same dtype with other entries, which unmerging would lose.
+
+        Raises
+        ------
+        RuntimeError
+        """
+        if weight.dtype != self.dtype or weight.device.type == "meta":
+            return  # cast or moved away since: what is put back is cast as well
+        present = MergedWeight.of(weight).sums
+        if not all(torch.equal(now, then.to(now.device)) for now, then in zip(present, self.sums, strict=True)):
+            raise RuntimeError(
+                "the merged weight has been changed since it was merged, which putting the base back would lose; "
+                "accepted: the weight as merging left it"
+            )
+
+
 def plain_name(name: str) -> str:
     """Return a module's qualified name without what wrappers of modules put into it.
 

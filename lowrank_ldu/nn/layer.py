@@ -15,7 +15,7 @@ from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.quantized import is_quantized
@@ -162,6 +162,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         self.factors = factors
         self.adapter = adapter
         self._base_weight: Tensor | None = None
+        self._merged_weight: MergedWeight | None = None
         self._merged = False
         self.called, self.weight_read = Seen(), Seen()
         self.register_state_dict_pre_hook(_refuse_while_merged)  # type: ignore[no-untyped-call]
@@ -281,6 +282,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         with tried_out(self.base_layer, self.kind, weight, merged, [Update(self.factors, self.delta)]):
             weight.copy_(merged)
         self._base_weight, self._merged = kept, True
+        self._merged_weight = MergedWeight.of(weight) if keep_base else None
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -289,14 +291,16 @@ class LoLDULayer(AdapterHost, nn.Module):
         Raises
         ------
         RuntimeError
-            The layer is not merged, or was merged without keeping the base.
+            The layer is not merged, or was merged without keeping the base; or the merged weight was changed since.
         """
         if not self._merged:
             raise RuntimeError("the layer is not merged; accepted: unmerge after merge")
         if self._base_weight is None:
             raise RuntimeError("the base weight was not kept; accepted: unmerge after merge(keep_base=True)")
+        if self._merged_weight is not None:
+            self._merged_weight.check(stored_weight(self.base_layer))
         stored_weight(self.base_layer).copy_(self._base_weight)
-        self._base_weight = None
+        self._base_weight = self._merged_weight = None
         self._merged = False
 
 

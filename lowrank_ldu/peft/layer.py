@@ -16,7 +16,7 @@ from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, Seen, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.kinds.forward import own_forward
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
@@ -84,6 +84,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         self._disable_adapters = False
         self._active_adapter: str | list[str] = adapter_name
         self._base_weight: Tensor | None = None
+        self._merged_weight: MergedWeight | None = None
         self._loaded: set[str] = set()
         # Factors that each adapter was found to agree with.
         self._settled: dict[str, str] = {}
@@ -301,6 +302,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             not self.merged and all(self.loldu_config[name].keep_base for name in names)
         )
         with gather_params_ctx(stored_weight(base)):
+            self._check_unchanged(base)
             start = stored_weight(base).detach() if self._base_weight is None else self._base_weight
             added = [*self.merged_adapters, *names] if keep else names
             try:
@@ -318,7 +320,15 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             except RuntimeError as error:
                 raise ValueError(f"layer {self.name!r}: {error}") from error
             self._base_weight = kept
+            self._merged_weight = None if kept is None else MergedWeight.of(stored_weight(base))
         self.merged_adapters.extend(names)
+
+    def _check_unchanged(self, base: nn.Module) -> None:
+        if self._merged_weight is not None:
+            try:
+                self._merged_weight.check(stored_weight(base))
+            except RuntimeError as error:
+                raise ValueError(f"layer {self.name!r}: {error}") from error
 
     def check_mergeable(self) -> None:
         """Raise ValueError if the base weight is computed at each call, or is another module's, too."""
@@ -347,8 +357,9 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                 updates = [-self._update(name) for name in self.merged_adapters]
                 stored_weight(base).data.copy_(merged_weight(stored_weight(base), self.kind, updates))
             else:
+                self._check_unchanged(base)
                 stored_weight(base).data.copy_(self._base_weight)
-        self._base_weight = None
+        self._base_weight = self._merged_weight = None
         self.merged_adapters.clear()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:

@@ -17,6 +17,7 @@ from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows
 from lowrank_ldu.analysis.comparison.table import COLUMNS
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.decomposition import PIVOTING
+from lowrank_ldu.printable import cell
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_table_has_a_row_for_each_tensor_pivoting_and_rank(folder, comparison):
     with (folder / "compare.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     expected = [
-        (tensor.name, pivoting, str(rank), matrix, terms)
+        (cell(tensor.name), pivoting, str(rank), matrix, terms)
         for tensor, matrix in comparison.matrices
         for pivoting, terms in matrix.ldu.items()
         for rank in terms.explained

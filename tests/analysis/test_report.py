@@ -28,6 +28,7 @@ from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.yardstick import least_error, needed_in_words
 from lowrank_ldu.analysis.run import analyse_checkpoint
 from lowrank_ldu.files import OutputError, check_target, whole_folder
+from lowrank_ldu.printable import cell
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_figures_has_a_row_for_each_tensor_method_and_rank(folder, analysis):
     assert len(rows) == len(measured)
     assert list(rows[0]) == ["tensor", *(field.name for field in dataclasses.fields(Diagnostics)), "seconds", "exact"]
     for row, (tensor, item) in zip(rows, measured, strict=True):
-        assert row["tensor"] == tensor.name
+        assert row["tensor"] == cell(tensor.name)
         assert float(row["frobenius_error"]) == item.diagnostics.frobenius_error
         assert float(row["condition_gram"]) == item.diagnostics.condition_gram
         assert row["pivoting"] == (item.diagnostics.pivoting or "")
@@ -72,7 +73,7 @@ def test_figures_has_a_row_for_each_tensor_method_and_rank(folder, analysis):
 
 def test_tensors_has_a_row_for_each_tensor(folder, analysis):
     rows = {row["tensor"]: row for row in read_csv(folder / "tensors.csv")}
-    assert list(rows) == [tensor.name for tensor in analysis.tensors]
+    assert list(rows) == [cell(tensor.name) for tensor in analysis.tensors]
     assert rows["convolution"]["shape"] == "6x3x2x2"
     assert (rows["convolution"]["m"], rows["convolution"]["n"]) == ("6", "12")
     assert rows["bias"]["analysed"] == "False"
@@ -98,7 +99,8 @@ def test_parquet_holds_the_same_with_types(folder, name):
     assert table.num_rows == len(rows)
     for column in table.column_names:
         for value, text in zip(table[column].to_pylist(), (row[column] for row in rows), strict=True):
-            assert text == ("" if value is None else str(value))
+            # Text in CSV is made safe for spreadsheets; Parquet has it as it is.
+            assert text == ("" if value is None else str(cell(value)))
 
 
 def test_parquet_keeps_infinity_and_whole_numbers(folder, analysis):
@@ -116,7 +118,7 @@ def test_names_that_are_not_unicode_are_written(analysis, tmp_path):
     tensors = [dataclasses.replace(tensor, name=f"layers.0.{tensor.name}\udc80") for tensor in analysis.tensors]
     write_report(dataclasses.replace(analysis, tensors=tensors), tmp_path)
     written = [f"layers.0.{tensor.name}\\udc80" for tensor in analysis.tensors]
-    assert [row["tensor"] for row in read_csv(tmp_path / "tensors.csv")] == written
+    assert [row["tensor"] for row in read_csv(tmp_path / "tensors.csv")] == [cell(name) for name in written]
     assert parquet.read_table(tmp_path / "tensors.parquet")["tensor"].to_pylist() == written
     assert written[-1] in "".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
 

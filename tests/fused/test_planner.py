@@ -70,7 +70,8 @@ def test_more_work_costs_more():
 
 def test_reasons():
     choice = choose_plan(training(8, 4, 4, 2))
-    assert "no packing of this weight" in choice.reasons["packed"]
+    assert "factors of rank 2 do not hold the weight; accepted: full rank, 4 here" in choice.reasons["packed"]
+    assert "no packing of this weight" in choose_plan(training(8, 4, 4, 4)).reasons["packed"]
     assert "on the CPU" in choice.reasons["triton"]
     with pytest.raises(ValueError, match="plan is 'fast'; accepted: 'auto', 'reference'"):
         choose_plan(training(8, 4, 4, 2), "fast")

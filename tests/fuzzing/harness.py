@@ -35,16 +35,13 @@ def attempt(name, seed, number):
         Which input.
     """
     form = FORMATS[name]
-    files, _ = mutate(form.files, random.Random(f"{name} {seed} {number}"))  # noqa: S311
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for path, data in files.items():
-            (Path(place) / path).parent.mkdir(parents=True, exist_ok=True)
-            (Path(place) / path).write_bytes(data)
+        _write(Path(place), _files(name, seed, number))
         return form.read(Path(place) / form.opened)
 
 
-def run(names=None, seed=0, *, seconds=None, count=None, tell=lambda _: None):
+def run(names=None, seed=0, *, seconds=None, count=None, keep=None, tell=lambda _: None):
     """Read inputs of each format in turn, and return what was found.
 
     Parameters
@@ -56,6 +53,8 @@ def run(names=None, seed=0, *, seconds=None, count=None, tell=lambda _: None):
         Until when.
     count : int, optional
         How many of each format.
+    keep : path, optional
+        Folder for the files of what was found: formats that write the time into a file are others in another process.
     tell : callable
         Gets lines: findings as they come, and counts in the end.
 
@@ -82,12 +81,25 @@ def run(names=None, seed=0, *, seconds=None, count=None, tell=lambda _: None):
             if outcome == "found" and what not in findings:
                 findings[what] = f"--only {name!r} --seed {seed} --number {number}"
                 tell(f"FOUND {what}: {findings[what]}")
+                if keep is not None:
+                    _write(Path(keep) / f"{name} {seed} {number}", _files(name, seed, number))
             if end is not None and time.monotonic() > end:
                 break
     for name, counts in outcomes.items():
         tell(f"{name}: {', '.join(f'{value} {outcome}' for outcome, value in sorted(counts.items()))}")
     tell(f"{sum(counts.total() for counts in outcomes.values())} inputs, {len(findings)} findings")
     return findings
+
+
+def _files(name, seed, number):
+    files, _ = mutate(FORMATS[name].files, random.Random(f"{name} {seed} {number}"))  # noqa: S311
+    return files
+
+
+def _write(folder, files):
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
 
 
 def _in_a_process(batch, seed):
@@ -101,7 +113,7 @@ def _in_a_process(batch, seed):
             os._exit(0)
         os.close(writer)
         done = 0
-        with os.fdopen(reader, "rb") as lines:
+        with os.fdopen(reader, "rb", buffering=0) as lines:
             while True:
                 ready, _, _ = select.select([lines], [], [], SECONDS)
                 line = lines.readline() if ready else b""

@@ -20,7 +20,8 @@ VALUES = [
 
 # What taking apart raises on what an earlier change has damaged.
 _NOT_TAKEN_APART = (
-    LookupError, NotImplementedError, OverflowError, RecursionError, RuntimeError, TypeError, ValueError, struct.error,
+    EOFError, LookupError, NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, TypeError,
+    ValueError, struct.error,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
@@ -137,7 +138,7 @@ def change_lines(data, random):
     place = random.randrange(len(lines))
     record = json.loads(lines[place])
     record.pop("crc32", None)
-    text = json.dumps(change_value(record, random)).encode("utf-8", "surrogatepass")
+    text = json.dumps(change_value(record, random), separators=(",", ":")).encode("utf-8", "surrogatepass")
     lines[place] = b'%s,"crc32":"%08x"}' % (text[:-1], zlib.crc32(text))
     return b"\n".join(lines) + b"\n"
 

@@ -1,7 +1,6 @@
 """Damaged inputs of every format are read, in part or whole, or refused in one line: never anything else."""
 
-import os
-import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ for package in ("gguf", "h5py", "onnx", "peft"):
 sys.path.insert(0, str(Path(__file__).parent))
 
 from formats import FORMATS  # noqa: E402
-from harness import attempt, run  # noqa: E402
+from harness import attempt  # noqa: E402
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -29,40 +28,54 @@ def test_the_same_input_comes_again():
     assert [attempt("npy", 0, number) for number in range(20)] == [attempt("npy", 0, number) for number in range(20)]
 
 
+def fuzz(*options):
+    """What the command says, which forks: in a process in which nothing has begun threads."""
+    command = [sys.executable, str(Path(__file__).parent), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_some_inputs_of_every_format():
-    assert run(seed=0, count=12) == {}
+    done = fuzz("--seed", 0, "--count", 12)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == f"{12 * len(FORMATS)} inputs, 0 findings"
 
 
 @pytest.mark.longer
 def test_many_inputs_of_every_format():
     """A minute of them; an hour is `python tests/fuzzing`."""
-    assert run(seed=1, seconds=60, count=2000) == {}
+    done = fuzz("--seed", 1, "--minutes", 1)
+    assert done.returncode == 0, done.stdout
 
 
-def test_what_is_wrong_is_found(monkeypatch):
-    """An exception, the end of the process, a message of two lines, a promise that is not kept."""
-    from dataclasses import replace
+WRONG = """
+import os, signal, sys, time
+import formats, harness
+from dataclasses import replace
+from lowrank_ldu.analysis.readers import CheckpointError
 
-    from lowrank_ldu.analysis.readers import CheckpointError
+def wrong(error):
+    def read(_):
+        raise error
+    return read
 
-    def wrong(error):
-        def read(_):
-            raise error
+def found(read):
+    formats.FORMATS["npy"] = replace(formats.FORMATS["npy"], read=read)
+    (what,) = harness.run(["npy"], count=2)
+    return what
 
-        return read
+assert "KeyError" in found(wrong(KeyError("a")))
+assert "MemoryError" in found(wrong(MemoryError()))
+assert "ended with -9" in found(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+harness.SECONDS = 0.2
+assert "still reading" in found(lambda _: time.sleep(60))
+formats.open_weights = wrong(CheckpointError("two\\nlines"))
+assert "message of several lines" in found(formats.read_checkpoint)
+"""
 
-    def ended(_):
-        os.kill(os.getpid(), signal.SIGKILL)
 
-    for read, found in (
-        (wrong(KeyError("a")), "KeyError"),
-        (wrong(MemoryError()), "MemoryError"),
-        (ended, "ended with -9"),
-    ):
-        monkeypatch.setitem(FORMATS, "npy", replace(FORMATS["npy"], read=read))
-        (what,) = run(["npy"], count=2)
-        assert found in what
-    monkeypatch.undo()
-    monkeypatch.setattr("formats.open_weights", wrong(CheckpointError("two\nlines")))
-    (what,) = run(["npy"], count=2)
-    assert "message of several lines" in what
+def test_what_is_wrong_is_found():
+    """An exception, the end of the process, one that never ends, a message of two lines."""
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

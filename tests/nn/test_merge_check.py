@@ -305,3 +305,40 @@ def test_a_tied_weight_is_not_merged_by_its_layer_alone(tmp_path):
     model.head.merge()
     assert torch.equal(model.words.weight, weight)
     unmerge(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.data.add_(1),
+        lambda weight: weight.data.view(-1)[3:4].mul_(1.5),
+        lambda weight: weight.data.copy_(weight.data.flip(0)),
+        lambda weight: weight.data.copy_(weight.data.flip(1)),
+    ],
+    ids=["all", "one entry", "rows exchanged", "columns exchanged"],
+)
+def test_a_merged_weight_that_was_changed_is_not_unmerged(dtype, change):
+    """What was written into it would be lost; by whatever way it was written."""
+    layer = trained(LoLDULayer(nn.Linear(12, 10).to(dtype), rank=4))
+    layer.merge()
+    change(layer.base_layer.weight)
+    changed = layer.base_layer.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="has been changed since it was merged, which putting the base back would"):
+        layer.unmerge()
+    assert layer.merged
+    assert torch.equal(layer.base_layer.weight, changed)
+
+
+def test_a_merged_weight_that_was_changed_is_not_unmerged_under_peft():
+    from peft import get_peft_model
+
+    from lowrank_ldu.peft import LolduConfig
+
+    config = LolduConfig(r=4, target_modules=["0"], init_weights=False)
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 10)), config)
+    model.merge_adapter()
+    with torch.no_grad():
+        model.base_model.model[0].base_layer.weight[2, 3] += 1
+    with pytest.raises(ValueError, match="layer '0': the merged weight has been changed since it was merged"):
+        model.unmerge_adapter()

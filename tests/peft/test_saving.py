@@ -159,9 +159,12 @@ def test_another_base_is_refused_by_the_name_of_the_layer(tmp_path, loader):
 
 @pytest.mark.parametrize("loader", range(3), ids=["peft", "low memory", "transformers"])
 def test_a_rounded_copy_of_the_base_is_accepted(tmp_path, loader):
-    model = saved(tmp_path, minilm(), r=16)
+    model = saved(tmp_path, minilm(), size=0.05, r=16)
     found = loaders(tmp_path)[loader](minilm(torch.bfloat16))
-    torch.testing.assert_close(found.float(), logits(model), rtol=0, atol=0.02)
+    # The base's own weights are rounded, in the plain model as in this one.
+    plain = logits(minilm(torch.bfloat16)), logits(minilm())
+    assert_as_near(found, logits(model), *plain)
+    assert error(logits(model), plain[1]) > MULTIPLE * error(*plain)
 
 
 def test_another_base_can_be_allowed(tmp_path):
