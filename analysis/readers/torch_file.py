@@ -10,7 +10,7 @@ import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -170,7 +170,8 @@ def _places(path: Path) -> dict[int, int]:
     """Return where in an archive the storages begin, and how many bytes each has."""
     with zipfile.ZipFile(path) as archive:
         sizes = {member.filename.partition("/")[2]: member.file_size for member in archive.infolist()}
-    records = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001  # torch.load finds them so
+    # torch.load finds them so, by a class whose types are told in part.
+    records: Any = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001
     names = [name for name in records.get_all_records() if name.startswith("data/")]
     return {records.get_record_offset(name): sizes[name] for name in names}
 
