@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import re
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from lowrank_ldu.decomposition import PIVOTING, Pivoting
-from lowrank_ldu.validation import check_count, check_rank
+from lowrank_ldu.validation import check_count, check_rank, explain_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,8 +91,10 @@ class SurveyOptions:
     def __post_init__(self) -> None:
         for name in ("ranks", "pivoting", "targets"):
             value = getattr(self, name)
-            if isinstance(value, (str, int, float)):  # a single one
-                object.__setattr__(self, name, (value,))
+            if value is None:
+                raise OptionError(f"{name} is None; accepted: one or a sequence of them")
+            single = isinstance(value, str) or not isinstance(value, Iterable)
+            object.__setattr__(self, name, (value,) if single else tuple(value))
         object.__setattr__(self, "ranks", _checked_ranks(self.ranks))
         _check_choices("pivoting", self.pivoting, PIVOTING)
         object.__setattr__(self, "pivoting", tuple(dict.fromkeys(self.pivoting)))
@@ -104,11 +108,23 @@ class SurveyOptions:
             check_count(self.seed, "seed")
             if self.seed > _LARGEST_SEED:
                 raise ValueError(f"seed is {self.seed}; accepted: at most {_LARGEST_SEED}")
-            check_rank(self.threads, _LARGEST_RANK, "threads")
+            check_rank(self.threads, _LARGEST_RANK, "threads", optional=False)
 
     def ranks_of(self, k: int) -> list[int]:
         """Return the ranks to measure on a matrix of full rank k, the last one k; ranks above k become k."""
         return sorted({min(rank, k) for rank in self.ranks} | {k})
+
+
+# Dataclasses make their own.
+SurveyOptions.__init__ = explain_keywords(  # type: ignore[method-assign]
+    {
+        "rank": "it is ranks here",
+        "r": "it is ranks here",
+        "target": "it is targets here",
+        "target_error": "it is targets here",
+        "target_errors": "it is targets here",
+    }
+)(SurveyOptions.__init__)
 
 
 @contextmanager
@@ -123,7 +139,7 @@ def _checked_ranks(ranks: tuple[int, ...]) -> tuple[int, ...]:
     if not ranks:
         raise OptionError("ranks is empty; accepted: at least one rank")
     with _option_errors():
-        return tuple(sorted({check_rank(rank, _LARGEST_RANK) for rank in ranks}))
+        return tuple(sorted({check_rank(rank, _LARGEST_RANK, optional=False) for rank in ranks}))
 
 
 def _check_choices(name: str, given: Sequence[str], accepted: Sequence[str]) -> None:
@@ -135,16 +151,21 @@ def _check_choices(name: str, given: Sequence[str], accepted: Sequence[str]) -> 
 
 
 def _check_pattern(name: str, pattern: str | None) -> None:
+    if not isinstance(pattern, str | None):
+        raise OptionError(f"{name} is {pattern!r}; accepted: a regular expression, or None")
     try:
         re.compile(pattern or "")
     except re.error as error:
         raise OptionError(f"{name} is {pattern!r}, not a regular expression: {error}") from error
 
 
-def _checked_targets(targets: tuple[float, ...]) -> tuple[float, ...]:
+def _checked_targets(targets: Sequence[object]) -> tuple[float, ...]:
     if not targets:
         raise OptionError("targets is empty; accepted: at least one relative error")
+    found = set()
     for target in targets:
-        if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < math.inf:
+        number = math.nan if isinstance(target, bool) or not isinstance(target, numbers.Real) else float(target)
+        if not 0 < number < math.inf:
             raise OptionError(f"targets holds {target!r}; accepted: relative errors, finite and above 0")
-    return tuple(sorted({float(target) for target in targets}, reverse=True))
+        found.add(number)
+    return tuple(sorted(found, reverse=True))

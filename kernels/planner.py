@@ -122,6 +122,7 @@ class Problem(NamedTuple):
         T, m, n, r.
     dtype : torch.dtype
     device : torch.device
+        Or its name.
     x_gradient, delta_gradient : bool
         What there will be a gradient of.
     rowwise : bool
@@ -310,6 +311,8 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
     """
     if plan not in PLANS:
         raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
+    if not isinstance(problem.device, torch.device):
+        problem = problem._replace(device=torch.device(problem.device))  # type: ignore[unreachable]  # its name
     if machine is None and not torch.compiler.is_compiling() and type(problem.tokens) is int:
         # Layers ask the same thing again and again, and asking takes longer than small layers do.
         return _remembered(problem, plan, torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())

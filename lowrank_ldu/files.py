@@ -40,7 +40,7 @@ class OutputError(ValueError):
 
 
 @contextmanager
-def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def whole_folder(target: Path, *, overwrite: bool, otherwise: str = "overwrite=True") -> Iterator[Path]:
     """Give a temporary folder that takes the target's place if the body succeeds and vanishes if it does not.
 
     Parameters
@@ -51,6 +51,8 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         Whether `target` may hold anything yet. Files of the same names, in folders of the same names too, are then
         replaced, and new ones get the permissions of the old; others stay. At every moment the folder is the old one
         or the new one.
+    otherwise : str
+        What the caller's user gives to have files replaced, for the message.
 
     Raises
     ------
@@ -58,7 +60,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         `target` is not a folder, is not empty (without `overwrite`), is the working folder or holds it, holds a file
         where a folder is to be or a folder where a file is, or cannot be written.
     """
-    check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite, otherwise=otherwise)
     place = target.resolve() if target.is_symlink() else target.absolute()
     try:
         _tidy(place)
@@ -67,7 +69,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputError(f"{target}: cannot be created ({error.strerror})") from error
     try:
         yield temporary
-        check_target(target, overwrite=overwrite)  # the work may have taken hours
+        check_target(target, overwrite=overwrite, otherwise=otherwise)  # the work may have taken hours
         if place.exists():
             _carry_over(place, temporary)
             _exchange(temporary, place)
@@ -82,7 +84,7 @@ def whole_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         os.close(lock)
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
+def check_target(target: Path, *, overwrite: bool, otherwise: str = "overwrite=True") -> None:
     """Raise `OutputError` if `whole_folder` could not put its files there, as far as can be told beforehand."""
     if not target.absolute().name:
         raise OutputError(f"{target}: is the root of all folders; accepted: one below it")
@@ -98,7 +100,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
             raise OutputError(f"{target}: cannot be written to")
         elif not overwrite and any(target.iterdir()):
             raise OutputError(
-                f"{target}: is not empty; choose another folder, or ask for its files to be replaced (--help says how)"
+                f"{target}: is not empty; accepted: an empty or a new folder, or {otherwise} to replace its files"
             )
         else:
             _check_replaceable(target)

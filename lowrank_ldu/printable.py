@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 # What spreadsheets read as the beginning of a formula, in either width.
-_FORMULAS = tuple("=+-@＝＋－＠")  # noqa: RUF001
+_FORMULAS = "=+-@＝＋－＠"  # noqa: RUF001
+# Where the comma is the decimal sign, spreadsheets part cells at semicolons.
+_NEXT_CELL = re.compile(rf";(?=[\s\"']*[{re.escape(_FORMULAS)}])")
 
 
 def printable(text: str) -> str:
@@ -20,14 +24,17 @@ def printable(text: str) -> str:
 def cell(value: object) -> object:
     r"""Return a value for a CSV file; text that a spreadsheet would run gets an apostrophe before it.
 
-    Numbers stay numbers. What would break a line or steer a terminal is escaped.
+    Numbers stay numbers. What would break a line or steer a terminal is escaped, and so is a semicolon that a formula
+    follows.
 
     Examples
     --------
+    >>> print(cell("a;=1"))
+    a\x3b=1
     >>> cell("=HYPERLINK(A1)"), cell("\tlayer.0\n"), cell(-1.5)
     ("'=HYPERLINK(A1)", '\\tlayer.0\\n', -1.5)
     """
     if not isinstance(value, str):
         return value
-    text = printable(value)
-    return f"'{text}" if value.strip().startswith(_FORMULAS) else text
+    text = _NEXT_CELL.sub(r"\\x3b", printable(value))
+    return f"'{text}" if value.strip().startswith(tuple(_FORMULAS)) else text

@@ -124,19 +124,17 @@ def check_representable(array: Array, backend: Backend, name: str, accepted: str
     return array
 
 
-def check_rank(rank: object, largest: int, name: str = "rank") -> int:
-    """Return `rank` as an int in 1..largest; None means `largest`."""
-    if rank is None:
+def check_rank(rank: object, largest: int, name: str = "rank", *, optional: bool = True) -> int:
+    """Return `rank` as an int in 1..largest; None means `largest`, where it is optional."""
+    if rank is None and optional:
         return largest
-    if isinstance(rank, bool):
-        raise TypeError(f"{name} is {rank}; accepted: an integer from 1 to {largest}, or None for {largest}")
+    accepted = f"an integer from 1 to {largest}{f', or None for {largest}' if optional else ''}"
+    if rank is None or isinstance(rank, bool):
+        raise TypeError(f"{name} is {rank}; accepted: {accepted}")
     try:
         value = operator.index(rank)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(
-            f"{name} is {rank!r} of type {type(rank).__name__}; accepted: an integer from 1 to {largest}, "
-            f"or None for {largest}"
-        ) from None
+        raise TypeError(f"{name} is {rank!r} of type {type(rank).__name__}; accepted: {accepted}") from None
     if not 1 <= value <= largest:
         raise ValueError(f"{name} is {value}; accepted: an integer from 1 to {largest}")
     return value
@@ -205,6 +203,8 @@ def explain_keywords(hints: Mapping[str, str]) -> Callable[[_Function], _Functio
     return decorate
 
 
+# Other names of the arguments of factorisations.
+RANK_KEYWORDS = {"r": "it is rank here", "k": "it is rank here"}
 # What users of LoRA bring, and why there is no such thing here.
 LORA_KEYWORDS = {
     "r": "it is rank here",

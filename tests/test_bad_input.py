@@ -126,7 +126,16 @@ def test_singular_values_that_would_overflow(niter):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "error"), [(3, TypeError), ("x", TypeError), ([None], TypeError), ([0], ValueError), ([2.0], TypeError)]
+    ("ranks", "error"),
+    [
+        (4, ValueError),
+        (True, TypeError),
+        (2.5, TypeError),
+        ("x", TypeError),
+        ([None], TypeError),
+        ([0], ValueError),
+        ([2.0], TypeError),
+    ],
 )
 def test_ranks_of_diagnose(ranks, error):
     with pytest.raises(error, match=r"ranks (is|holds) .*; accepted"):

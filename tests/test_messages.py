@@ -9,10 +9,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from lowrank_ldu import ldu
+from lowrank_ldu import diagnose, ldu, pissa, svd
 from lowrank_ldu.adapters import read_adapter
 from lowrank_ldu.analysis.matrix import analyse_matrix
 from lowrank_ldu.analysis.options import OptionError, SurveyOptions
+from lowrank_ldu.kernels.planner import Problem, choose_plan
 from lowrank_ldu.nn import LoLDULayer, inject, set_plan
 from lowrank_ldu.peft import LolduConfig
 
@@ -68,9 +69,52 @@ def test_every_field_of_lora_is_known_or_explained():
 def test_single_values_stand_for_tuples_of_one():
     options = SurveyOptions(ranks=8, pivoting="partial", targets=0.5)
     assert (options.ranks, options.pivoting, options.targets) == ((8,), ("partial",), (0.5,))
+    for one in ({"ranks": np.int64(8)}, {"ranks": [8]}, {"ranks": np.array([8, 8])}, {"ranks": range(8, 9)}):
+        assert SurveyOptions(**one).ranks == (8,)
+    assert SurveyOptions(targets=np.float32(0.5)).targets == (0.5,)
+    W = np.random.default_rng(0).standard_normal((4, 3))
+    assert [figures.rank for figures in diagnose(W, ldu(W), 2)] == [2]
     for wrong in ({"ranks": "8"}, {"ranks": True}, {"pivoting": "p"}, {"pivoting": 3}, {"targets": "a"}):
         with pytest.raises(OptionError, match=f"{next(iter(wrong))}|rank is"):
             SurveyOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SurveyOptions(ranks=None), "ranks is None; accepted: one or a sequence of them$"),
+        (lambda: SurveyOptions(ranks=(8, None)), "rank is None; accepted: an integer from 1 to 2147483647$"),
+        (lambda: SurveyOptions(ranks=8.5), "rank is 8.5 of type float; accepted: an integer from 1 to 2147483647$"),
+        (lambda: SurveyOptions(threads=None), "threads is None; accepted: an integer from 1 to 2147483647$"),
+        (lambda: SurveyOptions(select=3), "select is 3; accepted: a regular expression, or None$"),
+        (
+            lambda: SurveyOptions(targets=(0.5, "a")),
+            "targets holds 'a'; accepted: relative errors, finite and above 0$",
+        ),
+        (
+            lambda: SurveyOptions(rank=8),
+            r"SurveyOptions\(\) got an unexpected keyword argument 'rank': it is ranks here",
+        ),
+        (
+            lambda: diagnose(np.eye(3), ldu(np.eye(3)), "2"),
+            "ranks is '2' of type str; accepted: an integer from 1 to 3$",
+        ),
+        (lambda: diagnose(np.eye(3), ldu(np.eye(3)), [None]), "ranks is None; accepted: an integer from 1 to 3$"),
+        (lambda: diagnose(np.eye(3), ldu(np.eye(3)), rank=2), "keyword argument 'rank': it is ranks here"),
+        (lambda: pissa(np.eye(3), r=2), r"pissa\(\) got an unexpected keyword argument 'r': it is rank here"),
+        (lambda: svd(np.eye(3), k=2), r"svd\(\) got an unexpected keyword argument 'k': it is rank here"),
+    ],
+)
+def test_options_that_are_no_such_values(call, message):
+    with pytest.raises((TypeError, ValueError), match=message) as raised:
+        call()
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_device_may_be_given_by_its_name():
+    problems = [Problem(64, 256, 256, 16, torch.float32, device) for device in ("cpu", torch.device("cpu"))]
+    assert choose_plan(problems[0]) == choose_plan(problems[1])
+    assert choose_plan(problems[0], "factored").plan == "factored"
 
 
 def test_a_measurement_that_was_not_made():
@@ -98,7 +142,7 @@ def test_plans_that_cannot_be():
         (lambda: inject(model(), "all-linear", 8), "other targets, or clip_rank=True"),
         (
             lambda: get_peft_model(model(), LolduConfig(r=8, target_modules="all-linear")),
-            "exclude_modules or rank_pattern for the others, or clip_rank=True",
+            "exclude_modules or rank_pattern for what is smaller, or clip_rank=True",
         ),
     ],
 )
@@ -129,6 +173,45 @@ def test_ranks_are_cut_on_demand(tmp_path):
 def test_a_name_that_matches_nothing_lists_what_could():
     with pytest.raises(ValueError, match=r"\{'query_proj'\} not found .* that it could match end with: 0, 2, 3"):
         get_peft_model(model(), LolduConfig(r=2, target_modules=["query_proj"]))
+
+
+@pytest.mark.parametrize("small", [nn.ReLU(), nn.LayerNorm(3)])
+def test_a_model_without_layers_is_said_to_have_none(small):
+    with pytest.raises(ValueError, match=r"this model has no layer that it could match; accepted: nn\.Linear "):
+        get_peft_model(nn.Sequential(small), LolduConfig(r=2, target_modules=["query"]))
+
+
+def test_all_layers_that_are_too_small_for_their_own_ranks_are_named():
+    config = LolduConfig(r=2, target_modules=["0", "2", "3"], rank_pattern={"0": 17, "3": 4})
+    message = (
+        r"layers '0' \(17, at most 16\), '3' \(4, at most 2\): ranks are too large; accepted: .* from 1 to 2, excl"
+    )
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(model(), config)
+    wrapped = get_peft_model(model(), LolduConfig(r=2, target_modules=".*[023]"))
+    with pytest.raises(
+        ValueError, match=r"layers '2' \(at most 2\), '3' \(at most 2\): rank is 16; accepted: .*clip_rank"
+    ):
+        wrapped.add_adapter("second", LolduConfig(r=16, target_modules=".*[023]"))
+
+
+def test_ranks_cut_for_one_model_are_not_taken_to_the_next():
+    config = LolduConfig(r=8, target_modules=["0"], clip_rank=True)
+    ranks = [
+        get_peft_model(nn.Sequential(nn.Linear(size, size)), config).base_model.model[0].loldu_adapter["default"].rank
+        for size in (4, 16, 2)
+    ]
+    assert ranks == [4, 8, 2]
+    assert config.rank_pattern == {}
+
+
+@pytest.mark.parametrize("place", ["README.md", "configuration/README.md"])
+def test_a_readme_that_is_no_card_stays(tmp_path, place):
+    folder = tmp_path / "configuration"
+    folder.mkdir()
+    (tmp_path / place).write_text("# Mine\n")
+    LolduConfig(r=2, target_modules=["0"]).save_pretrained(folder)
+    assert (tmp_path / place).read_text() == "# Mine\n"
 
 
 @pytest.mark.parametrize("name", ["default", "other"])

@@ -105,7 +105,7 @@ class StoredLayer:
         if base is not None and not force:
             raise AdapterError(
                 f"{self._deviation(matrix, base, None)}, so that its diagonal means something else; accepted: the same "
-                "base, or force (--force of export) for a rounded copy of it"
+                "base, or force=True (--force of export) for a rounded copy of it"
             )
         diagonal = self._diagonal(matrix)
         update = self._update_deviation(diagonal)
@@ -114,7 +114,7 @@ class StoredLayer:
         deviation = self._deviation(matrix, base, update)
         if not force:
             raise AdapterError(
-                f"{deviation}: {self._reason()}; accepted: an adapter that can be rebuilt, or force "
+                f"{deviation}: {self._reason()}; accepted: an adapter that can be rebuilt, or force=True "
                 "(--force of export) to take it as it is"
             )
         return diagonal, deviation

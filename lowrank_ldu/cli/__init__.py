@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,13 +59,23 @@ def _run(app: Callable[..., object]) -> int:
 
 def _said(error: Exception, message: str) -> str:
     """Return the message of a usage error, with what is accepted."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
     parameter = getattr(error, "param", None)
-    if "unexpected extra argument" in message:
-        return f"{message}; accepted: an option repeated for each value, as in --rank 8 --rank 64"
-    if getattr(parameter, "multiple", False) and message.startswith("Invalid value"):
-        name = max(getattr(parameter, "opts", ["it"]), key=len)
-        return f"{message}; accepted: one value, and {name} again for each further one"
-    return message
+    accepted = ""
+    if message.startswith("No such command") and command is not None:
+        accepted = ", ".join(command.commands)
+    elif "unexpected extra argument" in message and command is not None:
+        repeated = [_longest(each) for each in command.params if getattr(each, "multiple", False)]
+        if repeated:
+            accepted = f"one value after an option, and the option again for each further one ({', '.join(repeated)})"
+    elif getattr(parameter, "multiple", False) and message.startswith("Invalid value"):
+        accepted = f"one value, and {_longest(parameter)} again for each further one"
+    return f"{message.rstrip('.')}; accepted: {accepted}" if accepted else message
+
+
+def _longest(parameter: Any) -> str:
+    """Return the full name of an option."""
+    return str(max(parameter.opts, key=len))
 
 
 def _unwind_on(*signals: signal.Signals) -> None:

@@ -116,7 +116,7 @@ def analyze(
             dtype=cast("ComputeDtype | None", dtype),
         )
         # Before the hours of work, not after them; and nothing is made yet that a kill would leave.
-        check_target(out, overwrite=force)
+        check_target(out, overwrite=force, otherwise="--force")
         journal = out.absolute().with_name(f"{out.absolute().name}.journal")
         # Until the report is there: another process would find the journal complete, and write the same report.
         with lock_journal(journal):
@@ -125,7 +125,7 @@ def analyze(
                     analysis = analyse_checkpoint(
                         checkpoint, options, progress, journal=journal, resume=resume, engine=used
                     )
-                with whole_folder(out, overwrite=force) as folder:
+                with whole_folder(out, overwrite=force, otherwise="--force") as folder:
                     write_report(analysis, folder)
             except (KeyboardInterrupt, SystemExit, OutputError):
                 if journal.exists():

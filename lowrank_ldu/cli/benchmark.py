@@ -68,7 +68,7 @@ def bench(
         if out is None:
             _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
             return
-        with whole_folder(out, overwrite=overwrite) as folder:
+        with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
             rows = _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
             write_rows([*before, *rows], folder / "results.csv")
             write_plots(rows, folder)

@@ -61,7 +61,7 @@ def claims(
             seed=seed,
             threads=threads,
         )
-        with nullcontext() if out is None else whole_folder(out, overwrite=force) as folder:
+        with nullcontext() if out is None else whole_folder(out, overwrite=force, otherwise="--force") as folder:
             with show_progress() as progress:
                 analysis = analyse_checkpoint(checkpoint, options, progress)
             examined = examine_claims(analysis, stored_numbers)

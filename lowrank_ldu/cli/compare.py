@@ -59,7 +59,7 @@ def compare(
             seed=seed,
             threads=threads,
         )
-        with whole_folder(out, overwrite=force) as folder:
+        with whole_folder(out, overwrite=force, otherwise="--force") as folder:
             with show_progress() as progress:
                 comparison = compare_checkpoints(base, tuned, options, progress)
             write_comparison(comparison, folder)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
+import traceback
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from lowrank_ldu.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
+
+_SPELLING = "lowrank_ldu.spelling"
+# Symbols that figures, rules and rich's own tables hold.
+_SPELLED = {
+    "\N{MICRO SIGN}": "u", "\N{MULTIPLICATION SIGN}": "x", "±": "+-", "∞": "inf", "≤": "<=", "≥": ">=", "·": "*",
+    "‖": "||", "√": "sqrt ", "²": "^2", "⁻": "^-", "⁸": "8", "ᵀ": "^T", "∘": "o", "…": "...",
+}  # fmt: skip
 
 
 class SafeConsole(Console):
@@ -30,17 +39,41 @@ class SafeConsole(Console):
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Write a line to stdout or stderr."""
-    typer.echo(printable(" ".join(text.splitlines())), err=err)
+    """Write a line, which may hold names, to stdout or stderr."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None:  # closed by whoever started the process
+        line, encoding = printable(" ".join(text.splitlines())), stream.encoding or "utf-8"
+        # Not by typer, which takes a terminal of ASCII for one of UTF-8. Names are escaped, so that none looks like
+        # another one.
+        stream.write(f"{line.encode(encoding, 'backslashreplace').decode(encoding)}\n")
+        stream.flush()
 
 
 def print_anywhere() -> None:
-    """Have stdout and stderr escape what their encoding has no bytes for, which would end the command."""
+    """Have stdout and stderr spell or escape what their encoding has no bytes for, which would end the command.
+
+    Tracebacks are escaped as all else is: a message may hold a name from a file.
+    """
+    codecs.register_error(_SPELLING, _spelled)
     for stream in (sys.stdout, sys.stderr):
         # Another program's stream may be anything.
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+            reconfigure(errors=_SPELLING)
+    sys.excepthook = _show_traceback
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for the characters that an encoding lacks: symbols of the tables in ASCII, others escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(_SPELLED.get(char, ascii(char)[1:-1]) for char in missing), error.end
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        say(line, err=True)
 
 
 @contextmanager

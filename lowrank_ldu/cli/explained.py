@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows
 from lowrank_ldu.analysis.report.formatting import duration, figure
-from lowrank_ldu.cli.console import SafeConsole
+from lowrank_ldu.cli.console import SafeConsole, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,5 +46,5 @@ def show_explained(comparison: CheckpointComparison, out: Path) -> None:
         )
         reasons = [f"{count} x {reason}" for reason, count in counts.most_common(_REASONS_SHOWN)]
         more = f"; {len(counts) - _REASONS_SHOWN} other reasons" if len(counts) > _REASONS_SHOWN else ""
-        console.print(f"{len(left_out)} not compared: {'; '.join(reasons)}{more}.")
-    console.print(f"Report: {out / 'compare.html'}")
+        say(f"{len(left_out)} not compared: {'; '.join(reasons)}{more}.")
+    say(f"Report: {out / 'compare.html'}")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lowrank_ldu.analysis.report.formatting import duration, figure
 from lowrank_ldu.analysis.report.scope import headline_scope
-from lowrank_ldu.cli.console import SafeConsole
+from lowrank_ldu.cli.console import SafeConsole, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,8 +44,8 @@ def show_summary(analysis: Analysis, out: Path) -> None:
         counts = Counter(result.reason for result in analysis.skipped)
         reasons = [f"{count} x {reason or ''}" for reason, count in counts.most_common(_REASONS_SHOWN)]
         more = f"; {len(counts) - _REASONS_SHOWN} other reasons" if len(counts) > _REASONS_SHOWN else ""
-        console.print(f"{len(analysis.skipped)} skipped: {'; '.join(reasons)}{more}.")
-    console.print(f"Report: {out / 'report.html'}")
+        say(f"{len(analysis.skipped)} skipped: {'; '.join(reasons)}{more}.")
+    say(f"Report: {out / 'report.html'}")
 
 
 def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from lowrank_ldu.cli.errors import fail
+
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
@@ -53,7 +55,11 @@ def survey_options(
         One of them is out of its range.
     """
     from lowrank_ldu.analysis.options import SurveyOptions, available_cores  # noqa: PLC0415
+    from lowrank_ldu.decomposition import PIVOTING  # noqa: PLC0415
 
+    for name in pivoting or []:
+        if name not in PIVOTING:
+            fail(f"--pivoting is {name!r}; accepted: {', '.join(PIVOTING)}, and --pivoting again for each further one")
     return SurveyOptions(
         ranks=tuple(rank or SurveyOptions.ranks),
         pivoting=cast("tuple[Pivoting, ...]", tuple(pivoting or SurveyOptions.pivoting)),  # checked in there

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lowrank_ldu.analysis.report.formatting import duration
-from lowrank_ldu.cli.console import SafeConsole
+from lowrank_ldu.cli.console import SafeConsole, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,4 +34,4 @@ def show_claims(claims: Sequence[Claim], analysis: Analysis, out: Path | None) -
         "skipped.",
     )
     if out is not None:
-        console.print(f"Page: {out / 'claims.html'}")
+        say(f"Page: {out / 'claims.html'}")

@@ -19,7 +19,15 @@ from lowrank_ldu.decomposition.partial import eliminate_partial
 from lowrank_ldu.decomposition.randomized import eliminate_randomized
 from lowrank_ldu.decomposition.rescaled import eliminate_rescaled
 from lowrank_ldu.decomposition.rook import eliminate_rook
-from lowrank_ldu.validation import check_count, check_matrix, check_rank, dtype_name, explain_keywords, is_finite
+from lowrank_ldu.validation import (
+    RANK_KEYWORDS,
+    check_count,
+    check_matrix,
+    check_rank,
+    dtype_name,
+    explain_keywords,
+    is_finite,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +96,7 @@ class LDU(Factorization):
         return replace(shorter, runner_up=runner_up)
 
 
-@explain_keywords({"r": "it is rank here", "k": "it is rank here", "pivot": "it is pivoting here"})
+@explain_keywords(RANK_KEYWORDS | {"pivot": "it is pivoting here"})
 def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", seed: int = 0) -> LDU:
     """Factor W = P L diag(z) U Q^T, or the first `rank` terms of it.
 

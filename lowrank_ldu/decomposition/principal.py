@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.truncated_svd import SVD, svd
+from lowrank_ldu.validation import RANK_KEYWORDS, explain_keywords
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array
@@ -32,6 +33,7 @@ class PiSSA(Factorization):
     niter: int | None = None
 
 
+@explain_keywords(RANK_KEYWORDS)
 def pissa(
     W: Array, rank: int | None = None, niter: int | None = None, *, oversampling: int = 0, seed: int = 0
 ) -> PiSSA:

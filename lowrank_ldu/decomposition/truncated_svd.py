@@ -11,7 +11,7 @@ import numpy as np
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.powers import largest_exponent
-from lowrank_ldu.validation import check_count, check_matrix, check_rank
+from lowrank_ldu.validation import RANK_KEYWORDS, check_count, check_matrix, check_rank, explain_keywords
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
@@ -36,6 +36,7 @@ class SVD(Factorization):
     niter: int | None = None
 
 
+@explain_keywords(RANK_KEYWORDS)
 def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversampling: int = 8, seed: int = 0) -> SVD:
     """Return the leading `rank` terms of the singular value decomposition.
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.diagnostics.examination import Examination
 from lowrank_ldu.diagnostics.target import Target
-from lowrank_ldu.validation import check_like, check_rank
+from lowrank_ldu.validation import check_like, check_rank, explain_keywords
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from lowrank_ldu.backend import Array
     from lowrank_ldu.diagnostics.record import Diagnostics
 
 
+@explain_keywords(dict.fromkeys(("r", "k", "rank"), "it is ranks here"))
 def diagnose(
     W: Array | Target,
     factors: Factorization,
-    ranks: Iterable[int] | None = None,
+    ranks: Iterable[int] | int | None = None,
     *,
     singular_values: Array | None = None,
 ) -> list[Diagnostics]:
@@ -31,7 +31,7 @@ def diagnose(
         The matrix that was factored. A `Target` spares measuring it again for each of several factorisations.
     factors : Factorization
         Of W: from `ldu`, `svd` or `pissa`.
-    ranks : iterable of int, optional
+    ranks : iterable of int or int, optional
         Each from 1 to `factors.rank`; the latter alone if not given.
     singular_values : array, shape (k,), optional
         Of W, as for `Target`; not for a target, which has them.
@@ -65,13 +65,8 @@ def diagnose(
     return [examination.at(rank) for rank in _check_ranks(ranks, factors.rank)]
 
 
-def _check_ranks(ranks: Iterable[int] | None, largest: int) -> list[int]:
+def _check_ranks(ranks: object, largest: int) -> list[int]:
     if ranks is None:
         return [largest]
-    try:
-        listed = list(ranks)
-    except TypeError:
-        raise TypeError(f"ranks is {ranks!r}; accepted: an iterable of integers from 1 to {largest}") from None
-    if any(rank is None for rank in listed):
-        raise TypeError(f"ranks holds None; accepted: integers from 1 to {largest}")
-    return [check_rank(rank, largest, "ranks") for rank in listed]
+    listed = [ranks] if isinstance(ranks, str) or not isinstance(ranks, Iterable) else list(ranks)
+    return [check_rank(rank, largest, "ranks", optional=False) for rank in listed]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.coordinates import Parametrization
 
 ALL_LINEAR = "all-linear"
+_WAYS_OUT = "other targets, or clip_rank=True"
 
 
 def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULayer]]:
@@ -130,7 +131,7 @@ def inject(
                     seed=seed + len(layers),
                 )
             except (TypeError, ValueError) as error:
-                check_limits(rank, names, "other targets, or clip_rank=True")
+                check_limits({name: (base, rank) for name, base in names.items()}, _WAYS_OUT)
                 raise type(error)(f"layer {name!r}: {error}") from error
     adapters = {id(parameter) for _, layer in lowrank_layers(model) for parameter in layer.adapter.parameters()}
     for parameter in model.parameters():
@@ -148,13 +149,13 @@ def clipped_rank(rank: int | None, base_layer: nn.Module) -> int | None:
     return largest if isinstance(rank, int) and rank > largest else rank
 
 
-def check_limits(rank: int | None, layers: Mapping[str, nn.Module], otherwise: str) -> None:
-    """Refuse a rank that some layers are too small for, naming all of them.
+def check_limits(layers: Mapping[str, tuple[nn.Module, int | None]], otherwise: str) -> None:
+    """Refuse ranks that layers are too small for, naming all of them.
 
     Parameters
     ----------
-    rank : int or None
-    layers : mapping of str to nn.Module
+    layers : mapping of str to (nn.Module, int or None)
+        With the rank that each is to have.
     otherwise : str
         Ways out, for the message.
 
@@ -162,17 +163,24 @@ def check_limits(rank: int | None, layers: Mapping[str, nn.Module], otherwise: s
     ------
     ValueError
     """
-    small = {}
-    for name, layer in layers.items():
+    small: dict[str, int] = {}
+    ranks: dict[str, int] = {}
+    for name, (layer, rank) in layers.items():
         with suppress(TypeError, ValueError):  # said of that layer where it is adapted
             largest = min(weight_matrix(layer).shape)
             if isinstance(rank, int) and rank > largest:
-                small[name] = largest
+                small[name], ranks[name] = largest, rank
     if not small:
         return
-    named = ", ".join(f"{name!r} (at most {largest})" for name, largest in small.items())
-    where = f"layer {next(iter(small))!r}" if len(small) == 1 else f"layers {named}"
-    raise ValueError(f"{where}: rank is {rank}; accepted: an integer from 1 to {min(small.values())}, {otherwise}")
+    wanted = sorted(set(ranks.values()))
+    if len(small) == 1:
+        where = f"layer {next(iter(small))!r}"
+    elif len(wanted) == 1:
+        where = "layers " + ", ".join(f"{name!r} (at most {largest})" for name, largest in small.items())
+    else:
+        where = "layers " + ", ".join(f"{name!r} ({ranks[name]}, at most {small[name]})" for name in small)
+    said = f"rank is {wanted[0]}" if len(wanted) == 1 else "ranks are too large"
+    raise ValueError(f"{where}: {said}; accepted: an integer from 1 to {min(small.values())}, {otherwise}")
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -247,6 +255,8 @@ def _check_target(
 def what_matches(target: str, names: Iterable[str]) -> str:
     """Return what a message says of the layers that a target could match: those that come close, or any."""
     endings = sorted({name.rpartition(".")[2] for name in names})
+    if not endings:
+        return f"this model has no layer that it could match; accepted: {ACCEPTED_LAYERS}"
     close = difflib.get_close_matches(target.rpartition(".")[2], endings, n=3) or endings[:10]
     more = ", ..." if len(endings) > len(close) else ""
     return f"layers of this model that it could match end with: {', '.join(close)}{more}"

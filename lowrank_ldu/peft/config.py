@@ -24,6 +24,8 @@ def _help(text: str) -> dict[str, str]:
 
 
 REQUIRES = "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
+# In the head of every card that PEFT writes.
+_OF_PEFT = "library_name: peft"
 _SECTION = """## Loading this adapter
 
 Its method, LoLDU, comes to PEFT with the package lowrank-ldu. Without the import PEFT ends with `KeyError: 'LOLDU'`.
@@ -149,7 +151,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
             card = folder / "README.md"
             if card.is_file():
                 text = card.read_text(encoding="utf-8")
-                if _SECTION.splitlines()[0] not in text:
+                # Any other README is its owner's: a configuration can be saved without a model, to any folder.
+                if _OF_PEFT in text and _SECTION.splitlines()[0] not in text:
                     card.write_text(f"{text.rstrip()}\n\n{_SECTION}", encoding="utf-8")
                 break
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _BASE = "__base__"
 _NO_TARGET = "not found in the base model"
+_WAYS_OUT = "exclude_modules or rank_pattern for what is smaller, or clip_rank=True"
 # LoRA's names for ways to add adapters up, of which "cat" and "svd" are exact there. Here they are one.
 _SUMS = ("linear", "svd", "cat")
 
@@ -78,7 +80,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if isinstance(target, LolduLayer):
             if peft_config.clip_rank:
                 options["r"] = _clipped(peft_config, current_key, target.get_base_layer(), options["r"])
-            target.update_layer(adapter_name, **options)
+            with self._small_layers_named(peft_config):
+                target.update_layer(adapter_name, **options)
             return
         reader = reader_of(self.model, current_key)
         if reader is not None:
@@ -98,11 +101,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         layer_cls = LolduLinear if kind.linear else LolduLayer
         if peft_config.clip_rank:
             options["r"] = _clipped(peft_config, current_key, target, options["r"])
-        try:
+        with self._small_layers_named(peft_config):
             layer = layer_cls(target, adapter_name, name=current_key, **options)
-        except ValueError:
-            self._check_ranks(peft_config)
-            raise
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
@@ -111,31 +111,40 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         super()._post_injection_hook(model, config, adapter_name)
         self.register_state_dict_pre_hook(_before_saving)
 
-    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the layers that its configuration names."""
+        config = self.peft_config[adapter_name]
+        if config.clip_rank:
+            # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
+            config = self.peft_config[adapter_name] = copy.copy(config)
         try:
-            super().inject_adapter(*args, **kwargs)
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             if _NO_TARGET not in str(error):
                 raise
-            config = next((value for value in args if hasattr(value, "r")), self.peft_config[args[1]])
             targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
-            names = [name for name, module in self.model.named_modules() if supports(module)]
-            raise type(error)(f"{error} Of {self._kind()}, {what_matches(next(iter(targets)), names)}.") from error
+            names = [name for name, module in model.named_modules() if supports(module)]
+            raise type(error)(f"{error} Of {type(model).__name__}, {what_matches(min(targets), names)}.") from error
         observe(self.model)
 
-    def _kind(self) -> str:
-        return type(self.model).__name__
+    @contextmanager
+    def _small_layers_named(self, config: LolduConfig) -> Iterator[None]:
+        """Name all targets that are too small for their rank, of which PEFT meets the first."""
+        try:
+            yield
+        except ValueError:
+            self._check_ranks(config)
+            raise
 
     def _check_ranks(self, config: LolduConfig) -> None:
-        """Name all targets that are too small for their rank, of which PEFT meets the first."""
-        too_small: dict[int, dict[str, nn.Module]] = {}
+        layers: dict[str, tuple[nn.Module, int | None]] = {}
         for name, module in self.model.named_modules():
-            if supports(module) and self._check_target_module_exists(config, name):
-                rank = _for_layer(config.rank_pattern, name, config.r)
-                too_small.setdefault(rank, {})[name] = module
-        for rank, layers in too_small.items():
-            check_limits(rank, layers, "exclude_modules or rank_pattern for the others, or clip_rank=True")
+            adapted = isinstance(module, LolduLayer)
+            inside = name.rpartition(".")[0] in layers  # the base layer of one
+            if (adapted or supports(module)) and not inside and self._check_target_module_exists(config, name):
+                base = module.get_base_layer() if adapted else module
+                layers[name] = base, _for_layer(config.rank_pattern, name, config.r)
+        check_limits(layers, _WAYS_OUT)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)

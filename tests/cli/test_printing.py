@@ -1,6 +1,8 @@
 """What the commands print: on any terminal, of any names, and errors of their arguments."""
 
 import csv
+import io
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from lowrank_ldu.analysis.report.tables import write_rows
 from lowrank_ldu.cli import _run
 from lowrank_ldu.cli.app import app
+from lowrank_ldu.cli.console import SafeConsole, print_anywhere, say
 from lowrank_ldu.printable import cell, printable
 
 EVIL = [
@@ -54,15 +57,94 @@ def test_any_encoding(tmp_path, encoding):
         "compare base.safetensors tuned.safetensors --rank 2 --threads 1 --out compared",
         "export nowhere --to lora --base base.safetensors --out exported",
         "analyze --help",
+        "analyze odd.pt --rank 2 --threads 1 --out odd",
+        "--help",
+        "analyze nosuch\xb5.pt",
     ]
+    # Names that no encoding has: halves of surrogate pairs, which pickles hold.
+    torch.save({"a\ud800b": torch.eye(6), "\udcff": torch.ones(5, 7)}, tmp_path / "odd.pt")
     env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code, *commands], cwd=tmp_path, capture_output=True, env=env, check=False
     )
     out, errors = done.stdout.decode(encoding), done.stderr.decode(encoding)
-    assert [line for line in out.splitlines() if line.startswith("exit")] == [f"exit {n}" for n in (0, 0, 0, 2, 0)]
+    assert [line for line in out.splitlines() if line.startswith("exit")] == [
+        f"exit {n}" for n in (0, 0, 0, 2, 0, 0, 0, 2)
+    ]
     assert "Traceback" not in errors
     assert not any(char in out + errors for char in ("\x1b", "\x07", "\x9b", "\u202e"))
+    micro, name = ("us", "nosuch\\xb5.pt") if encoding == "ascii" else ("\xb5s", "nosuch\xb5.pt")
+    assert f" {micro} " in out
+    assert f"error: {name}: no such file" in errors
+    stored = json.loads((tmp_path / "odd" / "analysis.json").read_text(encoding="utf-8"))
+    assert [tensor["name"] for tensor in stored["tensors"]] == ["a\ud800b", "\udcff"]
+    assert "a\\ud800b,ldu," in (tmp_path / "odd" / "figures.csv").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Stdout and stderr of an encoding, and what was written to them."""
+
+    def replace(encoding):
+        written = {}
+        for name in ("stdout", "stderr"):
+            written[name] = io.BytesIO()
+            stream = io.TextIOWrapper(written[name], encoding=encoding, write_through=True, newline="\n")
+            monkeypatch.setattr(sys, name, stream)
+        return written
+
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    return replace
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "latin-1", "shift_jis", "utf-8"])
+def test_names_are_escaped_and_symbols_spelled(streams, encoding):
+    written = streams(encoding)
+    print_anywhere()
+    name = "\u0432\u0435\u0441\xb5\u2026\ud800\U0001f600"
+    say(name)
+    SafeConsole().print("\xb1 \u221e \u2264 1, 2\u207b\u2078, \u2016W\u2016")
+    first, second = written["stdout"].getvalue().decode(encoding).splitlines()
+    shown = "".join(char if _has(encoding, char) else ascii(char)[1:-1] for char in name)
+    assert first == (shown if encoding != "utf-8" else "\u0432\u0435\u0441\xb5\u2026\\ud800\U0001f600")
+    spelled = {"\xb1": "+-", "\u221e": "inf", "\u2264": "<=", "\u207b": "^-", "\u2078": "8", "\u2016": "||"}
+    expected = "\xb1 \u221e \u2264 1, 2\u207b\u2078, \u2016W\u2016"
+    assert second == "".join(char if _has(encoding, char) else spelled[char] for char in expected)
+
+
+def _has(encoding, char):
+    try:
+        char.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def test_tracebacks_are_escaped(streams):
+    written = streams("ascii")
+    print_anywhere()
+    error = KeyError("\xe9")
+    error.__cause__ = ValueError("a\x1b[31m\u202eb\x9b")
+    sys.excepthook(KeyError, error, None)
+    text = written["stderr"].getvalue().decode("ascii")
+    assert "ValueError: a\\x1b[31m\\u202eb\\x9b\n" in text
+    assert text.endswith("KeyError: '\\xe9'\n")
+
+
+def test_closed_streams_are_left_alone(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    print_anywhere()
+    say("of no use")
+    say("of no use", err=True)
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "lowrank_ldu", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("lowrank-ldu ")
 
 
 def test_names_in_tables_of_a_spreadsheet(tmp_path):
@@ -77,6 +159,15 @@ def test_names_in_tables_of_a_spreadsheet(tmp_path):
         assert row["name"].removeprefix("'") == printable(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("a;=1", r"a\x3b=1"), ('a; "@b', 'a\\x3b "@b'), ("a;b", "a;b"), ("x;1;-y", r"x;1\x3b-y"), (";+1", r"\x3b+1")],
+)
+def test_formulas_after_a_semicolon(name, written):
+    """Which parts cells where the comma is the decimal sign."""
+    assert cell(name) == written
+
+
 @pytest.mark.parametrize("value", [1, -2.5, None, True, float("-inf"), "layer.0", "0", ""])
 def test_what_is_no_formula_is_written_as_it_is(value):
     assert cell(value) == value
@@ -87,11 +178,21 @@ def test_what_is_no_formula_is_written_as_it_is(value):
     [
         ("analyze x --rank 8,64", "Invalid value for '--rank': .*; accepted: one value, and --rank again for each"),
         ("analyze x --target-error 0.1,0.5", "Invalid value for '--target-error': .*; accepted: one value, and --tar"),
-        ("analyze x --rank 8 64", r"Got unexpected extra argument\S* \(64\); accepted: an option repeated for each"),
-        ("analyze x --pivoting partial,rook", "pivoting is 'partial,rook'; accepted: partial, "),
+        ("analyze x --rank 8 64", r"Got unexpected extra argument\S* \(64\); accepted: .* again for each .*\(--rank, "),
+        ("export x y --to lora --out z", r"Got unexpected extra argument\S* \(y\)$"),
+        (
+            "analyze x --pivoting partial,rook",
+            "--pivoting is 'partial,rook'; accepted: partial, .*--pivoting again for",
+        ),
+        (
+            "compare x y --pivoting a --pivoting rook",
+            "--pivoting is 'a'; accepted: partial, complete, rook, randomized, ",
+        ),
         ("analyze", "Missing argument"),
         ("analyze x --rnk 3", "No such option: --rnk"),
-        ("nonsense", "No such command 'nonsense'"),
+        ("nonsense", "No such command 'nonsense'; accepted: analyze, bench, claims, compare, demo, export"),
+        ("analyze x --out full", "full: is not empty; accepted: an empty or a new folder, or --force to replace its"),
+        ("bench --shape 8x8 --out full", "full: is not empty; accepted: an empty or a new folder, or --overwrite to"),
         ("export x --to nothing --out y", "Invalid value for '--to'.*'lora'"),
         (
             "export nosuch --to lora --base b --out o",
@@ -104,6 +205,8 @@ def test_errors_of_arguments_are_one_line(tmp_path, monkeypatch, capsys, words, 
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lowrank-ldu", *words.split()])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
     assert _run(app) == 2
     errors = capsys.readouterr().err
     assert len(errors.splitlines()) == 1

@@ -57,7 +57,7 @@ def export_folder(
     target = Path(target)
     _check_apart(adapter, base, target)
     _check_alone(target, written)
-    with whole_folder(target, overwrite=overwrite) as folder:
+    with whole_folder(target, overwrite=overwrite, otherwise="overwrite=True (--overwrite of export)") as folder:
         yield folder
 
 

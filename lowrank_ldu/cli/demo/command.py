@@ -37,7 +37,10 @@ def demo(
     from lowrank_ldu.finetune import compare_methods  # noqa: PLC0415
 
     # A missing package of the extra is an ImportError, whose message names the extra.
-    with readable_errors(OutputError, ImportError, RoundTripError), whole_folder(out, overwrite=force) as folder:
+    with (
+        readable_errors(OutputError, ImportError, RoundTripError),
+        whole_folder(out, overwrite=force, otherwise="--force") as folder,
+    ):
         with show_steps() as on_progress:
             comparison = compare_methods(on_progress=on_progress)
         saved = round_trip(comparison, folder)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lowrank_ldu.analysis.report.formatting import duration
 from lowrank_ldu.analysis.report.headlines import headlines
-from lowrank_ldu.cli.console import SafeConsole
+from lowrank_ldu.cli.console import SafeConsole, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,4 +112,4 @@ def show_comparison(comparison: Comparison, saved: RoundTrip, analysis: Analysis
     console.print(table)
     for sentence in (*told[2:], "The pre-trained weights:", *headlines(analysis)[:_HEADLINES_SHOWN]):
         console.print(sentence)
-    console.print(f"Report: {out / 'report.html'}")
+    say(f"Report: {out / 'report.html'}")

@@ -1,0 +1,8 @@
+"""`python -m lowrank_ldu`: the command line."""
+
+from __future__ import annotations
+
+from lowrank_ldu.cli import main
+
+if __name__ == "__main__":
+    main()
