@@ -251,14 +251,14 @@ with whole_folder(Path(sys.argv[1]), overwrite=True) as folder:
 @pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_that_end_a_process_leave_nothing(tmp_path, number):
-    done = subprocess.run([sys.executable, "-c", SIGNALED, str(tmp_path / "out"), str(int(number))], check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", SIGNALED, str(tmp_path / "out"), str(int(number))], check=False)
     assert done.returncode == 128 + number
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no such signal")
 def test_nohup_is_respected(tmp_path):
-    command = [sys.executable, "-c", SIGNALED, str(tmp_path / "out"), str(int(signal.SIGHUP))]
+    command = [sys.executable, "-P", "-c", SIGNALED, str(tmp_path / "out"), str(int(signal.SIGHUP))]
     done = subprocess.run([shutil.which("nohup"), *command], check=False, capture_output=True)
     assert done.returncode == 0
     assert (tmp_path / "out" / "a").read_text() == "half"

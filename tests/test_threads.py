@@ -41,7 +41,7 @@ sys.exit("\\n".join(failed) or None)
 
 def run(imports, work):
     code = _AT_ONCE.format(imports=imports, work=work)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -86,7 +86,7 @@ def test_commands_on_small_matrices(command, tmp_path):
         options += ["--out", str(tmp_path / "report")]
     code = "from lowrank_ldu.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, name, str(checkpoint), *options], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", code, name, str(checkpoint), *options], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -231,7 +231,9 @@ print(json.dumps(found))
 
 def test_a_save_that_is_killed_leaves_the_old_adapter_or_the_new_one(tmp_path):
     """Killed before each of its steps; the next save leaves nothing else behind."""
-    out = subprocess.run([sys.executable, "-c", SAVE + KILLED, str(tmp_path)], check=True, capture_output=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-P", "-c", SAVE + KILLED, str(tmp_path)], check=True, capture_output=True
+    ).stdout
     found = json.loads(out)
     assert found == sorted(found)
     assert set(found) == {0.25, 0.5}
@@ -279,7 +281,7 @@ print(json.dumps(sorted(seen)))
 
 def test_two_processes_save_while_a_third_reads(tmp_path):
     """Whichever comes first: every read finds the adapter of one of them."""
-    arguments = [sys.executable, "-c", SAVE + TOGETHER, str(tmp_path / "adapter")]
+    arguments = [sys.executable, "-P", "-c", SAVE + TOGETHER, str(tmp_path / "adapter")]
     seen = json.loads(subprocess.run(arguments, check=True, capture_output=True).stdout)
     assert set(seen) <= {0.0, 1.0, 2.0}
     assert seen[-1] > 0
