@@ -41,7 +41,8 @@ def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, 
     Raises
     ------
     AdapterError
-        Both are there, in one shape, and differ; or it is stored quantised.
+        It is stored quantised. A saved one of the base's shape is not looked at: `StoredLayer.bind` compares the base
+        with what the adapter has sampled.
     """
     weight = base.tensor(name)
     own = adapter.base_weights.get(layer.name)
