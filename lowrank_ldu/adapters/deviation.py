@@ -33,17 +33,21 @@ class Deviation:
     def __str__(self) -> str:
         parts = []
         if self.base is not None:
-            seen = f"by {100 * self.base:.2g} % where it was sampled" if self.base else "but not where it was sampled"
+            seen = f"by {_percent(self.base)} % where it was sampled" if self.base else "but not where it was sampled"
             dtypes = "" if self.dtypes is None else f", and is {self.dtypes[0]} for {self.dtypes[1]}"
             parts.append(f"the weight is not the one that the adapter was trained on: it differs, {seen}{dtypes}")
         if self.update is not None:
-            parts.append(f"the update comes out about {100 * self.update:.2g} % off")
+            parts.append(f"the update comes out about {_percent(self.update)} % off")
         return f"layer {self.layer!r}: {'; '.join(parts)}"
 
     @property
     def size(self) -> float:
         """What layers are ordered by, to name the worst one."""
         return max(self.base or 0.0, self.update or 0.0)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}" if share < 1 else f"{100 * share:.0f}"
 
 
 def warn_of(deviations: Sequence[Deviation], stacklevel: int = 2) -> None:

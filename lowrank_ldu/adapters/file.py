@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Of the update. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms are nothing but
 # rounding (a rank above the base's own) or singular vectors came out turned, they agree to 1 or worse.
 _AGREE = 0.01
+# Of a sample of the base, relative: no rounded or quantised copy is as far off.
+_UNRELATED = 0.5
 
 
 def check_finite_update(name: str, factors: Factors, delta: Tensor) -> None:
@@ -103,10 +105,12 @@ class StoredLayer:
         base = self._base_deviation(matrix)
         # Before the factorisation, which has no meaning on another base and may fail there.
         if base is not None and not force:
-            raise AdapterError(
-                f"{self._deviation(matrix, base, None)}, so that its diagonal means something else; accepted: the same "
-                "base, or force=True (--force of export) for a rounded copy of it"
-            )
+            accepted = "the same base, or force=True (--force of export) for a rounded copy of it"
+            if base > _UNRELATED:
+                # Rows that were added to an embedding move the rows that are sampled.
+                accepted = "the same base, with as many rows (saved after its vocabulary was resized, if it was)"
+            seen = self._deviation(matrix, base, None)
+            raise AdapterError(f"{seen}, so that its diagonal means something else; accepted: {accepted}")
         diagonal = self._diagonal(matrix)
         update = self._update_deviation(diagonal)
         if base is None and (update is None or update <= _AGREE):
@@ -199,6 +203,9 @@ class AdapterFile:
         which may have got more rows than the base on disk has.
     path : Path, optional
         Folder that it was read from.
+    tied : dict of str to list of str, optional
+        Tensors of `module_tensors` that the model had under other names as well, and these names; None where the file
+        does not say.
     """
 
     layers: dict[str, StoredLayer]
@@ -208,3 +215,4 @@ class AdapterFile:
     task_type: str | None = None
     base_weights: dict[str, Tensor] = field(default_factory=dict)
     path: Path | None = None
+    tied: dict[str, list[str]] | None = None

@@ -29,6 +29,9 @@ class LayerRecord:
     init, pivoting, basis, parametrization : str
     preserving, train_sigma : bool
         Options of `LoLDULayer`.
+    lora_obstacle : str
+        Why a LoRA pair beside the base layer would compute something else than the update; empty, and then not
+        written, if it would not. Files of earlier versions have none.
     """
 
     kind: str
@@ -44,3 +47,4 @@ class LayerRecord:
     parametrization: str
     train_sigma: bool
     seed: int
+    lora_obstacle: str = ""

@@ -10,6 +10,7 @@ from torch import nn
 from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.reading import read_adapter
+from lowrank_ldu.adapters.ties import check_ties
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.host import unwrapped, weight_matrix
@@ -53,19 +54,21 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
     ------
     AdapterError
         A file is missing, damaged or changed; a layer of the adapter is missing in the model, is of another kind or
-        shape, or has another weight than in training; an update does not come out as it was trained. The model is then
-        unchanged.
+        shape, or has another weight than in training; an update does not come out as it was trained; a tensor of a
+        module that was saved whole is tied to others than in training. The model is then unchanged.
     """
     adapter, model = read_adapter(path), unwrapped(model)
     deviations: list[Deviation] = []
     with restore_trainable_on_error(model):
         layers = {name: _build(model, stored, deviations, force=force) for name, stored in adapter.layers.items()}
         state = _whole_state(model, adapter)
+        if adapter.tied is not None:
+            check_ties(model, state, adapter.tied)
         # Here, since a warning may be an error to the caller.
         warn_of(deviations)
     # What can fail has not failed: from here on the model is changed.
     with torch.no_grad():
-        for place, tensor in state:
+        for _, place, tensor in state:
             place.copy_(tensor)
     # A base layer that stands under two names was saved once and is replaced twice.
     by_base: dict[nn.Module, LoLDULayer] = {layer.base_layer: layer for layer in layers.values()}
@@ -103,8 +106,8 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
     return LoLDULayer.of(base_layer, diagonal)
 
 
-def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[Tensor, Tensor]]:
-    """Return the tensors of modules that were saved whole, each beside its place in the model, checked to fit."""
+def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[str, Tensor, Tensor]]:
+    """Return name, place in the model and numbers of each tensor that was saved whole, checked to fit."""
     held, places = adapter.module_tensors, model.state_dict(keep_vars=True)
     for name in adapter.module_names:
         try:
@@ -138,7 +141,7 @@ def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[Tensor, T
             raise AdapterError(
                 f"tensor {name!r} is not finite in {dtype_name(place)}, as the model has it; accepted: numbers that fit"
             )
-    return [(places[name], tensor) for name, tensor in held.items()]
+    return [(name, places[name], tensor) for name, tensor in held.items()]
 
 
 def _kind_of_number(tensor: Tensor) -> str:

@@ -53,7 +53,21 @@ def read_native(folder: Path) -> AdapterFile:
         raise AdapterError(
             f"{folder / WEIGHTS_FILE}: unknown tensors {foreign[:5]}; accepted: those of the layers and modules listed"
         )
-    return AdapterFile(stored, modules, tensors)
+    return AdapterFile(stored, modules, tensors, tied=_ties(path, config, tensors))
+
+
+def _ties(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, list[str]] | None:
+    """Return what other names the tensors had in training; None in files of versions that did not write it."""
+    tied = config.get("tied")
+    if tied is None:
+        return None
+    good = isinstance(tied, dict) and all(
+        name in tensors and isinstance(others, list) and all(isinstance(other, str) for other in others)
+        for name, others in tied.items()
+    )
+    if not good:
+        raise AdapterError(f"{path}: 'tied' is {tied!r}; accepted: an object of names of tensors to lists of names")
+    return tied  # type: ignore[no-any-return]
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

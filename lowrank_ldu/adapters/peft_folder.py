@@ -25,6 +25,7 @@ _PREFIX, _INFIX = "base_model.model.", ".loldu_adapter."
 _BASE_WEIGHT = ".base_layer.weight"
 # With bias="all" PEFT saves the biases of modules that were trained whole twice more, under the names of its wrapper.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
+_OBJECTS = ("layer_kinds", "lora_obstacles", "rank_pattern", "alpha_pattern")
 _OPTIONS = ("init", "preserving", "pivoting", "basis", "parametrization", "train_sigma", "seed")
 
 
@@ -73,19 +74,18 @@ def read_peft(folder: Path) -> AdapterFile:
         base_model=config.get("base_model_name_or_path"),
         task_type=config.get("task_type"),
         base_weights={name: tensor for name, tensor in weights.items() if name in layers},
+        # PEFT trains a copy of each module, which is tied to none.
+        tied={},
     )
 
 
 def _stored(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> StoredLayer:
     where = f"{path}: layer {name!r}"
-    kinds, patterns = (
-        config.get("layer_kinds") or {},
-        [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")],
-    )
-    if not all(isinstance(value, dict) for value in (kinds, *patterns)):
-        raise AdapterError(
-            f"{path}: layer_kinds, rank_pattern or alpha_pattern is no object; accepted: names to values"
-        )
+    objects = {key: config.get(key) or {} for key in _OBJECTS}
+    wrong = next((key for key, value in objects.items() if not isinstance(value, dict)), None)
+    if wrong is not None:
+        raise AdapterError(f"{path}: {wrong} is no object; accepted: names to values")
+    kinds, obstacles, *patterns = objects.values()
     # Kinds are listed where one is not the plain one; files that have no list say it for all layers at once.
     plain = TransposedLinearKind if not kinds and config.get("fan_in_fan_out") is True else LinearKind
     try:
@@ -101,6 +101,7 @@ def _stored(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Te
             "shape": [0, 0],
             "base_dtype": "",
             "base_sha256": "",
+            "lora_obstacle": obstacles.get(name, ""),
             "rank": rank,
             "alpha": rank if alpha is None else alpha,
             **{key: config[key] for key in _OPTIONS},

@@ -18,6 +18,7 @@ from lowrank_ldu.validation import check_count, check_positive, dtype_name
 if TYPE_CHECKING:
     from torch import Tensor
 
+_OPTIONAL = {"lora_obstacle"}
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -37,13 +38,13 @@ def checked_record(where: str, entry: Any) -> LayerRecord:
         A field is missing, unknown, of another type or of a value that is not accepted.
     """
     fields = get_type_hints(LayerRecord)
-    if not isinstance(entry, dict) or set(entry) != set(fields):
+    if not isinstance(entry, dict) or set(entry) | _OPTIONAL != set(fields):
         raise AdapterError(f"{where}; accepted: an object with {', '.join(fields)}")
     shape = entry["shape"]
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and size >= 0 for size in shape)):
         raise AdapterError(f"{where} has shape {shape!r}; accepted: two integers")
     for key, kind in fields.items():
-        value = entry[key]
+        value = entry.get(key, "")
         if key != "shape" and (type(value) is not kind and not (kind is float and type(value) is int)):
             raise AdapterError(f"{where} has {key} {value!r}; accepted: {kind.__name__}")
     record = LayerRecord(**{**entry, "shape": (shape[0], shape[1])})

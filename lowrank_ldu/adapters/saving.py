@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,10 +17,12 @@ from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FI
 from lowrank_ldu.adapters.records import check_numbers
 from lowrank_ldu.adapters.seal import sealed, with_copy
 from lowrank_ldu.adapters.sketch import update_sketch
+from lowrank_ldu.adapters.ties import tied_tensors
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by
 from lowrank_ldu.nn.host import hosts, plain_name, unwrapped, weight_matrix
+from lowrank_ldu.nn.kinds import lora_obstacle
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -90,21 +92,28 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
         raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
     warn_of_passed_by(model)
-    for name in modules_to_save:
-        tensors.update({f"{name}.{key}": tensor for key, tensor in _whole_module(model, name).items()})
+    whole = {f"{name}.{key}": tensor for name in modules_to_save for key, tensor in _whole_module(model, name).items()}
+    tensors.update(whole)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "format": FORMAT,
         "version": VERSION,
-        "layers": {name: asdict(record) for name, record in records.items()},
+        "layers": {name: _entry(record) for name, record in records.items()},
         "modules": list(modules_to_save),
+        "tied": tied_tensors(model, whole),
     }
     data = with_copy(config, tensors)
     # From here on the folder holds the new adapter: the weights have a copy of their configuration.
     replace_file(folder / WEIGHTS_FILE, data)
     replace_file(folder / CONFIG_FILE, sealed({**config, "weights_sha256": hashlib.sha256(data).hexdigest()}))
     return folder
+
+
+def _entry(record: LayerRecord) -> dict[str, Any]:
+    entry = asdict(record)
+    # Earlier versions know no such field, and read files without it.
+    return entry if record.lora_obstacle else {key: entry[key] for key in entry if key != "lora_obstacle"}
 
 
 def _record(layer: LoLDULayer) -> LayerRecord:
@@ -114,6 +123,7 @@ def _record(layer: LoLDULayer) -> LayerRecord:
         shape=(int(matrix.shape[0]), int(matrix.shape[1])),
         base_dtype=dtype_name(matrix),
         base_sha256=fingerprint(matrix),
+        lora_obstacle=lora_obstacle(layer.base_layer),
         **layer.options,
     )
 

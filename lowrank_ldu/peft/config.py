@@ -85,6 +85,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         of its dtype explains: "error", "warn" or "ignore". "error" still only warns of what may be quantisation.
     layer_kinds : dict, optional
         Kind of each target that is not a linear layer; filled in by the model.
+    lora_obstacles : dict, optional
+        Why a LoRA pair beside a target would compute something else, where it would; filled in by the model.
 
     Raises
     ------
@@ -141,6 +143,10 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     )
     layer_kinds: dict[str, str] | None = field(
         default=None, metadata=_help("Kinds of targets that are not linear layers; filled in.")
+    )
+
+    lora_obstacles: dict[str, str] | None = field(
+        default=None, metadata=_help("Targets beside which a LoRA pair would compute something else; filled in.")
     )
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:

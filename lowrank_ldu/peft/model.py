@@ -22,7 +22,7 @@ from torch import nn
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
 from lowrank_ldu.nn.host import hosts, tied_weights
 from lowrank_ldu.nn.injection import check_limits, clipped_rank, what_matches
-from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, supports
+from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, lora_obstacle, supports
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
@@ -30,6 +30,7 @@ from lowrank_ldu.peft.registration import PREFIX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lowrank_ldu.nn.kinds import LayerKind
     from lowrank_ldu.peft.config import LolduConfig
 
 _BASE = "__base__"
@@ -78,6 +79,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             "alpha": _for_layer(peft_config.alpha_pattern, current_key, peft_config.alpha),
         }
         if isinstance(target, LolduLayer):
+            _describe(peft_config, current_key, target.get_base_layer(), target.kind)
             if peft_config.clip_rank:
                 options["r"] = _clipped(peft_config, current_key, target.get_base_layer(), options["r"])
             with self._small_layers_named(peft_config):
@@ -94,10 +96,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         except (TypeError, ValueError) as error:
             # PEFT and its users expect ValueError for a target of another kind.
             raise ValueError(f"target module {current_key!r}: {error}") from error
-        if kind is TransposedLinearKind:
-            peft_config.fan_in_fan_out = True
-        if kind is not LinearKind:
-            peft_config.layer_kinds = {**(peft_config.layer_kinds or {}), current_key: kind.name}
+        _describe(peft_config, current_key, target, kind)
         layer_cls = LolduLinear if kind.linear else LolduLayer
         if peft_config.clip_rank:
             options["r"] = _clipped(peft_config, current_key, target, options["r"])
@@ -320,6 +319,17 @@ def _union(targets: list[set[str] | str]) -> set[str] | str:
     if any(isinstance(target, str) for target in targets):
         raise ValueError("target_modules of the adapters are names and patterns; accepted: all names, or all patterns")
     return set().union(*targets)
+
+
+def _describe(config: LolduConfig, key: str, base_layer: nn.Module, kind: type[LayerKind]) -> None:
+    """Write into the configuration what cannot be told from an adapter's numbers alone."""
+    if kind is TransposedLinearKind:
+        config.fan_in_fan_out = True
+    if kind is not LinearKind:
+        config.layer_kinds = {**(config.layer_kinds or {}), key: kind.name}
+    obstacle = lora_obstacle(base_layer)
+    if obstacle:
+        config.lora_obstacles = {**(config.lora_obstacles or {}), key: obstacle}
 
 
 def _clipped(config: LolduConfig, key: str, base_layer: nn.Module, rank: int) -> int:

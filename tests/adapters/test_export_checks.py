@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
@@ -20,6 +21,7 @@ from lowrank_ldu.adapters import (
 )
 from lowrank_ldu.adapters.exports import delta, lora, merged
 from lowrank_ldu.nn import LoLDULayer, inject, lowrank_layers
+from lowrank_ldu.peft import LolduConfig
 
 
 class Net(nn.Module):
@@ -161,8 +163,6 @@ def test_tied_tensors_of_a_plain_file_are_refused(tmp_path):
 
 def test_a_lora_configuration_takes_no_other_layer(tmp_path):
     """PEFT's lists match the ends of names: "0" would stand for "head.0" as well."""
-    from peft import PeftModel
-
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
     base = state_of(model)
@@ -178,6 +178,69 @@ def test_a_lora_configuration_takes_no_other_layer(tmp_path):
     assert [name for name, module in loaded.named_modules() if hasattr(module, "lora_A")] == ["base_model.model.0"]
     x = torch.randn(3, 8)
     torch.testing.assert_close(loaded(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+class Scaled(nn.Linear):
+    """A linear layer with a forward of its own."""
+
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Subclassed(nn.Conv1d):
+    """A convolution whose forward may do anything."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+OBSTACLES = {
+    "scaled": (lambda: Scaled(8, 8), "Scaled with a forward of its own"),
+    "grouped": (lambda: nn.Conv1d(8, 8, 3, padding=1, groups=2), "Conv1d with groups 2"),
+    "dilated": (lambda: nn.Conv1d(8, 8, 3, padding=2, dilation=2), r"Conv1d with dilation \(2,\)"),
+    "circular": (
+        lambda: nn.Conv2d(1, 8, 3, padding=1, padding_mode="circular"),
+        "Conv2d with padding_mode 'circular'",
+    ),
+    "subclassed": (lambda: Subclassed(8, 8, 3), "Subclassed with a forward of its own"),
+}
+
+
+@pytest.mark.parametrize("saved", ["native", "peft", "second"])
+@pytest.mark.parametrize("case", OBSTACLES)
+def test_a_pair_that_peft_would_use_otherwise_is_not_written(tmp_path, case, saved):
+    """PEFT adds the pair's product to the output of whatever forward, and copies of a convolution its size alone."""
+    make, message = OBSTACLES[case]
+    model = nn.Sequential(make(), nn.Identity())
+    save_file(state_of(model), tmp_path / "base.safetensors")
+    if saved == "native":
+        adapted(model, ["0"], tmp_path / "adapter")
+    else:
+        first, second = (LolduConfig(r=2, target_modules=["0"], init_weights=False) for _ in range(2))
+        peft_model = get_peft_model(model, first)
+        peft_model.add_adapter("second", second)
+        peft_model.save_pretrained(tmp_path / "saved")
+        (tmp_path / "saved" / ("second" if saved == "second" else "")).rename(tmp_path / "adapter")
+    with pytest.raises(AdapterError, match=rf"layer '0' is a {message}, of which PEFT computes something else"):
+        export(tmp_path, write=export_lora)
+    assert not (tmp_path / "out").exists()
+    assert set(export(tmp_path)) == {"0.weight", "0.bias"}
+
+
+def test_a_convolution_with_a_stride_is_written_as_a_pair(tmp_path):
+    """What PEFT's copy of a convolution has, too, is no obstacle."""
+    model = nn.Sequential(nn.Conv1d(4, 8, 3, padding=1, stride=2), nn.Conv1d(8, 4, 1))
+    base = state_of(model)
+    save_file(base, tmp_path / "base.safetensors")
+    adapted(model, ["0", "1"], tmp_path / "adapter")
+    assert '"lora_obstacle"' not in (tmp_path / "adapter" / "adapter.json").read_text()
+    export(tmp_path, write=export_lora)
+    plain = nn.Sequential(nn.Conv1d(4, 8, 3, padding=1, stride=2), nn.Conv1d(8, 4, 1))
+    plain.load_state_dict(base)
+    x = torch.randn(2, 4, 9)
+    torch.testing.assert_close(
+        PeftModel.from_pretrained(plain, tmp_path / "out").eval()(x), model(x), atol=1e-5, rtol=1e-5
+    )
 
 
 # --- dtypes ---

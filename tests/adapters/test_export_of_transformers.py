@@ -1,5 +1,6 @@
 """Exports of adapters on models of transformers: what the exported model computes, loaded as anyone would load it."""
 
+import contextlib
 import json
 import warnings
 
@@ -132,9 +133,7 @@ def test_new_tokens_that_only_one_of_two_tensors_has_are_refused(tmp_path):
     tensors = load_file(file)
     (name,) = [name for name in tensors if "lm_head" in name]
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
-    with pytest.raises(
-        AdapterError, match=r"tensor 'lm_head.weight' has shape \(64, 32\), and \(67, 32\) in the Llama"
-    ):
+    with pytest.raises(AdapterError, match=r"tensor 'lm_head.weight' has 64 rows in the base, and 67 with the adapter"):
         merged(tmp_path)
     assert not (tmp_path / "merged").exists()
 
@@ -179,7 +178,12 @@ def test_names_that_transformers_converts(tmp_path, modules):
     torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
     arguments = read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base")
     export_lora(*arguments, tmp_path / "lora")
-    names = export_delta(*arguments, tmp_path / "delta")
+    with (
+        pytest.warns(UserWarning, match=r"and not 'lm_head\.weight', which was trained whole")
+        if modules
+        else contextlib.nullcontext()
+    ):
+        names = export_delta(*arguments, tmp_path / "delta")
     assert {name.split(".")[0] for name in names} == {"language_model", "vision_tower"}
     stored = set(BaseCheckpoint(tmp_path / "base"))
     assert set(BaseCheckpoint(tmp_path / "merged")) == stored

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lowrank_ldu.nn.kinds import lora_obstacle, supports
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -34,12 +36,15 @@ class Architecture:
         Tensors that are another one: {"lm_head.weight": "model.embed_tokens.weight"}.
     module_name : callable
         Gives the name in the model of a tensor's name in a checkpoint, or None where several of those become one.
+    lora_obstacles : dict of str to str
+        `lora_obstacle` of the layers that have one.
     """
 
     class_name: str
     shapes: dict[str, tuple[int, ...]]
     tied: dict[str, str]
     module_name: Callable[[str], str | None]
+    lora_obstacles: dict[str, str]
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -84,7 +89,9 @@ def architecture_of(folder: Path, tensors: int) -> Architecture | None:
     except Exception:  # noqa: BLE001  # a configuration raises whatever its values lead to
         return None
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    return Architecture(str(names[0]), shapes, _tied(model), _renaming(model))
+    layers = ((name, lora_obstacle(module)) for name, module in model.named_modules() if supports(module))
+    obstacles = {name: obstacle for name, obstacle in layers if obstacle}
+    return Architecture(str(names[0]), shapes, _tied(model), _renaming(model), obstacles)
 
 
 def _too_large(config: dict[str, Any], limit: int) -> bool:

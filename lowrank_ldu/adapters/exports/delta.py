@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
 from lowrank_ldu.adapters.exports.output import export_folder
-from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update
+from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update, is_of_base
 from lowrank_ldu.adapters.tensor_stream import computed, entries_of, read_tensor, write_tensors
 from lowrank_ldu.nn.functional import updated_matrix
 
@@ -54,8 +55,14 @@ def export_delta(
         written is not the update.
     OutputError
         The folder cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        Modules were trained whole, which are not in the file.
     """
-    places = names_in_base(adapter, BaseModel(base)).layers
+    names = names_in_base(adapter, BaseModel(base))
+    places = names.layers
     shapes = {
         name: tuple(base_weight(adapter, adapter.layers[name], base, str(place.read)).shape)
         for name, place in places.items()
@@ -87,4 +94,16 @@ def export_delta(
             pair = update_pair(diagonal.factors, diagonal.delta.detach())
             update = layer.kind.as_matrix(read_tensor(out / DELTA_WEIGHTS, write))
             check_update(update, pair, write)
+    others = [
+        name
+        for name, tensor in adapter.module_tensors.items()
+        if not is_of_base(tensor, base, names.modules[name].read)
+    ]
+    if others:
+        more = f" and {len(others) - 1} more, which were" if len(others) > 1 else ", which was"
+        warnings.warn(
+            f"{DELTA_WEIGHTS} holds the updates of layers alone, and not {others[0]!r}{more} trained whole",
+            UserWarning,
+            stacklevel=2,
+        )
     return [entry.name for entry in entries]

@@ -7,13 +7,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
 from lowrank_ldu.adapters.exports.output import export_folder
-from lowrank_ldu.adapters.exports.updates import bound, bound_again, check_update, row_blocks
+from lowrank_ldu.adapters.exports.updates import bound, bound_again, check_update, is_of_base, row_blocks
 from lowrank_ldu.adapters.tensor_stream import given, read_tensor, write_tensors
 from lowrank_ldu.nn.functional import updated_matrix
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
@@ -92,13 +90,16 @@ def export_lora(
     Raises
     ------
     AdapterError
-        A layer is missing in the base, or its weight is another one; biases were trained; what was written is not the
-        update.
+        A layer is missing in the base, or its weight is another one; PEFT would not compute the sum of base and update
+        there; biases were trained, or a module that is tied to another one; what was written is not the update.
     OutputError
         The folder cannot be written.
     """
-    names = names_in_base(adapter, BaseModel(base))
+    model = BaseModel(base)
+    names = names_in_base(adapter, model)
+    _refuse_obstacles(adapter, model)
     others = _other_tensors(adapter, base, names)
+    _refuse_tied(adapter, others)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
@@ -125,19 +126,31 @@ def export_lora(
     return LoraExport(ranks, errors, size)
 
 
+def _refuse_obstacles(adapter: AdapterFile, model: BaseModel) -> None:
+    """Refuse layers whose output is not base plus pair: by what the adapter says, and, of older ones, transformers."""
+    known = {} if model.architecture is None else model.architecture.lora_obstacles
+    for name, layer in adapter.layers.items():
+        obstacle = layer.record.lora_obstacle or known.get(name)
+        if obstacle:
+            raise AdapterError(
+                f"layer {name!r} is a {obstacle}, of which PEFT computes something else with a LoRA pair; accepted: "
+                "--to merged or delta, or an adapter without it"
+            )
+
+
 def _other_tensors(adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames) -> dict[str, Tensor]:
     """Return what is written beside the pairs: modules that were trained whole, and embeddings with other rows."""
     whole = tuple(f"{name}." for name in adapter.module_names)
     kept, biases = {}, []
     for name, tensor in adapter.module_tensors.items():
         read = names.modules[name].read
-        stored = None if read is None or name.startswith(whole) else base.tensor(read)
-        if name.startswith(whole) or (stored is not None and stored.shape[1:] == tensor.shape[1:] != ()):
-            # PEFT saves embeddings that nobody trained, too: what is the base's needs no copy.
-            if stored is None or not torch.equal(stored, tensor.to(stored.dtype)):
-                kept[name] = tensor
-        elif stored is None or not torch.equal(stored, tensor.to(stored.dtype)):
-            biases.append(name)
+        if name.startswith(whole):
+            kept[name] = tensor
+        elif not is_of_base(tensor, base, read):
+            # An embedding that PEFT saved beside the adapter, since it has other rows; what else is trained is a bias.
+            is_embedding = read is not None and base.shape(read)[1:] == tensor.shape[1:] != ()
+            kept.update({name: tensor} if is_embedding else {})
+            biases.extend([] if is_embedding else [name])
     if biases:
         raise AdapterError(
             f"the adapter trained {', '.join(map(repr, biases[:3]))} beside its layers, which a LoRA adapter without "
@@ -147,6 +160,17 @@ def _other_tensors(adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames)
         if tuple(weight.shape) != base.shape(str(names.layers[name].read)):
             kept[f"{name}.base_layer.weight"] = weight
     return kept
+
+
+def _refuse_tied(adapter: AdapterFile, tensors: dict[str, Tensor]) -> None:
+    """Refuse modules that were trained with what they are tied to: PEFT puts the numbers into a copy of the module."""
+    for name, others in (adapter.tied or {}).items():
+        other = next((other for other in others if other not in tensors), None)
+        if name in tensors and other is not None:
+            raise AdapterError(
+                f"module tensor {name!r} was trained tied to {other!r}, which PEFT would leave as it was; accepted: "
+                "--to merged"
+            )
 
 
 def _named(name: str, kind: type[LayerKind], left: Tensor, right: Tensor, weight: Tensor) -> dict[str, Tensor]:

@@ -9,18 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
 from lowrank_ldu.adapters.exports.merged_check import check_merged
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
 from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS, export_folder
+from lowrank_ldu.adapters.exports.tied_weights import separate
 from lowrank_ldu.adapters.exports.updates import base_weight, bound
 from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
-from lowrank_ldu.nn.kinds import EmbeddingKind
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -127,7 +125,7 @@ def _plan(adapter: AdapterFile, model: BaseModel, names: BaseNames, *, keep_modu
     for name, place in names.modules.items():
         plan.tensors[place.write] = _module_tensor(adapter.module_tensors[name], name, place, base, keep_module_dtype)
     _warn_of_names(names, model)
-    _untie(plan, model, names)
+    separate(plan, model, names)
     _describe(plan, adapter, model)
     return plan
 
@@ -167,61 +165,6 @@ def _finite(tensor: Tensor, what: str, otherwise: str) -> Tensor:
     if not bool(tensor.isfinite().all()):
         raise AdapterError(f"{what} overflows {dtype_name(tensor)}, the base's; accepted: smaller numbers, {otherwise}")
     return tensor
-
-
-def _untie(plan: MergePlan, model: BaseModel, names: BaseNames) -> None:
-    """Give tensors that were tied to a changed one their own numbers, and say so in the configuration."""
-    base = model.base
-    metadata = {name: kept for file in base.files for name, kept in metadata_of(base.root / file).items()}
-    for name, shared in metadata.items():
-        if shared in base and name not in base and shared in plan:
-            raise AdapterError(
-                f"tensor {shared!r} is tied to {name!r}, as the base's file says; accepted: an adapter of others"
-            )
-    config = read_config(base.root)
-    if config is None or not configuration.is_tied(config):
-        return
-    changed = {name for name in plan if _differs(plan, name, base)}
-    architecture = model.architecture
-    # A base without the adapted model's prefix is of another class, which may tie less than the adapted one.
-    if architecture is None or any(rule.strip for rule in names.rules):
-        suspect = next((name for name in plan if name in changed and _may_be_tied(plan, name, config)), None)
-        if suspect is not None:
-            raise AdapterError(
-                f"tensor {suspect!r} may be tied to another one, by tie_word_embeddings of {base.root / CONFIG}, and "
-                "nothing tells which; accepted: the base saved as the class of the adapted model, which the installed "
-                'transformers knows, or "tie_word_embeddings": false'
-            )
-        return
-    # Names on disk, of one stored tensor each: what the model calls them, and what they are called here.
-    stored = {architecture.module_name(name): name for name in base}
-    groups: dict[str, list[str]] = {}
-    for target, source in architecture.tied.items():
-        groups.setdefault(source, [source]).append(target)
-    members = [[stored.get(name, name) for name in group] for group in groups.values()]
-    if not any(changed & set(group) for group in members):
-        return
-    # The configuration unties all of them, and what is in no file would be drawn at random.
-    plan.config = configuration.untied(config)
-    for group in members:
-        kept = next((name for name in group if name in base), None)
-        if kept is not None:
-            plan.copies |= {name: kept for name in group if name != kept and name not in plan}
-
-
-def _differs(plan: MergePlan, name: str, base: BaseCheckpoint) -> bool:
-    """Whether a planned tensor is another one than the base's; PEFT saves embeddings that nobody trained."""
-    if name in plan.layers or name not in base:
-        return True
-    stored = base.tensor(name)
-    return stored.shape != plan.tensors[name].shape or not torch.equal(stored, plan.tensors[name].to(stored.dtype))
-
-
-def _may_be_tied(plan: MergePlan, name: str, config: dict[str, Any]) -> bool:
-    if name in plan.layers and plan.layers[name][0].kind is EmbeddingKind:
-        return True
-    shape = tuple(plan.tensors[name].shape) if name in plan.tensors else plan.layers[name][0].record.shape
-    return len(shape) == 2 and shape[0] == configuration.vocabulary(config)
 
 
 def _describe(plan: MergePlan, adapter: AdapterFile, model: BaseModel) -> None:

@@ -63,7 +63,7 @@ def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, fo
         expected = given(name, plan.tensors[name]) if name in plan.tensors else stored[plan.copies.get(name, name)]
         if not same_bytes(entry, expected):
             raise AdapterError(f"export failed its check: tensor {name!r} is not what was to be written")
-    _check_shapes(plan, {name: entry.shape for name, entry in written.items()}, folder)
+    _check_model(plan, written, folder)
 
 
 def _same_names(found: Iterable[str], wanted: Iterable[str]) -> None:
@@ -90,29 +90,38 @@ def _check_sum(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, name
             raise AdapterError(f"export failed its check: tensor {name!r} is not the base's plus the update")
 
 
-def _check_shapes(plan: MergePlan, shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
+def _check_model(plan: MergePlan, written: dict[str, Entry], folder: Path) -> None:
     """Compare what changed with the model that the written configuration describes, where transformers knows it."""
-    architecture = architecture_of(folder, len(shapes))
+    architecture = architecture_of(folder, len(written))
     if architecture is None:
         return
+    by_module = {architecture.module_name(name): entry for name, entry in written.items()}
     if plan.copies:
-        present = {architecture.module_name(name) for name in shapes}
-        absent = sorted(set(architecture.shapes) - present - set(architecture.tied))
-        if absent and None not in present:
+        absent = sorted(set(architecture.shapes) - set(by_module) - set(architecture.tied))
+        if absent and None not in by_module:
             raise AdapterError(
                 f"export failed its check: {architecture.class_name} has {absent[0]!r}, which is tied to nothing any "
                 "more, and is in no file"
             )
     # All of it, if the configuration is another one than the base's.
-    for name in shapes if plan.config is not None else plan:
-        module_name = architecture.module_name(name)
+    for name in written if plan.config is not None else plan:
+        module_name, shape = architecture.module_name(name), written[name].shape
         wanted = None if module_name is None else architecture.shapes.get(module_name)
-        if wanted is not None and wanted != shapes[name]:
+        if wanted is None:
+            continue
+        if wanted != shape and name not in plan.tensors and name not in plan.layers and wanted[1:] == shape[1:]:
             raise AdapterError(
-                f"tensor {name!r} has shape {shapes[name]}, and {wanted} in the {architecture.class_name} that its "
+                f"tensor {name!r} has {shape[0]} rows in the base, and {wanted[0]} with the adapter, which does not "
+                "hold it; accepted: an adapter with this module in modules_to_save, too, or a base that was saved "
+                "after its vocabulary was resized"
+            )
+        if wanted != shape:
+            raise AdapterError(
+                f"tensor {name!r} has shape {shape}, and {wanted} in the {architecture.class_name} that its "
                 "config.json describes; accepted: an adapter of this model"
             )
-        if wanted is not None and module_name in architecture.tied:
+        source = by_module.get(architecture.tied.get(str(module_name)))
+        if module_name in architecture.tied and (source is None or not same_bytes(written[name], source)):
             raise AdapterError(
                 f"tensor {name!r} stays tied to {architecture.tied[module_name]!r}, which {architecture.class_name} "
                 "cannot undo; accepted: an adapter of other layers"

@@ -57,11 +57,15 @@ class BaseNames:
         Of each tensor that was trained whole.
     rules : tuple of Rule
         How names of the model become names of the base; empty where they are the same.
+    tied : dict of str to tuple of str, optional
+        Tensors that were trained whole and were tied to others in the adapted model, all by the names that they are
+        written under; None where the adapter does not say.
     """
 
     layers: dict[str, Place]
     modules: dict[str, Place]
     rules: tuple[Rule, ...] = ()
+    tied: dict[str, tuple[str, ...]] | None = None
 
 
 class BaseModel:
@@ -139,17 +143,29 @@ def _by_rule(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Pla
         if place is None or not _fits(layer, adapter, base, str(place.read)):
             return None
         layers[name] = place
-    return BaseNames(layers, _module_places(adapter, table, [rule]), () if rule == ("", "") else (rule,))
+    return _with_modules(layers, adapter, table, [rule])
 
 
-def _module_places(adapter: AdapterFile, table: Mapping[str, Place], rules: list[Rule]) -> dict[str, Place]:
-    places = {}
-    for name in adapter.module_tensors:
+def _with_modules(
+    layers: dict[str, Place], adapter: AdapterFile, table: Mapping[str, Place], rules: list[Rule]
+) -> BaseNames:
+    """Return the names of layers together with those of all that was trained whole."""
+
+    def place(name: str) -> Place:
         known = _applied(rules, name)
         # Without the prefix that the base leaves out a name is of a part that the base has not.
         inside = any(name.startswith(rule.strip) for rule in rules)
-        places[name] = table.get(known, Place(None, known)) if inside else Place(None, known)
-    return places
+        return table.get(known, Place(None, known)) if inside else Place(None, known)
+
+    modules = {name: place(name) for name in adapter.module_tensors}
+    tied = (
+        None
+        if adapter.tied is None
+        else {
+            modules[name].write: tuple(place(other).write for other in others) for name, others in adapter.tied.items()
+        }
+    )
+    return BaseNames(layers, modules, tuple(rule for rule in rules if rule != ("", "")), tied)
 
 
 def _applied(rules: Iterable[Rule], name: str) -> str:
@@ -161,9 +177,8 @@ def _applied(rules: Iterable[Rule], name: str) -> str:
 
 def _by_one_prefix(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Place]) -> BaseNames | None:
     wanted = f"{next(iter(adapter.layers))}.weight"
-    longer = [Rule("", name.removesuffix(wanted)) for name in table if name.endswith(f".{wanted}")]
-    shorter = [Rule(wanted.removesuffix(name), "") for name in table if wanted.endswith(f".{name}")]
-    found = [names for rule in longer + shorter if (names := _by_rule(adapter, base, table, rule)) is not None]
+    rules = _prefix_rules(wanted, table)
+    found = [names for rule in rules if (names := _by_rule(adapter, base, table, rule)) is not None]
     if len(found) > 1:
         found = [names for names in found if _confirmed(adapter, base, names.layers)] or found
     if len(found) > 1:
@@ -173,6 +188,12 @@ def _by_one_prefix(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[st
             f"{_ACCEPTED}"
         )
     return found[0] if found else None
+
+
+def _prefix_rules(wanted: str, names: Iterable[str]) -> list[Rule]:
+    """Return the rules that leave out or add a prefix so that a name of the model becomes one of the base."""
+    longer = [Rule("", name.removesuffix(wanted)) for name in names if name.endswith(f".{wanted}")]
+    return longer + [Rule(wanted.removesuffix(name), "") for name in names if wanted.endswith(f".{name}")]
 
 
 def _by_samples(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Place]) -> BaseNames | None:
@@ -191,7 +212,7 @@ def _by_samples(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, 
         if rules.setdefault(strip, add) != add:
             return None
     ordered = [Rule(*rule) for rule in sorted(rules.items(), key=lambda rule: -len(rule[0]))]
-    return BaseNames(layers, _module_places(adapter, table, ordered), tuple(ordered))
+    return _with_modules(layers, adapter, table, ordered)
 
 
 def _alike(wanted: str, names: Iterable[str]) -> list[str]:
@@ -273,17 +294,30 @@ def _refuse_look_alikes(names: BaseNames, base: BaseCheckpoint) -> None:
 
 
 def _unknown(adapter: AdapterFile, base: BaseCheckpoint) -> str:
+    """Return what is wrong with the first layer that breaks the rule which most of them follow."""
     names = list(base)
-    layer = next((name for name in adapter.layers if f"{name}.weight" not in base), next(iter(adapter.layers)))
-    wanted = f"{layer}.weight"
-    if wanted in base:
-        return (
-            f"layer {layer!r}: {base.path} has {wanted!r} in shape {base.shape(wanted)}; accepted: "
-            f"{adapter.layers[layer].record.shape}, as in training"
+    rules = {Rule("", ""), *(rule for name in adapter.layers for rule in _prefix_rules(f"{name}.weight", names))}
+
+    def strays(rule: Rule) -> dict[str, str]:
+        known = {name: _applied([rule], f"{name}.weight") for name in adapter.layers}
+        return {name: text for name, text in known.items() if text not in base}
+
+    best = min(sorted(rules), key=lambda rule: len(strays(rule)))
+    missing = strays(best)
+    if not missing:
+        layer, stored = next(
+            (layer, stored)
+            for layer in adapter.layers.values()
+            if not _fits(layer, adapter, base, stored := _applied([best], f"{layer.name}.weight"))
         )
+        return (
+            f"layer {layer.name!r}: {base.path} has {stored!r} in shape {base.shape(stored)}; accepted: "
+            f"{layer.record.shape if any(layer.record.shape) else 'a matrix'}, as in training"
+        )
+    layer_name, wanted = next(iter(missing.items()))
     alike = _alike(wanted, names)
     seen = f"it holds {', '.join(map(repr, alike[:3]))}" if alike else f"it holds none of its {len(names)} tensors"
-    return f"layer {layer!r}: {base.path} has no {wanted!r} ({seen}); {_ACCEPTED}"
+    return f"layer {layer_name!r}: {base.path} has no {wanted!r} ({seen}); {_ACCEPTED}"
 
 
 def shadowed(names: Iterator[str], layers: Iterable[str]) -> list[str]:

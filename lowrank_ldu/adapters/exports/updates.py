@@ -56,6 +56,14 @@ def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, 
     return weight
 
 
+def is_of_base(tensor: Tensor, base: BaseCheckpoint, name: str | None) -> bool:
+    """Whether a tensor that was saved whole is the base's, in its dtype: PEFT saves embeddings that nobody trained."""
+    if name is None or name not in base:
+        return False
+    stored = base.tensor(name)
+    return stored.shape == tensor.shape and torch.equal(stored, tensor.to(stored.dtype))
+
+
 def bound(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str, *, force: bool) -> Bound:
     """Put a layer's numbers on its base weight, and warn of what `force` lets pass.
 

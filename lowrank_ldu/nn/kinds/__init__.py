@@ -3,6 +3,7 @@
 from lowrank_ldu.nn.kinds.base import LayerKind
 from lowrank_ldu.nn.kinds.convolution import ConvolutionKind
 from lowrank_ldu.nn.kinds.embedding import EmbeddingKind
+from lowrank_ldu.nn.kinds.forward import lora_obstacle
 from lowrank_ldu.nn.kinds.linear import LinearKind
 from lowrank_ldu.nn.kinds.select import (
     ACCEPTED_LAYERS,
@@ -27,5 +28,6 @@ __all__ = [
     "is_linear",
     "kind_named",
     "kind_of",
+    "lora_obstacle",
     "supports",
 ]

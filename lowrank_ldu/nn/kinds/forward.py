@@ -56,6 +56,30 @@ def _has_own_forward(module: nn.Module) -> bool:
     return not _is_plain(type(module))
 
 
+def lora_obstacle(module: nn.Module) -> str:
+    """Return why a LoRA pair beside a layer computes something else than its product in the weight does.
+
+    PEFT adds the pair's product to the output, and builds its convolutions with kernel, stride and padding alone.
+
+    Returns
+    -------
+    str
+        Empty if it computes the same.
+
+    Examples
+    --------
+    >>> lora_obstacle(nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"))
+    "Conv2d with padding_mode 'circular'"
+    """
+    if own_forward(module):
+        return f"{type(module).__name__} with a forward of its own"
+    for option, plain in (("groups", 1), ("dilation", 1), ("padding_mode", "zeros")):
+        value = getattr(module, option, plain)
+        if value != plain and (not isinstance(value, tuple) or any(each != plain for each in value)):
+            return f"{type(module).__name__} with {option} {value!r}"
+    return ""
+
+
 def check_forward(module: nn.Module) -> None:
     """Refuse a layer with a forward of its own that cannot be called with another weight.
 

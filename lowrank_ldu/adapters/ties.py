@@ -1,0 +1,84 @@
+"""Tensors that a model has under several names, as an embedding and an output layer that are tied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.nn.host import plain_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor, nn
+
+# What a layer with an adapter has its base under, here and in PEFT.
+_BASE_LAYER = "base_layer"
+
+
+def tied_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the other names of those tensors that a model has under several names.
+
+    Parameters
+    ----------
+    model : nn.Module
+    names : iterable of str
+        Qualified names of parameters and buffers.
+
+    Returns
+    -------
+    dict of str to list of str
+        Tensors without another name are left out. Names are those of the model without adapters and wrappers.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> model = nn.ModuleDict({"embedding": nn.Embedding(8, 4), "head": nn.Linear(4, 8, bias=False)})
+    >>> model["head"].weight = model["embedding"].weight
+    >>> tied_tensors(model, ["embedding.weight"])
+    {'embedding.weight': ['head.weight']}
+    """
+    groups: dict[int, list[str]] = {}
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        own = module._parameters | module._buffers  # noqa: SLF001  # the public ones name a tensor once
+        for key, tensor in own.items():
+            if tensor is not None:
+                parts = [part for part in plain_name(module_name).split(".") if part and part != _BASE_LAYER]
+                groups.setdefault(id(tensor), []).append(".".join([*parts, key]))
+    by_name = {name: group for group in groups.values() for name in group}
+    return {name: others for name in names if (others := [each for each in by_name.get(name, []) if each != name])}
+
+
+def check_ties(model: nn.Module, state: Iterable[tuple[str, Tensor, Tensor]], trained: Mapping[str, list[str]]) -> None:
+    """Refuse tensors that are tied to others than in training, and would change those or leave them behind.
+
+    Parameters
+    ----------
+    model : nn.Module
+    state : iterable of (str, Tensor, Tensor)
+        Name of each tensor, its place in the model, and the numbers for it.
+    trained : mapping of str to list of str
+        What `tied_tensors` gave of the model in training.
+
+    Raises
+    ------
+    AdapterError
+    """
+    changed = [name for name, place, tensor in state if not torch.equal(place, tensor.to(place))]
+    present = tied_tensors(model, changed)
+    for name in changed:
+        now, then = present.get(name, []), trained.get(name, [])
+        other = next((each for each in now if each not in then), None)
+        if other is not None:
+            raise AdapterError(
+                f"tensor {name!r} is tied to {other!r} in the model, and was not when it was trained; accepted: a "
+                "model in which they are two tensors"
+            )
+        other = next((each for each in then if each not in now), None)
+        if other is not None:
+            raise AdapterError(
+                f"tensor {name!r} was tied to {other!r} when it was trained, and is not in the model; accepted: a "
+                "model in which they are one tensor"
+            )
