@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,9 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
 from lowrank_ldu.adapters.exports.merged_check import check_merged
+from lowrank_ldu.adapters.exports.model_files import copy_files, other_files, refuse_left_over
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
-from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS, export_folder
+from lowrank_ldu.adapters.exports.output import export_folder
 from lowrank_ldu.adapters.exports.tied_weights import separate
 from lowrank_ldu.adapters.exports.updates import base_weight, bound
 from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
@@ -106,12 +106,14 @@ def export_merged(
     """
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
+    # Of a folder, everything else belongs to the model; beside a single file lies anything.
+    others = other_files(base, Path(folder)) if base.path.is_dir() else []
     index = set() if base.index is None else {base.index.name}
+    if base.path.is_dir():
+        refuse_left_over(Path(folder), {*base.files, *index, *map(str, others)})
     with export_folder(adapter, base, folder, {*base.files, *index}, overwrite=overwrite) as out:
         _write(adapter, base, plan, out, force=force, progress=progress)
-        # Of a folder, everything else belongs to the model; beside a single file lies anything.
-        if base.path.is_dir():
-            _copy_others(base, out, Path(folder))
+        copy_files(base, others, out)
         if plan.config is not None:
             (out / CONFIG).write_text(json.dumps(plan.config, indent=2), encoding="utf-8")
         check_merged(adapter, base, plan, out)
@@ -272,25 +274,3 @@ def _write_index(index: Path, folder: Path, added: dict[str, str], size: int) ->
     if isinstance(content.get("metadata"), dict) and "total_size" in content["metadata"]:
         content["metadata"]["total_size"] = size
     (folder / index.name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-def _copy_others(base: BaseCheckpoint, out: Path, target: Path) -> None:
-    """Copy what belongs to the model beside its weights: configuration, tokeniser, code, also of folders in it."""
-    apart = {out.resolve(), target.resolve(), base.root.resolve()}
-    pending = [base.root]
-    while pending:
-        for path in sorted(pending.pop().iterdir()):
-            place = path.relative_to(base.root)
-            if path.name.startswith(".") or path.resolve() in apart:
-                continue  # of version control, of a download or of another export; or a folder seen before
-            if path.is_dir():
-                apart.add(path.resolve())
-                pending.append(path)
-            elif (
-                path.is_file()
-                and str(place) not in base.files
-                and path.name not in ADAPTER_FILES
-                and not path.name.endswith(WEIGHTS)
-            ):
-                (out / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, out / place)

@@ -1,0 +1,88 @@
+"""Files of a model beside its weights: configuration, tokenizer, code, and the folders of further modules."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+
+# Loaded with a model by their names alone, if they are there.
+_LOADED = re.compile(
+    r"config\.json|.*_config\.json|modules\.json|.*\.py|chat_template.*"
+    r"|(tokenizer|vocab|merges|special_tokens|added_tokens|spiece|sentencepiece|source|target)\b.*"
+)
+
+
+def other_files(base: BaseCheckpoint, target: Path) -> list[Path]:
+    """Return what belongs to a model in a folder beside its weights, by paths in the folder.
+
+    Parameters
+    ----------
+    base : BaseCheckpoint
+    target : Path
+        Where the model is to be written, which may be inside.
+
+    Raises
+    ------
+    AdapterError
+        A folder cannot be read.
+    """
+    apart = {target.resolve(), base.root.resolve()}
+    pending, found = [base.root], []
+    try:
+        while pending:
+            folder = pending.pop()
+            for path in sorted(folder.iterdir()):
+                place = path.relative_to(base.root)
+                if path.name.startswith(".") or path.resolve() in apart:
+                    continue  # of version control, of a download or of another export; or a folder seen before
+                if path.is_dir():
+                    apart.add(path.resolve())
+                    if not _is_another_model(path):
+                        pending.append(path)
+                elif path.is_file() and str(place) not in base.files and not _is_model_or_adapter(path):
+                    found.append(place)
+    except (OSError, RuntimeError) as error:  # a circle of links is a RuntimeError
+        raise AdapterError(f"{base.root}: cannot be read ({error})") from error
+    return found
+
+
+def copy_files(base: BaseCheckpoint, places: Iterable[Path], folder: Path) -> None:
+    """Copy files of the base to the same places in a folder."""
+    for place in places:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base.root / place, folder / place)
+
+
+def refuse_left_over(target: Path, written: Iterable[str]) -> None:
+    """Refuse a folder with files of another model that would be loaded with the one that is written into it.
+
+    Raises
+    ------
+    AdapterError
+    """
+    kept = {path.name for path in target.iterdir() if path.is_file()} if target.is_dir() else set()
+    left = sorted(name for name in kept - set(written) if _LOADED.fullmatch(name))
+    if left:
+        raise AdapterError(
+            f"{target}: holds {left[0]}, which the base has not and which would be loaded with what is written; "
+            "accepted: a folder without files of another model"
+        )
+
+
+def _is_model_or_adapter(path: Path) -> bool:
+    return path.name in ADAPTER_FILES or path.name.endswith(WEIGHTS)
+
+
+def _is_another_model(folder: Path) -> bool:
+    """Whether a folder in a model's is another model, in another format, or an adapter, with what belongs to it."""
+    return any(_is_model_or_adapter(path) for path in folder.iterdir())
