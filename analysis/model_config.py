@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.readers.json_file import read_json
+from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import TensorInfo
@@ -92,7 +93,7 @@ class ModelConfig:
     def _read(self, name: str) -> Section | None:
         path = self._folder / name
         try:
-            value = read_json(path, "configuration") if path.is_file() else None
+            value = read_json(path, "configuration", CONFIGURATION, lenient=True) if path.is_file() else None
         except CheckpointError:
             return None
         return Section(value) if isinstance(value, dict) and value else None

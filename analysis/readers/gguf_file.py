@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import library_for, reason_of, refused_as
+from lowrank_ldu.analysis.readers.extra import library_for, refused_as, stored_range
 from lowrank_ldu.analysis.readers.gguf_header import header_of
 
 if TYPE_CHECKING:
@@ -87,17 +87,7 @@ class GgufReader(CheckpointReader):
             ) from error
 
     def _values(self, info: TensorInfo, stored: _Stored) -> np.ndarray:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(stored.start)
-                values = file.read(stored.size)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
-        if len(values) != stored.size:
-            raise CheckpointError(
-                f"{self.path}: tensor {info.name!r} has {stored.size} bytes, of which {len(values)} are left in the "
-                "file; the file has been changed since it was opened"
-            )
+        values = stored_range(self.path, info.name, stored.start, stored.size)
         return np.frombuffer(values, stored.dtype).reshape(stored.shape)
 
 

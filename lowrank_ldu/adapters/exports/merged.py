@@ -18,6 +18,7 @@ from lowrank_ldu.adapters.exports.merged_check import check_merged
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
 from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound
+from lowrank_ldu.adapters.input_files import read_json
 from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.kinds import EmbeddingKind
@@ -324,7 +325,7 @@ def _entry(
 
 
 def _write_index(index: Path, folder: Path, added: dict[str, str], size: int) -> None:
-    content = json.loads(index.read_bytes())
+    content, _ = read_json(index, "an index of safetensors shards")
     content["weight_map"].update(added)
     if isinstance(content.get("metadata"), dict) and "total_size" in content["metadata"]:
         content["metadata"]["total_size"] = size
