@@ -226,6 +226,7 @@ def _written(descriptor: int, start: int, end: int) -> int:
     if not hasattr(os, "SEEK_DATA"):
         return end - start
     written, place = 0, start
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
     try:
         for _ in range(_MOST_PARTS):
             place = os.lseek(descriptor, place, os.SEEK_DATA)
@@ -238,6 +239,8 @@ def _written(descriptor: int, start: int, end: int) -> int:
     except OSError as error:
         # Behind the last data there is none; anything else means that the file system does not tell.
         return written if error.errno == errno.ENXIO else end - start
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)  # which the file's buffer counts on
     return end - start
 
 

@@ -1,6 +1,5 @@
 """Files that may be damaged: JSON that says one thing, ranges that are there, holes."""
 
-import math
 import os
 import subprocess
 import sys
@@ -141,8 +140,12 @@ def test_holes(sparse):
 def test_file_systems_that_do_not_tell_holes(sparse, monkeypatch, error):
     """Of FUSE, say: a file may be whole and take no blocks."""
 
-    def unknown(*_):
-        raise OSError(error, os.strerror(error))
+    lseek = os.lseek
+
+    def unknown(descriptor, place, whence):
+        if whence in {os.SEEK_DATA, os.SEEK_HOLE}:
+            raise OSError(error, os.strerror(error))
+        return lseek(descriptor, place, whence)
 
     monkeypatch.setattr(os, "lseek", unknown)
     check_regular(sparse)

@@ -10,6 +10,9 @@ from lowrank_ldu.analysis.readers.extra import refused_as
 if TYPE_CHECKING:
     from pathlib import Path
 
+# How the weights were quantised stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
+CONFIGURATIONS = ("config.json", "quantize_config.json", "quant_config.json")
+
 
 def read_json(path: Path, what: str, limit: untrusted.Limit, *, lenient: bool = False) -> Any:
     """Return what a JSON file holds.

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import reason_of, refused_as, stored_range
-from lowrank_ldu.untrusted import read_exactly
+from lowrank_ldu.untrusted import check_written, open_regular, read_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +136,13 @@ class NumpyReader(CheckpointReader):
 
     def _unpacked(self, info: TensorInfo, array: _Array) -> bytearray:
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(array.member) as stream:
+            with (
+                open_regular(self.path) as file,
+                zipfile.ZipFile(file) as archive,
+                archive.open(array.member) as stream,
+            ):
+                member = archive.getinfo(array.member)
+                check_written(file, member.header_offset, member.compress_size)
                 read_exactly(stream, array.start)
                 return read_exactly(stream, info.nbytes)
         except _ERRORS as error:

@@ -16,6 +16,7 @@ import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
 from lowrank_ldu.analysis.readers.extra import stored_range
+from lowrank_ldu.untrusted import check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,6 +114,7 @@ class TorchReader(CheckpointReader):
                         self._places = places
                         return content
                     del content
+            check_regular(path)
             return _unpickle(path, "cpu")
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
