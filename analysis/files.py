@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.model_config import CONFIGURATIONS
+from lowrank_ldu.analysis.readers.json_file import CONFIGURATIONS
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import CheckpointReader

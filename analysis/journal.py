@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from lowrank_ldu.analysis.starts import StartChange
 from lowrank_ldu.analysis.strict_json import finite_json, floats_of
 from lowrank_ldu.analysis.survey import TensorResult
 from lowrank_ldu.diagnostics import Diagnostics
+from lowrank_ldu.untrusted import CONFIGURATION, open_regular, strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 FORMAT = "lowrank-ldu journal 3"
 # What every journal begins with, of whatever version: nothing else is opened for writing.
 _BEGINNING = b'{"format":"lowrank-ldu journal'
+# A result has some kilobytes.
+_LINE = CONFIGURATION
 _CHECKSUM = re.compile(rb'(.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
@@ -122,37 +126,49 @@ class Journal:
             raise
 
     def _reopen(self, *, resume: bool) -> None:
-        if not resume:
-            raise JournalError(
-                f"{self.path}: is the journal of an analysis that was not finished; accepted: --resume, to continue "
-                "it, or remove the file"
-            )
         try:
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise JournalError(f"{self.path}: cannot be read (it is no regular file)")
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 beginning = file.read(len(_BEGINNING))
             if beginning not in {b"", _BEGINNING}:
-                raise JournalError(f"{self.path}: is no journal of this version; remove the file to begin anew")
+                raise JournalError(
+                    f"{self.path}: is no journal of an analysis, and stays as it is; accepted: another name, or remove "
+                    "the file"
+                )
+            if not resume:
+                raise JournalError(
+                    f"{self.path}: is the journal of an analysis that was not finished; accepted: --resume, to "
+                    "continue it, or remove the file"
+                )
             self._file = self.path.open("r+b")
             self._continue(self._file)
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be read ({error.strerror})") from error
 
     def _continue(self, file: IO[bytes]) -> None:
-        whole = 0
-        for number, line in enumerate(file):
-            if not line.endswith(b"\n"):
+        whole, names = 0, set()
+        for number in itertools.count():
+            line = file.readline(_LINE.size + 1)
+            # Longer than any line: it is parsed, and refused.
+            if not line.endswith(b"\n") and len(line) <= _LINE.size:
                 break
             try:
-                record = json.loads(line)
+                record = strict_json(line, _LINE)
                 if number == 0:
                     self._check_format(record)
                 _check_sum(line)
                 if number == 0:
                     self._check(record)
                 else:
-                    self.results.append(_result_of(record["result"]))
+                    result = _result_of(record["result"])
+                    if result.name in names:
+                        raise JournalError(
+                            f"{self.path}: line {number + 1} has a second result of {result.name!r}; remove the file "
+                            "to begin anew"
+                        )
+                    names.add(result.name)
+                    self.results.append(result)
                     self.seconds = float(record["seconds"])
             except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
                 if isinstance(error, JournalError):
@@ -164,7 +180,7 @@ class Journal:
         file.seek(whole)
         file.truncate()
         if whole == 0:
-            self._write({"format": FORMAT, **asdict(self._origin)})
+            self._write(_line({"format": FORMAT, **asdict(self._origin)}))
 
     def _check_format(self, record: dict[str, Any]) -> None:
         if record.pop("format", None) != FORMAT:
@@ -188,15 +204,17 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self.path.open("xb")
-                self._write({"format": FORMAT, **asdict(self._origin)})
-            self._write({"result": finite_json(asdict(result)), "seconds": self.seconds + seconds})
+                self._write(_line({"format": FORMAT, **asdict(self._origin)}))
+            line = _line({"result": finite_json(asdict(result)), "seconds": self.seconds + seconds})
+            # Of a name of megabytes, say: it could not be read again, and is done again instead.
+            if len(line) <= _LINE.size:
+                self._write(line)
         except OSError as error:
             raise JournalError(f"{self.path}: cannot be written ({error.strerror})") from error
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, line: bytes) -> None:
         assert self._file is not None  # noqa: S101  # callers opened it
-        text = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
-        self._file.write(b'%s,"crc32":"%08x"}\n' % (text[:-1], zlib.crc32(text)))
+        self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -230,6 +248,11 @@ def lock_journal(path: Path) -> Iterator[None]:
         yield
     finally:
         _let_go(lock)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    text = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
+    return b'%s,"crc32":"%08x"}\n' % (text[:-1], zlib.crc32(text))
 
 
 def _check_sum(line: bytes) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.readers import CheckpointError
-from lowrank_ldu.analysis.readers.json_file import read_json
+from lowrank_ldu.analysis.readers.json_file import CONFIGURATIONS, read_json
+from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import TensorInfo
 
 _MOST_INTEGER = 2**31
-# How the weights were quantised stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
-CONFIGURATIONS = ("config.json", "quantize_config.json", "quant_config.json")
 _CONFIG, *_QUANTISATIONS = CONFIGURATIONS
 
 
@@ -92,8 +91,8 @@ class ModelConfig:
     def _read(self, name: str) -> Section | None:
         path = self._folder / name
         try:
-            value = read_json(path, "configuration") if path.is_file() else None
-        except CheckpointError:
+            value = read_json(path, "configuration", CONFIGURATION, lenient=True) if path.is_file() else None
+        except (CheckpointError, OSError):
             return None
         return Section(value) if isinstance(value, dict) and value else None
 

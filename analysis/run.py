@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.environment import Environment, describe_environment
-from lowrank_ldu.analysis.journal import Journal, Origin
+from lowrank_ldu.analysis.journal import Journal, JournalError, Origin
 from lowrank_ldu.analysis.survey import TensorResult, survey
 from lowrank_ldu.analysis.threads import describe_threads
 from lowrank_ldu.analysis.weights import open_weights
@@ -115,6 +115,12 @@ def analyse_checkpoint(
         else:
             with Journal(journal, Origin.of(reader, options), resume=resume) as kept:
                 results, before = list(kept.results), kept.seconds
+                unknown = [result.name for result in results if result.name not in order]
+                if unknown:
+                    raise JournalError(
+                        f"{journal}: has a result of {unknown[0]!r}, which the checkpoint lacks; remove the file to "
+                        "begin anew"
+                    )
                 for result in survey(reader, options, progress, known=kept.results, engine=engine):
                     results.append(result)
                     if result.analysis is not None:

@@ -19,6 +19,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcnt
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 # Of file systems and systems that cannot exchange two folders.
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
+# Seconds: another process's copies and renames; a lock that is held for longer is something else's.
+_LONGEST_WAIT = 30
 # Of the 255 bytes that a name may have; the rest is for what stands around it.
 _LONGEST_STEM = 200
 
@@ -49,16 +53,19 @@ def whole_folder(target: Path, *, overwrite: bool, otherwise: str = "overwrite=T
         Where the files are to be. Its parent has to exist.
     overwrite : bool
         Whether `target` may hold anything yet. Files of the same names, in folders of the same names too, are then
-        replaced, and new ones get the permissions of the old; others stay. At every moment the folder is the old one
-        or the new one.
+        replaced, and new ones get the permissions of the old, their access lists, and where the system lets this
+        process give files away their owners; other extended attributes are not kept. Others stay. At every moment the
+        folder is the old one or the new one. Of two processes that write to it at once one comes after the other: the
+        folder is the last one's, with what only the first one wrote beside it; without `overwrite` the last one fails.
     otherwise : str
         What the caller's user gives to have files replaced, for the message.
 
     Raises
     ------
     OutputError
-        `target` is not a folder, is not empty (without `overwrite`), is the working folder or holds it, holds a file
-        where a folder is to be or a folder where a file is, or cannot be written.
+        `target` is not a folder, is not empty (without `overwrite`), is the working folder or holds it, is a mount
+        point, lies in a layer of an overlay whose folders cannot be renamed, holds a file where a folder is to be or a
+        folder where a file is, or cannot be written.
     """
     check_target(target, overwrite=overwrite, otherwise=otherwise)
     place = target.resolve() if target.is_symlink() else target.absolute()
@@ -69,14 +76,15 @@ def whole_folder(target: Path, *, overwrite: bool, otherwise: str = "overwrite=T
         raise OutputError(f"{target}: cannot be created ({error.strerror})") from error
     try:
         yield temporary
-        check_target(target, overwrite=overwrite, otherwise=otherwise)  # the work may have taken hours
-        if place.exists():
-            _carry_over(place, temporary)
-            _exchange(temporary, place)
-            # What another process has put into the old folder in the meantime.
-            _carry_over(temporary, place)
-        else:
-            temporary.rename(place)
+        with _alone(place.parent):
+            check_target(target, overwrite=overwrite, otherwise=otherwise)  # the work may have taken hours
+            if place.exists():
+                _carry_over(place, temporary)
+                _exchange(temporary, place)
+                # What another process has put into the old folder in the meantime.
+                _carry_over(temporary, place)
+            else:
+                temporary.rename(place)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
@@ -110,14 +118,50 @@ def check_target(target: Path, *, overwrite: bool, otherwise: str = "overwrite=T
 
 def _check_replaceable(target: Path) -> None:
     """Refuse folders that are not ours to exchange for another one of the same name."""
-    if os.path.ismount(target):
+    mounts = _mounts()
+    if os.path.ismount(target) or str(target.resolve()) in mounts:
         raise OutputError(f"{target}: is a mount point, which cannot be replaced whole; accepted: a folder in it")
+    if not _can_be_renamed(target.resolve(), mounts):
+        raise OutputError(
+            f"{target}: is a folder of a lower layer of an overlay, such as a container's image, which cannot be replaced "
+            "whole; accepted: a new folder"
+        )
     if Path.cwd().is_relative_to(target.resolve()):
         raise OutputError(f"{target}: is the working folder, or holds it, and is replaced whole; accepted: another")
 
 
+def _mounts() -> dict[str, str]:
+    """Return the kind of file system at each mount point; those of folders of the same device included."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return {}
+    return {
+        re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4]): line.partition(" - ")[2].split()[
+            0
+        ]
+        for line in lines
+    }
+
+
+def _can_be_renamed(folder: Path, mounts: dict[str, str]) -> bool:
+    """Whether a folder of an overlay can be; those of lower layers can not, and nothing says which those are."""
+    if next((mounts[str(above)] for above in folder.parents if str(above) in mounts), None) != "overlay":
+        return True
+    # It is asked for what is refused for another reason if not for this one: no folder takes the place of a full one.
+    full = _beside(folder, "tmp")
+    (full / "inner").mkdir(parents=True)
+    try:
+        folder.rename(full)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    finally:
+        shutil.rmtree(full)
+    return True
+
+
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file in one step, when the new content is on disk; it keeps the old one's permissions.
+    """Replace a file in one step, when the new content is on disk; it keeps the old one's permissions and owner.
 
     What a dead process left of the same file is removed.
 
@@ -135,7 +179,7 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
             with contextlib.suppress(FileNotFoundError):
-                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+                _make_like(path, temporary)
             os.replace(temporary, path)  # noqa: PTH105
     finally:
         temporary.unlink(missing_ok=True)
@@ -169,6 +213,22 @@ def _lock(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait, but not for ever, until no other process puts its work into a folder."""
+    if _fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + _LONGEST_WAIT
+        while not _lock(descriptor) and time.monotonic() < end:
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _tidy(place: Path) -> None:
@@ -224,7 +284,7 @@ def _carry_over(old: Path, new: Path) -> None:
             inside.mkdir()
         elif not inside.is_dir():
             raise OutputError(f"{folder}: is a folder where a file is to be")
-        inside.chmod(stat.S_IMODE(Path(folder).stat().st_mode))
+        _make_like(Path(folder), inside)
         links = [name for name in os.listdir(folder) if (Path(folder) / name).is_symlink()]  # noqa: PTH208
         for name in {*files, *links}:
             _carry_file(Path(folder) / name, inside / name)
@@ -235,12 +295,27 @@ def _carry_file(old: Path, new: Path) -> None:
         raise OutputError(f"{old}: is a file where a folder is to be")
     if os.path.lexists(new):
         if old.is_file() and new.is_file():
-            new.chmod(stat.S_IMODE(old.stat().st_mode))
+            _make_like(old, new)
         return
     try:
         os.link(old, new, follow_symlinks=False)
     except OSError:  # not on every file system
         shutil.copy2(old, new, follow_symlinks=False)
+
+
+def _make_like(old: Path, new: Path) -> None:
+    """Give a new file or folder the permissions of the old one, and its owner and access lists where that is allowed."""
+    state, own = old.stat(), new.stat()
+    if hasattr(os, "chown"):
+        for user, group in ((-1, state.st_gid), (state.st_uid, -1)):
+            if (user, group) not in {(-1, own.st_gid), (own.st_uid, -1)}:
+                with contextlib.suppress(OSError):
+                    os.chown(new, user, group)
+    new.chmod(stat.S_IMODE(state.st_mode))
+    if sys.platform == "linux":
+        for name in _ACCESS_LISTS:
+            with contextlib.suppress(OSError):
+                os.setxattr(new, name, os.getxattr(old, name))
 
 
 def _exchange(first: Path, second: Path) -> None:

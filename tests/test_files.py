@@ -262,3 +262,193 @@ def test_nohup_is_respected(tmp_path):
     done = subprocess.run([shutil.which("nohup"), *command], check=False, capture_output=True)
     assert done.returncode == 0
     assert (tmp_path / "out" / "a").read_text() == "half"
+
+
+TOGETHER = """
+import sys, time
+from pathlib import Path
+from lowrank_ldu.files import OutputError, whole_folder
+
+target, name, overwrite = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    for _ in range(20 if overwrite else 1):
+        with whole_folder(target, overwrite=overwrite) as folder:
+            for number in range(30):
+                (folder / str(number)).write_text(name)
+            if not overwrite:
+                time.sleep(0.2)
+except OutputError as error:
+    print(error)
+else:
+    print("written")
+"""
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_processes_that_write_to_one_folder_leave_the_result_of_one(tmp_path, overwrite):
+    target = tmp_path / "out"
+    command = [sys.executable, "-P", "-c", TOGETHER, str(target)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([*command, name, str(overwrite)], **pipes) for name in "abc"]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    said = sorted(writer.communicate()[0].strip() for writer in writers)
+    if overwrite:
+        assert said == ["written"] * 3
+    else:
+        assert [text.partition(";")[0] for text in said] == [f"{target}: is not empty"] * 2 + ["written"]
+    content = content_of(target)
+    assert len(content) == 30
+    assert len(set(content.values())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_of_something_else_is_not_waited_for(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(files, "_LONGEST_WAIT", 0.1)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        replace(tmp_path / "out")
+    finally:
+        os.close(descriptor)
+    assert content_of(tmp_path / "out") == NEW
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
+def test_owners_are_kept_where_that_is_allowed(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    replace(target, OLD)
+    replace_file(tmp_path / "file", b"1")
+    for path in (target, target / "inner", target / "report.html", tmp_path / "file"):
+        os.chown(path, 1234, 2345)
+    (target / "report.html").chmod(0o4711)  # which a change of owner takes away
+    replace(target)
+    replace_file(tmp_path / "file", b"2")
+    for path in (target, target / "inner", target / "report.html", tmp_path / "file"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
+    assert (target / "report.html").stat().st_mode & 0o7777 == 0o4711
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refused)
+    replace(target)
+    assert content_of(target) == CARRIED
+    assert (target / "report.html").stat().st_uid == 0
+
+
+ACCESS = b"\x02\0\0\0" + b"".join(
+    tag.to_bytes(2, "little") + mode.to_bytes(2, "little") + number.to_bytes(4, "little")
+    for tag, mode, number in [
+        (1, 6, 2**32 - 1),
+        (2, 4, 1234),
+        (4, 4, 2**32 - 1),
+        (16, 4, 2**32 - 1),
+        (32, 0, 2**32 - 1),
+    ]
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="there are no extended attributes")
+def test_access_lists_are_kept(tmp_path):
+    replace(tmp_path / "out", OLD)
+    file = tmp_path / "out" / "report.html"
+    try:
+        os.setxattr(file, "system.posix_acl_access", ACCESS)
+    except OSError:
+        pytest.skip("the file system has no access lists")
+    replace(tmp_path / "out")
+    assert file.read_text() == "new"
+    assert os.getxattr(file, "system.posix_acl_access") == ACCESS
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+90 22 254:0 /a {place}/with\\040space rw,relatime shared:1 - ext4 /dev/vda rw
+91 22 0:40 / {place}/layers rw,relatime - overlay overlay rw
+"""
+
+
+def test_mount_points_of_the_same_device(tmp_path, monkeypatch):
+    """Which the numbers of devices do not tell: they are folders of it at another place."""
+    target = tmp_path / "with space"
+    target.mkdir()
+    read_text = Path.read_text
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path, **options: (
+            MOUNTS.format(place=tmp_path) if path.name == "mountinfo" else read_text(path, **options)
+        ),
+    )
+    with pytest.raises(OutputError, match="is a mount point, which cannot be replaced whole; accepted: a folder in it"):
+        check_target(target, overwrite=True)
+    replace(target / "a")
+
+
+def test_folders_of_a_lower_layer(tmp_path, monkeypatch):
+    """A folder of a container's image can be written to, and not be renamed."""
+    target = tmp_path / "layers" / "out"
+    write(target, OLD)
+    monkeypatch.setattr(files, "_mounts", lambda: {"/": "ext4", str(tmp_path / "layers"): "overlay"})
+    check_target(target, overwrite=True)
+    rename = Path.rename
+
+    def no_rename(self, to):
+        if self == target:
+            raise OSError(18, "Invalid cross-device link")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", no_rename)
+    with pytest.raises(OutputError, match="a lower layer of an overlay, .*; accepted: a new folder"):
+        check_target(target, overwrite=True)
+    replace(target.with_name("new"))
+    assert sorted(path.name for path in target.parent.iterdir()) == ["new", "out"]
+    assert content_of(target) == OLD
+
+
+MOUNTED = """
+import subprocess, sys
+from pathlib import Path
+from lowrank_ldu.files import OutputError, whole_folder
+
+place, kind = Path(sys.argv[1]), sys.argv[2]
+for name in ("low/out", "up", "work", "mnt", "bound"):
+    (place / name).mkdir(parents=True)
+layers = ",".join(f"{key}dir={place / name}" for key, name in [("lower", "low"), ("upper", "up"), ("work", "work")])
+subprocess.run(
+    ["mount", "-t", "overlay", "overlay", "-o", layers, place / "mnt"] if kind == "overlay"
+    else ["mount", "--bind", place / "low", place / "bound"],
+    check=True, capture_output=True,
+)
+target = place / ("mnt/out" if kind == "overlay" else "bound")
+try:
+    with whole_folder(target, overwrite=True):
+        pass
+except OutputError as error:
+    print(error)
+new = target.with_name("new")
+for _ in range(2):
+    with whole_folder(new, overwrite=True) as folder:
+        (folder / "a").write_text("a")
+print(*sorted(path.name for path in target.parent.iterdir()))
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a mount namespace")
+@pytest.mark.parametrize(("kind", "message"), [("overlay", "lower layer of an overlay"), ("bind", "is a mount point")])
+def test_real_mounts(tmp_path, kind, message):
+    command = ["unshare", "--mount", sys.executable, "-P", "-c", MOUNTED, str(tmp_path), kind]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode and ("unshare" in done.stderr or "'mount'" in done.stderr):
+        pytest.skip("may not mount")
+    assert done.returncode == 0, done.stderr
+    said, names = done.stdout.splitlines()
+    assert message in said
+    assert names == ("new out" if kind == "overlay" else "bound low mnt new up work")

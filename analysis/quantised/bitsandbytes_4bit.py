@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lowrank_ldu.analysis.model_config import Section
 from lowrank_ldu.analysis.quantised.found import Found, Stored, found, missing, refused
 from lowrank_ldu.analysis.quantised.packing import looked_up
+from lowrank_ldu.untrusted import CONFIGURATION, strict_json
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import TensorInfo
@@ -70,11 +70,11 @@ def _state(name: str, stored: Stored) -> tuple[tuple[int, int], int, int | None,
     if text is None or text.dtype != torch.uint8:
         return f"{name!r} is not a text of JSON that could be read"
     try:
-        state: Any = json.loads(bytes(text.reshape(-1).numpy()))
+        state = strict_json(text.reshape(-1).numpy().tobytes(), CONFIGURATION)
         rows, columns = (Section({"size": size}).integer("size") for size in state["shape"])
         block = Section(state).integer("blocksize")
         offset = float(state.get("nested_offset", 0.0))
-    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         return f"{name!r} is not the JSON of a matrix ({type(error).__name__})"
     if rows is None or columns is None or block is None or not math.isfinite(offset):
         return f"{name!r} says a shape, a block size or an offset that no matrix has"

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.lora_folder import LoraReader, lora_config
 from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
 from lowrank_ldu.analysis.readers.sharded_index import INDEX_SUFFIXES, open_index
@@ -45,10 +46,13 @@ def open_directory(path: Path) -> CheckpointReader:
     CheckpointError
         If there is none of these, or if what is there cannot be read.
     """
-    config = lora_config(path)
-    reader = _open_own_files(path)
-    if reader is None:
-        reader = _open_subdirectories(path)
+    try:
+        config = lora_config(path)
+        reader = _open_own_files(path)
+        if reader is None:
+            reader = _open_subdirectories(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: the directory cannot be read ({reason_of(error)})") from error
     return reader if config is None else LoraReader(path, config, reader)
 
 
@@ -76,8 +80,13 @@ def _open_own_files(path: Path) -> MultiFileReader | None:
 def _open_subdirectories(path: Path) -> MultiFileReader:
     stored: dict[str, TensorInfo] = {}
     ignored: dict[str, str] = {}
+    closed: dict[str, str] = {}
     for folder in _entries(path):
-        reader = _open_own_files(folder) if folder.is_dir() else None
+        try:
+            reader = _open_own_files(folder) if folder.is_dir() else None
+        except PermissionError as error:
+            closed[f"{folder.name}/"] = f"folder that cannot be read ({reason_of(error)})"
+            continue
         if reader is None:
             continue
         with reader:
@@ -88,15 +97,13 @@ def _open_subdirectories(path: Path) -> MultiFileReader:
         raise CheckpointError(
             f"{path}: no checkpoint among its {len(_entries(path))} files and folders; looked for {looked_for}, "
             f"other than {', '.join(_NOT_MODELS)}, and for folders with them"
+            + (f"; {len(closed)} folders cannot be read, {next(iter(closed))} among them" if closed else "")
         )
-    return MultiFileReader(path, stored, ignored)
+    return MultiFileReader(path, stored, ignored | closed)
 
 
 def _entries(path: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise CheckpointError(f"{path}: the directory cannot be listed ({error.strerror})") from error
+    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
 
 
 def _find_index(files: list[Path], suffix: str, preferred: str) -> Path | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, likely_cause
+from lowrank_ldu.untrusted import ShortFileError, read_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +51,24 @@ def refused_as(path: Path, what: str, errors: tuple[type[Exception], ...]) -> It
     except errors as error:
         reason = reason_of(error)
         raise CheckpointError(f"{path}: not a readable {what} ({reason}); {likely_cause(path)}") from error
+
+
+def stored_range(path: Path, name: str, start: int, size: int) -> bytearray:
+    """Return the bytes of a tensor, read from the range of a file that they are in.
+
+    Raises
+    ------
+    CheckpointError
+        The file ends before them, cannot be read, or has a hole where they are said to be.
+    """
+    try:
+        return read_range(path, start, size)
+    except ShortFileError as error:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} {error}; the file has been changed since it was opened"
+        ) from error
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({reason_of(error)})") from error
 
 
 def reason_of(error: BaseException) -> str:

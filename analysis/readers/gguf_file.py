@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import library_for, reason_of, refused_as
+from lowrank_ldu.analysis.readers.extra import library_for, refused_as, stored_range
 from lowrank_ldu.analysis.readers.gguf_header import header_of
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class GgufReader(CheckpointReader):
 
     The library is given the header alone, in a file of its own. Values are read when they are asked for.
 
+    Of files whose byte order is not this machine's the numbers of one size are read. Blocks and bfloat16 are not: the
+    gguf library's writer leaves their bytes as they are, its converter turns them, and nothing says which it was.
+
     Shapes are given with the slowest axis first, as torch's are: GGUF lists the fastest first.
 
     Parameters
@@ -63,10 +66,16 @@ class GgufReader(CheckpointReader):
     def __init__(self, path: Path) -> None:
         self._library = library_for(path, "gguf")
         with refused_as(path, "GGUF file", _ERRORS):
-            stored = _described(self._library, path)
-            self._stored = {tensor.name: tensor for tensor in stored}
-            tensors = [_info(tensor, path) for tensor in stored]
-        super().__init__(path, tensors, {})
+            stored, swapped = _described(self._library, path)
+            ignored = {
+                tensor.name: f"{tensor.kind.name} tensor in a file of the other byte order; accepted: F16, F32 and the "
+                "like, or a model that is converted for this machine"
+                for tensor in stored
+                if swapped and tensor.dtype == np.uint8
+            }
+            self._stored = {tensor.name: tensor for tensor in stored if tensor.name not in ignored}
+            tensors = [_info(tensor, path) for tensor in self._stored.values()]
+        super().__init__(path, tensors, ignored)
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         stored = self._stored[info.name]
@@ -87,22 +96,15 @@ class GgufReader(CheckpointReader):
             ) from error
 
     def _values(self, info: TensorInfo, stored: _Stored) -> np.ndarray:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(stored.start)
-                values = file.read(stored.size)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
-        if len(values) != stored.size:
-            raise CheckpointError(
-                f"{self.path}: tensor {info.name!r} has {stored.size} bytes, of which {len(values)} are left in the "
-                "file; the file has been changed since it was opened"
-            )
+        values = stored_range(self.path, info.name, stored.start, stored.size)
         return np.frombuffer(values, stored.dtype).reshape(stored.shape)
 
 
-def _described(library: Any, path: Path) -> list[_Stored]:
-    """Have the library say where each tensor is: of the header, at the beginning of a file as long as this one."""
+def _described(library: Any, path: Path) -> tuple[list[_Stored], bool]:
+    """Have the library say where each tensor is, and whether bytes are in the other order.
+
+    It is given the header, at the beginning of a file as long as this one.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         header = header_of(file, size)
@@ -110,8 +112,8 @@ def _described(library: Any, path: Path) -> list[_Stored]:
         copy.write(header)
         copy.truncate(size)  # a hole, which takes no room
         copy.flush()
-        tensors = library.GGUFReader(copy.name).tensors
-        return [
+        reader = library.GGUFReader(copy.name)
+        tensors = [
             _Stored(
                 tensor.name,
                 tensor.tensor_type,
@@ -121,8 +123,9 @@ def _described(library: Any, path: Path) -> list[_Stored]:
                 tensor.data.dtype,
                 tensor.data.shape,
             )
-            for tensor in tensors
+            for tensor in reader.tensors
         ]
+        return tensors, reader.byte_order == "S"
 
 
 def _info(tensor: _Stored, path: Path) -> TensorInfo:

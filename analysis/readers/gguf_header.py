@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
+from lowrank_ldu.untrusted import read_exactly
+
 # Bytes of a value, by the format's number of its type: of a string the length of its text.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 8: 8, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
@@ -105,9 +107,7 @@ class _Walk:
     def _take(self, count: int) -> bytes:
         if count > self._left:
             raise ValueError(f"{count} bytes are said to follow, with {self._left} left")
-        part = self._file.read(count)
-        if len(part) != count:
-            raise ValueError("the file ends in its header")
+        part = bytes(read_exactly(self._file, count))
         self._left -= count
         self._parts.append(part)
         return part

@@ -11,6 +11,7 @@ import torch
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import library_for, reason_of, refused_as
 from lowrank_ldu.analysis.readers.numpy_file import torch_name
+from lowrank_ldu.untrusted import check_written, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,8 @@ _ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}
 _ORDER_TRANSPOSED = (2, 3, 0, 1)
 # Of what is stored: deflate reaches 1,032.
 _MOST_INFLATED = 1100
+# Far deeper than any model nests its layers.
+_MOST_DEPTH = 64
 _ERRORS = (AttributeError, KeyError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
@@ -59,24 +62,41 @@ class Hdf5Reader(CheckpointReader):
         """Yield the datasets below a group, in the order of their names, or why something is none to load."""
         for key in group:
             name = f"{prefix}{key}"
-            if not isinstance(group.get(key, getlink=True), self._library.HardLink):
-                yield name, "link, which may lead out of the file"
-                continue
-            item = group[key]
-            # Hard links can make a group its own member.
-            address = self._address(item)
-            if address in seen:
-                yield name, "already listed under another name"
-                continue
-            seen.add(address)
-            if isinstance(item, self._library.Group):
+            try:
+                item = self._member(group, key, seen)
+            except _ERRORS as error:  # one that is damaged takes no other with it
+                item = f"member that cannot be read ({reason_of(error)})"
+            if not isinstance(item, self._library.Group):
+                yield name, item
+            elif name.count("/") >= _MOST_DEPTH:
+                yield name, f"group in more than {_MOST_DEPTH} others"
+            else:
                 yield from self._walk(item, f"{name}/", seen)
-            elif isinstance(item, self._library.Dataset):
-                yield name, what if (what := _not_a_tensor(item)) is not None else item
+
+    def _member(self, group: Any, key: str, seen: set[Any]) -> Any:
+        """Return a group, a dataset that is a tensor, or why something is neither."""
+        if not isinstance(group.get(key, getlink=True), self._library.HardLink):
+            return "link, which may lead out of the file"
+        item = group[key]
+        # Hard links can make a group its own member.
+        address = self._address(item)
+        if address in seen:
+            return "already listed under another name"
+        seen.add(address)
+        if isinstance(item, self._library.Group):
+            return item
+        if not isinstance(item, self._library.Dataset):
+            return "named type"
+        return what if (what := _not_a_tensor(item)) is not None else item
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         try:
-            values = self._file[info.name][()]
+            dataset = self._file[info.name]
+            start = dataset.id.get_offset()
+            if start is not None:
+                with open_regular(self.path) as file:
+                    check_written(file, start, info.nbytes)
+            values = dataset[()]
         except _ERRORS as error:
             raise CheckpointError(f"{self.path}: dataset {info.name!r} cannot be read ({reason_of(error)})") from error
         if info.dtype == "bfloat16":

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu.analysis.readers.json_file import CONFIGURATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PREFIX = "hf://"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-# Beside the weights: what says that a folder is an adapter's.
-_CONFIGS = ("adapter_config.json",)
+# Beside the weights: what says that a folder is an adapter's, and how weights are fused or quantised.
+_CONFIGS = ("adapter_config.json", *CONFIGURATIONS)
 _SAFETENSORS = (".safetensors", ".safetensors.index.json")
 _TORCH = (".bin", ".bin.index.json", ".pt", ".pth")
 
@@ -60,7 +62,12 @@ def fetch(name: str) -> Path:
         files = [file.rfilename for file in information.siblings or ()]
         # The commit, so that nothing changes between the list and the files.
         return Path(
-            huggingface_hub.snapshot_download(repository, revision=information.sha, allow_patterns=_wanted(files, name))
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=information.sha,
+                # Names may hold what patterns are made of.
+                allow_patterns=[glob.escape(file) for file in _wanted(files, name)],
+            )
         )
     except CheckpointError:
         raise
@@ -73,7 +80,7 @@ def fetch(name: str) -> Path:
 
 
 def _wanted(files: Iterable[str], name: str) -> list[str]:
-    """Return the files of a repository that hold weights, in one format, and the configurations of adapters."""
+    """Return the files of a repository that hold weights, in one format, and the configurations beside them."""
     files = list(files)
     for suffixes in (_SAFETENSORS, _TORCH):
         weights = [file for file in files if file.endswith(suffixes)]

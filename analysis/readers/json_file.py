@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.readers.base import CheckpointError
+from lowrank_ldu import untrusted
 from lowrank_ldu.analysis.readers.extra import refused_as
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The index of a million tensors is not half as large.
-_MOST_BYTES = 2**28
+# How the weights were quantised stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
+CONFIGURATIONS = ("config.json", "quantize_config.json", "quant_config.json")
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, what: str, limit: untrusted.Limit, *, lenient: bool = False) -> Any:
     """Return what a JSON file holds.
 
     Parameters
@@ -23,15 +22,13 @@ def read_json(path: Path, what: str) -> Any:
     path : pathlib.Path
     what : str
         What the file is expected to be, for the message.
+    limit, lenient
+        As for `lowrank_ldu.untrusted.strict_json`.
 
     Raises
     ------
     CheckpointError
-        It cannot be read, is larger than 256 MiB, or is not JSON.
+        It cannot be read, is too large, or is no JSON that says one thing.
     """
-    with refused_as(path, what, (OSError, RecursionError, ValueError)):
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise CheckpointError(f"{path}: is larger than {_MOST_BYTES} bytes; accepted: a {what} of at most that")
-        return json.loads(content)
+    with refused_as(path, what, (OSError, ValueError)):
+        return untrusted.read_json(path, limit, lenient=lenient)

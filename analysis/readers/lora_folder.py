@@ -10,6 +10,7 @@ from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader,
 from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.json_file import read_json
 from lowrank_ldu.patterns import matches_end
+from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,7 @@ def lora_config(path: Path) -> dict[str, Any] | None:
     file = path / _CONFIG
     if not file.is_file():
         return None
-    config = read_json(file, "JSON file")
+    config = read_json(file, "JSON file", CONFIGURATION)
     if not isinstance(config, dict):
         raise CheckpointError(f"{file}: holds a {type(config).__name__}; accepted: an object with PEFT's options")
     return config if config.get("peft_type") == "LORA" else None

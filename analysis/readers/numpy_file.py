@@ -14,7 +14,8 @@ import torch
 from numpy.lib import format as npy
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import reason_of, refused_as
+from lowrank_ldu.analysis.readers.extra import reason_of, refused_as, stored_range
+from lowrank_ldu.untrusted import check_written, open_regular, read_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,24 +127,26 @@ class NumpyReader(CheckpointReader):
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         array = self._arrays[info.name]
-        try:
-            if array.member:
-                with zipfile.ZipFile(self.path) as archive, archive.open(array.member) as stream:
-                    stream.read(array.start)
-                    values = stream.read(info.nbytes)
-            else:
-                with self.path.open("rb") as stream:
-                    stream.seek(array.start)
-                    values = stream.read(info.nbytes)
-        except _ERRORS as error:
-            raise CheckpointError(f"{self.path}: array {info.name!r} cannot be read ({reason_of(error)})") from error
-        if len(values) != info.nbytes:
-            raise CheckpointError(
-                f"{self.path}: array {info.name!r} has {info.nbytes} bytes, of which {len(values)} are left in the "
-                "file; it is damaged, or has been changed since it was opened"
-            )
+        if array.member:
+            values = self._unpacked(info, array)
+        else:
+            values = stored_range(self.path, info.name, array.start, info.nbytes)
         flat = np.frombuffer(values, array.dtype).astype(array.dtype.newbyteorder("="))
         return torch.from_numpy(flat.reshape(info.shape, order="F" if array.fortran else "C"))
+
+    def _unpacked(self, info: TensorInfo, array: _Array) -> bytearray:
+        try:
+            with (
+                open_regular(self.path) as file,
+                zipfile.ZipFile(file) as archive,
+                archive.open(array.member) as stream,
+            ):
+                member = archive.getinfo(array.member)
+                check_written(file, member.header_offset, member.compress_size)
+                read_exactly(stream, array.start)
+                return read_exactly(stream, info.nbytes)
+        except _ERRORS as error:
+            raise CheckpointError(f"{self.path}: array {info.name!r} cannot be read ({reason_of(error)})") from error
 
 
 def torch_name(dtype: np.dtype) -> str | None:

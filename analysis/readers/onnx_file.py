@@ -83,6 +83,7 @@ class OnnxReader(CheckpointReader):
             return f"type {tensor.data_type}"
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
+        self._check_length(info)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of keys that are not known; what matters is refused
@@ -95,6 +96,20 @@ class OnnxReader(CheckpointReader):
         if info.dtype == "bfloat16":
             return torch.from_numpy(values.view("int16").copy()).view(torch.bfloat16)
         return torch.from_numpy(values.copy())
+
+    def _check_length(self, info: TensorInfo) -> None:
+        """Refuse values apart that are more or fewer than the tensor's: the library reads as many as it is told."""
+        tensor = self._stored[info.name]
+        if tensor.data_location != self._onnx.TensorProto.EXTERNAL:
+            return
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        if "length" not in said:  # it would be all of the file
+            tensor.external_data.add(key="length", value=str(info.nbytes))
+        elif said["length"] != str(info.nbytes):
+            raise CheckpointError(
+                f"{self.path}: tensor {info.name!r} cannot be read (it has {info.nbytes} bytes, and is said to have "
+                f"{said['length']!r} in another file)"
+            )
 
     def close(self) -> None:
         """Let go of the model."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import reason_of, refused_as
+from lowrank_ldu.analysis.readers.extra import refused_as, stored_range
+from lowrank_ldu.untrusted import safetensors_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,12 +57,9 @@ class SafetensorsReader(CheckpointReader):
             # whole file as private memory, which Linux refuses for a file larger than the machine's memory.
             with safe_open(path, framework="numpy"):
                 pass
-            with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+            header, values = safetensors_header(path)
         entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        self._starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in entries}
+        self._starts = {name: values + entry["data_offsets"][0] for name, entry in entries}
         tensors = []
         for name, entry in entries:
             start, end = entry["data_offsets"]
@@ -80,16 +76,5 @@ class SafetensorsReader(CheckpointReader):
             )
         if info.nbytes == 0:
             return torch.empty(info.shape, dtype=dtype)
-        values = bytearray(info.nbytes)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._starts[info.name])
-                count = file.readinto(values)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
-        if count != info.nbytes:
-            raise CheckpointError(
-                f"{self.path}: tensor {info.name!r} has {info.nbytes} bytes, of which {count} are left in the file; "
-                "the file has been changed since it was opened"
-            )
+        values = stored_range(self.path, info.name, self._starts[info.name], info.nbytes)
         return torch.frombuffer(values, dtype=dtype).reshape(info.shape)

@@ -9,6 +9,7 @@ from lowrank_ldu.analysis.readers.base import CheckpointError
 from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.json_file import read_json
 from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
+from lowrank_ldu.untrusted import LISTING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,7 @@ def _some(names: list[str]) -> str:
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
-    index = read_json(path, "JSON index")
+    index = read_json(path, "JSON index", LISTING)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import reason_of
+from lowrank_ldu.analysis.readers.extra import stored_range
+from lowrank_ldu.untrusted import check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,6 +114,7 @@ class TorchReader(CheckpointReader):
                         self._places = places
                         return content
                     del content
+            check_regular(path)
             return _unpickle(path, "cpu")
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
@@ -131,18 +133,7 @@ class TorchReader(CheckpointReader):
                 f"{self.path}: tensor {info.name!r} is said to end at byte {first + nbytes} of its storage, which has "
                 f"{stored} bytes"
             )
-        values = bytearray(nbytes)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(start + first)
-                read = file.readinto(values)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
-        if read != nbytes:
-            raise CheckpointError(
-                f"{self.path}: tensor {info.name!r} has {nbytes} bytes, of which {read} are left in the file; "
-                "the file has been changed since it was opened"
-            )
+        values = stored_range(self.path, info.name, start + first, nbytes)
         return torch.frombuffer(values, dtype=value.dtype).as_strided(info.shape, value.stride())
 
     def close(self) -> None:

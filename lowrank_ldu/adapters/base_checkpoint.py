@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.adapters.errors import AdapterError
-from lowrank_ldu.adapters.input_files import check_regular, one_line, parsed_json, read_file
+from lowrank_ldu.adapters.input_files import check_regular, one_line, read_json
 from lowrank_ldu.adapters.tensor_stream import entries_of, read_entry, torch_dtype
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _found_file(path: Path) -> Path:
 
 
 def _shards(index: Path) -> list[str]:
-    content = parsed_json(index, read_file(index, "an index of safetensors shards"))
+    content, _ = read_json(index, "an index of safetensors shards")
     try:
         names = set(content["weight_map"].values())
     except (KeyError, AttributeError, TypeError) as error:

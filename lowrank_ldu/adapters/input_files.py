@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import stat
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from lowrank_ldu import untrusted
 from lowrank_ldu.adapters.errors import AdapterError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-# The index of a million tensors is not half as large.
-_LARGEST_JSON = 2**28
-# Larger files that take less than half of their size on disk were not written whole.
-_SPARSE_FROM = 2**30
 
 
 def check_regular(path: Path, accepted: str) -> None:
@@ -29,18 +22,13 @@ def check_regular(path: Path, accepted: str) -> None:
         Or there is no such file.
     """
     try:
-        state = path.stat()
+        untrusted.check_regular(path)
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: {_reason(error)}; accepted: {accepted}") from error
-    if not stat.S_ISREG(state.st_mode):
-        raise AdapterError(f"{path}: is no regular file; accepted: {accepted}")
-    blocks = getattr(state, "st_blocks", None)
-    if state.st_size > _SPARSE_FROM and blocks is not None and 512 * blocks < state.st_size // 2:
-        raise AdapterError(f"{path}: is {state.st_size} bytes long and mostly holes; accepted: a file that is whole")
 
 
-def read_file(path: Path, accepted: str) -> bytes:
-    """Return the bytes of a safetensors or a JSON file, of which the latter may have 256 MiB.
+def read_tensors(path: Path, accepted: str) -> bytes:
+    """Return the bytes of a safetensors file.
 
     Parameters
     ----------
@@ -51,20 +39,35 @@ def read_file(path: Path, accepted: str) -> bytes:
     Raises
     ------
     AdapterError
-        It cannot be read, or is too large.
+        It cannot be read, or is no such file.
     """
     check_regular(path, accepted)
-    tensors = path.name.endswith(".safetensors")
-    if tensors:
-        check_safetensors(path)
+    check_safetensors(path)
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            content = file.read() if tensors else file.read(_LARGEST_JSON + 1)
+        with untrusted.open_regular(path) as file:
+            return file.read()
     except (OSError, MemoryError) as error:
         raise AdapterError(f"{path}: {_reason(error)}; accepted: {accepted}") from error
-    if not tensors and len(content) > _LARGEST_JSON:
-        raise AdapterError(f"{path}: is larger than {_LARGEST_JSON} bytes; accepted: a configuration")
-    return content
+
+
+def read_json(path: Path, accepted: str) -> tuple[Any, bytes]:
+    """Return what a JSON file of tensors or layers says, and its bytes.
+
+    Raises
+    ------
+    AdapterError
+        It cannot be read, is too large, or is no JSON that says one thing.
+    """
+    check_regular(path, accepted)
+    try:
+        with untrusted.open_regular(path) as file:
+            text = file.read(untrusted.LISTING.size + 1)
+    except (OSError, MemoryError) as error:
+        raise AdapterError(f"{path}: {_reason(error)}; accepted: {accepted}") from error
+    try:
+        return untrusted.strict_json(text, untrusted.LISTING), text
+    except ValueError as error:
+        raise AdapterError(f"{path}: not JSON that can be read ({one_line(error)}); accepted: {accepted}") from error
 
 
 def check_safetensors(path: Path) -> None:
@@ -78,30 +81,12 @@ def check_safetensors(path: Path) -> None:
         ) from error
 
 
-def parsed_json(path: Path, text: bytes) -> Any:
-    """Return what strict JSON says; numbers that are not finite are none.
-
-    Raises
-    ------
-    AdapterError
-        It is no JSON, or too deep.
-    """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number of JSON's")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path}: not JSON ({one_line(error)})") from error
-
-
 def metadata_in(data: bytes) -> dict[str, str]:
     """Return the texts that a safetensors file in memory has beside its tensors; none if it is damaged."""
     length = int.from_bytes(data[:8], "little")
     try:
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__")
-    except (AttributeError, ValueError, RecursionError):
+        metadata = untrusted.strict_json(data[8 : 8 + length], untrusted.HEADER).get("__metadata__")
+    except (AttributeError, ValueError):
         return {}
     known = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     return metadata if known else {}
@@ -110,11 +95,6 @@ def metadata_in(data: bytes) -> dict[str, str]:
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line, and its kind where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    # A pipe that has taken the file's place since it was looked at.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _reason(error: BaseException) -> str:

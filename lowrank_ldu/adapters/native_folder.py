@@ -9,7 +9,7 @@ from safetensors.torch import load
 
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
-from lowrank_ldu.adapters.input_files import one_line, parsed_json, read_file
+from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE
 from lowrank_ldu.adapters.records import check_numbers, checked_record
 from lowrank_ldu.adapters.seal import copy_in, is_sealed
@@ -73,8 +73,8 @@ def _ties(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dic
 def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = folder / CONFIG_FILE
     accepted = f"a folder with {WEIGHTS_FILE} and {CONFIG_FILE}, or what PEFT's save_pretrained wrote"
-    text, data = (read_file(folder / name, accepted) for name in (CONFIG_FILE, WEIGHTS_FILE))
-    config = parsed_json(path, text)
+    config, text = read_json(path, accepted)
+    data = read_tensors(folder / WEIGHTS_FILE, accepted)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise AdapterError(f"{path}: not the configuration of a LoLDU adapter; accepted: format {FORMAT!r}")
     if type(config.get("version")) is not int or config["version"] != VERSION:

@@ -9,7 +9,7 @@ from safetensors.torch import load
 
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
-from lowrank_ldu.adapters.input_files import one_line, parsed_json, read_file
+from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
 from lowrank_ldu.adapters.records import check_numbers, checked_record
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 from lowrank_ldu.patterns import PatternError, matches_end
@@ -40,8 +40,8 @@ def read_peft(folder: Path) -> AdapterFile:
         A file is missing or damaged, or is of another method.
     """
     path, accepted = folder / PEFT_CONFIG, f"a folder with {PEFT_CONFIG} and {PEFT_WEIGHTS}"
-    config = parsed_json(path, read_file(path, accepted))
-    data = read_file(folder / PEFT_WEIGHTS, accepted)
+    config, _ = read_json(path, accepted)
+    data = read_tensors(folder / PEFT_WEIGHTS, accepted)
     try:
         tensors = load(data)
     except Exception as error:  # of dtypes that torch has not, a bare KeyError

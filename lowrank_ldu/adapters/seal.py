@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save
 
 from lowrank_ldu.adapters.input_files import metadata_in
+from lowrank_ldu.untrusted import LISTING, strict_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +20,6 @@ _KEY = "config_sha256"
 _DIGITS = 64
 # Of the metadata of the weights' file: the SHA-256 of the file less its own digits, and the configuration.
 _COPY, _NO_DIGEST = "adapter", "?" * _DIGITS
-# A thousand times what a large model's layers take.
-_MOST_BYTES = 2**26
 
 
 def sealed(config: dict[str, Any]) -> bytes:
@@ -57,8 +56,8 @@ def copy_in(data: bytes) -> dict[str, Any] | None:
     if len(digest) != _DIGITS or hashlib.sha256(data.replace(digest.encode(), b"", 1)).hexdigest() != digest:
         return None
     try:
-        config = json.loads(zlib.decompressobj().decompress(base64.b85decode(copy), _MOST_BYTES))
-    except (ValueError, RecursionError, zlib.error):
+        config = strict_json(zlib.decompressobj().decompress(base64.b85decode(copy), LISTING.size), LISTING)
+    except (ValueError, zlib.error):
         return None
     return config if isinstance(config, dict) else None
 

@@ -12,13 +12,15 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.input_files import one_line
+from lowrank_ldu.untrusted import ShortFileError, range_parts, safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 # https://huggingface.co/docs/safetensors: the header's length, the header, the tensors' bytes without gaps.
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
-_CHUNK = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,10 @@ def entries_of(path: Path) -> dict[str, Entry]:
     """
     try:
         # The library refuses what is damaged: gaps, overlaps, a header that is too long.
-        with safe_open(path, framework="pt"), path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
+        with safe_open(path, framework="pt"):
+            header, start = safetensors_header(path)
     except (OSError, SafetensorError, ValueError) as error:
-        raise AdapterError(f"{path}: not a safetensors file ({error})") from error
-    header.pop("__metadata__", None)
-    start = _LENGTH_BYTES + length
+        raise AdapterError(f"{path}: not a safetensors file ({one_line(error)})") from error
     entries = {}
     for name, said in header.items():
         first, last = said["data_offsets"]
@@ -212,14 +210,12 @@ def write_tensors(path: Path, entries: Iterable[Entry], metadata: dict[str, str]
 
 
 def _read(path: Path, start: int, size: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while size:
-            chunk = file.read(min(size, _CHUNK))
-            if not chunk:
-                raise AdapterError(f"{path}: the file has become shorter since it was opened")
-            size -= len(chunk)
-            yield chunk
+    try:
+        yield from range_parts(path, start, size)
+    except ShortFileError as error:
+        raise AdapterError(f"{path}: the file has become shorter since it was opened") from error
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read ({one_line(error)})") from error
 
 
 def _digest(entry: Entry) -> bytes:

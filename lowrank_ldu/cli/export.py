@@ -71,7 +71,7 @@ def export(
         source = read_adapter(adapter)
         checkpoint = BaseCheckpoint(_base_of(source) if base is None else base)
         with warnings.catch_warnings():
-            warnings.simplefilter("always", UserWarning)  # each of what --force let pass
+            warnings.simplefilter("always", UserWarning)
             lines = _export(
                 to, source, checkpoint, out,
                 compress=compress, keep_module_dtype=keep_module_dtype, force=force, overwrite=overwrite,

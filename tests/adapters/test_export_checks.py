@@ -310,15 +310,20 @@ def test_what_is_copied_beside_the_weights(tmp_path):
     (base / "1_Pooling").mkdir(parents=True)
     (base / ".cache").mkdir()
     (base / "onnx").mkdir()
+    (base / "2_Dense").mkdir()
+    (base / "earlier").mkdir()
+    (base / "modules.json").write_text('[{"idx": 0, "path": ""}, {"idx": 2, "path": "2_Dense"}]')
     save_file(state_of(model), base / "weights.st")
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(model.state_dict(), "weights.st")}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    for name in ("tokenizer.json", "1_Pooling/config.json", "README.md"):
+    for name in ("tokenizer.json", "1_Pooling/config.json", "README.md", "2_Dense/model.safetensors"):
         (base / name).write_text("{}")
     for name in (
         "pytorch_model.bin",
         "onnx/model.onnx",
         "onnx/model.onnx_data",
+        "earlier/adapter_config.json",
+        "earlier/README.md",
         ".cache/x.json",
         "adapter_config.json",
     ):
@@ -330,13 +335,31 @@ def test_what_is_copied_beside_the_weights(tmp_path):
     export(tmp_path, "base")
     out = tmp_path / "out"
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == [
-        "1_Pooling/config.json", "README.md", "model.safetensors.index.json", "tokenizer.json", "weights.st",
+        "1_Pooling/config.json", "2_Dense/model.safetensors", "README.md", "model.safetensors.index.json",
+        "modules.json", "tokenizer.json", "weights.st",
     ]  # fmt: skip
     written = load_file(out / "weights.st")
     torch.testing.assert_close(written["head.0.weight"], Net().head[0].weight.detach() + updates["head.0.weight"])
     assert json.loads((out / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == sum(
         tensor.nbytes for tensor in written.values()
     )
+
+
+@pytest.mark.parametrize("left", ["tokenizer.json", "vocab.txt", "config.json", "modeling.py", "chat_template.jinja"])
+def test_files_of_another_model_do_not_stay_beside_the_new_one(tmp_path, left):
+    model, base = Net(), tmp_path / "base"
+    base.mkdir()
+    save_file(state_of(model), base / "model.safetensors")
+    adapted(model, ["head.0"], tmp_path / "adapter")
+    (tmp_path / "out").mkdir()
+    for name in (left, "notes.txt"):
+        (tmp_path / "out" / name).write_text("{}")
+    with pytest.raises(AdapterError, match=rf"holds {left}, which the base has not"):
+        export(tmp_path, "base", overwrite=True)
+    (base / left).write_text("{ }")
+    export(tmp_path, "base", overwrite=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {left, "notes.txt", "model.safetensors"}
+    assert (tmp_path / "out" / left).read_text() == "{ }"
 
 
 @pytest.mark.parametrize("case", ["base", "base by a link", "adapter", "adapter by a link", "above", "link to a file"])

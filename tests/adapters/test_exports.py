@@ -1,6 +1,7 @@
 """Exports: what plain PEFT, plain safetensors and plain PyTorch make of them."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -248,8 +249,18 @@ def test_another_base_and_what_force_lets_pass(tmp_path):
     with pytest.raises(AdapterError, match=r"layer 'first': the weight is not the one .* differs, by 0\.3 %"):
         export_merged(*arguments)
     assert list((tmp_path / "out").iterdir()) == []
-    with pytest.warns(UserWarning, match="layer 'first': the weight is not the one"):
-        export_merged(*arguments, force=True)
+    save_file({name: tensor.half() for name, tensor in Mixed().state_dict().items()}, tmp_path / "half.safetensors")
+    for base, message in (
+        ("other.safetensors", r"layer 'first': the weight is not the one"),
+        # Several layers are one warning, of the worst of them.
+        ("half.safetensors", r"the weight is not the one .* \(and \d more layers, by no more than that\)"),
+    ):
+        for write in (export_merged, export_lora, export_delta):
+            with pytest.warns(UserWarning) as warned:
+                write(arguments[0], BaseCheckpoint(tmp_path / base), tmp_path / f"{write.__name__} {base}", force=True)
+            texts = [str(each.message) for each in warned if "trained whole" not in str(each.message)]
+            assert len(texts) == 1
+            assert re.search(message, texts[0])
     del other["first.weight"]
     save_file(other, tmp_path / "other.safetensors")
     arguments = read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "other.safetensors"), tmp_path / "out"

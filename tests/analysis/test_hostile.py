@@ -372,4 +372,4 @@ def test_any_adapter(tmp_path_factory, tensors, config):
             results = list(survey(reader, OPTIONS))
             assert len(results) == len(reader.tensors) + len(reader.ignored)
     except CheckpointError as error:
-        assert "lora_alpha or alpha_pattern" in str(error)  # noqa: PT017
+        assert "lora_alpha or alpha_pattern" in str(error) or "is no finite number" in str(error)  # noqa: PT017

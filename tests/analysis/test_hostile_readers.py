@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +13,20 @@ import torch
 from safetensors.torch import save_file
 from weights import weight
 
+from lowrank_ldu import untrusted
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
 
 gguf = pytest.importorskip("gguf")
+h5py = pytest.importorskip("h5py")
+onnx = pytest.importorskip("onnx")
 
 
-def write_gguf(path):
-    writer = gguf.GGUFWriter(path, "llama")
+def write_gguf(path, order=gguf.GGUFEndian.LITTLE, **kinds):
+    writer = gguf.GGUFWriter(path, "llama", endianess=order)
     for name in "ab":
         writer.add_tensor(name, weight(64, 32).numpy())
+    for name, kind in kinds.items():
+        writer.add_tensor(name, gguf.quantize(weight(64, 32).numpy(), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -103,3 +109,155 @@ def test_a_damaged_member_takes_no_other_with_it(tmp_path, shape):
         assert [info.name for info in reader.tensors] == ["good"]
         assert reader.load("good").shape == (6, 4)
         assert reader.ignored["bad"].startswith("array that cannot be read")
+
+
+def test_gguf_of_the_other_byte_order(tmp_path):
+    """Blocks and bfloat16 may be in either order: the library's writer leaves them, and its converter turns them."""
+    kinds = gguf.GGMLQuantizationType
+    write_gguf(tmp_path / "a.gguf", gguf.GGUFEndian.BIG, half=kinds.F16, brain=kinds.BF16, blocks=kinds.Q8_0)
+    with open_checkpoint(tmp_path / "a.gguf") as reader:
+        assert [info.name for info in reader.tensors] == ["a", "b", "half"]
+        assert torch.equal(reader.load("a"), weight(64, 32))
+        assert torch.equal(reader.load("half"), weight(64, 32).half())
+        assert list(reader.ignored) == ["brain", "blocks"]
+        assert reader.ignored["blocks"].startswith("Q8_0 tensor in a file of the other byte order; accepted: F16")
+
+
+def write_holes(path):
+    """Two arrays of 4 MiB, of which the first one was not written."""
+    values = torch.ones(1024, 1024)
+    if path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["a"], file["b"] = values.numpy(), values.numpy()
+            start = file["a"].id.get_offset()
+    elif path.suffix == ".pt":
+        torch.save({"a": values, "b": values + 1}, path)
+        start = path.read_bytes().index(b"\0\0\x80?" * 100)
+    elif path.suffix == ".npz":
+        np.savez(path, a=values.numpy(), b=values.numpy())
+        start = path.read_bytes().index(b"\0\0\x80?" * 100)
+    else:
+        np.save(path, torch.cat([values, values[:10]]).numpy())
+        start = 128
+    content = path.read_bytes()
+    with path.open("wb") as file:
+        file.write(content[:start])
+        file.seek(start + 2**22)
+        file.write(content[start + 2**22 :])
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="holes cannot be told")
+@pytest.mark.parametrize("ending", ["h5", "pt", "npz", "npy"])
+def test_values_that_were_not_written(tmp_path, monkeypatch, ending):
+    path = tmp_path / f"a.{ending}"
+    write_holes(path)
+    monkeypatch.setattr(untrusted, "_SPARSE_FROM", 2**20)
+    with open_checkpoint(path) as reader:
+        with pytest.raises(CheckpointError, match="mostly holes"):
+            reader.load("a")
+        if ending != "npy":
+            assert reader.load("b").shape == (1024, 1024)
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="holes cannot be told")
+def test_a_file_of_before_torch_1_6_that_is_a_hole(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.zeros(2**21)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    with path.open("wb") as file:
+        file.write(content[:4096])
+        file.truncate(len(content))
+    monkeypatch.setattr(untrusted, "_SPARSE_FROM", 2**20)
+    with pytest.raises(CheckpointError, match="mostly holes"):
+        open_checkpoint(path)
+
+
+def test_hdf5_groups_that_are_too_deep(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = weight(6, 4).numpy()
+        file["/".join("g" * 3000) + "/deep"] = weight(6, 4).numpy()
+        file["z"] = weight(6, 4).numpy()
+    with open_checkpoint(tmp_path / "a.h5") as reader:
+        assert [info.name for info in reader.tensors] == ["a", "z"]
+        assert list(reader.ignored.values()) == ["group in more than 64 others"]
+
+
+def test_a_damaged_member_of_hdf5_takes_no_other_with_it(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        for name in "abc":
+            file[name] = weight(6, 4).numpy()
+        place = h5py.h5o.get_info(file["b"].id).addr
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\xff" * 16)
+    with open_checkpoint(path) as reader:
+        assert [info.name for info in reader.tensors] == ["a", "c"]
+        assert reader.ignored["b"].startswith("member that cannot be read (")
+
+
+def no_entry(monkeypatch, folder):
+    """As if the system did not let this user into a folder; a test may run as root, who gets everywhere."""
+    stat, iterdir = Path.stat, Path.iterdir
+
+    def closed(path):
+        if folder in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", lambda path, **options: closed(path) or stat(path, **options))
+    monkeypatch.setattr(Path, "iterdir", lambda path: closed(path / "any") or iterdir(path))
+
+
+def test_folders_that_may_not_be_entered(tmp_path, monkeypatch):
+    for name in ("open", "shut"):
+        (tmp_path / name).mkdir()
+        save_file({"w": weight(6, 4)}, tmp_path / name / "model.safetensors")
+    no_entry(monkeypatch, tmp_path / "shut")
+    with open_checkpoint(tmp_path) as reader:
+        assert [info.name for info in reader.tensors] == ["open/w"]
+        assert reader.ignored["shut/"].startswith("folder that cannot be read (")
+    for path in ("shut", "shut/model.safetensors"):
+        with pytest.raises(CheckpointError, match=r"shut.* cannot be .*Permission denied") as raised:
+            open_checkpoint(tmp_path / path)
+        assert len(str(raised.value).splitlines()) == 1
+    (tmp_path / "open" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="1 folders cannot be read, shut/ among them"):
+        open_checkpoint(tmp_path)
+
+
+def write_onnx(folder):
+    made = [onnx.numpy_helper.from_array(weight(64, 32).numpy(), name) for name in "ab"]
+    node = onnx.helper.make_node("MatMul", ["x", "a"], ["y"])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "graph", [], [], initializer=made))
+    onnx.save(model, folder / "a.onnx", save_as_external_data=True, location="a.bin", size_threshold=0)
+
+
+def test_onnx_values_apart_that_become_fewer(tmp_path):
+    write_onnx(tmp_path)
+    with open_checkpoint(tmp_path / "a.onnx") as reader:
+        os.truncate(tmp_path / "a.bin", 9000)
+        assert reader.load("a").shape == (64, 32)
+        with pytest.raises(CheckpointError, match="tensor 'b' cannot be read") as raised:
+            reader.load("b")
+        assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("length", [None, "0", "9000", "-1", "many"])
+def test_onnx_values_apart_of_another_length(tmp_path, length):
+    """Without a length it would be all of the file."""
+    write_onnx(tmp_path)
+    os.truncate(tmp_path / "a.bin", 2**40)
+    model = onnx.load(tmp_path / "a.onnx", load_external_data=False)
+    for entry in list(model.graph.initializer[0].external_data):
+        if entry.key == "length":
+            model.graph.initializer[0].external_data.remove(entry)
+    if length is not None:
+        model.graph.initializer[0].external_data.add(key="length", value=length)
+    onnx.save(model, tmp_path / "a.onnx")
+    with open_checkpoint(tmp_path / "a.onnx") as reader:
+        if length is None:
+            assert torch.equal(reader.load("a"), weight(64, 32))
+        else:
+            with pytest.raises(CheckpointError, match=f"has 8192 bytes, and is said to have '{length}'"):
+                reader.load("a")
+        assert reader.load("b").shape == (64, 32)

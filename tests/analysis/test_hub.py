@@ -62,7 +62,13 @@ def test_torch_files_where_there_are_no_others(repository):
     asked = repository("pytorch_model.bin", "config.json")
     with open_checkpoint("hf://owner/name") as reader:
         assert [info.name for info in reader.tensors] == ["w"]
-    assert asked["files"] == ["pytorch_model.bin"]
+    assert asked["files"] == ["pytorch_model.bin", "config.json"]
+
+
+def test_names_that_are_patterns(repository):
+    asked = repository("model[1].safetensors", "*.safetensors")
+    open_checkpoint("hf://owner/name").close()
+    assert asked["files"] == ["model[[]1].safetensors", "[*].safetensors"]
 
 
 def test_adapters_come_with_their_configuration(repository):

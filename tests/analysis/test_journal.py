@@ -12,9 +12,11 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from weights import weight
 
+from lowrank_ldu.analysis import journal as journal_module
 from lowrank_ldu.analysis.journal import FORMAT, JournalError, lock_journal
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.run import analyse_checkpoint
+from lowrank_ldu.untrusted import Limit
 
 OPTIONS = SurveyOptions(ranks=(2, 4), threads=1)
 
@@ -143,8 +145,8 @@ def test_other_versions_are_noticed(checkpoint, journal):
 @pytest.mark.parametrize(
     ("line", "content", "message"),
     [
-        (0, "{}", "is no journal of this version"),
-        (0, "[]", "is no journal of this version"),
+        (0, "{}", "is no journal of an analysis"),
+        (0, "[]", "is no journal of an analysis"),
         (0, '{"format":"lowrank-ldu journal 2"}', "is no journal of this version"),
         (0, '{"format":"lowrank-ldu journal 3"}', "line 1 is damaged"),
         (0, '{"format":"lowrank-ldu journal' + "[" * 100_000, "line 1 is damaged"),
@@ -174,11 +176,12 @@ def test_a_changed_number_is_noticed(checkpoint, journal):
             analyse(checkpoint, journal)
 
 
+@pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize("content", ["notes", "notes\n", "{", '{"a": 1}\n', "\0" * 100, FORMAT])
-def test_what_is_no_journal_is_not_written_to(checkpoint, journal, content):
+def test_what_is_no_journal_is_not_written_to(checkpoint, journal, content, resume):
     journal.write_text(content)
-    with pytest.raises(JournalError, match="is no journal of this version; remove the file"):
-        analyse(checkpoint, journal)
+    with pytest.raises(JournalError, match="is no journal of an analysis, and stays as it is; accepted: another name"):
+        analyse(checkpoint, journal, resume=resume)
     assert journal.read_text() == content
     journal.unlink()
     lock = journal.with_name(f"{journal.name}.lock")
@@ -186,6 +189,43 @@ def test_what_is_no_journal_is_not_written_to(checkpoint, journal, content):
     with pytest.raises(JournalError, match="is no lock of a journal"):
         analyse(checkpoint, journal)
     assert lock.read_text() == content
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_lines_have_a_limit(checkpoint, journal, monkeypatch, end):
+    analyse(checkpoint, journal)
+    monkeypatch.setattr(journal_module, "_LINE", Limit(100_000, 100_000))
+    with journal.open("a") as file:
+        file.write("1" * 200_000 + end)
+    with pytest.raises(JournalError, match="line 5 is damaged"):
+        analyse(checkpoint, journal)
+
+
+def test_a_result_that_could_not_be_read_again_is_not_kept(checkpoint, journal, monkeypatch):
+    analyse(checkpoint, journal)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.unlink()
+    size = max(map(len, lines))
+    monkeypatch.setattr(journal_module, "_LINE", Limit(size - 20, 10_000))
+    for _ in range(2):
+        assert len(analyse(checkpoint, journal).matrices) == 3
+        assert len(journal.read_bytes().splitlines()) < 4
+
+
+def test_two_results_of_one_tensor(checkpoint, journal):
+    analyse(checkpoint, journal)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines, lines[1]]))
+    with pytest.raises(JournalError, match="line 5 has a second result of 'inf'"):
+        analyse(checkpoint, journal)
+
+
+def test_a_result_of_no_tensor_of_the_checkpoint(checkpoint, journal):
+    analyse(checkpoint, journal)
+    *lines, last = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines) + with_sum(last.replace('"name":"', '"name":"other.')))
+    with pytest.raises(JournalError, match=r"has a result of 'other\..*', which the checkpoint lacks"):
+        analyse(checkpoint, journal)
 
 
 def test_a_pipe_is_not_waited_for(checkpoint, journal):

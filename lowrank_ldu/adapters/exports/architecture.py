@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.nn.kinds import lora_obstacle, supports
+from lowrank_ldu.untrusted import CONFIGURATION, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,8 +50,8 @@ class Architecture:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """Return a folder's config.json, None where there is none or it is of something else than a model."""
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / CONFIG, CONFIGURATION, lenient=True)
+    except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) and isinstance(config.get("model_type"), str) else None
 

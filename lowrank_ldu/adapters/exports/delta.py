@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 
 DELTA_WEIGHTS = "delta.safetensors"
@@ -68,10 +70,12 @@ def export_delta(
         for name, place in places.items()
     }
 
+    passed: list[Deviation] = []
+
     def reader(layer: StoredLayer) -> Callable[[], Tensor]:
         def read() -> Tensor:
             progress(layer.name)
-            weight, diagonal = bound(adapter, layer, base, str(places[layer.name].read), force=force)
+            weight, diagonal = bound(adapter, layer, base, str(places[layer.name].read), passed, force=force)
             update = updated_matrix(diagonal.factors, diagonal.delta.detach()).float()
             if not bool(update.isfinite().all()):
                 raise AdapterError(f"layer {layer.name!r}: the update overflows float32; accepted: a smaller one")
@@ -94,6 +98,7 @@ def export_delta(
             pair = update_pair(diagonal.factors, diagonal.delta.detach())
             update = layer.kind.as_matrix(read_tensor(out / DELTA_WEIGHTS, write))
             check_update(update, pair, write)
+    warn_of(passed)
     others = [
         name
         for name, tensor in adapter.module_tensors.items()

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.exports.naming import BaseNames
     from lowrank_ldu.adapters.file import AdapterFile
 
@@ -79,7 +81,7 @@ def export_lora(
     overwrite : bool
         Whether the folder may hold files already, which are then replaced.
     force : bool
-        Accept another base weight, with a warning.
+        Accept another base weight, with one warning, of the layer that is furthest off.
     progress : callable
         Gets the name of each layer, when its turn comes.
 
@@ -104,9 +106,10 @@ def export_lora(
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
     kinds: dict[str, type[LayerKind]] = {}
+    passed: list[Deviation] = []
     for name, layer in adapter.layers.items():
         progress(name)
-        weight, diagonal = bound(adapter, layer, base, str(names.layers[name].read), force=force)
+        weight, diagonal = bound(adapter, layer, base, str(names.layers[name].read), passed, force=force)
         left, right = update_pair(diagonal.factors, diagonal.delta.detach())
         if not bool(left.isfinite().all()) or not bool(right.isfinite().all()):
             raise AdapterError(f"layer {name!r}: its update overflows {left.dtype}; accepted: a smaller one")
@@ -123,6 +126,7 @@ def export_lora(
         (out / LORA_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         size = path.stat().st_size
         _check_lora(adapter, base, names, errors, out)
+    warn_of(passed)
     return LoraExport(ranks, errors, size)
 
 

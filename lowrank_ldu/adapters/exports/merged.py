@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
@@ -17,6 +18,7 @@ from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
 from lowrank_ldu.adapters.exports.output import export_folder
 from lowrank_ldu.adapters.exports.tied_weights import separate
 from lowrank_ldu.adapters.exports.updates import base_weight, bound
+from lowrank_ldu.adapters.input_files import read_json
 from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.validation import dtype_name
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.exports.naming import BaseNames, Place
     from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 
@@ -112,11 +115,12 @@ def export_merged(
     if base.path.is_dir():
         refuse_left_over(Path(folder), {*base.files, *index, *map(str, others)})
     with export_folder(adapter, base, folder, {*base.files, *index}, overwrite=overwrite) as out:
-        _write(adapter, base, plan, out, force=force, progress=progress)
+        passed = _write(adapter, base, plan, out, force=force, progress=progress)
         copy_files(base, others, out)
         if plan.config is not None:
             (out / CONFIG).write_text(json.dumps(plan.config, indent=2), encoding="utf-8")
         check_merged(adapter, base, plan, out)
+    warn_of(passed)
     return sorted({*plan.layers, *plan.tensors})
 
 
@@ -228,22 +232,31 @@ def _write(
     *,
     force: bool,
     progress: Callable[[str], None],
-) -> None:
-    files = list(base.files)
+) -> list[Deviation]:
+    """Write the weights, and return what `force` let pass."""
+    files, passed = list(base.files), []
     added = [name for name in plan if name not in base]
     stored = {name: entry for file in files for name, entry in entries_of(base.root / file).items()}
     for file in files:
         progress(file)
         names = [*base.files[file], *(added if file == files[-1] else [])]
-        entries = [_entry(name, stored, adapter, base, plan, force=force) for name in names]
+        entries = [_entry(name, stored, adapter, base, plan, passed, force=force) for name in names]
         write_tensors(out / file, entries, metadata_of(base.root / file) or None)
     if base.index is not None:
         sizes = {path.name: sum(entry.size for entry in entries_of(path).values()) for path in map(out.joinpath, files)}
         _write_index(base.index, out, dict.fromkeys(added, files[-1]), sum(sizes.values()))
+    return passed
 
 
-def _entry(
-    name: str, stored: dict[str, Entry], adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, *, force: bool
+def _entry(  # noqa: PLR0917  # one caller, which has it all
+    name: str,
+    stored: dict[str, Entry],
+    adapter: AdapterFile,
+    base: BaseCheckpoint,
+    plan: MergePlan,
+    passed: list[Deviation],
+    *,
+    force: bool,
 ) -> Entry:
     if name in plan.tensors:
         return given(name, plan.tensors[name])
@@ -255,7 +268,7 @@ def _entry(
     layer, read = plan.layers[name]
 
     def summed() -> Tensor:
-        weight, diagonal = bound(adapter, layer, base, read, force=force)
+        weight, diagonal = bound(adapter, layer, base, read, passed, force=force)
         try:
             update = updated_matrix(diagonal.factors, diagonal.delta.detach())
             merged = merged_weight(weight, layer.kind, [update]).to(base.dtype(read))
@@ -269,7 +282,7 @@ def _entry(
 
 
 def _write_index(index: Path, folder: Path, added: dict[str, str], size: int) -> None:
-    content = json.loads(index.read_bytes())
+    content, _ = read_json(index, "an index of safetensors shards")
     content["weight_map"].update(added)
     if isinstance(content.get("metadata"), dict) and "total_size" in content["metadata"]:
         content["metadata"]["total_size"] = size

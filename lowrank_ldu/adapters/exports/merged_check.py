@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,7 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.architecture import architecture_of
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.updates import bound_again, product_error, row_blocks
+from lowrank_ldu.adapters.input_files import read_json
 from lowrank_ldu.adapters.tensor_stream import entries_of, given, read_tensor, same_bytes
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
     from lowrank_ldu.adapters.exports.merged import MergePlan
     from lowrank_ldu.adapters.file import AdapterFile
-    from lowrank_ldu.adapters.tensor_stream import Entry
+from lowrank_ldu.adapters.tensor_stream import Entry
 
 
 def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, folder: Path) -> None:
@@ -54,7 +54,7 @@ def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, fo
             written[name], places[name] = entry, folder / file
     _same_names(set(written), {*stored, *plan})
     if base.index is not None:
-        index = json.loads((folder / base.index.name).read_bytes())
+        index, _ = read_json(folder / base.index.name, "the index that was written")
         _same_names(set(index["weight_map"]), set(written))
     for name, entry in written.items():
         if name in plan.layers:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS
+from lowrank_ldu.untrusted import CONFIGURATION, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +39,7 @@ def other_files(base: BaseCheckpoint, target: Path) -> list[Path]:
     """
     apart = {target.resolve(), base.root.resolve()}
     pending, found = [base.root], []
+    modules = _further_modules(base.root)
     try:
         while pending:
             folder = pending.pop()
@@ -47,9 +49,11 @@ def other_files(base: BaseCheckpoint, target: Path) -> list[Path]:
                     continue  # of version control, of a download or of another export; or a folder seen before
                 if path.is_dir():
                     apart.add(path.resolve())
-                    if not _is_another_model(path):
+                    if place.parts[0] in modules or not _is_another_model(path):
                         pending.append(path)
-                elif path.is_file() and str(place) not in base.files and not _is_model_or_adapter(path):
+                elif not path.is_file() or str(place) in base.files:
+                    continue
+                elif place.parts[0] in modules or not _is_model_or_adapter(path):
                     found.append(place)
     except (OSError, RuntimeError) as error:  # a circle of links is a RuntimeError
         raise AdapterError(f"{base.root}: cannot be read ({error})") from error
@@ -77,6 +81,16 @@ def refuse_left_over(target: Path, written: Iterable[str]) -> None:
             f"{target}: holds {left[0]}, which the base has not and which would be loaded with what is written; "
             "accepted: a folder without files of another model"
         )
+
+
+def _further_modules(root: Path) -> set[str]:
+    """Return the folders of what sentence-transformers puts behind a model, with weights of their own."""
+    try:
+        modules = read_json(root / "modules.json", CONFIGURATION, lenient=True)
+    except (OSError, ValueError):
+        return set()
+    entries = modules if isinstance(modules, list) else []
+    return {str(entry["path"]) for entry in entries if isinstance(entry, dict) and entry.get("path")}
 
 
 def _is_model_or_adapter(path: Path) -> bool:

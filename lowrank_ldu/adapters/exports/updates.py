@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
     from lowrank_ldu.nn.host import Diagonal
 
@@ -64,8 +65,10 @@ def is_of_base(tensor: Tensor, base: BaseCheckpoint, name: str | None) -> bool:
     return stored.shape == tensor.shape and torch.equal(stored, tensor.to(stored.dtype))
 
 
-def bound(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str, *, force: bool) -> Bound:
-    """Put a layer's numbers on its base weight, and warn of what `force` lets pass.
+def bound(
+    adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str, passed: list[Deviation], *, force: bool
+) -> Bound:
+    """Put a layer's numbers on its base weight, and add to `passed` what `force` lets pass.
 
     Raises
     ------
@@ -73,7 +76,9 @@ def bound(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: 
         As for `StoredLayer.bind`.
     """
     weight = base_weight(adapter, layer, base, name)
-    return Bound(weight, layer.bind(layer.kind.as_matrix(weight), force=force))
+    diagonal, deviation = layer.rebuild(layer.kind.as_matrix(weight), force=force)
+    passed.extend([] if deviation is None else [deviation])
+    return Bound(weight, diagonal)
 
 
 def bound_again(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> Bound:

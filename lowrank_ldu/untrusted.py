@@ -1,0 +1,266 @@
+"""Read files that may be damaged, or made to do damage, in bounded memory.
+
+What is wrong is an error of Python's own, without the file's name: callers turn it into theirs.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import stat
+from collections import Counter
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_PART = 16 * 2**20
+# A range that is larger and less than half of it on disk was not written whole.
+_SPARSE_FROM = 2**30
+# Of the parts of a file between holes, which a file may have millions of.
+_MOST_PARTS = 10_000
+_LENGTH_BYTES = 8
+# Of JSON's text: the first half of a pair, and either half alone.
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Limit(NamedTuple):
+    """How much JSON is read: Python's objects take up to thirty times the bytes of the text.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    values : int
+        Numbers, texts, lists and objects, as commas and opening brackets count them.
+    """
+
+    size: int
+    values: int
+
+
+# Models' configurations have some kilobytes.
+CONFIGURATION = Limit(2**24, 2**20)
+# Half a million tensors, or a hundred thousand layers, take less than half of this.
+LISTING = Limit(2**27, 2**21)
+# The safetensors library takes headers of up to 100 MB.
+HEADER = Limit(2**27, 2**23)
+
+
+class ShortFileError(ValueError):
+    """A file ends before what was to be read from it."""
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what cannot be read to an end.
+
+    Raises
+    ------
+    ValueError
+        It is a pipe, a device or a folder, or a large file that is holes for the most part.
+    OSError
+        There is no such file, or it cannot be looked up.
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("is no regular file")
+    if state.st_size > _SPARSE_FROM:
+        with open_regular(path) as file:
+            check_written(file, 0, state.st_size)
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file to read its bytes, without waiting for a pipe that has taken its place."""
+    return open(path, "rb", opener=_without_waiting)
+
+
+def check_written(file: IO[bytes], start: int, size: int) -> None:
+    """Refuse a large range of a file that is holes for the most part.
+
+    Where the file system does not tell holes nothing is refused: how much room a file takes says little, since it may
+    be compressed, small enough to lie beside its name, or on another machine.
+
+    Raises
+    ------
+    ValueError
+        Less than half of it was written.
+    """
+    size = min(size, os.fstat(file.fileno()).st_size - start)
+    if size > _SPARSE_FROM and _written(file.fileno(), start, start + size) < size // 2:
+        raise ValueError(f"{size} bytes that are mostly holes")
+
+
+def read_exactly(stream: IO[bytes], size: int) -> bytearray:
+    """Read so many bytes, in parts: memory is taken as they come.
+
+    Raises
+    ------
+    ShortFileError
+        There are fewer.
+    """
+    content = bytearray()
+    for part in _parts(stream, size):
+        content += part
+    return content
+
+
+def read_range(path: Path, start: int, size: int) -> bytearray:
+    """Read a range of a file, which is not mapped: a file that becomes shorter is an error.
+
+    Raises
+    ------
+    ShortFileError
+        The file ends before the range does.
+    ValueError
+        The range is large and mostly holes.
+    OSError
+        The file cannot be read.
+    """
+    with open_regular(path) as file:
+        left = os.fstat(file.fileno()).st_size - start
+        if left >= size:
+            check_written(file, start, size)
+            content = bytearray(size)
+            file.seek(start)
+            left = file.readinto(content)  # type: ignore[attr-defined]  # a buffered reader's
+            if left == size:
+                return content
+    raise _short(size, max(left, 0))
+
+
+def range_parts(path: Path, start: int, size: int) -> Iterator[bytes]:
+    """Yield a range of a file part by part; raises what `read_range` does, but for holes."""
+    with open_regular(path) as file:
+        file.seek(start)
+        yield from _parts(file, size)
+
+
+def read_json(path: Path, limit: Limit, *, lenient: bool = False) -> Any:
+    """Return what a JSON file says; raises `OSError`, and what `strict_json` does."""
+    with open_regular(path) as file:
+        return strict_json(file.read(limit.size + 1), limit, lenient=lenient)
+
+
+def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False) -> Any:
+    """Return what a text of JSON says, if it says one thing and that within limits.
+
+    Parameters
+    ----------
+    text : bytes
+        UTF-8.
+    limit : Limit
+    lenient : bool
+        Take what transformers takes in the files that it writes and people edit: of several equal keys the last one,
+        and numbers that are not finite.
+
+    Raises
+    ------
+    ValueError
+        It is larger than the limit, or no JSON; or it has equal keys, a number that is not finite, half a surrogate
+        pair, or objects in objects that are deeper than Python goes.
+
+    Examples
+    --------
+    >>> strict_json(b'{"a": [1, 2.5]}', CONFIGURATION)
+    {'a': [1, 2.5]}
+    >>> strict_json(b'{"a": 1, "a": 2}', CONFIGURATION)
+    Traceback (most recent call last):
+    ValueError: the key 'a' is there twice
+    """
+    if len(text) > limit.size:
+        raise ValueError(f"larger than {limit.size} bytes")
+    if sum(map(text.count, (b",", b"[", b"{"))) > limit.values:
+        raise ValueError(f"more than {limit.values} values")
+    decoded = text.decode("utf-8-sig")
+    try:
+        value = (json.JSONDecoder() if lenient else _STRICT).decode(decoded)
+        if not lenient and _ESCAPED_SURROGATE.search(decoded):
+            # Text with half a pair can be neither printed nor written.
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("objects or lists are too deep in others") from error
+    return value
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file that the library has checked, and where the values begin.
+
+    Raises
+    ------
+    ValueError
+        It is no such file any more.
+    OSError
+        It cannot be read.
+    """
+    with open_regular(path) as file:
+        length = int.from_bytes(read_exactly(file, _LENGTH_BYTES), "little")
+        if length > HEADER.size:
+            raise ValueError(f"header larger than {HEADER.size} bytes")
+        header = strict_json(read_exactly(file, length), HEADER, lenient=True)
+    if not isinstance(header, dict):
+        raise ValueError("header is no object")  # noqa: TRY004  # what the file holds, not what was passed
+    header.pop("__metadata__", None)
+    return header, _LENGTH_BYTES + length
+
+
+def _parts(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    left = size
+    while left:
+        part = stream.read(min(left, _PART))
+        if not part:
+            raise _short(size, size - left)
+        left -= len(part)
+        yield part
+
+
+def _short(size: int, left: int) -> ShortFileError:
+    return ShortFileError(f"has {size} bytes, of which {left} are left in the file")
+
+
+def _written(descriptor: int, start: int, end: int) -> int:
+    """Return how many bytes of a range are not in holes, all of them where that cannot be told."""
+    if not hasattr(os, "SEEK_DATA"):
+        return end - start
+    written, place = 0, start
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        for _ in range(_MOST_PARTS):
+            place = os.lseek(descriptor, place, os.SEEK_DATA)
+            if place >= end:
+                return written
+            hole = min(os.lseek(descriptor, place, os.SEEK_HOLE), end)
+            written, place = written + hole - place, hole
+            if place == end:
+                return written
+    except OSError as error:
+        # Behind the last data there is none; anything else means that the file system does not tell.
+        return written if error.errno == errno.ENXIO else end - start
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)  # which the file's buffer counts on
+    return end - start
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice[:100]!r} is there twice")
+    return found
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:100]} is no finite number")
+    return value
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_with_single_keys, parse_constant=_finite, parse_float=_finite)
