@@ -123,8 +123,8 @@ def _check_replaceable(target: Path) -> None:
         raise OutputError(f"{target}: is a mount point, which cannot be replaced whole; accepted: a folder in it")
     if not _can_be_renamed(target.resolve(), mounts):
         raise OutputError(
-            f"{target}: is a folder of a lower layer of an overlay, such as a container's image, which cannot be replaced "
-            "whole; accepted: a new folder"
+            f"{target}: is a folder of a lower layer of an overlay, such as a container's image, which cannot be "
+            "replaced whole; accepted: a new folder"
         )
     if Path.cwd().is_relative_to(target.resolve()):
         raise OutputError(f"{target}: is the working folder, or holds it, and is replaced whole; accepted: another")
@@ -136,12 +136,12 @@ def _mounts() -> dict[str, str]:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return {}
-    return {
-        re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), line.split()[4]): line.partition(" - ")[2].split()[
-            0
-        ]
-        for line in lines
-    }
+    kinds = {}
+    for line in lines:
+        mount, _, rest = line.partition(" - ")
+        place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), mount.split()[4])
+        kinds[place] = rest.split()[0]
+    return kinds
 
 
 def _can_be_renamed(folder: Path, mounts: dict[str, str]) -> bool:
@@ -304,7 +304,7 @@ def _carry_file(old: Path, new: Path) -> None:
 
 
 def _make_like(old: Path, new: Path) -> None:
-    """Give a new file or folder the permissions of the old one, and its owner and access lists where that is allowed."""
+    """Give a new file or folder the permissions of the old one, its owner and access lists where that is allowed."""
     state, own = old.stat(), new.stat()
     if hasattr(os, "chown"):
         for user, group in ((-1, state.st_gid), (state.st_uid, -1)):

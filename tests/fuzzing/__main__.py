@@ -3,9 +3,8 @@
     python tests/fuzzing --minutes 60 --seed 1          # an hour of new inputs
     python tests/fuzzing --only GGUF --number 1234      # one of them again, with its traceback
 
-The n-th input of a format and a seed is the same again, but for formats that write the time into a file (--keep keeps
-theirs). A process of its own reads them, within a limit of memory; the
-one that counts notices when it ends or takes too long. The exit code is 1 if anything was found.
+The n-th input of a format and a seed is the same in every process. A process of its own reads them, within a limit of
+memory; the one that counts notices when it ends or takes too long. The exit code is 1 if anything was found.
 """
 
 import argparse

@@ -4,10 +4,12 @@ import copy
 import io
 import json
 import math
+import re
+import struct
 import tempfile
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -15,12 +17,16 @@ import h5py
 import numpy as np
 import onnx
 import torch
+from mutations import with_sum
+from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
 from lowrank_ldu.adapters import (
     AdapterError,
     BaseCheckpoint,
+    export_delta,
+    export_lora,
     export_merged,
     import_published,
     load_adapter,
@@ -68,6 +74,9 @@ STATE = {"layers.0.q.weight": numbers(6, 8), "layers.0.k.weight": numbers(4, 8, 
 
 # --- readers of checkpoints ---
 
+# Entries of a tensor that has to be read or refused within the process's memory.
+LARGEST = 2**26
+
 
 def one_line(error):
     if len(str(error).splitlines()) != 1:
@@ -82,12 +91,16 @@ def read_checkpoint(path):
                     raise WrongError(f"a reason that is {what!r}")
             refused = len(reader.ignored)
             for info in reader.tensors:
-                if math.prod(info.shape) > 2**24:
-                    continue
                 try:
                     values = reader.load(info.name)
                 except CheckpointError as error:
                     one_line(error)
+                    refused += 1
+                    continue
+                except (MemoryError, RuntimeError) as error:
+                    # The analysis does not ask for what the machine's memory cannot hold.
+                    if math.prod(info.shape) <= LARGEST or not re.search("memory|^$", str(error)):
+                        raise
                     refused += 1
                     continue
                 if tuple(values.shape) != info.shape or str(values.dtype) != f"torch.{info.dtype}":
@@ -106,10 +119,26 @@ def in_folder(write):
         return {str(path.relative_to(place)): path.read_bytes() for path in Path(place).rglob("*") if path.is_file()}
 
 
-def torch_bytes(content, *, zipped=True):
+def torch_bytes(content):
     stream = io.BytesIO()
-    torch.save(content, stream, _use_new_zipfile_serialization=zipped)
+    torch.save(content, stream)
     return stream.getvalue()
+
+
+def torch_bytes_before_1_6(state):
+    """As torch writes them, but for the names of storages, which are their addresses, and the order that these have."""
+    storages = sorted((torch.UntypedStorage(0) for _ in state), key=lambda storage: str(storage._cdata))
+    copies = {}
+    for (name, tensor), storage in zip(state.items(), storages, strict=True):
+        storage.resize_(tensor.nbytes)
+        copies[name] = torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape).copy_(tensor)
+    stream = io.BytesIO()
+    torch.save(copies, stream, _use_new_zipfile_serialization=False)
+    content = stream.getvalue()
+    for number, tensor in enumerate(copies.values()):
+        address, name = str(tensor.untyped_storage()._cdata).encode(), b"%d" % number
+        content = content.replace(b"X%s%s" % (struct.pack("<I", len(address)), address), b"X\1\0\0\0" + name)
+    return content
 
 
 def compressed_torch():
@@ -119,7 +148,7 @@ def compressed_torch():
         zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         for member in whole.infolist():
-            archive.writestr(member.filename, whole.read(member))
+            archive.writestr(zipfile.ZipInfo(member.filename), whole.read(member), zipfile.ZIP_DEFLATED)
     return stream.getvalue()
 
 
@@ -294,18 +323,37 @@ def put_on(read):
 ADAPTER = in_folder(write_native)
 
 
-def merge_into(path):
-    with tempfile.TemporaryDirectory() as place:
-        for name, data in ADAPTER.items():
-            (Path(place) / name).write_bytes(data)
-        try:
-            export_merged(read_adapter(place), BaseCheckpoint(path), Path(place) / "out")
-        except (AdapterError, OutputError) as error:
-            one_line(error)
-            if (Path(place) / "out").exists():
-                raise WrongError("refused, and something is there") from error
-            return "refused"
-        return "read"
+def written(files, folder):
+    """A folder with the files of a format."""
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def exported(export, adapter=None, base=None):
+    """Export a damaged adapter, or with a damaged base: what is refused leaves nothing."""
+
+    def attempt(path):
+        with tempfile.TemporaryDirectory() as name:
+            place = Path(name)
+            try:
+                export(
+                    read_adapter(path if adapter is None else written(adapter, place / "adapter")),
+                    BaseCheckpoint(path if base is None else written(base, place / "base")),
+                    place / "out",
+                )
+            except (AdapterError, OutputError) as error:
+                one_line(error)
+                if {path.name for path in place.iterdir()} - {"adapter", "base"}:
+                    raise WrongError("refused, and something is there") from error
+                return "refused"
+            with safe_open(next((place / "out").glob("*.safetensors")), framework="pt") as file:
+                if not all(bool(file.get_tensor(key).isfinite().all()) for key in file.keys()):  # noqa: SIM118
+                    raise WrongError("exported, and not finite")
+            return "read"
+
+    return attempt
 
 
 def base():
@@ -329,18 +377,33 @@ def read_safely(path):
 # --- the journal ---
 
 OPTIONS = SurveyOptions(ranks=(2,), threads=1)
+FILES = {"/model.safetensors": [1, 2]}
 CHECKPOINT = Path(tempfile.mkdtemp()) / "model.safetensors"
 save_file({"a": numbers(6, 4), "b": numbers(5, 5, seed=1)}, CHECKPOINT)
 
 
+def as_everywhere(value):
+    """A record of a journal without what another process has otherwise: times, and the checkpoint's place."""
+    if isinstance(value, dict):
+        return {key: 0.5 if key.endswith("seconds") else as_everywhere(item) for key, item in value.items()}
+    return [as_everywhere(item) for item in value] if isinstance(value, list) else value
+
+
 def write_journal(folder):
-    analyse_checkpoint(CHECKPOINT, OPTIONS, journal=folder / "journal", resume=True)
+    path = folder / "journal"
+    analyse_checkpoint(CHECKPOINT, OPTIONS, journal=path, resume=True)
+    first, *results = [as_everywhere(json.loads(line)) for line in path.read_bytes().splitlines()]
+    records = [first | {"files": FILES}, *results]
+    for record in records:
+        del record["crc32"]
+    lines = [with_sum(json.dumps(record, separators=(",", ":")).encode()) for record in records]
+    path.write_bytes(b"\n".join(lines) + b"\n")
 
 
 def resume(path):
     original = path.read_bytes()
     with open_checkpoint(CHECKPOINT) as reader:
-        origin = Origin.of(reader, OPTIONS)
+        origin = replace(Origin.of(reader, OPTIONS), files=FILES)
     try:
         with Journal(path, origin, resume=True) as journal:
             return "read" if len(journal.results) == 2 else "read in part"
@@ -360,7 +423,7 @@ FORMATS = {
     "safetensors": checkpoint(save(STATE), "a.safetensors"),
     "torch": checkpoint(torch_bytes({"model": STATE, "epoch": 3}), "a.pt"),
     "torch, compressed": checkpoint(compressed_torch(), "a.pt"),
-    "torch before 1.6": checkpoint(torch_bytes(STATE, zipped=False), "a.bin"),
+    "torch before 1.6": checkpoint(torch_bytes_before_1_6(STATE), "a.bin"),
     "GGUF": checkpoint(in_folder(write_gguf), "a.gguf"),
     "ONNX": checkpoint(onnx_graph().SerializeToString(), "a.onnx"),
     "ONNX with values apart": checkpoint(in_folder(write_onnx_apart), "a.onnx"),
@@ -382,7 +445,12 @@ FORMATS = {
     "pack-quantized": checkpoint(quantized(PACKED, PACKED_METHOD)),
     "adapter": Format(ADAPTER, "", put_on(load_adapter)),
     "adapter of PEFT": Format(in_folder(write_of_peft), "", put_on(load_adapter)),
-    "base": Format(base(), "", merge_into),
+    "adapter, exported as LoRA": Format(ADAPTER, "", exported(export_lora, base=base())),
+    "adapter, exported as updates": Format(ADAPTER, "", exported(export_delta, base=base())),
+    "adapter, merged": Format(ADAPTER, "", exported(export_merged, base=base())),
+    "base, merged": Format(base(), "", exported(export_merged, ADAPTER)),
+    "base, for LoRA": Format(base(), "", exported(export_lora, ADAPTER)),
+    "base, for updates": Format(base(), "", exported(export_delta, ADAPTER)),
     "state of the published code": Format({"a.pt": torch_bytes(PUBLISHED)}, "a.pt", read_safely),
     "journal": Format(in_folder(write_journal), "journal", resume),
 }  # fmt: skip

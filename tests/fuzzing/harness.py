@@ -54,7 +54,7 @@ def run(names=None, seed=0, *, seconds=None, count=None, keep=None, tell=lambda 
     count : int, optional
         How many of each format.
     keep : path, optional
-        Folder for the files of what was found: formats that write the time into a file are others in another process.
+        Folder for the files of what was found.
     tell : callable
         Gets lines: findings as they come, and counts in the end.
 

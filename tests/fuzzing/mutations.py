@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import struct
 import zipfile
 import zlib
@@ -10,12 +11,18 @@ from contextlib import suppress
 
 from lowrank_ldu.adapters.seal import sealed
 
-INTEGERS = [0, 1, 2**7, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
+INTEGERS = [-(2**31), -2, -1, 0, 1, 2**7, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
 VALUES = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**70), 1e308, -1e-320, float("nan"), float("inf"), "", "a",
     "a" * 5000, "\ud800", "\x1b[31m", "(a+)+b", "../../etc/passwd", "/dev/zero", [], {}, [[]], [0], {"a": 1},
     [[1, 2], 3],
 ]  # fmt: skip
+
+
+# What text of JSON may hold and Python's writer does not write.
+NUMBERS = [b"NaN", b"-Infinity", b"1e999", b"-0", b"0" * 20, b"1" * 5000, b"1.5e-400"]
+NO_TEXT = [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\\ud800", b"\\uDC00\\ud800", b"\\u0000", b"\0", b"\n"]
+DEEP = [b"[" * 100_000, b"[" * 2000 + b"]" * 2000, b'{"a":' * 100_000, b'{"a":' * 2000 + b"1" + b"}" * 2000]
 
 
 # What taking apart raises on what an earlier change has damaged.
@@ -111,10 +118,35 @@ def change_json(data, random):
     return dumped(value) or data
 
 
+def break_json(data, random):
+    """Write into JSON's text what no value is written as: equal keys, other encodings, numbers that are none, depth."""
+    texts, numbers = list(re.finditer(rb'"[^"\\]*"', data)), list(re.finditer(rb"(?<=[:,\[])[ ]?-?[0-9.]+", data))
+    ways = ["mark", "wide"] + ["text"] * 4 * bool(texts) + ["number"] * 2 * bool(numbers) + ["deep"] * bool(numbers)
+    members = [text for text in texts if data[text.end() : text.end() + 1] == b":"]
+    way = random.choice(ways + ["twice"] * 4 * bool(members))
+    if way == "mark":
+        return b"\xef\xbb\xbf" + data
+    if way == "wide":
+        return data.decode("utf-8", "replace").encode(random.choice(["utf-16", "utf-16-le", "utf-32-be", "utf-8-sig"]))
+    if way == "twice":
+        member = random.choice(members)
+        return data[: member.start()] + member[0] + b":" + dumped(random.choice(VALUES)) + b"," + data[member.start() :]
+    found = random.choice(texts if way == "text" else numbers)
+    if way == "text":
+        place = random.randrange(found.start() + 1, found.end())
+        return data[:place] + random.choice(NO_TEXT) + data[place:]
+    return data[: found.start()] + random.choice(NUMBERS if way == "number" else DEEP) + data[found.end() :]
+
+
+def change_text(data, random):
+    """Change what JSON says, or how it says it."""
+    return random.choice([change_json, change_json, break_json])(data, random)
+
+
 def change_header(data, random):
     """Change the JSON that a safetensors file begins with, and its length."""
     (length,) = struct.unpack("<Q", data[:8])
-    header = change_json(data[8 : 8 + length], random)
+    header = change_text(data[8 : 8 + length], random)
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
@@ -128,8 +160,13 @@ def change_member(data, random):
             content = bytearray(whole.read(member))
             if member.filename == changed and content:
                 random.choice(BYTES)(content, random)
-            archive.writestr(member.filename, bytes(content))
+            archive.writestr(zipfile.ZipInfo(member.filename), bytes(content))  # not at the time that it is
     return stream.getvalue()
+
+
+def with_sum(text):
+    """A record of a journal as a line, with its checksum."""
+    return b'%s,"crc32":"%08x"}' % (text[:-1], zlib.crc32(text))
 
 
 def change_lines(data, random):
@@ -138,8 +175,10 @@ def change_lines(data, random):
     place = random.randrange(len(lines))
     record = json.loads(lines[place])
     record.pop("crc32", None)
-    text = json.dumps(change_value(record, random), separators=(",", ":")).encode("utf-8", "surrogatepass")
-    lines[place] = b'%s,"crc32":"%08x"}' % (text[:-1], zlib.crc32(text))
+    text = change_text(json.dumps(record, separators=(",", ":")).encode(), random)
+    lines[place] = with_sum(text)
+    if random.random() < 0.1:
+        lines.insert(random.randrange(len(lines)), random.choice(lines))
     return b"\n".join(lines) + b"\n"
 
 
@@ -154,7 +193,7 @@ def seal(files):
 
 def mutate(files, random):
     """Return the files of a format with damage to one or two of them, and what was done."""
-    files, done = dict(files), []
+    whole, files, done = files, dict(files), []
     for _ in range(random.choice([1, 1, 1, 2])):
         name = random.choice(sorted(files))
         data = files[name]
@@ -170,6 +209,12 @@ def mutate(files, random):
             way = "bytes"  # an earlier change left nothing that could be taken apart
             files[name] = _changed(way, data, random)
         done.append(f"{way} of {name}")
+    if random.random() < 0.1:
+        other, _ = mutate(whole, random)
+        name = random.choice(sorted(files))
+        first, second = files[name], other[name]
+        files[name] = first[: random.randrange(len(first) + 1)] + second[random.randrange(len(second) + 1) :]
+        done.append(f"splice of {name}")
     if "adapter.json" in files and random.random() < 0.8:
         seal(files)
         done.append("sealed")
@@ -177,7 +222,7 @@ def mutate(files, random):
 
 
 def _changed(way, data, random):
-    structured = {"json": change_json, "header": change_header, "member": change_member, "lines": change_lines}
+    structured = {"json": change_text, "header": change_header, "member": change_member, "lines": change_lines}
     if way in structured:
         return structured[way](data, random)
     changed = bytearray(data or b"\0")

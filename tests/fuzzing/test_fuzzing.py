@@ -1,5 +1,6 @@
 """Damaged inputs of every format are read, in part or whole, or refused in one line: never anything else."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,38 @@ def test_what_is_whole_is_read(tmp_path, name):
 
 def test_the_same_input_comes_again():
     assert [attempt("npy", 0, number) for number in range(20)] == [attempt("npy", 0, number) for number in range(20)]
+
+
+DIGESTS = """
+import hashlib
+from formats import FORMATS
+from harness import _files
+
+for name in FORMATS:
+    digest = hashlib.sha256()
+    for number in range(30):
+        for path, data in sorted(_files(name, 0, number).items()):
+            digest.update(path.encode() + data)
+    print(name, digest.hexdigest())
+"""
+
+
+def test_inputs_are_the_same_in_every_process():
+    """Also when the clock has gone on, and other addresses are given out."""
+    command = [sys.executable, "-c", DIGESTS]
+    said = [
+        subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "TZ": zone},
+        ).stdout
+        for zone in ("UTC", "Asia/Tokyo")
+    ]
+    assert len(said[0].splitlines()) == len(FORMATS)
+    assert said[0] == said[1]
 
 
 def fuzz(*options):
