@@ -234,7 +234,8 @@ def _write(
     progress: Callable[[str], None],
 ) -> list[Deviation]:
     """Write the weights, and return what `force` let pass."""
-    files, passed = list(base.files), []
+    files = list(base.files)
+    passed: list[Deviation] = []
     added = [name for name in plan if name not in base]
     stored = {name: entry for file in files for name, entry in entries_of(base.root / file).items()}
     for file in files:
