@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, supp
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
+from lowrank_ldu.peft.unmatched import PEFT_ON_PATTERNS, warn_of_unmatched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,13 +114,23 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         self.register_state_dict_pre_hook(_before_saving)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter to the layers that its configuration names."""
+        """Add an adapter to the layers that its configuration names.
+
+        Warns
+        -----
+        UserWarning
+            A name in the configuration matches nothing, so that it has no effect.
+        """
         config = self.peft_config[adapter_name]
+        modules = [name for name, _ in model.named_modules() if name]
+        targets_given = isinstance(config.target_modules, set)
         if config.clip_rank:
             # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
             config = self.peft_config[adapter_name] = copy.copy(config)
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=PEFT_ON_PATTERNS)
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             if _NO_TARGET not in str(error):
                 raise
@@ -126,6 +138,14 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             names = [name for name, module in model.named_modules() if supports(module)]
             raise type(error)(f"{error} Of {type(model).__name__}, {what_matches(min(targets), names)}.") from error
         observe(self.model)
+        layers = [
+            name
+            for name, layer in hosts(model)
+            if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter
+        ]
+        # Not again where an adapter that was made before is loaded.
+        if layers and not config.inference_mode:
+            warn_of_unmatched(config, modules, layers, targets_given=targets_given)
 
     @contextmanager
     def _small_layers_named(self, config: LolduConfig) -> Iterator[None]:
