@@ -9,7 +9,7 @@ import math
 import numbers
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar, cast
 
@@ -21,6 +21,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
+# Of torch's generators, and of the files of adapters.
+LARGEST_SEED = 2**63 - 1
 # Characters of a value in a message.
 _LONGEST_SHOWN = 100
 
@@ -152,11 +154,11 @@ def check_rank(rank: object, largest: int, name: str = "rank", *, optional: bool
     return value
 
 
-def check_count(value: object, name: str, least: int = 0) -> int:
-    """Return `value` as an int that is not less than `least`."""
-    accepted = f"an integer from {least} on"
+def check_count(value: object, name: str, least: int = 0, largest: int | None = None) -> int:
+    """Return `value` as an int from `least` to `largest`, which may be open."""
+    accepted = f"an integer from {least} {'on' if largest is None else f'to {largest}'}"
     count = _integer(value, name, accepted)
-    if count < least:
+    if count < least or (largest is not None and count > largest):
         raise ValueError(f"{name} is {count}; accepted: {accepted}")
     return count
 
@@ -169,6 +171,13 @@ def _integer(value: object, name: str, accepted: str) -> int:
         except (TypeError, ValueError):  # ValueError: of a tensor that requires a gradient, or on the meta device
             pass
     raise TypeError(f"{name} is {shown(value)}; accepted: {accepted}")
+
+
+def check_choice(value: object, name: str, accepted: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of the strings that are accepted."""
+    choices = tuple(accepted)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {shown(value)}; accepted: {', '.join(map(repr, choices))}")
 
 
 def check_flag(value: object, name: str) -> bool:

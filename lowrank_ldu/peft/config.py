@@ -12,11 +12,12 @@ from peft.utils import PeftType
 
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
 from lowrank_ldu.initialization import INITIALIZATIONS
-from lowrank_ldu.nn.basis import check_basis
+from lowrank_ldu.nn.basis import check_basis, check_seed
 from lowrank_ldu.nn.coordinates import check_parametrization
 from lowrank_ldu.nn.kinds import KINDS
 from lowrank_ldu.validation import (
     LORA_KEYWORDS,
+    check_choice,
     check_count,
     check_flag,
     check_names,
@@ -185,7 +186,6 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         # Kept as Python's own numbers: the file of the configuration takes no others.
         self.r = check_count(self.r, "r", 1)
         self.alpha = _alpha(self.alpha, "alpha")
-        self.seed = check_count(self.seed, "seed")
         ranks, alphas = (self._pattern(name, numbers) for name, numbers in (("rank", "ranks"), ("alpha", "alphas")))
         self.rank_pattern = {key: check_count(rank, f"rank_pattern[{key!r}]", 1) for key, rank in ranks.items()}
         self.alpha_pattern = {key: _alpha(alpha, f"alpha_pattern[{key!r}]") for key, alpha in alphas.items()}
@@ -202,6 +202,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
     def _check_names(self) -> None:
         check_basis(self.basis)
+        self.seed = check_seed(self.seed, self.basis)
         check_pivoting(self.pivoting)
         check_parametrization(self.parametrization)
         for name, accepted in (
@@ -209,8 +210,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
             ("bias", get_args(Bias)),
             ("base_check", get_args(BaseCheck)),
         ):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} is {shown(getattr(self, name))}; accepted: {', '.join(map(repr, accepted))}")
+            check_choice(getattr(self, name), name, accepted)
 
     def _check_modules(self) -> None:
         for name in ("target_modules", "exclude_modules"):

@@ -9,7 +9,7 @@ import torch
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
-from lowrank_ldu.adapters.exports.output import export_folder
+from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update
 from lowrank_ldu.adapters.tensor_stream import computed, entries_of, read_tensor, write_tensors
 from lowrank_ldu.nn.functional import updated_matrix
@@ -49,12 +49,15 @@ def export_delta(
 
     Raises
     ------
+    TypeError
+        An argument is of another type than it should be.
     AdapterError
         A layer is missing in the base, or its weight is another one; an update is not finite in float32; what was
         written is not the update.
     OutputError
         The folder cannot be written.
     """
+    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, force=force)
     places = names_in_base(adapter, BaseModel(base)).layers
     shapes = {
         name: tuple(base_weight(adapter, adapter.layers[name], base, str(place.read)).shape)
@@ -76,7 +79,7 @@ def export_delta(
         computed(places[name].write, torch.float32, shapes[name], reader(layer))
         for name, layer in adapter.layers.items()
     ]
-    with export_folder(adapter, base, folder, {DELTA_WEIGHTS}, overwrite=overwrite) as out:
+    with export_folder(adapter, base, target, {DELTA_WEIGHTS}, overwrite=overwrite) as out:
         write_tensors(out / DELTA_WEIGHTS, entries, {"format": "pt"})
         written = entries_of(out / DELTA_WEIGHTS)
         for name, layer in adapter.layers.items():

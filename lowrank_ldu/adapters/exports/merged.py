@@ -6,7 +6,6 @@ import json
 import shutil
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
 from lowrank_ldu.adapters.exports.merged_check import check_merged
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
-from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS, export_folder
+from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS, checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound
 from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
@@ -26,6 +25,7 @@ from lowrank_ldu.validation import dtype_name
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -94,6 +94,8 @@ def export_merged(
 
     Raises
     ------
+    TypeError
+        An argument is of another type than it should be.
     AdapterError
         A layer is missing in the base, its weight is another one, or a merged weight is not finite in its dtype. A
         tensor has a shape that config.json cannot say, or is tied to another one and config.json cannot say that it no
@@ -106,14 +108,16 @@ def export_merged(
     UserWarning
         The base has names without a prefix, and tensors that are not in it have theirs.
     """
+    flags = {"overwrite": overwrite, "force": force, "keep_module_dtype": keep_module_dtype}
+    target = checked_export(adapter, base, folder, progress, **flags)
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
     index = set() if base.index is None else {base.index.name}
-    with export_folder(adapter, base, folder, {*base.files, *index}, overwrite=overwrite) as out:
+    with export_folder(adapter, base, target, {*base.files, *index}, overwrite=overwrite) as out:
         _write(adapter, base, plan, out, force=force, progress=progress)
         # Of a folder, everything else belongs to the model; beside a single file lies anything.
         if base.path.is_dir():
-            _copy_others(base, out, Path(folder))
+            _copy_others(base, out, target)
         if plan.config is not None:
             (out / CONFIG).write_text(json.dumps(plan.config, indent=2), encoding="utf-8")
         check_merged(adapter, base, plan, out)
