@@ -62,7 +62,7 @@ def initial_diagonal(init: Initialization, z: Tensor, seed: int = 0) -> Tensor:
     check_choice(init, "init", INITIALIZATIONS)
     if not isinstance(z, Tensor) or z.ndim != 1:
         raise TypeError(f"z is {shown(z)}; accepted: a torch.Tensor of shape (r,)")
-    check_count(seed, "seed", largest=LARGEST_SEED)
+    seed = check_count(seed, "seed", largest=LARGEST_SEED)
     if init == "regular_ldu":
         return z.detach().clone()
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -43,7 +43,7 @@ def warn_of_unmatched(config: LolduConfig, modules: list[str], layers: list[str]
     """
     saved = config.modules_to_save or ()
     saved_unmatched = _unmatched(saved, modules, _is_saved)
-    own = [name for name in saved_unmatched if name not in _HEADS.get(str(config.task_type), ())]
+    own = [name for name in saved_unmatched if name not in _HEADS.get(config.task_type, ())]
     _warn("modules_to_save", own, "module", modules)
     for option in ("rank_pattern", "alpha_pattern"):
         keys = getattr(config, option)
