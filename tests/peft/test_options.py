@@ -1,7 +1,6 @@
 """What is said of values that a configuration does not take, and of names in it that match nothing."""
 
 import json
-import warnings
 
 import numpy as np
 import pytest
@@ -110,7 +109,7 @@ def test_names_that_match_nothing_are_warned_of_once(tmp_path, options, message)
         wrapped = get_peft_model(model(), config)
     assert len(caught) == 1
     wrapped.save_pretrained(tmp_path)
-    PeftModel.from_pretrained(model(), tmp_path)  # where a warning is an error
+    PeftModel.from_pretrained(model(), tmp_path)  # silently: a warning would be an error
 
 
 def test_names_that_match_are_not_warned_of():
@@ -123,12 +122,10 @@ def test_names_that_match_are_not_warned_of():
         exclude_modules=["value"],
         clip_rank=True,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        get_peft_model(model(), config)
-        # Heads of which a model has one or the other.
-        for task in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
-            get_peft_model(tiny_bert(), LolduConfig(r=4, task_type=task))
+    get_peft_model(model(), config)  # silently
+    # Heads of which a model has one or the other.
+    for task in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
+        get_peft_model(tiny_bert(), LolduConfig(r=4, task_type=task))
 
 
 @pytest.mark.parametrize(
