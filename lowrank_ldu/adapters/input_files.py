@@ -39,7 +39,7 @@ def checked_path(path: object, name: str = "path") -> Path:
     return Path(text)
 
 
-def checked_model_and_path(model: nn.Module, path: object) -> Path:
+def checked_model_and_path(model: object, path: object) -> Path:
     """Return what a caller gave as a path beside a model, or raise TypeError: they may be the wrong way round."""
     if not isinstance(model, nn.Module) and isinstance(path, nn.Module):
         raise TypeError(

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 # What PEFT says of patterns itself, from 0.21 on, without what comes close.
 PEFT_ON_PATTERNS = r"The following (rank|alpha)_pattern keys did not match"
-# Heads that PEFT adds to modules_to_save, whether the model has them or not.
-_CLASSIFIERS = ("classifier", "score")
-_HEADS = {"SEQ_CLS": _CLASSIFIERS, "TOKEN_CLS": _CLASSIFIERS, "QUESTION_ANS": ("qa_outputs",)}
+# Heads that PEFT adds to modules_to_save for these tasks, whether the model has them or not.
+_HEADS = {"classifier", "score", "qa_outputs"}
+_TASKS = {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"}
 
 
 def warn_of_unmatched(config: LolduConfig, modules: list[str], layers: list[str], *, targets_given: bool) -> None:
@@ -43,8 +43,10 @@ def warn_of_unmatched(config: LolduConfig, modules: list[str], layers: list[str]
     """
     saved = config.modules_to_save or ()
     saved_unmatched = _unmatched(saved, modules, _is_saved)
-    own = [name for name in saved_unmatched if name not in _HEADS.get(config.task_type, ())]
-    _warn("modules_to_save", own, "module", modules)
+    # Who lists the usual names of heads, as PEFT does, means the one that the model has.
+    any_head = config.task_type in _TASKS or len(saved_unmatched) < len(saved)
+    missing = [name for name in saved_unmatched if not (any_head and name in _HEADS)]
+    _warn("modules_to_save", missing, "module", modules)
     for option in ("rank_pattern", "alpha_pattern"):
         keys = getattr(config, option)
         _warn(option, _unmatched(keys, layers, _is_key_of), "layer with this adapter", layers)
@@ -77,7 +79,7 @@ def _is_saved(key: str, name: str) -> bool:
 
 
 def _is_key_of(key: str, name: str) -> bool:
-    return get_pattern_key([key], name) == key
+    return str(get_pattern_key([key], name)) == key
 
 
 def _ends_with(key: str, name: str) -> bool:

@@ -98,6 +98,7 @@ CLOSE = "; layers of this model that it could match end with: "
         ({"rank_pattern": {"querry": 1, "query": 2}}, f"rank_pattern: 'querry' matches no layer with.*{CLOSE}query"),
         ({"alpha_pattern": {"head": 1, "valeu": 1}}, "alpha_pattern: 'head', 'valeu' match no layer with this adapter"),
         ({"modules_to_save": ["haed"]}, f"modules_to_save: 'haed' matches no module{CLOSE}head"),
+        ({"modules_to_save": ["score"]}, "modules_to_save: 'score' matches no module"),
         ({"exclude_modules": ["value", "quer"]}, f"exclude_modules: 'quer' matches no module{CLOSE}query"),
         ({"exclude_modules": "quer", "modules_to_save": ["head"]}, "exclude_modules: 'quer' matches no module"),
         ({"target_modules": ["query", "valeu"]}, f"target_modules: 'valeu' matches no module{CLOSE}value"),
@@ -118,7 +119,7 @@ def test_names_that_match_are_not_warned_of():
         target_modules=["query", "value"],
         rank_pattern={"^qu.*": 1},
         alpha_pattern={"query": 2},
-        modules_to_save=["head"],
+        modules_to_save=["head", "score"],
         exclude_modules=["value"],
         clip_rank=True,
     )
