@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from lowrank_ldu.validation import LARGEST_SEED, check_choice, check_count, shown
 
 Initialization = Literal[
     "regular_ldu",
@@ -47,8 +47,8 @@ def initial_diagonal(init: Initialization, z: Tensor, seed: int = 0) -> Tensor:
 
     Raises
     ------
-    ValueError
-        `init` is none of the eight.
+    TypeError, ValueError
+        `init` is none of the eight, `z` no vector, or `seed` no seed.
 
     Notes
     -----
@@ -59,8 +59,10 @@ def initial_diagonal(init: Initialization, z: Tensor, seed: int = 0) -> Tensor:
     >>> initial_diagonal("constant_zmean", torch.tensor([1.0, 3.0]))
     tensor([2., 2.])
     """
-    if init not in INITIALIZATIONS:
-        raise ValueError(f"init is {init!r}; accepted: {', '.join(map(repr, INITIALIZATIONS))}")
+    check_choice(init, "init", INITIALIZATIONS)
+    if not isinstance(z, Tensor) or z.ndim != 1:
+        raise TypeError(f"z is {shown(z)}; accepted: a torch.Tensor of shape (r,)")
+    seed = check_count(seed, "seed", largest=LARGEST_SEED)
     if init == "regular_ldu":
         return z.detach().clone()
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -8,7 +8,9 @@ import inspect
 import math
 import numbers
 import operator
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,6 +20,11 @@ from lowrank_ldu.backend import Array, Backend, backend_of
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# Of torch's generators, and of the files of adapters.
+LARGEST_SEED = 2**63 - 1
+# Characters of a value in a message.
+_LONGEST_SHOWN = 100
 
 
 def dtype_name(array: Array) -> str:
@@ -124,40 +131,93 @@ def check_representable(array: Array, backend: Backend, name: str, accepted: str
     return array
 
 
+def shown(value: object) -> str:
+    """Return how a value is written in a message: on one line, and not at length.
+
+    Examples
+    --------
+    >>> shown("8"), shown(np.eye(2))
+    ("'8'", 'array([[1., 0.], [0., 1.]])')
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 def check_rank(rank: object, largest: int, name: str = "rank", *, optional: bool = True) -> int:
     """Return `rank` as an int in 1..largest; None means `largest`, where it is optional."""
     if rank is None and optional:
         return largest
-    accepted = f"an integer from 1 to {largest}{f', or None for {largest}' if optional else ''}"
-    if rank is None or isinstance(rank, bool):
-        raise TypeError(f"{name} is {rank}; accepted: {accepted}")
-    try:
-        value = operator.index(rank)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} is {rank!r} of type {type(rank).__name__}; accepted: {accepted}") from None
+    accepted = f"an integer from 1 to {largest}"
+    value = _integer(rank, name, f"{accepted}, or None for {largest}" if optional else accepted)
     if not 1 <= value <= largest:
-        raise ValueError(f"{name} is {value}; accepted: an integer from 1 to {largest}")
+        raise ValueError(f"{name} is {value}; accepted: {accepted}")
     return value
 
 
-def check_count(value: object, name: str) -> int:
-    """Return `value` as an int >= 0."""
-    try:
-        count = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} is {value!r}; accepted: an integer >= 0") from None
-    if isinstance(value, bool) or count < 0:
-        raise ValueError(f"{name} is {value!r}; accepted: an integer >= 0")
+def check_count(value: object, name: str, least: int = 0, largest: int | None = None) -> int:
+    """Return `value` as an int from `least` to `largest`, which may be open."""
+    accepted = f"an integer from {least} {'on' if largest is None else f'to {largest}'}"
+    count = _integer(value, name, accepted)
+    if count < least or (largest is not None and count > largest):
+        raise ValueError(f"{name} is {count}; accepted: {accepted}")
     return count
+
+
+def _integer(value: object, name: str, accepted: str) -> int:
+    # True is an integer of Python's, and hardly meant as one.
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):  # ValueError: of a tensor that requires a gradient, or on the meta device
+            pass
+    raise TypeError(f"{name} is {shown(value)}; accepted: {accepted}")
+
+
+def check_choice(value: object, name: str, accepted: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of the strings that are accepted."""
+    choices = tuple(accepted)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {shown(value)}; accepted: {', '.join(map(repr, choices))}")
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Return `value` as a bool, which it has to be: "no" and 1.5 would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {shown(value)}; accepted: True or False")
+    return bool(value)
+
+
+def is_several(value: object) -> bool:
+    """Whether `value` is a sequence or a set; a string is none here, which would be taken letter by letter."""
+    return isinstance(value, Sequence | AbstractSet) and not isinstance(value, str | bytes)
+
+
+def check_names(value: Any, name: str, accepted: str) -> list[str]:
+    """Return a sequence or set of strings as a list."""
+    if not is_several(value) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{name} is {shown(value)}; accepted: {accepted}")
+    return sorted(value) if isinstance(value, AbstractSet) else list(value)
+
+
+def check_pattern(pattern: str, name: str, accepted: str) -> re.Pattern[str]:
+    """Return a regular expression, compiled."""
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        reason = f"not a regular expression ({error})"
+        raise ValueError(f"{name} is {shown(pattern)}, {reason}; accepted: {accepted}") from error
 
 
 def check_positive(value: object, name: str) -> float:
     """Return `value` as a float > 0 and finite."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}; accepted: a positive finite number")
-    number = float(value)
+        raise TypeError(f"{name} is {shown(value)}; accepted: a positive finite number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} is {value!r}; accepted: a positive finite number")
+        raise ValueError(f"{name} is {shown(value)}; accepted: a positive finite number")
     return number
 
 

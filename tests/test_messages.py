@@ -84,7 +84,7 @@ def test_single_values_stand_for_tuples_of_one():
     [
         (lambda: SurveyOptions(ranks=None), "ranks is None; accepted: one or a sequence of them$"),
         (lambda: SurveyOptions(ranks=(8, None)), "rank is None; accepted: an integer from 1 to 2147483647$"),
-        (lambda: SurveyOptions(ranks=8.5), "rank is 8.5 of type float; accepted: an integer from 1 to 2147483647$"),
+        (lambda: SurveyOptions(ranks=8.5), "rank is 8.5; accepted: an integer from 1 to 2147483647$"),
         (lambda: SurveyOptions(threads=None), "threads is None; accepted: an integer from 1 to 2147483647$"),
         (lambda: SurveyOptions(select=3), "select is 3; accepted: a regular expression, or None$"),
         (
@@ -97,7 +97,7 @@ def test_single_values_stand_for_tuples_of_one():
         ),
         (
             lambda: diagnose(np.eye(3), ldu(np.eye(3)), "2"),
-            "ranks is '2' of type str; accepted: an integer from 1 to 3$",
+            "ranks is '2'; accepted: an integer from 1 to 3$",
         ),
         (lambda: diagnose(np.eye(3), ldu(np.eye(3)), [None]), "ranks is None; accepted: an integer from 1 to 3$"),
         (lambda: diagnose(np.eye(3), ldu(np.eye(3)), rank=2), "keyword argument 'rank': it is ranks here"),

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.adapters.errors import AdapterError
-from lowrank_ldu.adapters.input_files import check_regular, one_line, read_json
+from lowrank_ldu.adapters.input_files import check_regular, checked_path, one_line, read_json
 from lowrank_ldu.adapters.tensor_stream import entries_of, read_entry, torch_dtype
+from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     import os
@@ -45,7 +46,7 @@ class BaseCheckpoint:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = checked_path(path)
         main = _main_file(self.path)
         self.root = main.parent
         self.index = main if main.name.endswith(INDEX_SUFFIX) else None
@@ -62,17 +63,24 @@ class BaseCheckpoint:
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor; a file that has become shorter is an error, where a mapped one would end the process."""
-        return read_entry(self._entries(self._where[name])[name])
+        return read_entry(self._entries(self._file_of(name))[name])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, without reading it."""
-        with self._open(self._where[name]) as file:
+        with self._open(self._file_of(name)) as file:
             return tuple(file.get_slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
         """Return a tensor's dtype, without reading it."""
-        with self._open(self._where[name]) as file:
+        with self._open(self._file_of(name)) as file:
             return torch_dtype(file.get_slice(name).get_dtype())
+
+    def _file_of(self, name: str) -> str:
+        if not isinstance(name, str) or name not in self._where:
+            raise AdapterError(
+                f"{self.path}: has no tensor {shown(name)}; accepted: one of its {len(self._where)} names"
+            )
+        return self._where[name]
 
     def _entries(self, file_name: str) -> dict[str, Entry]:
         if file_name not in self._known:

@@ -16,7 +16,7 @@ from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import Factors, sample_deviation
 from lowrank_ldu.nn.host import Diagonal
 from lowrank_ldu.nn.kinds import kind_named
-from lowrank_ldu.validation import dtype_name
+from lowrank_ldu.validation import check_flag, dtype_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,11 +83,15 @@ class StoredLayer:
 
         Raises
         ------
+        TypeError
+            `matrix` is no tensor, or `force` no bool.
         AdapterError
             The weight has another shape or, without `force`, other entries; it cannot be eliminated at the pivots; or,
             without `force`, the update does not come out as it was trained.
         """
-        diagonal, deviation = self.rebuild(matrix, force=force)
+        if not isinstance(matrix, torch.Tensor):
+            raise TypeError(f"matrix is a {type(matrix).__name__}; accepted: a torch.Tensor")
+        diagonal, deviation = self.rebuild(matrix, force=check_flag(force, "force"))
         warn_of([] if deviation is None else [deviation])
         return diagonal
 

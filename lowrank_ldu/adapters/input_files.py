@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from lowrank_ldu import untrusted
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.nn.host import check_model
+from lowrank_ldu.validation import shown
 
-if TYPE_CHECKING:
-    from pathlib import Path
+
+def checked_path(path: object, name: str = "path") -> Path:
+    """Return what a caller gave as a path.
+
+    Raises
+    ------
+    TypeError
+        It is none.
+    AdapterError
+        It has a character that no path can have.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is a {type(path).__name__}; accepted: a path, as a str or a pathlib.Path")
+    if "\0" in text:
+        raise AdapterError(f"{name} is {shown(text)}; accepted: a path, which has no null characters")
+    return Path(text)
+
+
+def checked_model_and_path(model: object, path: object) -> Path:
+    """Return what a caller gave as a path beside a model, or raise TypeError: they may be the wrong way round."""
+    if not isinstance(model, nn.Module) and isinstance(path, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__} and path is a {type(path).__name__}; accepted: the model first, and "
+            "the path after it"
+        )
+    check_model(model)
+    return checked_path(path)
 
 
 def check_regular(path: Path, accepted: str) -> None:

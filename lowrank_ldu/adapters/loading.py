@@ -9,16 +9,17 @@ from torch import nn
 
 from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.input_files import checked_model_and_path
 from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.adapters.ties import check_ties
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import unwrapped, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, unwrapped, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of
-from lowrank_ldu.validation import dtype_name
+from lowrank_ldu.validation import check_flag, dtype_name
 
 if TYPE_CHECKING:
     import os
@@ -52,11 +53,15 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
 
     Raises
     ------
+    TypeError
+        `model` is no module, `path` no path or `force` no bool.
     AdapterError
-        A file is missing, damaged or changed; a layer of the adapter is missing in the model, is of another kind or
-        shape, or has another weight than in training; an update does not come out as it was trained; a tensor of a
-        module that was saved whole is tied to others than in training. The model is then unchanged.
+        A file is missing, damaged or changed; a layer of the adapter is missing in the model, has an adapter already,
+        is of another kind or shape, or has another weight than in training; an update does not come out as it was
+        trained; a tensor of a module that was saved whole is tied to others than in training. The model is then
+        unchanged.
     """
+    path, force = checked_model_and_path(model, path), check_flag(force, "force")
     adapter, model = read_adapter(path), unwrapped(model)
     deviations: list[Deviation] = []
     with restore_trainable_on_error(model):
@@ -85,6 +90,8 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
         base_layer = model.get_submodule(name)
     except AttributeError as error:
         raise AdapterError(f"layer {name!r}: the model ({type(model).__name__}) has no such module") from error
+    if isinstance(base_layer, AdapterHost):
+        raise AdapterError(f"layer {name!r} has an adapter already; accepted: the base model, without one there")
     reader = reader_of(model, name)
     if reader is not None:
         raise AdapterError(
@@ -95,7 +102,7 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
         kind = kind_of(base_layer)
         matrix = weight_matrix(base_layer)
     except (TypeError, ValueError) as error:
-        raise AdapterError(f"layer {name!r} is a {type(base_layer).__name__} in the model: {error}") from error
+        raise AdapterError(f"layer {name!r} of the model: {error}") from error
     if kind is not stored.kind:
         raise AdapterError(
             f"layer {name!r} is a {type(base_layer).__name__} in the model; accepted: kind {stored.kind.name!r}"

@@ -18,10 +18,10 @@ from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.nn import LoLDULayer
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import weight_matrix
+from lowrank_ldu.nn.host import check_model, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import EmbeddingKind, LinearKind, kind_of
-from lowrank_ldu.validation import check_count, check_positive
+from lowrank_ldu.validation import check_choice, check_count, check_flag, check_positive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,11 +115,11 @@ def import_published(
     >>> [round(float(z), 4) for z in model[0].z.detach()]
     [1.0, 1.0, 1.0, 1.0]
     """
-    if init not in PUBLISHED_INITS:
-        raise ValueError(f"init is {init!r}; accepted: {', '.join(map(repr, PUBLISHED_INITS))}")
+    check_model(model)
+    check_choice(init, "init", PUBLISHED_INITS)
     alpha = check_positive(alpha, "alpha")
-    if rank is not None and check_count(rank, "rank") == 0:
-        raise ValueError("rank is 0; accepted: an integer from 1 on")
+    rank = None if rank is None else check_count(rank, "rank", 1)
+    train_sigma = check_flag(train_sigma, "train_sigma")
     published = _published(_tensors(state))
     with restore_trainable_on_error(model):
         layers = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.input_files import checked_path
 from lowrank_ldu.adapters.native_folder import read_native
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG, read_peft
 
@@ -28,9 +29,13 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
 
     Raises
     ------
+    TypeError
+        `path` is no path.
     AdapterError
-        A file is missing, damaged or changed, or is not of such an adapter.
+        A file is missing, damaged or changed, or is not of such an adapter; or `path` is a file.
     """
-    folder = Path(path)
+    folder = checked_path(path)
+    if os.path.isfile(folder):  # noqa: PTH113  # Path's raises where no file can have such a name
+        raise AdapterError(f"{folder}: is a file; accepted: the folder of an adapter, such as {folder.parent}")
     adapter = read_peft(folder) if os.path.lexists(folder / PEFT_CONFIG) else read_native(folder)
     return replace(adapter, path=folder)

@@ -9,17 +9,16 @@ from lowrank_ldu.adapters.layout import LayerRecord
 from lowrank_ldu.adapters.sketch import PROBES
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
 from lowrank_ldu.initialization import INITIALIZATIONS, is_random
-from lowrank_ldu.nn.basis import check_basis
+from lowrank_ldu.nn.basis import check_basis, check_seed
 from lowrank_ldu.nn.coordinates import check_parametrization
 from lowrank_ldu.nn.factors import SAMPLES, FactorOptions
 from lowrank_ldu.nn.kinds import KINDS
-from lowrank_ldu.validation import check_count, check_positive, dtype_name
+from lowrank_ldu.validation import check_choice, check_count, check_positive, dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _OPTIONAL = {"lora_obstacle"}
-_LARGEST_SEED = 2**63 - 1
 
 
 def checked_record(where: str, entry: Any) -> LayerRecord:
@@ -56,18 +55,14 @@ def checked_record(where: str, entry: Any) -> LayerRecord:
 
 
 def _check_values(record: LayerRecord) -> None:
-    if record.kind not in KINDS:
-        raise ValueError(f"kind is {record.kind!r}; accepted: {', '.join(map(repr, KINDS))}")
-    if record.init not in INITIALIZATIONS:
-        raise ValueError(f"init is {record.init!r}; accepted: {', '.join(map(repr, INITIALIZATIONS))}")
+    check_choice(record.kind, "kind", KINDS)
+    check_choice(record.init, "init", INITIALIZATIONS)
     check_basis(record.basis)
     check_pivoting(record.pivoting)
     check_parametrization(record.parametrization)
     check_positive(record.alpha, "alpha")
-    if record.rank < 1:
-        raise ValueError(f"rank is {record.rank}; accepted: an integer from 1 on")
-    if check_count(record.seed, "seed") > _LARGEST_SEED:
-        raise ValueError(f"seed is {record.seed}; accepted: at most {_LARGEST_SEED}")
+    check_count(record.rank, "rank", 1)
+    check_seed(record.seed, record.basis)
 
 
 def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *, sketched: bool) -> None:
@@ -129,6 +124,7 @@ def stored_numbers(rank: int) -> int:
     >>> stored_numbers(8), stored_numbers(64)
     (82, 194)
     """
+    check_count(rank, "rank", 1)
     record = LayerRecord(
         kind="linear",
         shape=(rank, rank),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import StoredLayer
 from lowrank_ldu.adapters.fingerprint import fingerprint
+from lowrank_ldu.adapters.input_files import checked_model_and_path
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
 from lowrank_ldu.adapters.records import check_numbers
 from lowrank_ldu.adapters.seal import sealed, with_copy
@@ -23,11 +23,12 @@ from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by
 from lowrank_ldu.nn.host import hosts, plain_name, unwrapped, weight_matrix
 from lowrank_ldu.nn.kinds import lora_obstacle
-from lowrank_ldu.validation import dtype_name
+from lowrank_ldu.validation import check_names, dtype_name
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     Raises
     ------
     TypeError
-        `modules_to_save` is a single string.
+        `model` is no module, `path` no path, or `modules_to_save` no sequence of names.
     ValueError
         `path` is a file. The model has no LoLDU layer, is one itself, or has one whose numbers are not finite. It has
         no module of a name in `modules_to_save`, or that module has a LoLDU layer inside, is inside one, or has state
@@ -70,10 +71,10 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         A layer's rank is above its base's own, so that some of its terms are rounding errors and `load_adapter` will
         refuse the file; or the model has been called, and never called one of its layers, whose adapter had no effect.
     """
-    if isinstance(modules_to_save, str):
-        raise TypeError(f"modules_to_save is the string {modules_to_save!r}; accepted: a sequence of names")
-    if Path(path).exists() and not Path(path).is_dir():
-        raise ValueError(f"path is {str(path)!r}, which is a file; accepted: a folder")
+    folder = checked_model_and_path(model, path)
+    modules = check_names(modules_to_save, "modules_to_save", "a sequence of names")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"path is {str(folder)!r}, which is a file; accepted: a folder")
     tensors: dict[str, Tensor] = {}
     records: dict[str, LayerRecord] = {}
     model = unwrapped(model)
@@ -92,15 +93,14 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
         raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
     warn_of_passed_by(model)
-    whole = {f"{name}.{key}": tensor for name in modules_to_save for key, tensor in _whole_module(model, name).items()}
+    whole = {f"{name}.{key}": tensor for name in modules for key, tensor in _whole_module(model, name).items()}
     tensors.update(whole)
-    folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "format": FORMAT,
         "version": VERSION,
         "layers": {name: _entry(record) for name, record in records.items()},
-        "modules": list(modules_to_save),
+        "modules": modules,
         "tied": tied_tensors(model, whole),
     }
     data = with_copy(config, tensors)

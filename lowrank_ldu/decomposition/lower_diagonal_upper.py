@@ -21,6 +21,7 @@ from lowrank_ldu.decomposition.rescaled import eliminate_rescaled
 from lowrank_ldu.decomposition.rook import eliminate_rook
 from lowrank_ldu.validation import (
     RANK_KEYWORDS,
+    check_choice,
     check_count,
     check_matrix,
     check_rank,
@@ -164,8 +165,7 @@ def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", se
 
 def check_pivoting(pivoting: str) -> None:
     """Raise ValueError unless `pivoting` is one of the strategies."""
-    if pivoting not in PIVOTING:
-        raise ValueError(f"pivoting is {pivoting!r}; accepted: {', '.join(map(repr, PIVOTING))}")
+    check_choice(pivoting, "pivoting", PIVOTING)
 
 
 def split_and_fold(

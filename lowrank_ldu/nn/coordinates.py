@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from lowrank_ldu.decomposition.gram import gram_matrix
+from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +23,7 @@ _JITTER_GROWTH = 10.0
 
 def check_parametrization(parametrization: str) -> None:
     """Raise ValueError unless `parametrization` is one of `PARAMETRIZATIONS`."""
-    if parametrization not in PARAMETRIZATIONS:
-        raise ValueError(f"parametrization is {parametrization!r}; accepted: {', '.join(map(repr, PARAMETRIZATIONS))}")
+    check_choice(parametrization, "parametrization", PARAMETRIZATIONS)
 
 
 def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization) -> tuple[Tensor | None, float]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal, is_random
 from lowrank_ldu.nn.coordinates import from_diagonal, to_diagonal
 from lowrank_ldu.nn.factors import SAMPLES
-from lowrank_ldu.validation import check_positive
+from lowrank_ldu.validation import check_choice, check_flag, check_positive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,17 +108,16 @@ class DiagonalAdapter(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if init not in INITIALIZATIONS:
-            raise ValueError(f"init is {init!r}; accepted: {', '.join(map(repr, INITIALIZATIONS))}")
+        check_choice(init, "init", INITIALIZATIONS)
         self.rank = rank
         self.alpha = float(rank) if alpha is None else check_positive(alpha, "alpha")
         self.init: Initialization = init
-        self.preserving = preserving
-        self.train_sigma = train_sigma
+        self.preserving = check_flag(preserving, "preserving")
+        self.train_sigma = check_flag(train_sigma, "train_sigma")
         self.seed = seed
         self.offset = nn.Parameter(torch.zeros(rank, dtype=dtype, device=device))
         start = torch.full((1,), self.alpha / rank, dtype=dtype, device=device)
-        if train_sigma:
+        if self.train_sigma:
             self.sigma = nn.Parameter(start)
         else:
             # No parameter: whoever unfreezes an adapter's parameters is not to unfreeze this one.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
 from lowrank_ldu.kernels import pack
-from lowrank_ldu.nn.basis import Basis, Terms, check_basis, terms_at_pivots, terms_of
+from lowrank_ldu.nn.basis import Basis, Terms, check_basis, check_seed, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import Parametrization, check_parametrization, coordinates_of
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class FactorOptions:
         check_basis(self.basis)
         check_pivoting(self.pivoting)
         check_parametrization(self.parametrization)
+        check_seed(self.seed, self.basis)
 
     @property
     def rows(self) -> bool:

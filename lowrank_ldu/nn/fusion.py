@@ -14,6 +14,7 @@ from lowrank_ldu.kernels.surroundings import autocast_dtype, transformed
 from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
 from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
+from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +49,7 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
     >>> set_plan(nn.Sequential(LoLDULayer(nn.Linear(6, 4), rank=2)), "reference")
     1
     """
-    if plan not in PLANS:
-        raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
+    check_choice(plan, "plan", PLANS)
     layers = [layer for _, layer in hosts(model)]
     if not layers:
         raise ValueError(

@@ -130,6 +130,12 @@ _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 
 
+def check_model(model: object) -> None:
+    """Raise TypeError unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; accepted: a torch.nn.Module")
+
+
 def stored_weight(base_layer: nn.Module) -> nn.Parameter:
     """Return a layer's weight as it is stored."""
     # HQQ's layers have no `weight`, but for the packed integers.
@@ -207,6 +213,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
     """Yield the qualified name and the module of every layer of `model` with LoLDU adapters, a shared one once."""
+    check_model(model)
     for name, module in model.named_modules():
         if isinstance(module, AdapterHost):
             yield name, module

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import weight_matrix
+from lowrank_ldu.nn.host import check_model, weight_matrix
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of
-from lowrank_ldu.validation import LORA_KEYWORDS, explain_keywords
+from lowrank_ldu.validation import (
+    LORA_KEYWORDS,
+    check_count,
+    check_flag,
+    check_names,
+    check_pattern,
+    explain_keywords,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -27,11 +32,13 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.coordinates import Parametrization
 
 ALL_LINEAR = "all-linear"
+_ACCEPTED = f"a sequence of module names, a regular expression, or {ALL_LINEAR!r}"
 _WAYS_OUT = "other targets, or clip_rank=True"
 
 
 def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULayer]]:
     """Yield the qualified name and the layer of every LoLDU layer of `model`, a shared one once."""
+    check_model(model)
     for name, module in model.named_modules():
         if isinstance(module, LoLDULayer):
             yield name, module
@@ -109,6 +116,10 @@ def inject(
     >>> trainable_parameters(model).adapter
     5
     """
+    check_model(model)
+    clip_rank = check_flag(clip_rank, "clip_rank")
+    rank = None if rank is None else check_count(rank, "rank", 1)
+    seed = check_count(seed, "seed")
     names = _matching(model, targets)
     # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
     # names gets one layer, so that what is shared stays shared.
@@ -212,19 +223,15 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         return adaptable
     wanted: dict[str, list[str]]
     if isinstance(targets, str):
-        try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise ValueError(f"targets is {targets!r}, not a regular expression ({error})") from error
+        pattern = check_pattern(targets, "targets", _ACCEPTED)
         wanted = {targets: [name for name in candidates if pattern.fullmatch(name)]}
-    elif not isinstance(targets, Iterable) or not all(isinstance(target, str) for target in targets):
-        raise TypeError(
-            f"targets is {targets!r}; accepted: a sequence of module names, a regular expression, or {ALL_LINEAR!r}"
-        )
     else:
-        wanted = {target: [name for name in candidates if f".{name}".endswith(f".{target}")] for target in targets}
+        wanted = {
+            target: [name for name in candidates if f".{name}".endswith(f".{target}")]
+            for target in check_names(targets, "targets", _ACCEPTED)
+        }
     if not wanted:
-        raise ValueError(f"targets is empty; accepted: module names, a regular expression, or {ALL_LINEAR!r}")
+        raise ValueError(f"targets is empty; accepted: {_ACCEPTED}")
     for target, matches in wanted.items():
         _check_target(target, matches, candidates, adaptable, readers)
     chosen = {name for matches in wanted.values() for name in matches}

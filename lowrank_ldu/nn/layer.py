@@ -19,7 +19,7 @@ from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, store
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.quantized import is_quantized
-from lowrank_ldu.validation import LORA_KEYWORDS, check_matrix, check_rank, explain_keywords
+from lowrank_ldu.validation import LORA_KEYWORDS, check_flag, check_matrix, check_rank, explain_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -268,6 +268,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         OverflowError
             The sum is not finite in the weight's dtype. The weight is not changed then.
         """
+        keep_base = check_flag(keep_base, "keep_base")
         if self._merged:
             raise RuntimeError("the layer is merged already; accepted: one merge, then unmerge")
         if is_quantized(self.base_layer):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.nn.calls import unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import tied_weights
+from lowrank_ldu.nn.host import check_model, tied_weights
 from lowrank_ldu.nn.injection import lowrank_layers, replace_module
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.merge_check import check_mergeable
+from lowrank_ldu.validation import check_flag
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +35,8 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> None:
     UserWarning
         The model has been called, and never called one of its layers, whose adapter had no effect.
     """
+    check_model(model)
+    keep_base = check_flag(keep_base, "keep_base")
     _check_mergeable(model)
     warn_of_passed_by(model)
     layers = list(lowrank_layers(model))
@@ -109,7 +112,8 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
     >>> type(model[0]).__name__
     'Linear'
     """
-    if merged:
+    check_model(model)
+    if check_flag(merged, "merged"):
         _check_mergeable(model)
         warn_of_passed_by(model)
     # A layer that stands under two names is merged once and replaced twice.

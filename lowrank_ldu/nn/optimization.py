@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
+from lowrank_ldu.nn.host import check_model
 from lowrank_ldu.nn.projection import project_
 from lowrank_ldu.validation import check_positive
 
@@ -69,6 +70,7 @@ class ProjectedOptimizer(Optimizer):
     def __init__(self, optimizer: Optimizer, model: nn.Module, epsilon: float | None = None) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a {type(optimizer).__name__}; accepted: a torch.optim.Optimizer")
+        check_model(model)
         self.optimizer = optimizer
         self.model = model
         self.epsilon = None if epsilon is None else check_positive(epsilon, "epsilon")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,9 +12,21 @@ from peft.utils import PeftType
 
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
 from lowrank_ldu.initialization import INITIALIZATIONS
-from lowrank_ldu.nn.basis import check_basis
+from lowrank_ldu.nn.basis import check_basis, check_seed
 from lowrank_ldu.nn.coordinates import check_parametrization
-from lowrank_ldu.validation import LORA_KEYWORDS, check_count, check_positive, explain_keywords
+from lowrank_ldu.nn.kinds import KINDS
+from lowrank_ldu.validation import (
+    LORA_KEYWORDS,
+    check_choice,
+    check_count,
+    check_flag,
+    check_names,
+    check_pattern,
+    check_positive,
+    explain_keywords,
+    is_several,
+    shown,
+)
 
 BaseCheck = Literal["error", "warn", "ignore"]
 Bias = Literal["none", "all", "loldu_only"]
@@ -26,6 +39,8 @@ def _help(text: str) -> dict[str, str]:
 REQUIRES = "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
 # In the head of every card that PEFT writes.
 _OF_PEFT = "library_name: peft"
+_FLAGS = ("init_weights", "fan_in_fan_out", "preserving", "train_sigma", "keep_base", "clip_rank", "inference_mode")
+_MODULES = "names of modules, a regular expression, or None"
 _SECTION = """## Loading this adapter
 
 Its method, LoLDU, comes to PEFT with the package lowrank-ldu. Without the import PEFT ends with `KeyError: 'LOLDU'`.
@@ -90,7 +105,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         A value is not accepted; the message names the field and what is.
 
     Examples
@@ -118,7 +133,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         default=None, metadata=_help("Name of the list of blocks that layers_to_transform counts.")
     )
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata=_help("Name or pattern to rank."))
-    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata=_help("Name or pattern to alpha."))
+    alpha_pattern: dict[str, float | None] = field(default_factory=dict, metadata=_help("Name or pattern to alpha."))
     bias: Bias = field(default="none", metadata=_help("Biases that are trained: 'none', 'all' or 'loldu_only'."))
     init_weights: bool = field(
         default=True, metadata=_help("True: starts as the base model. False: random offset, for tests.")
@@ -166,25 +181,34 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         """Check every value, so that a mistake shows before a model is touched."""
         super().__post_init__()
         self.peft_type = PeftType.LOLDU
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            if isinstance(value, list | tuple):
-                setattr(self, name, set(value))
+        for name in _FLAGS:
+            setattr(self, name, check_flag(getattr(self, name), name))
         self._check_numbers()
         self._check_names()
+        self._check_modules()
         self._check_layers()
 
     def _check_numbers(self) -> None:
-        for rank in (self.r, *self.rank_pattern.values()):
-            if check_count(rank, "r") < 1:
-                raise ValueError(f"r is {rank}; accepted: an integer from 1 on")
-        for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if alpha is not None:
-                check_positive(alpha, "alpha")
-        check_count(self.seed, "seed")
+        # Kept as Python's own numbers: the file of the configuration takes no others.
+        self.r = check_count(self.r, "r", 1)
+        self.alpha = _alpha(self.alpha, "alpha")
+        ranks, alphas = (self._pattern(name, numbers) for name, numbers in (("rank", "ranks"), ("alpha", "alphas")))
+        self.rank_pattern = {key: check_count(rank, f"rank_pattern[{key!r}]", 1) for key, rank in ranks.items()}
+        self.alpha_pattern = {key: _alpha(alpha, f"alpha_pattern[{key!r}]") for key, alpha in alphas.items()}
+
+    def _pattern(self, of: str, numbers: str) -> dict[str, Any]:
+        name, accepted = f"{of}_pattern", f"names of modules or regular expressions, to {numbers}"
+        # None is what is written for nothing elsewhere, and in a file by hand.
+        pattern = {} if getattr(self, name) is None else getattr(self, name)
+        if not isinstance(pattern, Mapping) or not all(isinstance(key, str) for key in pattern):
+            raise TypeError(f"{name} is {shown(pattern)}; accepted: a dict of {accepted}")
+        for key in pattern:
+            check_pattern(key, f"a key of {name}", accepted)
+        return dict(pattern)
 
     def _check_names(self) -> None:
         check_basis(self.basis)
+        self.seed = check_seed(self.seed, self.basis)
         check_pivoting(self.pivoting)
         check_parametrization(self.parametrization)
         for name, accepted in (
@@ -192,10 +216,37 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
             ("bias", get_args(Bias)),
             ("base_check", get_args(BaseCheck)),
         ):
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(map(repr, accepted))}")
+            check_choice(getattr(self, name), name, accepted)
+
+    def _check_modules(self) -> None:
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                check_pattern(value, name, _MODULES)
+            elif value is not None:
+                setattr(self, name, set(check_names(value, name, _MODULES)))
+        if self.modules_to_save is not None:
+            accepted = "a list of names of modules, or None"
+            # A list, to which PEFT adds the heads of its tasks.
+            self.modules_to_save = check_names(self.modules_to_save, "modules_to_save", accepted)
+            for module in self.modules_to_save:
+                check_pattern(module, "a name in modules_to_save", accepted)
+        kinds = {} if self.layer_kinds is None else self.layer_kinds
+        known = isinstance(kinds, Mapping) and all(isinstance(text, str) for pair in kinds.items() for text in pair)
+        if not known or not set(kinds.values()) <= set(KINDS):
+            raise TypeError(
+                f"layer_kinds is {shown(kinds)}; accepted: names of modules to {', '.join(map(repr, KINDS))}, or None"
+            )
 
     def _check_layers(self) -> None:
+        self.layers_to_transform = _block_numbers(self.layers_to_transform)
+        patterns = self.layers_pattern
+        if patterns is not None:
+            accepted = "a name of lists of blocks, a list of them, or None"
+            if not isinstance(patterns, str):
+                self.layers_pattern = check_names(patterns, "layers_pattern", accepted)
+            for pattern in [patterns] if isinstance(patterns, str) else patterns:
+                check_pattern(pattern, "layers_pattern", accepted)
         if isinstance(self.target_modules, str):
             for name in ("layers_to_transform", "layers_pattern"):
                 if getattr(self, name) is not None:
@@ -204,6 +255,24 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
                     )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern is given and layers_to_transform is not; accepted: both or neither")
+
+
+def _alpha(value: Any, name: str) -> float | None:
+    return None if value is None else check_positive(value, name)
+
+
+def _block_numbers(value: Any) -> list[int] | int | None:
+    """Return numbers of blocks as Python's own, one or a list."""
+    if value is None:
+        return None
+    several = is_several(value)
+    try:
+        numbers = [check_count(number, "layers_to_transform") for number in (value if several else [value])]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"layers_to_transform is {shown(value)}; accepted: an integer from 0 on, a list of them, or None"
+        ) from None
+    return numbers if several else numbers[0]
 
 
 # Dataclasses make their own; PEFT looks for these words in the message of keywords that later versions know.

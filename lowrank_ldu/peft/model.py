@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,6 +28,8 @@ from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, lora
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
+from lowrank_ldu.peft.unmatched import PEFT_ON_PATTERNS, warn_of_unmatched
+from lowrank_ldu.validation import check_choice, check_names, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,13 +115,23 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         self.register_state_dict_pre_hook(_before_saving)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter to the layers that its configuration names."""
+        """Add an adapter to the layers that its configuration names.
+
+        Warns
+        -----
+        UserWarning
+            A name in the configuration matches nothing, so that it has no effect.
+        """
         config = self.peft_config[adapter_name]
+        modules = [name for name, _ in model.named_modules() if name]
+        targets_given = isinstance(config.target_modules, set)
         if config.clip_rank:
             # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
             config = self.peft_config[adapter_name] = copy.copy(config)
         try:
-            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=PEFT_ON_PATTERNS)
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             if _NO_TARGET not in str(error):
                 raise
@@ -125,6 +139,14 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             names = [name for name, module in model.named_modules() if supports(module)]
             raise type(error)(f"{error} Of {type(model).__name__}, {what_matches(min(targets), names)}.") from error
         observe(self.model)
+        layers = [
+            name
+            for name, layer in hosts(model)
+            if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter
+        ]
+        # Not again where an adapter that was made before is loaded.
+        if layers and not config.inference_mode:
+            warn_of_unmatched(config, modules, layers, targets_given=targets_given)
 
     @contextmanager
     def _small_layers_named(self, config: LolduConfig) -> Iterator[None]:
@@ -251,10 +273,13 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
         Raises
         ------
-        ValueError
-            An adapter does not exist, numbers differ, another combination is asked for, or in some layer the adapters
-            do not share their factors (rank, basis, pivoting or pivots differ).
+        TypeError, ValueError
+            An argument is of another type than it should be, an adapter does not exist, numbers differ, another
+            combination is asked for, or in some layer the adapters do not share their factors (rank, basis, pivoting or
+            pivots differ).
         """
+        if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:
+            raise ValueError(f"adapter_name is {shown(adapter_name)}; accepted: a name without dots")
         if adapter_name in self.peft_config:
             return
         self._check_weighted(adapters, weights, combination_type)
@@ -269,16 +294,15 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                 _set_weighted(layer, dict(zip(adapters, weights, strict=True)), adapter_name)
 
     def _check_weighted(self, adapters: list[str], weights: list[float], combination_type: str) -> None:
+        check_names(adapters, "adapters", "a list of names of adapters")
+        if not _are_numbers(weights):
+            raise TypeError(f"weights is {shown(weights)}; accepted: a list of finite numbers, one for each adapter")
         missing = [name for name in adapters if name not in self.peft_config]
         if missing or not adapters:
             raise ValueError(f"Adapter {', '.join(missing) or adapters!r} does not exist")
         if len(adapters) != len(weights):
             raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights; accepted: as many of each")
-        if combination_type not in _SUMS:
-            raise ValueError(
-                f"combination_type is {combination_type!r}; accepted: {', '.join(map(repr, _SUMS))}, all of them the "
-                "exact sum"
-            )
+        check_choice(combination_type, "combination_type", _SUMS)
         wrappers = [module for module in self.modules() if isinstance(module, ModulesToSaveWrapper)]
         shared = sum(sum(name in wrapper.modules_to_save for name in adapters) > 1 for wrapper in wrappers)
         if shared:
@@ -300,6 +324,13 @@ def _before_saving(model: nn.Module, *_: Any) -> None:
     """Before an adapter is saved: name the layers that it had no effect in."""
     if isinstance(model, LolduModel):
         warn_of_passed_by(model.model, stacklevel=6)
+
+
+def _are_numbers(weights: Any) -> bool:
+    try:
+        return all(math.isfinite(weight) for weight in weights)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str) -> None:

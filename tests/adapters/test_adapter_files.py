@@ -15,7 +15,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter, save_adapter
+from lowrank_ldu.adapters import AdapterError, BaseCheckpoint, load_adapter, read_adapter, save_adapter, stored_numbers
 from lowrank_ldu.adapters.seal import sealed
 from lowrank_ldu.decomposition import PIVOTING
 from lowrank_ldu.nn import INITIALIZATIONS, inject, lowrank_layers, merge
@@ -122,15 +122,14 @@ def test_another_shape_is_refused(saved):
 
 def test_a_missing_layer_and_one_of_another_kind_are_refused(saved):
     refused(base_model()[:2], saved, "layer '2': the model .* has no such module")
-    refused(nn.Sequential(base_model()[0], nn.ReLU(), nn.ReLU()), saved, "layer '2' is a ReLU in the model")
+    other = nn.Sequential(base_model()[0], nn.ReLU(), nn.ReLU())
+    refused(other, saved, "layer '2' of the model: the layer is a ReLU; accepted: nn.Linear")
 
 
 def test_a_model_that_has_an_adapter_already_is_refused(saved):
     model = base_model()
     load_adapter(model, saved)
-    with pytest.raises(
-        AdapterError, match="layer '0' is a LoLDULayer in the model: the layer is a LoLDULayer; accepted: nn.Linear"
-    ):
+    with pytest.raises(AdapterError, match="layer '0' has an adapter already; accepted: the base model"):
         load_adapter(model, saved)
 
 
@@ -404,7 +403,7 @@ def test_what_the_layers_do_not_add_up_to(saved, change, message):
     ("spoil", "message"),
     [
         (lambda m: m.__setitem__(2, nn.Linear(280, 31)), r"layer '2' has shape \(31, 280\) in the model"),
-        (lambda m: m.__setitem__(2, nn.ReLU()), "layer '2' is a ReLU in the model"),
+        (lambda m: m.__setitem__(2, nn.ReLU()), "layer '2' of the model: the layer is a ReLU; accepted: nn.Linear"),
         (lambda m: m.__delitem__(2), "layer '2': the model .* has no such module"),
         (lambda m: m[2].to("meta"), "layer '2' is on the meta device"),
     ],
@@ -517,8 +516,62 @@ def test_a_path_that_is_a_file_and_a_single_name(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="which is a file; accepted: a folder"):
         save_adapter(trained(), tmp_path / "file")
-    with pytest.raises(TypeError, match="modules_to_save is the string 'head'"):
+    with pytest.raises(TypeError, match="modules_to_save is 'head'; accepted: a sequence of names"):
         save_adapter(trained(), tmp_path / "new", modules_to_save="head")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda path: load_adapter(path, base_model()),
+            TypeError,
+            "model is a PosixPath and path is a Sequential; acc",
+        ),
+        (lambda path: save_adapter(path, trained()), TypeError, "model is a PosixPath and path is a Sequential; acc"),
+        (lambda path: load_adapter(None, path), TypeError, "model is a NoneType; accepted: a torch.nn.Module"),
+        (lambda _: load_adapter(base_model(), 5), TypeError, "path is a int; accepted: a path"),
+        (
+            lambda path: load_adapter(base_model(), path, force="no"),
+            TypeError,
+            "force is 'no'; accepted: True or False",
+        ),
+        (lambda _: read_adapter(b"a"), TypeError, "path is a bytes; accepted: a path"),
+        (lambda _: read_adapter("a\0b"), AdapterError, r"path is 'a\\x00b'; accepted: a path"),
+        (
+            lambda path: read_adapter(path / "adapter.json"),
+            AdapterError,
+            "adapter.json: is a file; accepted: the folder",
+        ),
+        (lambda _: save_adapter(trained(), None), TypeError, "path is a NoneType; accepted: a path"),
+        (
+            lambda _: save_adapter(trained(), "a", modules_to_save=None),
+            TypeError,
+            "modules_to_save is None; accepted: ",
+        ),
+        (
+            lambda _: save_adapter(trained(), "a", modules_to_save=[1]),
+            TypeError,
+            r"modules_to_save is \[1\]; accepted: ",
+        ),
+        (
+            lambda path: read_adapter(path).layers["0"].bind(None),
+            TypeError,
+            "matrix is a NoneType; accepted: a torch.T",
+        ),
+        (
+            lambda path: read_adapter(path).layers["0"].bind(torch.ones(280, 300), force=1),
+            TypeError,
+            "force is 1; accepted: True or",
+        ),
+        (lambda _: stored_numbers(0), ValueError, "rank is 0; accepted: an integer from 1 on"),
+        (lambda _: BaseCheckpoint(None), TypeError, "path is a NoneType; accepted: a path"),
+    ],
+)
+def test_arguments_of_other_types(saved, call, error, message):
+    with pytest.raises(error, match=message) as raised:
+        call(saved)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_saving_again_replaces_the_adapter(saved):

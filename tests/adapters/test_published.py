@@ -173,7 +173,10 @@ def test_what_the_numbers_do_not_determine():
     refused(whole, r"layer '0': the residual has shape \(2, 2\)", init="normal")
     refused(few, "init is 'other'", init="other", error=ValueError)
     refused(few, "alpha is 0", alpha=0, error=ValueError)
-    refused(few, "rank is 0", rank=0, error=ValueError)
+    refused(few, "rank is 0; accepted: an integer from 1 on", rank=0, error=ValueError)
+    refused(few, "train_sigma is 'no'; accepted: True or False", train_sigma="no", error=TypeError)
+    with pytest.raises(TypeError, match="model is a dict; accepted: a torch.nn.Module"):
+        import_published(few, base())
     model = base()
     with torch.no_grad():
         model[0].weight[:, 0] = 0

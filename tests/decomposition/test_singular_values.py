@@ -67,9 +67,9 @@ def test_stacks(library):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"niter": -1}, "niter is -1; accepted: an integer >= 0"),
-        ({"niter": 1.5}, "niter is 1.5; accepted: an integer >= 0"),
-        ({"niter": 1, "oversampling": -2}, "oversampling is -2; accepted: an integer >= 0"),
+        ({"niter": -1}, "niter is -1; accepted: an integer from 0 on"),
+        ({"niter": 1.5}, "niter is 1.5; accepted: an integer from 0 on"),
+        ({"niter": 1, "oversampling": -2}, "oversampling is -2; accepted: an integer from 0 on"),
     ],
 )
 def test_options_out_of_range(options, message):

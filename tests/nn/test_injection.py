@@ -2,16 +2,19 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lowrank_ldu.nn import (
     LoLDULayer,
+    initial_diagonal,
     inject,
     lowrank_layers,
     merge,
     project_,
+    set_plan,
     trainable_parameters,
     unload,
     unmerge,
@@ -134,7 +137,8 @@ def test_a_shared_layer_stays_shared():
         ("all-linear", 4, ValueError, "layer 'classifier': rank is 4; accepted: an integer from 1 to 3"),
         (None, 2, TypeError, "targets is None; accepted: a sequence of module names"),
         ([0], 2, TypeError, r"targets is \[0\]; accepted: a sequence of module names"),
-        (["query"], 2.5, TypeError, "layer 'blocks.0.query': rank is 2.5"),
+        (["query"], 2.5, TypeError, "^rank is 2.5; accepted: an integer from 1 on"),
+        (["query"], 0, ValueError, "^rank is 0; accepted: an integer from 1 on"),
     ],
 )
 def test_a_refused_injection_leaves_the_model_as_it_was(model, targets, rank, error, message):
@@ -143,6 +147,42 @@ def test_a_refused_injection_leaves_the_model_as_it_was(model, targets, rank, er
         inject(model, targets, rank)
     assert {name: type(module) for name, module in model.named_modules()} == before
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: inject("model", ["query"]), "model is a str; accepted: a torch.nn.Module"),
+        (lambda m: inject(m, ["query"], clip_rank="no"), "clip_rank is 'no'; accepted: True or False"),
+        (lambda m: inject(m, ["query"], preserving=1.5), "layer '.*query': preserving is 1.5; accepted: True or False"),
+        (lambda m: inject(m, ["query"], seed="a"), "^seed is 'a'; accepted: an integer from 0 on"),
+        (lambda m: inject(m, ["query"], basis="random", seed=2**32), f"seed is {2**32}; accepted: .* {2**32 - 1}$"),
+        (lambda m: inject(m, ["query"], init=["zeros"]), r"init is \['zeros'\]; accepted: 'regular_ldu'"),
+        (lambda m: LoLDULayer(m.classifier, train_sigma=None), "^train_sigma is None; accepted: True or False"),
+        (lambda m: LoLDULayer("classifier"), "the layer is a str; accepted: nn.Linear"),
+        (lambda m: LoLDULayer(nn.Linear(2, 2)).merge(keep_base="no"), "keep_base is 'no'; accepted: True or False"),
+        (lambda m: list(lowrank_layers(None)), "model is a NoneType; accepted: a torch.nn.Module"),
+        (lambda m: trainable_parameters([m]), "model is a list; accepted: a torch.nn.Module"),
+        (lambda m: project_(None), "model is a NoneType; accepted: a torch.nn.Module"),
+        (lambda m: set_plan(None, "auto"), "model is a NoneType; accepted: a torch.nn.Module"),
+        (lambda m: set_plan(m, ["auto"]), r"plan is \['auto'\]; accepted: 'auto'"),
+        (lambda m: merge(m, keep_base=None), "keep_base is None; accepted: True or False"),
+        (lambda m: unmerge(5), "model is a int; accepted: a torch.nn.Module"),
+        (lambda m: unload(m, merged="no"), "merged is 'no'; accepted: True or False"),
+        (lambda m: initial_diagonal("ones", [1.0]), r"z is \[1.0\]; accepted: a torch.Tensor of shape \(r,\)"),
+        (lambda m: initial_diagonal("normal_0_1", torch.ones(2), None), "seed is None; accepted: an integer from 0"),
+    ],
+)
+def test_arguments_of_other_types(model, call, message):
+    with pytest.raises((TypeError, ValueError), match=message) as raised:
+        call(model)
+    assert len(str(raised.value).splitlines()) == 1
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_any_integer_is_a_rank_and_a_seed(model):
+    assert inject(model, ["classifier"], np.int64(8), clip_rank=True, seed=np.int64(1)) == ["classifier"]
+    assert model.classifier.options["rank"] == 3
 
 
 def test_models_without_linear_layers():

@@ -319,6 +319,7 @@ def test_each_of_z_and_sigma_is_projected_where_it_trains():
             "epsilon is 0; accepted: a pos",
         ),
         (lambda model: ProjectedOptimizer(SGD(parameters(model)), model, "1"), TypeError, "epsilon is '1'; accepted"),
+        (lambda model: ProjectedOptimizer(SGD(parameters(model)), None), TypeError, "model is a NoneType; accepted: a"),
     ],
 )
 def test_bad_arguments(model, make, error, message):

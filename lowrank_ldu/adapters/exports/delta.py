@@ -11,7 +11,7 @@ from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
-from lowrank_ldu.adapters.exports.output import export_folder
+from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update, is_of_base
 from lowrank_ldu.adapters.tensor_stream import computed, entries_of, read_tensor, write_tensors
 from lowrank_ldu.nn.functional import updated_matrix
@@ -52,6 +52,8 @@ def export_delta(
 
     Raises
     ------
+    TypeError
+        An argument is of another type than it should be.
     AdapterError
         A layer is missing in the base, or its weight is another one; an update is not finite in float32; what was
         written is not the update.
@@ -63,6 +65,7 @@ def export_delta(
     UserWarning
         Modules were trained whole, which are not in the file.
     """
+    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, force=force)
     names = names_in_base(adapter, BaseModel(base))
     places = names.layers
     shapes = {
@@ -87,7 +90,7 @@ def export_delta(
         computed(places[name].write, torch.float32, shapes[name], reader(layer))
         for name, layer in adapter.layers.items()
     ]
-    with export_folder(adapter, base, folder, {DELTA_WEIGHTS}, overwrite=overwrite) as out:
+    with export_folder(adapter, base, target, {DELTA_WEIGHTS}, overwrite=overwrite) as out:
         write_tensors(out / DELTA_WEIGHTS, entries, {"format": "pt"})
         written = entries_of(out / DELTA_WEIGHTS)
         for name, layer in adapter.layers.items():

@@ -11,11 +11,12 @@ from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
-from lowrank_ldu.adapters.exports.output import export_folder
+from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import bound, bound_again, check_update, is_of_base, row_blocks
 from lowrank_ldu.adapters.tensor_stream import given, read_tensor, write_tensors
 from lowrank_ldu.nn.functional import updated_matrix
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
+from lowrank_ldu.validation import check_count
 
 if TYPE_CHECKING:
     import os
@@ -91,12 +92,16 @@ def export_lora(
 
     Raises
     ------
+    TypeError
+        An argument is of another type than it should be.
     AdapterError
         A layer is missing in the base, or its weight is another one; PEFT would not compute the sum of base and update
         there; biases were trained, or a module that is tied to another one; what was written is not the update.
     OutputError
         The folder cannot be written.
     """
+    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, force=force)
+    rank = None if rank is None else check_count(rank, "rank", 1)
     model = BaseModel(base)
     names = names_in_base(adapter, model)
     _refuse_obstacles(adapter, model)
@@ -120,7 +125,7 @@ def export_lora(
         tensors.update(_named(name, layer.kind, left, right, weight))
     tensors.update({f"{_PREFIX}{name}": tensor for name, tensor in others.items()})
     config = _config(adapter, ranks, kinds, shadowed(iter(base), adapter.layers))
-    with export_folder(adapter, base, folder, {LORA_WEIGHTS, LORA_CONFIG}, overwrite=overwrite) as out:
+    with export_folder(adapter, base, target, {LORA_WEIGHTS, LORA_CONFIG}, overwrite=overwrite) as out:
         path = out / LORA_WEIGHTS
         write_tensors(path, [given(name, tensor) for name, tensor in tensors.items()], {"format": "pt"})
         (out / LORA_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.adapters.deviation import warn_of
@@ -15,7 +14,7 @@ from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
 from lowrank_ldu.adapters.exports.merged_check import check_merged
 from lowrank_ldu.adapters.exports.model_files import copy_files, other_files, refuse_left_over
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
-from lowrank_ldu.adapters.exports.output import export_folder
+from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.tied_weights import separate
 from lowrank_ldu.adapters.exports.updates import base_weight, bound
 from lowrank_ldu.adapters.input_files import read_json
@@ -26,6 +25,7 @@ from lowrank_ldu.validation import dtype_name
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -95,6 +95,8 @@ def export_merged(
 
     Raises
     ------
+    TypeError
+        An argument is of another type than it should be.
     AdapterError
         A layer is missing in the base, its weight is another one, or a merged weight is not finite in its dtype. A
         tensor has a shape that config.json cannot say, or is tied to another one and config.json cannot say that it no
@@ -107,14 +109,16 @@ def export_merged(
     UserWarning
         The base has names without a prefix, and tensors that are not in it have theirs.
     """
+    flags = {"overwrite": overwrite, "force": force, "keep_module_dtype": keep_module_dtype}
+    target = checked_export(adapter, base, folder, progress, **flags)
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
     # Of a folder, everything else belongs to the model; beside a single file lies anything.
-    others = other_files(base, Path(folder)) if base.path.is_dir() else []
+    others = other_files(base, target) if base.path.is_dir() else []
     index = set() if base.index is None else {base.index.name}
     if base.path.is_dir():
-        refuse_left_over(Path(folder), {*base.files, *index, *map(str, others)})
-    with export_folder(adapter, base, folder, {*base.files, *index}, overwrite=overwrite) as out:
+        refuse_left_over(target, {*base.files, *index, *map(str, others)})
+    with export_folder(adapter, base, target, {*base.files, *index}, overwrite=overwrite) as out:
         passed = _write(adapter, base, plan, out, force=force, progress=progress)
         copy_files(base, others, out)
         if plan.config is not None:

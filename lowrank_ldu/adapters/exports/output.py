@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
 from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.adapters.file import AdapterFile
+from lowrank_ldu.adapters.input_files import checked_path
 from lowrank_ldu.files import whole_folder
+from lowrank_ldu.validation import check_flag
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
-
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
-    from lowrank_ldu.adapters.file import AdapterFile
+    from pathlib import Path
 
 
 # Weights in other formats beside the merged ones would be the unmerged model, and an adapter beside it would be put on
@@ -26,11 +27,30 @@ WEIGHTS = (
 ADAPTER_FILES = {"adapter_config.json", "adapter.json"}
 
 
+def checked_export(adapter: object, base: object, folder: object, progress: object, **flags: object) -> Path:
+    """Return the folder of an export, whose other arguments are of the types that they should be.
+
+    Raises
+    ------
+    TypeError
+        One is not; the message says which.
+    """
+    if not isinstance(adapter, AdapterFile):
+        raise TypeError(f"adapter is a {type(adapter).__name__}; accepted: an AdapterFile, what read_adapter returns")
+    if not isinstance(base, BaseCheckpoint):
+        raise TypeError(f"base is a {type(base).__name__}; accepted: a BaseCheckpoint, which takes the path of a base")
+    if not callable(progress):
+        raise TypeError(f"progress is a {type(progress).__name__}; accepted: a function of a name")
+    for name, value in flags.items():
+        check_flag(value, name)
+    return checked_path(folder, "folder")
+
+
 @contextmanager
 def export_folder(
     adapter: AdapterFile,
     base: BaseCheckpoint,
-    target: str | os.PathLike[str],
+    target: Path,
     written: set[str],
     *,
     overwrite: bool,
@@ -54,7 +74,6 @@ def export_folder(
     OutputError
         The target cannot be written, or holds something (without `overwrite`).
     """
-    target = Path(target)
     _check_apart(adapter, base, target)
     _check_alone(target, written)
     with whole_folder(target, overwrite=overwrite, otherwise="overwrite=True (--overwrite of export)") as folder:
@@ -63,7 +82,7 @@ def export_folder(
 
 def _check_alone(target: Path, written: set[str]) -> None:
     """Refuse a folder with weights of an earlier export, or of anything else, that would stay beside the new ones."""
-    if not target.is_dir():
+    if not os.path.isdir(target):  # noqa: PTH112  # Path's raises where no folder can have such a name
         return
     for path in sorted(target.iterdir()):
         if path.name not in written and (path.name in ADAPTER_FILES or path.name.endswith(WEIGHTS)):
