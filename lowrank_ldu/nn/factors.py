@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +197,12 @@ class Factors(nn.Module):
 
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, tensor, persistent=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Factors:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self.left.device.type == "meta":
+            self.ready = False  # whatever comes back in their place: no checkpoint holds them
+        return self
 
     def _set_empty(self, matrix: Tensor) -> None:
         """Stand in for the factors, on the meta device in the right shapes, and elsewhere by empty tensors."""

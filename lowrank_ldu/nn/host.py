@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 from torch.optim.swa_utils import AveragedModel
 
 from lowrank_ldu.nn.kinds import kind_of
@@ -203,6 +204,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def recorded_call(layer: nn.Module, x: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Record the call of a layer as one node of torch.fx's graph.
+
+    What a layer does depends on the values of its input, which are not there yet.
+
+    Raises
+    ------
+    RuntimeError
+        The layer is all that is traced.
+    """
+    tracer: Any = x.tracer
+    if layer is tracer.root:
+        raise RuntimeError(
+            f"torch.fx traces a {type(layer).__name__} by itself, whose forward depends on its input; accepted: a model "
+            "with the layer inside, which becomes one node"
+        )
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x, *args), kwargs)
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:

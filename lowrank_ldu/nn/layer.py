@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lowrank_ldu.decomposition import LDU, Pivoting
 from lowrank_ldu.nn.base_call import Update, first_argument
@@ -15,7 +16,7 @@ from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.quantized import is_quantized
@@ -237,9 +238,11 @@ class LoLDULayer(AdapterHost, nn.Module):
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base layer makes of its arguments with the update in its weight."""
-        self.called.note()
         if x is None:
             x = first_argument(self.base_layer, kwargs)
+        if isinstance(x, Proxy):
+            return recorded_call(self, x, args, kwargs)
+        self.called.note()
         if self._merged:
             y: Tensor = self.base_layer(x, *args, **kwargs)
             return y

@@ -9,6 +9,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
+from torch.fx import Proxy
 
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.nn.base_call import Update, first_argument, output_with_updates
@@ -16,7 +18,7 @@ from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.kinds.forward import own_forward
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
@@ -193,10 +195,12 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         """Return those adapters that `is_settled` is False of."""
         adapters, seen, terms = self.loldu_adapter._modules, self._seen, self.loldu_terms  # noqa: SLF001  # quick to find
         ready = {key for key, factors in self._factors() if factors.ready}
+        samples = {name: adapters[name]._buffers["base_sample"] for name in adapter_names}  # noqa: SLF001
+        # While torch.export makes a graph, fake tensors stand in the place of all.
         return [
             name
-            for name in adapter_names
-            if terms[name] not in ready or seen.get(name) is not adapters[name]._buffers["base_sample"]  # noqa: SLF001
+            for name, sample in samples.items()
+            if terms[name] not in ready or (seen.get(name) is not sample and not is_fake(sample))
         ]
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -221,10 +225,12 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base layer makes of its arguments with the updates of the active adapters in its weight."""
-        self.called.note()
-        adapter_names = kwargs.pop("adapter_names", None)
         if x is None:
             x = first_argument(self.get_base_layer(), kwargs)
+        if isinstance(x, Proxy):
+            return recorded_call(self, x, args, kwargs)
+        self.called.note()
+        adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is not None:
             self._check_mixed_batch(x, adapter_names)
         if self.disable_adapters and self.merged:
