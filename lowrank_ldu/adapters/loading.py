@@ -12,7 +12,7 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import unwrapped, weight_matrix
+from lowrank_ldu.nn.host import plain_name, unwrapped, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
@@ -79,7 +79,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
 def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *, force: bool) -> LoLDULayer:
     name = stored.name
     try:
-        base_layer = model.get_submodule(name)
+        base_layer = unwrapped(model.get_submodule(name))
     except AttributeError as error:
         raise AdapterError(f"layer {name!r}: the model ({type(model).__name__}) has no such module") from error
     reader = reader_of(model, name)
@@ -105,10 +105,11 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
 
 def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[Tensor, Tensor]]:
     """Return the tensors of modules that were saved whole, each beside its place in the model, checked to fit."""
-    held, places = adapter.module_tensors, model.state_dict(keep_vars=True)
+    held = adapter.module_tensors
+    places = {plain_name(key): place for key, place in model.state_dict(keep_vars=True).items()}
     for name in adapter.module_names:
         try:
-            expected = model.get_submodule(name).state_dict()
+            expected = map(plain_name, model.get_submodule(name).state_dict())
         except AttributeError as error:
             raise AdapterError(f"module {name!r}: the model ({type(model).__name__}) has no such module") from error
         missing = sorted(key for key in expected if f"{name}.{key}" not in held)

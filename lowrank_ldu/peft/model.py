@@ -20,8 +20,8 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, tied_weights
-from lowrank_ldu.nn.injection import check_limits, clipped_rank, what_matches
+from lowrank_ldu.nn.host import hosts, plain_name, tied_weights
+from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, supports
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.peft.config import LolduConfig
 
 _BASE = "__base__"
+_PEFT = "base_model.model."
 _NO_TARGET = "not found in the base model"
 _WAYS_OUT = "exclude_modules or rank_pattern for what is smaller, or clip_rank=True"
 # LoRA's names for ways to add adapters up, of which "cat" and "svd" are exact there. Here they are one.
@@ -72,6 +73,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         parameter_name: str | None = None,
     ) -> None:
         del parameter_name
+        current_key = plain_name(current_key)
         options = {
             "config": peft_config,
             "r": _for_layer(peft_config.rank_pattern, current_key, peft_config.r),
@@ -107,6 +109,31 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, *args: Any) -> None:
+        super()._replace_module(parent, *args)
+        call_replaced(parent)
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model: nn.Module, *, state_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Return what a file holds of an adapter, by the plain model's names: wrappers inside the model are left out."""
+        plain = {plain_name(key): value for key, value in state_dict.items()}
+        places = tuple(_places(model))
+        return {key: value for key, value in plain.items() if key.startswith(places)}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
+        """Return what a file holds of an adapter, by the names of this model, wrappers included."""
+        places, keys = tuple(_places(model, f"{adapter_name}.")), {}
+        for key in model.state_dict():
+            plain = plain_name(key)
+            if plain.startswith(places):
+                stored = cls._remove_adapter_name_from_key(plain, adapter_name)
+                # A model that holds the layers without PEFT's own around it has no prefix; the file has.
+                keys[stored] = keys[f"{_PEFT}{stored.removeprefix(_PEFT)}"] = key
+        return {keys.get(key, key): value for key, value in state_dict.items()}
+
     def _post_injection_hook(self, model: nn.Module, config: LolduConfig, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)
         self.register_state_dict_pre_hook(_before_saving)
@@ -138,8 +165,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     def _check_ranks(self, config: LolduConfig) -> None:
         layers: dict[str, tuple[nn.Module, int | None]] = {}
-        for name, module in self.model.named_modules():
-            adapted = isinstance(module, LolduLayer)
+        for place, module in self.model.named_modules():
+            name, adapted = plain_name(place), isinstance(module, LolduLayer)
             inside = name.rpartition(".")[0] in layers  # the base layer of one
             if (adapted or supports(module)) and not inside and self._check_target_module_exists(config, name):
                 base = module.get_base_layer() if adapted else module
@@ -301,6 +328,13 @@ def _before_saving(model: nn.Module, *_: Any) -> None:
     """Before an adapter is saved: name the layers that it had no effect in."""
     if isinstance(model, LolduModel):
         warn_of_passed_by(model.model, stacklevel=6)
+
+
+def _places(model: nn.Module, adapter: str = "") -> Iterator[str]:
+    """Yield what the names of adapters' tensors begin with in the plain model."""
+    for name, layer in hosts(model):
+        if isinstance(layer, LolduLayer):
+            yield f"{plain_name(name)}.{PREFIX}adapter.{adapter}".removeprefix(".")
 
 
 def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str) -> None:
