@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import nn
 
 from lowrank_ldu.nn import inject
@@ -55,13 +55,13 @@ def first(model):
 def test_fx_traces_a_layer_as_one_node(make):
     model = make()
     graph = torch.fx.symbolic_trace(inner(model))
-    assert [node.target for node in graph.graph.nodes if node.op == "call_module"][0] == "0"
+    assert next(node.target for node in graph.graph.nodes if node.op == "call_module") == "0"
     assert graph.get_submodule("0") is first(model)
     torch.testing.assert_close(graph(x), model(x))
     with torch.no_grad():
         next(parameter for parameter in model.parameters() if parameter.requires_grad).mul_(2)
     torch.testing.assert_close(graph(x), model(x))
-    with pytest.raises(RuntimeError, match="torch.fx traces a .* by itself, .*; accepted: a model with the layer inside"):
+    with pytest.raises(RuntimeError, match="torch.fx traces a .* by itself, .*; accepted: a model with the"):
         torch.fx.symbolic_trace(first(model))
 
 

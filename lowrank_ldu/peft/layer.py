@@ -22,6 +22,7 @@ from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recor
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.kinds.forward import own_forward
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
+from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
 from lowrank_ldu.validation import check_rank
@@ -111,11 +112,6 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                 "would be made for the merged weight; accepted: unmerge_adapter() first"
             )
         base = self.get_base_layer()
-        if hasattr(base, "_hf_hook") and stored_weight(base).device.type == "meta":
-            raise ValueError(
-                f"layer {self.name!r}: its weight is offloaded by accelerate and in memory only while the layer runs, "
-                "so it cannot be factored; accepted: adapted layers that device_map keeps on a device"
-            )
         with gather_params_ctx(stored_weight(base)), torch.no_grad():
             try:
                 matrix = weight_matrix(base)
@@ -379,7 +375,10 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's own would cast the numbers to the base's dtype as well.
-        device = device or stored_weight(self.get_base_layer()).device
+        base = self.get_base_layer()
+        device = device or (
+            offloading_hook(base).execution_device if is_offloaded(base) else stored_weight(base).device
+        )
         if adapter_name in self.loldu_adapter and self.adapter(adapter_name).offset.device.type != "meta":
             self.loldu_adapter[adapter_name].to(device)
             self.factors_of(adapter_name).to(device)
@@ -400,7 +399,10 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             The base weight is not the one that the adapter was made on, or cannot be eliminated at its pivots.
         """
         adapter, base = self.adapter(adapter_name), self.get_base_layer()
-        if self.merged or any(tensor.device.type == "meta" for tensor in (adapter.offset, stored_weight(base))):
+        tensors = {adapter: adapter.offset, base: stored_weight(base)}
+        if self.merged or any(
+            tensor.device.type == "meta" and not is_offloaded(module) for module, tensor in tensors.items()
+        ):
             return
         factors = self.factors_of(adapter_name)
         if (

@@ -20,9 +20,10 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, plain_name, tied_weights
+from lowrank_ldu.nn.host import LAYER_WRAPPED, hosts, innermost, plain_name, tied_weights
 from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, supports
+from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
@@ -74,6 +75,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     ) -> None:
         del parameter_name
         current_key = plain_name(current_key)
+        parent, target_name, target = _in_wrappers(parent, target_name, target)
         options = {
             "config": peft_config,
             "r": _for_layer(peft_config.rank_pattern, current_key, peft_config.r),
@@ -109,13 +111,15 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
 
-    def _replace_module(self, parent: nn.Module, *args: Any) -> None:
-        super()._replace_module(parent, *args)
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT puts an adapter where the weight is: in memory, while it is there.
+        with onloaded(innermost(child)):
+            super()._replace_module(parent, child_name, new_module, child)
         call_replaced(parent)
 
     @classmethod
     def _get_adapter_state_dict(cls, model: nn.Module, *, state_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Return what a file holds of an adapter, by the plain model's names: wrappers inside the model are left out."""
+        """Return what a file holds of an adapter, by the plain model's names, wrappers left out."""
         plain = {plain_name(key): value for key, value in state_dict.items()}
         places = tuple(_places(model))
         return {key: value for key, value in plain.items() if key.startswith(places)}
@@ -328,6 +332,13 @@ def _before_saving(model: nn.Module, *_: Any) -> None:
     """Before an adapter is saved: name the layers that it had no effect in."""
     if isinstance(model, LolduModel):
         warn_of_passed_by(model.model, stacklevel=6)
+
+
+def _in_wrappers(parent: nn.Module, name: str, layer: nn.Module) -> tuple[nn.Module, str, nn.Module]:
+    """Return the layer that wrappers of it alone are around, with the innermost wrapper and its name there."""
+    while wrapped := next((key for key in LAYER_WRAPPED if key in layer._modules), None):  # noqa: SLF001
+        parent, name, layer = layer, wrapped, layer.get_submodule(wrapped)
+    return parent, name, layer
 
 
 def _places(model: nn.Module, adapter: str = "") -> Iterator[str]:
