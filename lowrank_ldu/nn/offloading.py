@@ -25,6 +25,13 @@ def is_offloaded(module: nn.Module) -> bool:
     return away and offloading_hook(module) is not None
 
 
+def own_memory(module: nn.Module) -> None:
+    """Give a module whose weights are offloaded memory that no tied weight in accelerate's store is in, too."""
+    if offloading_hook(module) is not None:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()
+
+
 @contextmanager
 def onloaded(*modules: nn.Module, written: bool = False) -> Iterator[None]:
     """Bring offloaded weights of modules into memory while the block lasts; tensors that it has taken stay.
@@ -39,6 +46,8 @@ def onloaded(*modules: nn.Module, written: bool = False) -> Iterator[None]:
     hooks = {each: offloading_hook(each) for each in modules if "_hf_hook" in vars(each) and is_offloaded(each)}
     for module, hook in hooks.items():
         hook.pre_forward(module)
+        if written:
+            own_memory(module)
     try:
         yield
         for module, hook in hooks.items() if written else ():

@@ -22,7 +22,7 @@ from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recor
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.kinds.forward import own_forward
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
-from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook
+from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
 from lowrank_ldu.validation import check_rank
@@ -315,6 +315,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                     f"{self.name!r}: {error}"
                 ) from error
             kept = stored_weight(base).detach().clone() if keep and self._base_weight is None else self._base_weight
+            own_memory(base)
             try:
                 # What is merged already is in the weight that the updates are added to.
                 with tried_out(base, self.kind, stored_weight(base), merged, self._updates(names)):
