@@ -136,6 +136,24 @@ def _(product: Tensor, adapters: int, *_: Any) -> Tensor:
     return product.new_empty(adapters, product.shape[1])
 
 
+def compute_unchanged(order: Tensor, weight: Tensor, packed: Tensor) -> Tensor:
+    """Return a packing's order if its weight is still the one that was packed: a compiled graph asks at each run."""
+    if weight.device != packed.device or not torch.equal(weight, packed):
+        raise RuntimeError(
+            "plan 'packed' cannot run here: the weight has been changed since the packing of the compiled graph was "
+            "made; accepted: the weight as it was, or another plan"
+        )
+    return order.clone()
+
+
+unchanged = torch.library.custom_op("lowrank_ldu::unchanged", compute_unchanged, mutates_args=())
+
+
+@unchanged.register_fake
+def _(order: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(order)
+
+
 def compute_packed_linear(
     x: Tensor,
     bias: Tensor | None,

@@ -93,6 +93,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
         raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
     warn_of_passed_by(model)
+    modules = list(map(plain_name, modules))
     whole = {f"{name}.{key}": tensor for name in modules for key, tensor in _whole_module(model, name).items()}
     tensors.update(whole)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,10 +162,11 @@ def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
         ) from error
     if next(lowrank_layers(module), None) is not None:
         raise ValueError(f"modules_to_save names {name!r}, which has LoLDU layers; accepted: modules without any")
-    inside = next((layer for layer, _ in lowrank_layers(model) if name.startswith(f"{layer}.")), None)
+    layers = (plain_name(layer) for layer, _ in lowrank_layers(model))
+    inside = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
     if inside is not None:
         raise ValueError(f"modules_to_save names {name!r}, which is inside of LoLDU layer {inside!r}; accepted: others")
-    state = module.state_dict()
+    state = {plain_name(key): value for key, value in module.state_dict().items()}
     other = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
     if other is not None:
         raise ValueError(f"modules_to_save names {name!r}, whose state holds {other!r}, which is not a tensor")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal, is_random
 from lowrank_ldu.nn.coordinates import from_diagonal, to_diagonal
 from lowrank_ldu.nn.factors import SAMPLES
+from lowrank_ldu.nn.offloading import is_offloaded, onloaded
 from lowrank_ldu.validation import check_choice, check_flag, check_positive
 
 if TYPE_CHECKING:
@@ -161,9 +162,10 @@ class DiagonalAdapter(nn.Module):
     @property
     def state(self) -> DiagonalState:
         """The numbers that the update is made of."""
-        return DiagonalState(
-            self.offset, self.sigma, self.initial_sigma, self.initial_diagonal, self.reference_diagonal
-        )
+        with onloaded(self):
+            return DiagonalState(
+                self.offset, self.sigma, self.initial_sigma, self.initial_diagonal, self.reference_diagonal
+            )
 
     def delta(self, factors: Factors) -> Tensor:
         """Return sigma z - sigma_0 z_ref, shape (r,)."""
@@ -171,7 +173,7 @@ class DiagonalAdapter(nn.Module):
 
     def z(self, factors: Factors) -> Tensor:
         """Return the present diagonal, shape (r,)."""
-        return self.initial_diagonal + to_diagonal(self.offset, factors.frame)
+        return self.initial_diagonal + to_diagonal(self.state.offset, factors.frame)
 
     @torch.no_grad()
     def set_z(self, z: Tensor, factors: Factors) -> None:
@@ -185,7 +187,15 @@ class DiagonalAdapter(nn.Module):
         moved = delta / self.initial_sigma.to(delta) - (self.initial_diagonal - self.reference_diagonal).to(delta)
         self._set_offset(moved, factors)
 
+    def _check_in_memory(self) -> None:
+        if is_offloaded(self):
+            raise RuntimeError(
+                "the adapter is offloaded by accelerate, so that what is written to it would be lost; accepted: "
+                "accelerate.hooks.remove_hook_from_submodules(model) first"
+            )
+
     def _set_offset(self, offset: Tensor, factors: Factors) -> None:
+        self._check_in_memory()
         wide = torch.promote_types(self.offset.dtype, torch.float32)
         frame = None if factors.frame is None else factors.frame.to(wide)
         self.offset.copy_(from_diagonal(offset.to(wide), frame))
@@ -197,7 +207,8 @@ class DiagonalAdapter(nn.Module):
         self._keep("initial_diagonal", start, persistent=is_random(self.init))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+        with onloaded(self):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
         # int64 in memory, which every collective of torch.distributed takes; the smallest type on disk.
         for name in ("pivot_rows", "pivot_columns"):
             if getattr(self, name) is not None:
@@ -205,6 +216,7 @@ class DiagonalAdapter(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}offset" in state_dict:
+            self._check_in_memory()
             # What is constant may be there or not by the options of the adapter that was saved: make room for it.
             for name in ("initial_diagonal", "pivot_rows", "pivot_columns"):
                 tensor = state_dict.get(f"{prefix}{name}")
@@ -236,8 +248,10 @@ def smallest_integers(index: Tensor) -> Tensor:
 
 def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
     """Return the states of adapters of equal rank, stacked: (A, r) and (A, 1)."""
-    parameters = [each._parameters for each in adapters]  # noqa: SLF001  # not one by one through Module.__getattr__
-    buffers = [each._buffers for each in adapters]  # noqa: SLF001
+    with onloaded(*adapters):
+        # Not one by one through Module.__getattr__.
+        parameters = [dict(each._parameters) for each in adapters]  # noqa: SLF001
+        buffers = [each._buffers for each in adapters]  # noqa: SLF001
 
     def stack(name: str) -> Tensor:
         numbers = [own[name] if name in own else kept[name] for own, kept in zip(parameters, buffers, strict=True)]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
-from lowrank_ldu.kernels import pack
+from lowrank_ldu.kernels import operators, pack
 from lowrank_ldu.nn.basis import Basis, Terms, check_basis, check_seed, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import Parametrization, check_parametrization, coordinates_of
 
@@ -169,10 +170,12 @@ class Factors(nn.Module):
 
     def packing(self, weight: Tensor) -> Packing | None:
         """Return what the packed plan needs, made once for a weight; None if the factors do not hold it to rounding."""
-        if torch.compiler.is_compiling():
-            # Of a call before; none is made in the middle of a graph.
-            known = self._packing is not None and self._packing.diagonal.dtype == weight.dtype
-            return self._packing if known else None
+        if torch.compiler.is_compiling() or get_proxy_mode() is not None:
+            # Of a call before; none is made in the middle of a graph, which compares the weight whenever it runs.
+            known = self._packing
+            if known is None or known.diagonal.dtype != weight.dtype:
+                return None
+            return replace(known, order=operators.unchanged(known.order, weight, self._packed_weight))
         # Much changes a weight without a word (.data, a NumPy view, a foreign kernel): every entry is compared,
         # one pass over it beside the products of all rows of x.
         key = (weight.device, weight.dtype, weight.shape, self.left.data_ptr(), self.left.device)
@@ -195,6 +198,12 @@ class Factors(nn.Module):
 
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, tensor, persistent=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Factors:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self.left.device.type == "meta":
+            self.ready = False  # whatever comes back in their place: no checkpoint holds them
+        return self
 
     def _set_empty(self, matrix: Tensor) -> None:
         """Stand in for the factors, on the meta device in the right shapes, and elsewhere by empty tensors."""

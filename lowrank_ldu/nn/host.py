@@ -11,12 +11,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.kinds.forward import refresh_weight
+from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.quantized import dense_weight
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+    from torch.fx import Proxy
 
     from lowrank_ldu.kernels import Plan
     from lowrank_ldu.nn.diagonal import DiagonalAdapter
@@ -125,8 +127,9 @@ class AdapterHost:
             )
 
 
-# What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap.
-_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+# What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap; the first two may wrap one layer.
+LAYER_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+_WRAPPED = (*LAYER_WRAPPED, "_fsdp_wrapped_module")
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 
 
@@ -143,7 +146,7 @@ def stored_weight(base_layer: nn.Module) -> nn.Parameter:
 
 
 def weight_matrix(base_layer: nn.Module) -> Tensor:
-    """Return a layer's weight as W (m, n), dequantised where it is stored quantised.
+    """Return a layer's weight as W (m, n), dequantised where it is stored quantised, in memory if it is offloaded.
 
     Raises
     ------
@@ -151,9 +154,10 @@ def weight_matrix(base_layer: nn.Module) -> Tensor:
         The layer or its weight is of a kind that cannot be factored.
     """
     kind = kind_of(base_layer)
-    with torch.no_grad():
-        refresh_weight(base_layer)
-    return kind.as_matrix(dense_weight(base_layer))
+    with onloaded(base_layer):
+        with torch.no_grad():
+            refresh_weight(base_layer)
+        return kind.as_matrix(dense_weight(base_layer))
 
 
 class MergedWeight(NamedTuple):
@@ -211,6 +215,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def recorded_call(layer: nn.Module, x: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Record the call of a layer as one node of torch.fx's graph.
+
+    What a layer does depends on the values of its input, which are not there yet.
+
+    Raises
+    ------
+    RuntimeError
+        The layer is all that is traced.
+    """
+    tracer: Any = x.tracer
+    if layer is tracer.root:
+        raise RuntimeError(
+            f"torch.fx traces a {type(layer).__name__} by itself, whose forward depends on its input; accepted: a "
+            "model with the layer inside, which becomes one node"
+        )
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x, *args), kwargs)
+
+
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
     """Yield the qualified name and the module of every layer of `model` with LoLDU adapters, a shared one once."""
     check_model(model)
@@ -238,12 +261,12 @@ def tied_weights(model: nn.Module, base_layers: dict[str, nn.Module]) -> dict[st
 def note_sharers(model: nn.Module) -> None:
     """Let every layer with adapters know which other modules use its weight, so that it is not merged on its own."""
     layers = {name: host for name, host in hosts(model) if "base_layer" in host._modules}  # noqa: SLF001
-    bases = {name: _innermost(host) for name, host in layers.items()}
+    bases = {name: innermost(host) for name, host in layers.items()}
     for name, users in _users_of_weights(model, bases):
         layers[name].sharers = tuple(module for _, module in users if module is not bases[name])
 
 
-def _innermost(layer: Any) -> nn.Module:
+def innermost(layer: Any) -> nn.Module:
     """Return the module that is adapted, below the layers of other methods around it."""
     while "base_layer" in layer._modules:  # noqa: SLF001
         layer = layer.base_layer

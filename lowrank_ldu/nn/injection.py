@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import check_model, weight_matrix
+from lowrank_ldu.nn.host import check_model, plain_name, weight_matrix
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of
@@ -195,9 +195,17 @@ def check_limits(layers: Mapping[str, tuple[nn.Module, int | None]], otherwise: 
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where the submodule of that qualified name stands."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    """Put a module where the submodule of that qualified name stands."""
+    place, _, child = name.rpartition(".")
+    parent = model.get_submodule(place)
+    setattr(parent, child, module)
+    call_replaced(parent)
+
+
+def call_replaced(parent: nn.Module) -> None:
+    """Let the module that torch.compile made of a layer call the one that stands in its place by now."""
+    if "_orig_mod" in parent._modules and hasattr(parent, "_initialize"):  # noqa: SLF001
+        parent._initialize()  # noqa: SLF001  # it would go on calling what it was made of
 
 
 def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
@@ -224,10 +232,11 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
     wanted: dict[str, list[str]]
     if isinstance(targets, str):
         pattern = check_pattern(targets, "targets", _ACCEPTED)
-        wanted = {targets: [name for name in candidates if pattern.fullmatch(name)]}
+        wanted = {targets: [name for name in candidates if any(map(pattern.fullmatch, {name, plain_name(name)}))]}
     else:
+        ends = {name: (f".{name}", f".{plain_name(name)}") for name in candidates}
         wanted = {
-            target: [name for name in candidates if f".{name}".endswith(f".{target}")]
+            target: [name for name in candidates if _ends(ends[name], target)]
             for target in check_names(targets, "targets", _ACCEPTED)
         }
     if not wanted:
@@ -236,6 +245,10 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         _check_target(target, matches, candidates, adaptable, readers)
     chosen = {name for matches in wanted.values() for name in matches}
     return {name: module for name, module in adaptable.items() if name in chosen}
+
+
+def _ends(names: tuple[str, str], target: str) -> bool:
+    return any(name.endswith(f".{target}") for name in names)
 
 
 def _check_target(

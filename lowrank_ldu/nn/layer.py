@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lowrank_ldu.decomposition import LDU, Pivoting
 from lowrank_ldu.nn.base_call import Update, first_argument
@@ -15,9 +16,10 @@ from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
+from lowrank_ldu.nn.offloading import is_offloaded, onloaded
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.validation import LORA_KEYWORDS, check_flag, check_matrix, check_rank, explain_keywords
 
@@ -125,6 +127,11 @@ class LoLDULayer(AdapterHost, nn.Module):
         super().__init__()
         self.kind = kind_of(base_layer)
         matrix = weight_matrix(base_layer)
+        if matrix.device.type == "meta":
+            raise ValueError(
+                "base_layer.weight is on the meta device, where device_map, offloading and init_empty_weights leave "
+                "weights without data; accepted: a weight that is loaded, or that accelerate's hook on its layer loads"
+            )
         check_matrix(matrix, "base_layer.weight")
         if factors is not None:
             check_basis(basis)
@@ -237,9 +244,11 @@ class LoLDULayer(AdapterHost, nn.Module):
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base layer makes of its arguments with the update in its weight."""
-        self.called.note()
         if x is None:
             x = first_argument(self.base_layer, kwargs)
+        if isinstance(x, Proxy):
+            return recorded_call(self, x, args, kwargs)
+        self.called.note()
         if self._merged:
             y: Tensor = self.base_layer(x, *args, **kwargs)
             return y
@@ -277,13 +286,14 @@ class LoLDULayer(AdapterHost, nn.Module):
                 "rounding; accepted: a floating weight, or the adapter as it is beside the quantised base"
             )
         check_mergeable(self, self.base_layer)
-        weight = stored_weight(self.base_layer)
-        merged = merged_weight(weight, self.kind, [self.delta_weight()])
-        kept = weight.detach().clone() if keep_base else None
-        with tried_out(self.base_layer, self.kind, weight, merged, [Update(self.factors, self.delta)]):
-            weight.copy_(merged)
-        self._base_weight, self._merged = kept, True
-        self._merged_weight = MergedWeight.of(weight) if keep_base else None
+        with onloaded(self.base_layer, written=True):
+            weight = stored_weight(self.base_layer)
+            merged = merged_weight(weight, self.kind, [self.delta_weight()])
+            kept = weight.detach().clone() if keep_base else None
+            with tried_out(self.base_layer, self.kind, weight, merged, [Update(self.factors, self.delta)]):
+                weight.copy_(merged)
+            self._base_weight, self._merged = kept, True
+            self._merged_weight = MergedWeight.of(weight) if keep_base else None
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -298,9 +308,10 @@ class LoLDULayer(AdapterHost, nn.Module):
             raise RuntimeError("the layer is not merged; accepted: unmerge after merge")
         if self._base_weight is None:
             raise RuntimeError("the base weight was not kept; accepted: unmerge after merge(keep_base=True)")
-        if self._merged_weight is not None:
-            self._merged_weight.check(stored_weight(self.base_layer))
-        stored_weight(self.base_layer).copy_(self._base_weight)
+        with onloaded(self.base_layer, written=True):
+            if self._merged_weight is not None:
+                self._merged_weight.check(stored_weight(self.base_layer))
+            stored_weight(self.base_layer).copy_(self._base_weight)
         self._base_weight = self._merged_weight = None
         self._merged = False
 
@@ -329,7 +340,9 @@ def _refuse_while_merged(module: nn.Module, *_: Any) -> None:
 
 def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
     """After a state dict has been loaded: the factors of this weight at these pivots."""
-    if isinstance(module, LoLDULayer) and module.base_layer.weight.device.type != "meta":
+    if isinstance(module, LoLDULayer) and (
+        stored_weight(module.base_layer).device.type != "meta" or is_offloaded(module.base_layer)
+    ):
         adapter = module.adapter
         module.factors.build(weight_matrix(module.base_layer), adapter.pivot_rows, adapter.pivot_columns)
         adapter.start_from(module.factors)

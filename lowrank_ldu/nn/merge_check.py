@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import is_fake
 from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind
 from lowrank_ldu.nn.kinds.forward import computed_weight, own_forward
+from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.quantized import is_quantized
 
 if TYPE_CHECKING:
@@ -127,7 +128,9 @@ def check_mergeable(layer: AdapterHost, base_layer: nn.Module) -> None:
         )
     weight = base_layer._parameters.get("weight")  # noqa: SLF001
     for sharer in layer.sharers:
-        if sharer is not base_layer and any(own is weight for own in sharer._parameters.values()):  # noqa: SLF001
+        # Offloading puts another parameter in the place of each of those that share their memory.
+        away = is_offloaded(base_layer) or is_offloaded(sharer)
+        if sharer is not base_layer and (away or any(own is weight for own in sharer._parameters.values())):  # noqa: SLF001
             raise RuntimeError(
                 f"the weight is tied to that of a {type(sharer).__name__}, which merging would change; accepted: "
                 "weights of their own (give one module a clone)"

@@ -12,6 +12,7 @@ import linecache
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lowrank_ldu.nn.host import plain_name, unwrapped
 from lowrank_ldu.nn.kinds import READ_PAST_ADAPTERS
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def occasional_reader_of(model: nn.Module, name: str) -> str | None:
 def _reads_of_layer(model: nn.Module, name: str) -> Iterator[tuple[Read, bool]]:
     """Yield what reads the weight of a layer, and whether an adapter of the layer is passed by for certain."""
     # Another method's layer may stand around the one that the source speaks of.
-    names, module = [child for child in name.split(".") if child != "base_layer"], model
+    names, module = [child for child in plain_name(name).split(".") if child != "base_layer"], unwrapped(model)
     for depth, child in enumerate(names):
         rest = tuple(names[depth:])
         if len(rest) == 1 and isinstance(module, READ_PAST_ADAPTERS):
@@ -104,9 +105,9 @@ def _reads_of_layer(model: nn.Module, name: str) -> Iterator[tuple[Read, bool]]:
         # without ever calling that hands them to a kernel on one path, and calls some of them on the other.
         always = any(not read.called for read in reads)
         yield from ((read, always) for read in reads if read.path == rest)
-        module = module.get_submodule(child)
+        module = unwrapped(module.get_submodule(child))
         while "base_layer" in module._modules:  # noqa: SLF001
-            module = module.get_submodule("base_layer")
+            module = unwrapped(module.get_submodule("base_layer"))
 
 
 _reads: dict[type, tuple[Read, ...]] = {}

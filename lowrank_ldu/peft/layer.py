@@ -9,6 +9,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
+from torch.fx import Proxy
 
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.nn.base_call import Update, first_argument, output_with_updates
@@ -16,10 +18,11 @@ from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, stored_weight, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.kinds.forward import own_forward
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
+from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
 from lowrank_ldu.validation import check_rank
@@ -109,11 +112,6 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                 "would be made for the merged weight; accepted: unmerge_adapter() first"
             )
         base = self.get_base_layer()
-        if hasattr(base, "_hf_hook") and stored_weight(base).device.type == "meta":
-            raise ValueError(
-                f"layer {self.name!r}: its weight is offloaded by accelerate and in memory only while the layer runs, "
-                "so it cannot be factored; accepted: adapted layers that device_map keeps on a device"
-            )
         with gather_params_ctx(stored_weight(base)), torch.no_grad():
             try:
                 matrix = weight_matrix(base)
@@ -193,10 +191,12 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         """Return those adapters that `is_settled` is False of."""
         adapters, seen, terms = self.loldu_adapter._modules, self._seen, self.loldu_terms  # noqa: SLF001  # quick to find
         ready = {key for key, factors in self._factors() if factors.ready}
+        samples = {name: adapters[name]._buffers["base_sample"] for name in adapter_names}  # noqa: SLF001
+        # While torch.export makes a graph, fake tensors stand in the place of all.
         return [
             name
-            for name in adapter_names
-            if terms[name] not in ready or seen.get(name) is not adapters[name]._buffers["base_sample"]  # noqa: SLF001
+            for name, sample in samples.items()
+            if terms[name] not in ready or (seen.get(name) is not sample and not is_fake(sample))
         ]
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -221,10 +221,12 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
         """Return what the base layer makes of its arguments with the updates of the active adapters in its weight."""
-        self.called.note()
-        adapter_names = kwargs.pop("adapter_names", None)
         if x is None:
             x = first_argument(self.get_base_layer(), kwargs)
+        if isinstance(x, Proxy):
+            return recorded_call(self, x, args, kwargs)
+        self.called.note()
+        adapter_names = kwargs.pop("adapter_names", None)
         if adapter_names is not None:
             self._check_mixed_batch(x, adapter_names)
         if self.disable_adapters and self.merged:
@@ -313,6 +315,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                     f"{self.name!r}: {error}"
                 ) from error
             kept = stored_weight(base).detach().clone() if keep and self._base_weight is None else self._base_weight
+            own_memory(base)
             try:
                 # What is merged already is in the weight that the updates are added to.
                 with tried_out(base, self.kind, stored_weight(base), merged, self._updates(names)):
@@ -373,7 +376,10 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's own would cast the numbers to the base's dtype as well.
-        device = device or stored_weight(self.get_base_layer()).device
+        base = self.get_base_layer()
+        device = device or (
+            offloading_hook(base).execution_device if is_offloaded(base) else stored_weight(base).device
+        )
         if adapter_name in self.loldu_adapter and self.adapter(adapter_name).offset.device.type != "meta":
             self.loldu_adapter[adapter_name].to(device)
             self.factors_of(adapter_name).to(device)
@@ -394,7 +400,10 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             The base weight is not the one that the adapter was made on, or cannot be eliminated at its pivots.
         """
         adapter, base = self.adapter(adapter_name), self.get_base_layer()
-        if self.merged or any(tensor.device.type == "meta" for tensor in (adapter.offset, stored_weight(base))):
+        tensors = {adapter: adapter.offset, base: stored_weight(base)}
+        if self.merged or any(
+            tensor.device.type == "meta" and not is_offloaded(module) for module, tensor in tensors.items()
+        ):
             return
         factors = self.factors_of(adapter_name)
         if (

@@ -22,9 +22,10 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, tied_weights
-from lowrank_ldu.nn.injection import check_limits, clipped_rank, what_matches
+from lowrank_ldu.nn.host import LAYER_WRAPPED, hosts, innermost, plain_name, tied_weights
+from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, lora_obstacle, supports
+from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.peft.config import LolduConfig
 
 _BASE = "__base__"
+_PEFT = "base_model.model."
 _NO_TARGET = "not found in the base model"
 _WAYS_OUT = "exclude_modules or rank_pattern for what is smaller, or clip_rank=True"
 # LoRA's names for ways to add adapters up, of which "cat" and "svd" are exact there. Here they are one.
@@ -77,6 +79,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         parameter_name: str | None = None,
     ) -> None:
         del parameter_name
+        current_key = plain_name(current_key)
+        parent, target_name, target = _in_wrappers(parent, target_name, target)
         options = {
             "config": peft_config,
             "r": _for_layer(peft_config.rank_pattern, current_key, peft_config.r),
@@ -109,6 +113,33 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT puts an adapter where the weight is: in memory, while it is there.
+        with onloaded(innermost(child)):
+            super()._replace_module(parent, child_name, new_module, child)
+        call_replaced(parent)
+
+    @classmethod
+    def _get_adapter_state_dict(cls, model: nn.Module, *, state_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Return what a file holds of an adapter, by the plain model's names, wrappers left out."""
+        plain = {plain_name(key): value for key, value in state_dict.items()}
+        places = tuple(_places(model))
+        return {key: value for key, value in plain.items() if key.startswith(places)}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
+        """Return what a file holds of an adapter, by the names of this model, wrappers included."""
+        places, keys = tuple(_places(model, f"{adapter_name}.")), {}
+        for key in model.state_dict():
+            plain = plain_name(key)
+            if plain.startswith(places):
+                stored = cls._remove_adapter_name_from_key(plain, adapter_name)
+                # A model that holds the layers without PEFT's own around it has no prefix; the file has.
+                keys[stored] = keys[f"{_PEFT}{stored.removeprefix(_PEFT)}"] = key
+        return {keys.get(key, key): value for key, value in state_dict.items()}
 
     def _post_injection_hook(self, model: nn.Module, config: LolduConfig, adapter_name: str) -> None:
         super()._post_injection_hook(model, config, adapter_name)
@@ -159,8 +190,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     def _check_ranks(self, config: LolduConfig) -> None:
         layers: dict[str, tuple[nn.Module, int | None]] = {}
-        for name, module in self.model.named_modules():
-            adapted = isinstance(module, LolduLayer)
+        for place, module in self.model.named_modules():
+            name, adapted = plain_name(place), isinstance(module, LolduLayer)
             inside = name.rpartition(".")[0] in layers  # the base layer of one
             if (adapted or supports(module)) and not inside and self._check_target_module_exists(config, name):
                 base = module.get_base_layer() if adapted else module
@@ -331,6 +362,20 @@ def _are_numbers(weights: Any) -> bool:
         return all(math.isfinite(weight) for weight in weights)
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+def _in_wrappers(parent: nn.Module, name: str, layer: nn.Module) -> tuple[nn.Module, str, nn.Module]:
+    """Return the layer that wrappers of it alone are around, with the innermost wrapper and its name there."""
+    while wrapped := next((key for key in LAYER_WRAPPED if key in layer._modules), None):  # noqa: SLF001
+        parent, name, layer = layer, wrapped, layer.get_submodule(wrapped)
+    return parent, name, layer
+
+
+def _places(model: nn.Module, adapter: str = "") -> Iterator[str]:
+    """Yield what the names of adapters' tensors begin with in the plain model."""
+    for name, layer in hosts(model):
+        if isinstance(layer, LolduLayer):
+            yield f"{plain_name(name)}.{PREFIX}adapter.{adapter}".removeprefix(".")
 
 
 def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str) -> None:

@@ -9,6 +9,7 @@ from half_precision import assert_as_near
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 
 from lowrank_ldu.nn import LoLDULayer, inject, set_plan
@@ -104,6 +105,34 @@ def test_packed_sees_every_entry(write):
     write(module.base_layer.weight)
     with pytest.raises(RuntimeError, match="there is no packing of this weight"):
         module(x)
+
+
+def write_replaced(weight):
+    weight.data = weight.detach() + 1.0
+
+
+GRAPHS = {
+    "eager": lambda module, x: torch.compile(module, fullgraph=True, backend="eager"),
+    "aot": lambda module, x: torch.compile(module, fullgraph=True, backend="aot_eager"),
+    "export": lambda module, x: torch.export.export(module, (x,)).module(),
+    "make_fx": lambda module, x: make_fx(module)(x),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("write", [write_data, write_numpy, write_dlpack, write_address, write_replaced])
+def test_a_graph_of_the_packed_plan_sees_every_entry(write, graph):
+    torch._dynamo.reset()
+    module = layer(16, 16, 16)
+    set_plan(module, "packed")
+    x = torch.randn(5, 16)
+    y = module(x)
+    compiled = GRAPHS[graph](module, x)
+    torch.testing.assert_close(compiled(x), y)
+    write(module.base_layer.weight)
+    with pytest.raises(RuntimeError, match="the weight has been changed since the packing"):
+        compiled(x)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, linear
 
+from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.quantized import dense_weight, is_quantized
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def check_forward(module: nn.Module) -> None:
                 "the quantising library's own layer"
             )
         return
+    if is_offloaded(module):
+        raise ValueError(f"{name} and offloaded by accelerate (device_map); accepted: a weight that stays on a device")
     if computed_weight(module) is not None and not getattr(module, "_is_replica", False):
         raise ValueError(f"{name} and a weight that is {computed_weight(module)}; accepted: one of the two")
     for option in ("sparse", "scale_grad_by_freq"):

@@ -1,0 +1,58 @@
+"""Weights that accelerate has moved out of memory, which are there only while their module is called."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+
+def offloading_hook(module: nn.Module) -> Any:
+    """Return accelerate's hook that brings a module's weights into memory, None if they stay there."""
+    hook = vars(module).get("_hf_hook")
+    # A sequence of hooks has them in an attribute.
+    return next((each for each in getattr(hook, "hooks", (hook,)) if getattr(each, "offload", False)), None)
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether a module's weights are out of memory until it is called."""
+    parameters = module._parameters.values()  # noqa: SLF001  # not one by one through Module.__getattr__
+    away = any(parameter is not None and parameter.device.type == "meta" for parameter in parameters)
+    return away and offloading_hook(module) is not None
+
+
+def own_memory(module: nn.Module) -> None:
+    """Give a module whose weights are offloaded memory that no tied weight in accelerate's store is in, too."""
+    if offloading_hook(module) is not None:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()
+
+
+@contextmanager
+def onloaded(*modules: nn.Module, written: bool = False) -> Iterator[None]:
+    """Bring offloaded weights of modules into memory while the block lasts; tensors that it has taken stay.
+
+    Parameters
+    ----------
+    *modules : nn.Module
+        Those that are not offloaded are left alone.
+    written : bool
+        Keep what the block writes to them; in memory, even if they were on disk.
+    """
+    hooks = {each: offloading_hook(each) for each in modules if "_hf_hook" in vars(each) and is_offloaded(each)}
+    for module, hook in hooks.items():
+        hook.pre_forward(module)
+        if written:
+            own_memory(module)
+    try:
+        yield
+        for module, hook in hooks.items() if written else ():
+            present = [*module.named_parameters(), *module.named_buffers()]
+            hook.weights_map = {name: tensor.detach().to("cpu", copy=True) for name, tensor in present}
+    finally:
+        for module, hook in hooks.items():
+            hook.post_forward(module, None)
