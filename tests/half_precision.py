@@ -53,7 +53,7 @@ def references(adapted, base, *inputs):
     Parameters
     ----------
     adapted, base : nn.Module
-        Of one dtype; neither is changed.
+        Of one dtype; neither is changed. The base is the merged model where its numbers are larger by far.
     inputs : Tensor
         Widened for the oracles where they are floating.
     """
@@ -78,12 +78,15 @@ def assert_within(result, expected, allowed):
     """Assert that no entry is off by more than is allowed for it."""
     assert result.shape == expected.shape
     errors = (result.detach().double() - expected.detach().double()).abs()
-    assert (errors <= allowed).all(), f"{float(errors.max()):.2e}, allowed up to {float(allowed.max()):.2e}"
+    assert (errors <= allowed).all(), f"{float(errors.max()):.2e}, allowed up to {float(allowed.detach().max()):.2e}"
 
 
 @torch.no_grad()
 def without_signs(layer, x, base=None):
-    """Return what a layer's output is the sum of, all signs taken off: what the errors of its roundings scale with."""
+    """Return what a layer's output is the sum of, all signs taken off: what the errors of its roundings scale with.
+
+    A base of plain numbers may stand for one that is stored quantised.
+    """
     base = copy.deepcopy(layer.base_layer if base is None else base)
     for parameter in base.parameters():
         parameter.abs_()

@@ -200,8 +200,7 @@ def test_terms_out_of_float16s_range_are_kept_in_range():
     assert layer.factors.right.isfinite().all()
     x = torch.eye(4).half()
     expected = (base.weight.double() + dense_update(layer)).T
-    # Both factors, the diagonal and the number that it multiplies were rounded, one more for the scale; the rest, sums
-    # of two terms and one of the base, are of `roundings`. All of it relative to the terms.
+    # The projection is of one number of each input: that leaves its other roundings for those of both factors.
     allowed = gamma(roundings(layer), torch.float16) * without_signs(layer, x).double()
     assert_within(layer(x), expected, allowed)
 
