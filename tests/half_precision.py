@@ -68,6 +68,22 @@ def references(adapted, base, *inputs):
     return output(adapted, wide), plain, output(base, wide)
 
 
+def assert_reloaded(reloaded, model, exact, x):
+    """Assert that a model in float32 came back from a file or state, but for what its factors are rounded otherwise.
+
+    Parameters
+    ----------
+    reloaded, model : nn.Module
+    exact : nn.Module
+        The like of them in float64. By the model's state it gets factors of its own: what the model is off from there,
+        by as much as elimination makes of roundings, the reloaded one may be off as well.
+    x : Tensor
+    """
+    exact.load_state_dict(model.state_dict())
+    oracle = exact(x.double())
+    assert_as_near(reloaded(x), oracle, model(x), oracle)
+
+
 def gamma(roundings, dtype):
     """Return the largest relative error after as many roundings; Higham, lemma 3.1."""
     total = roundings * torch.finfo(dtype).eps / 2
