@@ -73,7 +73,7 @@ X = torch.linspace(-1, 1, 60).reshape(3, 20)
 
 
 def assert_same(model, trained):
-    """Assert that two models compute the same but for rounding, as large as in a plain model with the merged weights."""
+    """Assert that two models compute the same but for rounding, as large as that of the merged model."""
     merged = copy.deepcopy(model)
     unload(merged)
     near = references(model, merged, X)
