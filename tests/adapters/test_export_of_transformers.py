@@ -1,11 +1,13 @@
 """Exports of adapters on models of transformers: what the exported model computes, loaded as anyone would load it."""
 
 import contextlib
+import copy
 import json
 import warnings
 
 import pytest
 import torch
+from half_precision import assert_as_near, references
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -31,7 +33,7 @@ from lowrank_ldu.adapters import (
 )
 from lowrank_ldu.adapters.exports import naming
 from lowrank_ldu.nn import inject, lowrank_layers
-from lowrank_ldu.peft import LolduConfig
+from lowrank_ldu.peft import LolduConfig, LolduLayer
 
 TOKENS = torch.arange(12).reshape(2, 6)
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -43,10 +45,20 @@ def llama(*, tied, vocabulary=64):
     return LlamaForCausalLM(config).eval()
 
 
+def merged_copy(model):
+    """A plain model with the adapter in its weights; what is tied is untied first."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, LolduLayer):
+            base = module.get_base_layer()
+            base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+    return model.merge_and_unload()
+
+
 def trained(model, folder, **options):
-    """An adapter of PEFT's making that has moved, with what its model computes."""
+    """An adapter of PEFT's making that has moved, with what its model computes and the merged one beside."""
     with warnings.catch_warnings():
-        # PEFT warns of embeddings that it saves and of tied ones.
+        # PEFT warns of embeddings that it saves and of tied ones, and merges them all the same.
         warnings.simplefilter("ignore", UserWarning)
         model = get_peft_model(model, LolduConfig(r=4, init_weights=False, **options)).eval()
         with torch.no_grad():
@@ -54,8 +66,10 @@ def trained(model, folder, **options):
                 if "modules_to_save" in name:
                     parameter.add_(0.1 * torch.randn_like(parameter))
         model.save_pretrained(folder)
+        near = references(model, merged_copy(model), TOKENS)
     with torch.no_grad():
-        return model(TOKENS).logits
+        assert_as_near(model(TOKENS).logits, *near)
+    return near
 
 
 def merged(tmp_path, **options):
@@ -81,8 +95,7 @@ def test_embedding_and_output_layer_are_merged_as_they_were_trained(tmp_path, ti
     llama(tied=tied).save_pretrained(tmp_path / "base")
     expected = trained(llama(tied=tied), tmp_path / "adapter", **options)
     again = LlamaForCausalLM.from_pretrained(merged(tmp_path)).eval()
-    # Sums of 32 products of numbers below 1, in float32.
-    torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_as_near(again(TOKENS).logits, *expected)
     assert again.config.tie_word_embeddings is False
     if not tied:
         assert (tmp_path / "merged" / "config.json").read_bytes() == (tmp_path / "base" / "config.json").read_bytes()
@@ -92,7 +105,7 @@ def test_what_is_tied_stays_tied_where_it_was_not_trained(tmp_path):
     llama(tied=True).save_pretrained(tmp_path / "base")
     expected = trained(llama(tied=True), tmp_path / "adapter", target_modules=["q_proj"])
     again = LlamaForCausalLM.from_pretrained(merged(tmp_path)).eval()
-    torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_as_near(again(TOKENS).logits, *expected)
     assert again.config.tie_word_embeddings is True
     assert "lm_head.weight" not in load_file(tmp_path / "merged" / "model.safetensors")
 
@@ -103,7 +116,7 @@ def test_lora_pairs_of_embedding_and_output_layer(tmp_path, target):
     expected = trained(llama(tied=False), tmp_path / "adapter", target_modules=[target])
     export_lora(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base"), tmp_path / "lora")
     again = PeftModel.from_pretrained(llama(tied=False), tmp_path / "lora").eval()
-    torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_as_near(again(TOKENS).logits, *expected)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +134,7 @@ def test_new_tokens_are_written_into_the_configuration(tmp_path, options):
     expected = trained(model, tmp_path / "adapter", **options)
     again = LlamaForCausalLM.from_pretrained(merged(tmp_path)).eval()
     assert again.config.vocab_size == 67
-    torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_as_near(again(TOKENS).logits, *expected)
 
 
 def test_new_tokens_that_only_one_of_two_tensors_has_are_refused(tmp_path):
@@ -146,7 +159,7 @@ def test_a_classifier_of_other_labels_loads_from_a_base_with_or_without_a_prefix
     expected = trained(model.eval(), tmp_path / "adapter", task_type="SEQ_CLS", target_modules=["query", "value"])
     again = AutoModelForSequenceClassification.from_pretrained(merged(tmp_path)).eval()
     assert again.config.num_labels == 5
-    torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_as_near(again(TOKENS).logits, *expected)
 
 
 def test_a_head_of_another_shape_that_is_no_classifier_is_refused(tmp_path):
@@ -175,7 +188,7 @@ def test_names_that_transformers_converts(tmp_path, modules):
     llava().save_pretrained(tmp_path / "base")
     expected = trained(llava(), tmp_path / "adapter", target_modules=BOTH_TOWERS, modules_to_save=modules)
     again = LlavaForConditionalGeneration.from_pretrained(merged(tmp_path)).eval()
-    torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_as_near(again(TOKENS).logits, *expected)
     arguments = read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base")
     export_lora(*arguments, tmp_path / "lora")
     with (
@@ -188,7 +201,7 @@ def test_names_that_transformers_converts(tmp_path, modules):
     stored = set(BaseCheckpoint(tmp_path / "base"))
     assert set(BaseCheckpoint(tmp_path / "merged")) == stored
     plain = PeftModel.from_pretrained(llava(), tmp_path / "lora").eval()
-    torch.testing.assert_close(plain(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_as_near(plain(TOKENS).logits, *expected)
 
 
 def test_samples_tell_the_names_where_transformers_does_not(tmp_path, monkeypatch):
@@ -196,7 +209,7 @@ def test_samples_tell_the_names_where_transformers_does_not(tmp_path, monkeypatc
     expected = trained(llava(), tmp_path / "adapter", target_modules=BOTH_TOWERS)
     monkeypatch.setattr(naming, "architecture_of", lambda *_: None)
     again = LlavaForConditionalGeneration.from_pretrained(merged(tmp_path)).eval()
-    torch.testing.assert_close(again(TOKENS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_as_near(again(TOKENS).logits, *expected)
     # Of a module that was trained whole there are no samples.
     trained(llava(), tmp_path / "adapter", target_modules=BOTH_TOWERS, modules_to_save=["lm_head"])
     with pytest.raises(AdapterError, match=r"'lm_head.weight': .* may have it as 'language_model.lm_head.weight'"):
@@ -223,13 +236,14 @@ def test_every_pair_that_is_untied_is_written(tmp_path, target):
     model = BertForMaskedLM(BertConfig(**SIZES, vocab_size=40)).eval()
     model.cls.predictions.bias.data.normal_()
     model.save_pretrained(tmp_path / "base")
+    base = copy.deepcopy(model)
     inject(model, [target], rank=4)
     with torch.no_grad():
         next(layer for _, layer in lowrank_layers(model)).offset.normal_(std=0.3)
     save_adapter(model, tmp_path / "adapter")
     again, loading = BertForMaskedLM.from_pretrained(merged(tmp_path), output_loading_info=True)
     assert not loading["missing_keys"]
-    torch.testing.assert_close(again.eval()(TOKENS).logits, model(TOKENS).logits, atol=1e-5, rtol=1e-5)
+    assert_as_near(again.eval()(TOKENS).logits, *references(model, base, TOKENS))
 
 
 def test_an_embedding_of_a_base_without_its_head_is_refused(tmp_path):

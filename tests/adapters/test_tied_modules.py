@@ -68,6 +68,11 @@ def logits(model):
         return model.eval()(TOKENS, **inputs).logits
 
 
+def assert_same(result, expected):
+    """Far from rounding (1e-6), and from what a broken tie changes (0.1 and more)."""
+    torch.testing.assert_close(result, expected, atol=1e-3 * float(expected.abs().max()), rtol=0.0)
+
+
 def trained(tmp_path, kind, *, rows=None, untied=False):
     """An adapter with an embedding that was trained whole; what its model computes, and the base's class."""
     make, embedding, layer = MODELS[kind]
@@ -103,14 +108,14 @@ def test_a_merged_model_is_tied_as_the_adapted_one_was(tmp_path, kind, untied):
     expected, model_class = trained(tmp_path, kind, untied=untied)
     again = model_class.from_pretrained(merged(tmp_path))
     assert again.config.tie_word_embeddings is not untied
-    torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-5)
+    assert_same(logits(again), expected)
 
 
 def test_a_merged_model_with_new_tokens_stays_tied(tmp_path):
     expected, model_class = trained(tmp_path, "llama", rows=44)
     again = model_class.from_pretrained(merged(tmp_path))
     assert (again.config.vocab_size, again.config.tie_word_embeddings) == (44, True)
-    torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-5)
+    assert_same(logits(again), expected)
 
 
 def test_both_names_of_a_tied_tensor_are_written_where_the_base_has_both(tmp_path):
@@ -121,7 +126,7 @@ def test_both_names_of_a_tied_tensor_are_written_where_the_base_has_both(tmp_pat
     written = load_file(merged(tmp_path) / "model.safetensors")
     assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
     again = model_class.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(logits(again), expected, atol=1e-5, rtol=1e-5)
+    assert_same(logits(again), expected)
 
 
 def test_lora_is_refused_where_peft_would_leave_the_other_as_it_was(tmp_path):
@@ -133,7 +138,7 @@ def test_lora_is_refused_where_peft_would_leave_the_other_as_it_was(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PEFT's, of tied modules
         plain = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "lora")
-    torch.testing.assert_close(logits(plain), expected, atol=1e-5, rtol=1e-5)
+    assert_same(logits(plain), expected)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -143,7 +148,7 @@ def test_an_adapter_is_loaded_into_a_model_with_the_same_ties_only(tmp_path, tie
     head = (other if tied else same).lm_head
     head.weight = nn.Parameter(head.weight.detach().clone())
     load_adapter(same, tmp_path / "adapter")
-    torch.testing.assert_close(logits(same), expected, atol=1e-6, rtol=1e-6)
+    assert_same(logits(same), expected)
     before = logits(other)
     message = "was tied to 'lm_head.weight' when" if tied else "is tied to 'lm_head.weight' in the model, and was not"
     with pytest.raises(AdapterError, match=message):
@@ -182,7 +187,7 @@ def test_a_file_that_does_not_say_what_was_tied(tmp_path):
     path.write_bytes(sealed(config))
     model = model_class.from_pretrained(tmp_path / "base")
     load_adapter(model, tmp_path / "adapter")
-    torch.testing.assert_close(logits(model), expected, atol=1e-6, rtol=1e-6)
+    assert_same(logits(model), expected)
     with pytest.raises(AdapterError, match=r"'model.embed_tokens.weight': .* does not say whether it was tied to"):
         merged(tmp_path)
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from half_precision import assert_within, gamma
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_problems import DEVICE, USES, assert_close, call, oracle, problem, values_and_gradients
+from layer_problems import DEVICE, USES, assert_close, call, problem, values_and_gradients
 
 launch = pytest.importorskip("lowrank_ldu.kernels.fused.launch", reason="triton is not installed")
 
@@ -33,9 +34,8 @@ SHAPES = [(1, 5, 7, 3), (16, 33, 70, 20), (17, 65, 34, 34), (100, 40, 41, 17), (
 def test_values_and_gradients(shape, uses, dtype):
     layer = problem(*shape, uses=uses, dtype=dtype)
     gradient = torch.randn(shape[0], shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
-    expected = oracle(layer, gradient)
     for upper in (False, True):
-        assert_close(values_and_gradients(layer, gradient, plan="triton", upper=upper), expected, layer, dtype)
+        assert_close(values_and_gradients(layer, gradient, plan="triton", upper=upper), layer, gradient, dtype)
 
 
 @settings(max_examples=25, deadline=None)
@@ -52,7 +52,7 @@ def test_any_shape(tokens, m, n, rank, uses, bias, seed):
     layer = problem(tokens, m, n, min(rank, m, n), uses=uses, bias=bias, seed=seed)
     gradient = torch.randn(tokens, m, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     results = values_and_gradients(layer, gradient, plan="triton", upper=True)
-    assert_close(results, oracle(layer, gradient), layer, torch.float32)
+    assert_close(results, layer, gradient, torch.float32)
 
 
 @pytest.mark.parametrize("tokens", [5, 40])
@@ -66,14 +66,13 @@ def test_layouts(tokens):
     )
     gradient = torch.randn(35, tokens, generator=torch.Generator().manual_seed(1)).to(DEVICE).T
     results = values_and_gradients(strided, gradient, plan="triton")
-    assert_close(results, oracle(layer, gradient), layer, torch.float32)
+    assert_close(results, layer, gradient, torch.float32)
 
 
 def test_zero_blocks_of_upper_are_not_read():
     """What lies in whole blocks left of the diagonal may be anything: NaN there does not reach the result."""
     layer = problem(40, 96, 160, 150)
     gradient = torch.randn(40, 96, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    expected = oracle(layer, gradient)
     spoiled = layer.right.clone()
     spoiled[128:, :96] = float("nan")  # terms from 128 on are the projection's second block of terms
     forward, _ = launch.project(layer.x, spoiled, upper=True)
@@ -86,8 +85,7 @@ def test_zero_blocks_of_upper_are_not_read():
         dx = launch.expand(
             gradient, layer.weight.T, None, expanded, spoiled.T, layer.deltas[None], None, None, upper=True
         )
-        torch.testing.assert_close(dx.double(), expected["x"], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(product.sum(dim=0).double(), expected["deltas"], rtol=1e-3, atol=1e-3)
+        assert_close({"x": dx, "deltas": product.sum(dim=0)}, layer, gradient, torch.float32)
 
 
 def test_unknown_adapters_are_nan_and_read_nothing():
@@ -111,7 +109,8 @@ class TestSegmentSum:
         index[index == 1] = 2  # an adapter that no row uses
         total = launch.segment_sum(product, 3, index, None)
         expected = torch.zeros(3, 5, dtype=torch.float64).index_add_(0, index[:, 0].cpu(), product.double().cpu())
-        torch.testing.assert_close(total.double().cpu(), expected, rtol=1e-5, atol=1e-4)
+        unsigned = torch.zeros_like(expected).index_add_(0, index[:, 0].cpu(), product.double().cpu().abs())
+        assert_within(total.cpu(), expected, gamma(3000, total.dtype) * unsigned)
         assert torch.equal(total, launch.segment_sum(product, 3, index, None))
 
     def test_nothing(self):
@@ -125,5 +124,4 @@ def test_no_gradient_of_x(tokens):
     layer = problem(tokens, 20, 30, 6)
     delta = layer.deltas.requires_grad_()
     call(layer._replace(deltas=delta), plan="triton").sum().backward()
-    expected = oracle(layer, torch.ones(tokens, 20, device=DEVICE))["deltas"]
-    torch.testing.assert_close(delta.grad.double(), expected, rtol=1e-4, atol=1e-4)
+    assert_close({"deltas": delta.grad}, layer, torch.ones(tokens, 20, device=DEVICE), torch.float32)

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from half_precision import assert_as_near, assert_reloaded
 from hypothesis import given
 from hypothesis import strategies as st
 from matrices import any_finite
@@ -133,9 +134,9 @@ def test_state_dict_round_trip(basis, parametrization):
         other = LoLDULayer(nn.Linear(12, 10), 4, basis="svd" if basis == "ldu" else "ldu")
         other.load_state_dict(copy.deepcopy(layer.state_dict()))
         assert other.options == layer.options
-        # The factors are built anew, in float32.
-        torch.testing.assert_close(other(x), layer(x), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(other.z, layer.z, atol=1e-5, rtol=1e-5)
+        exact = LoLDULayer(nn.Linear(12, 10).double(), 4)
+        assert_reloaded(other, layer, exact, x)
+        assert_as_near(other.z, exact.z, layer.z, exact.z)
 
 
 def test_a_state_dict_of_a_whole_model_and_a_strict_error():
@@ -144,7 +145,8 @@ def test_a_state_dict_of_a_whole_model_and_a_strict_error():
     other = nn.Sequential(LoLDULayer(nn.Linear(12, 10), 4), nn.Linear(10, 2))
     other.load_state_dict(model.state_dict())
     x = torch.randn(3, 12)
-    torch.testing.assert_close(other(x), model(x), atol=1e-5, rtol=1e-5)
+    exact = nn.Sequential(LoLDULayer(nn.Linear(12, 10).double(), 4), nn.Linear(10, 2).double())
+    assert_reloaded(other, model, exact, x)
     state = model.state_dict()
     del state["0.adapter.offset"]
     with pytest.raises(RuntimeError, match=r"Missing key.*0\.adapter\.offset"):

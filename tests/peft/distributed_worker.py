@@ -44,10 +44,10 @@ def adapter_state(mode, model, wrapped):
     return get_peft_model_state_dict(model)
 
 
-def train(mode, optimizer, pivoting, *, rows=slice(None)):
+def train(mode, optimizer, pivoting, *, rows=slice(None), dtype=torch.float32):
     """Return the losses of these rows and the adapter in the end."""
     config = LolduConfig(r=8, pivoting=pivoting, target_modules=["query", "value", "dense"], task_type="SEQ_CLS")
-    model = get_peft_model(tiny_bert(), config).train()
+    model = get_peft_model(tiny_bert(dtype), config).to(dtype).train()
     wrapped = wrap(mode, model)
     make, rate = OPTIMIZERS[optimizer]
     step = make([value for value in wrapped.parameters() if value.requires_grad], lr=rate)
