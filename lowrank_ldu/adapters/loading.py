@@ -12,7 +12,7 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import plain_name, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import plain_name, plain_submodule, unwrapped, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
@@ -79,7 +79,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
 def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *, force: bool) -> LoLDULayer:
     name = stored.name
     try:
-        base_layer = unwrapped(model.get_submodule(name))
+        base_layer = plain_submodule(model, name)
     except AttributeError as error:
         raise AdapterError(f"layer {name!r}: the model ({type(model).__name__}) has no such module") from error
     reader = reader_of(model, name)
@@ -106,12 +106,13 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
 def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[Tensor, Tensor]]:
     """Return the tensors of modules that were saved whole, each beside its place in the model, checked to fit."""
     held = adapter.module_tensors
-    places = {plain_name(key): place for key, place in model.state_dict(keep_vars=True).items()}
+    places = {plain_name(key, model): place for key, place in model.state_dict(keep_vars=True).items()}
     for name in adapter.module_names:
         try:
-            expected = map(plain_name, model.get_submodule(name).state_dict())
+            module = plain_submodule(model, name)
         except AttributeError as error:
             raise AdapterError(f"module {name!r}: the model ({type(model).__name__}) has no such module") from error
+        expected = (plain_name(key, module) for key in module.state_dict())
         missing = sorted(key for key in expected if f"{name}.{key}" not in held)
         if missing:
             raise AdapterError(f"module {name!r}: the adapter holds no {missing[0]}; accepted: all of its state")

@@ -20,7 +20,7 @@ from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, plain_name, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import hosts, plain_name, plain_submodule, unwrapped, weight_matrix
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     records: dict[str, LayerRecord] = {}
     model = unwrapped(model)
     for place, layer in lowrank_layers(model):
-        name = plain_name(place)
+        name = plain_name(place, model)
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
         if not name:
@@ -90,7 +90,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
         raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
     warn_of_passed_by(model)
-    modules = list(map(plain_name, modules_to_save))
+    modules = [plain_name(name, model) for name in modules_to_save]
     for name in modules:
         tensors.update({f"{name}.{key}": tensor for key, tensor in _whole_module(model, name).items()})
     folder = Path(path)
@@ -145,18 +145,18 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
     try:
-        module = model.get_submodule(name)
+        module = plain_submodule(model, name)
     except AttributeError as error:
         raise ValueError(
             f"modules_to_save names {name!r}; the model ({type(model).__name__}) has no such module"
         ) from error
     if next(lowrank_layers(module), None) is not None:
         raise ValueError(f"modules_to_save names {name!r}, which has LoLDU layers; accepted: modules without any")
-    layers = (plain_name(layer) for layer, _ in lowrank_layers(model))
+    layers = (plain_name(layer, model) for layer, _ in lowrank_layers(model))
     inside = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
     if inside is not None:
         raise ValueError(f"modules_to_save names {name!r}, which is inside of LoLDU layer {inside!r}; accepted: others")
-    state = {plain_name(key): value for key, value in module.state_dict().items()}
+    state = {plain_name(key, module): value for key, value in module.state_dict().items()}
     other = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
     if other is not None:
         raise ValueError(f"modules_to_save names {name!r}, whose state holds {other!r}, which is not a tensor")

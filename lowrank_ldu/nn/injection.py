@@ -218,30 +218,30 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         )
     if every_linear:
         return adaptable
+    # With the names of wrappers, and without.
+    written = {name: {name, plain_name(name, model)} for name in candidates}
     wanted: dict[str, list[str]]
     if isinstance(targets, str):
         try:
             pattern = re.compile(targets)
         except re.error as error:
             raise ValueError(f"targets is {targets!r}, not a regular expression ({error})") from error
-        wanted = {targets: [name for name in candidates if any(map(pattern.fullmatch, {name, plain_name(name)}))]}
+        wanted = {targets: [name for name, ways in written.items() if any(map(pattern.fullmatch, ways))]}
     elif not isinstance(targets, Iterable) or not all(isinstance(target, str) for target in targets):
         raise TypeError(
             f"targets is {targets!r}; accepted: a sequence of module names, a regular expression, or {ALL_LINEAR!r}"
         )
     else:
-        ends = {name: (f".{name}", f".{plain_name(name)}") for name in candidates}
-        wanted = {target: [name for name in candidates if _ends(ends[name], target)] for target in targets}
+        wanted = {
+            target: [name for name, ways in written.items() if any(f".{way}".endswith(f".{target}") for way in ways)]
+            for target in targets
+        }
     if not wanted:
         raise ValueError(f"targets is empty; accepted: module names, a regular expression, or {ALL_LINEAR!r}")
     for target, matches in wanted.items():
         _check_target(target, matches, candidates, adaptable, readers)
     chosen = {name for matches in wanted.values() for name in matches}
     return {name: module for name, module in adaptable.items() if name in chosen}
-
-
-def _ends(names: tuple[str, str], target: str) -> bool:
-    return any(name.endswith(f".{target}") for name in names)
 
 
 def _check_target(
