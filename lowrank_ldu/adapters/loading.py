@@ -14,7 +14,7 @@ from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.adapters.ties import check_ties
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import AdapterHost, plain_name, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, plain_name, plain_submodule, unwrapped, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
@@ -87,7 +87,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
 def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *, force: bool) -> LoLDULayer:
     name = stored.name
     try:
-        base_layer = unwrapped(model.get_submodule(name))
+        base_layer = plain_submodule(model, name)
     except AttributeError as error:
         raise AdapterError(f"layer {name!r}: the model ({type(model).__name__}) has no such module") from error
     if isinstance(base_layer, AdapterHost):
@@ -116,12 +116,13 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
 def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[str, Tensor, Tensor]]:
     """Return name, place in the model and numbers of each tensor that was saved whole, checked to fit."""
     held = adapter.module_tensors
-    places = {plain_name(key): place for key, place in model.state_dict(keep_vars=True).items()}
+    places = {plain_name(key, model): place for key, place in model.state_dict(keep_vars=True).items()}
     for name in adapter.module_names:
         try:
-            expected = map(plain_name, model.get_submodule(name).state_dict())
+            module = plain_submodule(model, name)
         except AttributeError as error:
             raise AdapterError(f"module {name!r}: the model ({type(model).__name__}) has no such module") from error
+        expected = (plain_name(key, module) for key in module.state_dict())
         missing = sorted(key for key in expected if f"{name}.{key}" not in held)
         if missing:
             raise AdapterError(f"module {name!r}: the adapter holds no {missing[0]}; accepted: all of its state")

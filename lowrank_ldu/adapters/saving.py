@@ -21,7 +21,7 @@ from lowrank_ldu.adapters.ties import tied_tensors
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, plain_name, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import hosts, plain_name, plain_submodule, unwrapped, weight_matrix
 from lowrank_ldu.nn.kinds import lora_obstacle
 from lowrank_ldu.validation import check_names, dtype_name
 
@@ -79,7 +79,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     records: dict[str, LayerRecord] = {}
     model = unwrapped(model)
     for place, layer in lowrank_layers(model):
-        name = plain_name(place)
+        name = plain_name(place, model)
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
         if not name:
@@ -93,7 +93,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
         raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
     warn_of_passed_by(model)
-    modules = list(map(plain_name, modules))
+    modules = [plain_name(name, model) for name in modules]
     whole = {f"{name}.{key}": tensor for name in modules for key, tensor in _whole_module(model, name).items()}
     tensors.update(whole)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,18 +155,18 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _whole_module(model: nn.Module, name: str) -> dict[str, Tensor]:
     try:
-        module = model.get_submodule(name)
+        module = plain_submodule(model, name)
     except AttributeError as error:
         raise ValueError(
             f"modules_to_save names {name!r}; the model ({type(model).__name__}) has no such module"
         ) from error
     if next(lowrank_layers(module), None) is not None:
         raise ValueError(f"modules_to_save names {name!r}, which has LoLDU layers; accepted: modules without any")
-    layers = (plain_name(layer) for layer, _ in lowrank_layers(model))
+    layers = (plain_name(layer, model) for layer, _ in lowrank_layers(model))
     inside = next((layer for layer in layers if name.startswith(f"{layer}.")), None)
     if inside is not None:
         raise ValueError(f"modules_to_save names {name!r}, which is inside of LoLDU layer {inside!r}; accepted: others")
-    state = {plain_name(key): value for key, value in module.state_dict().items()}
+    state = {plain_name(key, module): value for key, value in module.state_dict().items()}
     other = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
     if other is not None:
         raise ValueError(f"modules_to_save names {name!r}, whose state holds {other!r}, which is not a tensor")

@@ -45,7 +45,7 @@ def tied_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]
         own = module._parameters | module._buffers  # noqa: SLF001  # the public ones name a tensor once
         for key, tensor in own.items():
             if tensor is not None:
-                parts = [part for part in plain_name(module_name).split(".") if part and part != _BASE_LAYER]
+                parts = [part for part in plain_name(module_name, model).split(".") if part and part != _BASE_LAYER]
                 groups.setdefault(id(tensor), []).append(".".join([*parts, key]))
     by_name = {name: group for group in groups.values() for name in group}
     return {name: others for name in names if (others := [each for each in by_name.get(name, []) if each != name])}

@@ -130,6 +130,7 @@ class AdapterHost:
 # What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap; the first two may wrap one layer.
 LAYER_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 _WRAPPED = (*LAYER_WRAPPED, "_fsdp_wrapped_module")
+_NOTHING = nn.Module()
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 
 
@@ -193,15 +194,47 @@ class MergedWeight(NamedTuple):
             )
 
 
-def plain_name(name: str) -> str:
-    """Return a module's qualified name without what wrappers of modules put into it.
+def plain_name(name: str, model: nn.Module) -> str:
+    """Return a qualified name in a model without what wrappers of modules put into it.
+
+    Parameters
+    ----------
+    name : str
+        Of a module, or of a tensor in a state dict, which may have been left out of it already.
+    model : nn.Module
 
     Examples
     --------
-    >>> plain_name("layers.0._checkpoint_wrapped_module.query")
-    'layers.0.query'
+    >>> plain_name("0.module.1.weight", nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU(), nn.Linear(1, 1)))))
+    '0.1.weight'
     """
-    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+    parts, module = [], model
+    for part in name.split("."):
+        if part not in _WRAPPED and not (part == "module" and isinstance(module, _WRAPPERS)):
+            parts.append(part)
+        module = _child(module, part)
+    return ".".join(parts)
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    """Return a submodule, from inside of wrappers if need be; of what has none of the name, a module without any."""
+    if name not in module._modules:  # noqa: SLF001
+        module = unwrapped(module)
+    child = module._modules.get(name)  # noqa: SLF001
+    return _NOTHING if child is None else child
+
+
+def plain_submodule(model: nn.Module, name: str) -> nn.Module:
+    """Return the module that has a qualified name in the plain model, without wrappers of it.
+
+    Raises
+    ------
+    AttributeError
+    """
+    module = unwrapped(model)
+    for part in name.split("."):
+        module = unwrapped(module.get_submodule(part))
+    return module
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

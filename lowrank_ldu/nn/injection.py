@@ -229,14 +229,15 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         )
     if every_linear:
         return adaptable
+    # With the names of wrappers, and without.
+    written = {name: {name, plain_name(name, model)} for name in candidates}
     wanted: dict[str, list[str]]
     if isinstance(targets, str):
         pattern = check_pattern(targets, "targets", _ACCEPTED)
-        wanted = {targets: [name for name in candidates if any(map(pattern.fullmatch, {name, plain_name(name)}))]}
+        wanted = {targets: [name for name, ways in written.items() if any(map(pattern.fullmatch, ways))]}
     else:
-        ends = {name: (f".{name}", f".{plain_name(name)}") for name in candidates}
         wanted = {
-            target: [name for name in candidates if _ends(ends[name], target)]
+            target: [name for name, ways in written.items() if any(f".{way}".endswith(f".{target}") for way in ways)]
             for target in check_names(targets, "targets", _ACCEPTED)
         }
     if not wanted:
@@ -245,10 +246,6 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         _check_target(target, matches, candidates, adaptable, readers)
     chosen = {name for matches in wanted.values() for name in matches}
     return {name: module for name, module in adaptable.items() if name in chosen}
-
-
-def _ends(names: tuple[str, str], target: str) -> bool:
-    return any(name.endswith(f".{target}") for name in names)
 
 
 def _check_target(

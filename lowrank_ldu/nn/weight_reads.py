@@ -95,7 +95,7 @@ def occasional_reader_of(model: nn.Module, name: str) -> str | None:
 def _reads_of_layer(model: nn.Module, name: str) -> Iterator[tuple[Read, bool]]:
     """Yield what reads the weight of a layer, and whether an adapter of the layer is passed by for certain."""
     # Another method's layer may stand around the one that the source speaks of.
-    names, module = [child for child in plain_name(name).split(".") if child != "base_layer"], unwrapped(model)
+    names, module = [child for child in plain_name(name, model).split(".") if child != "base_layer"], unwrapped(model)
     for depth, child in enumerate(names):
         rest = tuple(names[depth:])
         if len(rest) == 1 and isinstance(module, READ_PAST_ADAPTERS):

@@ -9,6 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.fx import Proxy
 
@@ -192,11 +193,11 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         adapters, seen, terms = self.loldu_adapter._modules, self._seen, self.loldu_terms  # noqa: SLF001  # quick to find
         ready = {key for key, factors in self._factors() if factors.ready}
         samples = {name: adapters[name]._buffers["base_sample"] for name in adapter_names}  # noqa: SLF001
-        # While torch.export makes a graph, fake tensors stand in the place of all.
         return [
             name
             for name, sample in samples.items()
-            if terms[name] not in ready or (seen.get(name) is not sample and not is_fake(sample))
+            if terms[name] not in ready
+            or (seen.get(name) is not sample and not _stand_in(sample, self.factors_of(name).sample))
         ]
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -489,6 +490,11 @@ def _after_load(module: nn.Module, _: Any) -> None:
         for name in sorted(loaded):
             module._settled.pop(name, None)  # noqa: SLF001
             module._settle(name)  # noqa: SLF001
+
+
+def _stand_in(*tensors: Tensor) -> bool:
+    """Whether torch.export or a transform of torch.func has put tensors without numbers in the place of all."""
+    return all(is_fake(tensor) or is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 
 
 def _randomize(adapter: DiagonalAdapter, factors: Factors) -> None:

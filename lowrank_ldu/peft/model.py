@@ -79,7 +79,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         parameter_name: str | None = None,
     ) -> None:
         del parameter_name
-        current_key = plain_name(current_key)
+        current_key = plain_name(current_key, self.model)
         parent, target_name, target = _in_wrappers(parent, target_name, target)
         options = {
             "config": peft_config,
@@ -121,22 +121,28 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         call_replaced(parent)
 
     @classmethod
-    def _get_adapter_state_dict(cls, model: nn.Module, *, state_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: LolduConfig, *, state_dict: dict[str, Any], **_: Any
+    ) -> dict[str, Any]:
         """Return what a file holds of an adapter, by the plain model's names, wrappers left out."""
-        plain = {plain_name(key): value for key, value in state_dict.items()}
-        places = tuple(_places(model))
-        return {key: value for key, value in plain.items() if key.startswith(places)}
+        plain = {plain_name(key, model): value for key, value in state_dict.items()}
+        layers = list(_adapted_names(model))
+        places = tuple(f"{layer}{PREFIX}adapter." for layer in layers)
+        biases = {f"{layer}base_layer.bias" for layer in layers} if config.bias != "none" else set()
+        if config.bias == "all":
+            biases |= {key for key in plain if f".{key}".endswith(".bias")}
+        return {key: value for key, value in plain.items() if key.startswith(places) or key in biases}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
         """Return what a file holds of an adapter, by the names of this model, wrappers included."""
-        places, keys = tuple(_places(model, f"{adapter_name}.")), {}
+        places, keys = tuple(f"{layer}{PREFIX}adapter.{adapter_name}." for layer in _adapted_names(model)), {}
         for key in model.state_dict():
-            plain = plain_name(key)
-            if plain.startswith(places):
-                stored = cls._remove_adapter_name_from_key(plain, adapter_name)
+            plain = plain_name(key, model)
+            if plain.startswith(places) or plain != key:
+                stored = cls._remove_adapter_name_from_key(plain, adapter_name) if plain.startswith(places) else plain
                 # A model that holds the layers without PEFT's own around it has no prefix; the file has.
                 keys[stored] = keys[f"{_PEFT}{stored.removeprefix(_PEFT)}"] = key
         return {keys.get(key, key): value for key, value in state_dict.items()}
@@ -191,7 +197,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def _check_ranks(self, config: LolduConfig) -> None:
         layers: dict[str, tuple[nn.Module, int | None]] = {}
         for place, module in self.model.named_modules():
-            name, adapted = plain_name(place), isinstance(module, LolduLayer)
+            name, adapted = plain_name(place, self.model), isinstance(module, LolduLayer)
             inside = name.rpartition(".")[0] in layers  # the base layer of one
             if (adapted or supports(module)) and not inside and self._check_target_module_exists(config, name):
                 base = module.get_base_layer() if adapted else module
@@ -371,11 +377,11 @@ def _in_wrappers(parent: nn.Module, name: str, layer: nn.Module) -> tuple[nn.Mod
     return parent, name, layer
 
 
-def _places(model: nn.Module, adapter: str = "") -> Iterator[str]:
-    """Yield what the names of adapters' tensors begin with in the plain model."""
+def _adapted_names(model: nn.Module) -> Iterator[str]:
+    """Yield what the names of the tensors of layers with adapters begin with in the plain model."""
     for name, layer in hosts(model):
         if isinstance(layer, LolduLayer):
-            yield f"{plain_name(name)}.{PREFIX}adapter.{adapter}".removeprefix(".")
+            yield f"{plain_name(name, model)}.".removeprefix(".")
 
 
 def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str) -> None:

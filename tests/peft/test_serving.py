@@ -90,15 +90,6 @@ def test_sampled_return_sequences_keep_their_adapters():
         assert torch.equal(mixed[3 * row : 3 * row + 3], own)
 
 
-def test_offloaded_layers_are_refused(tmp_path):
-    accelerate = pytest.importorskip("accelerate")
-    for offload in (accelerate.cpu_offload, lambda base: accelerate.disk_offload(base, str(tmp_path / "weights"))):
-        base = tiny_gpt2()
-        offload(base)
-        with pytest.raises(ValueError, match="c_attn': its weight is offloaded by accelerate"):
-            get_peft_model(base, LolduConfig(r=4, target_modules=["c_attn"]))
-
-
 def test_what_cannot_be_mixed_is_refused():
     model, ids = served(tiny_bert()), tokens(2)
     with pytest.raises(ValueError, match="non-existing adapter"):

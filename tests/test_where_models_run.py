@@ -99,6 +99,22 @@ def compiled(module):
 WRAPPERS = pytest.mark.parametrize("wrap", [checkpoint_wrapper, compiled])
 
 
+@BOTH
+def test_files_have_no_names_of_data_parallel_blocks(make, tmp_path):
+    model = make()
+    inner(model)[2] = nn.DataParallel(inner(model)[2])
+    save(model, tmp_path)
+    torch.testing.assert_close(load(make, base(), tmp_path)(x), model(x))
+
+
+@BOTH
+def test_stacked_models_under_vmap(make):
+    models = [make(), make()]
+    state = torch.func.stack_module_state(models)
+    stacked = torch.func.vmap(lambda *state: torch.func.functional_call(models[0], state, (x,)))(*state)
+    torch.testing.assert_close(stacked, torch.stack([model(x) for model in models]))
+
+
 def wrapped(model, wrap):
     """With a wrapper around an adapted layer, around a block, and around a layer inside of it."""
     inside = inner(model)
