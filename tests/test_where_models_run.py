@@ -1,6 +1,7 @@
 """Adapted models where a model may be: traced, exported, wrapped, offloaded, moved."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -168,6 +169,22 @@ def test_files_have_the_plain_models_names(make, wrap, tmp_path):
     torch.testing.assert_close(wrapped(model, wrap)(x), expected)
     save(model, tmp_path)
     torch.testing.assert_close(load(make, base(), tmp_path)(x), expected)
+
+
+@torch.no_grad()
+@WRAPPERS
+@pytest.mark.parametrize("bias", ["all", "loldu_only"])
+def test_biases_are_saved_and_loaded_around_wrappers(wrap, bias, tmp_path):
+    torch._dynamo.reset()
+    make = partial(LolduConfig, r=3, target_modules=r".*0|.*_mod(ule)?\.0|3", bias=bias)
+    model = trained(get_peft_model(base(), make()))
+    expected = model(x)
+    save(wrapped(model, wrap), tmp_path / "wrapped")
+    torch.testing.assert_close(PeftModel.from_pretrained(base(), tmp_path / "wrapped").eval()(x), expected)
+    model = trained(get_peft_model(base(), make()))
+    save(model, tmp_path / "plain")
+    again = PeftModel.from_pretrained(wrapped(base(), wrap), tmp_path / "plain").eval()
+    torch.testing.assert_close(again(x), model(x))
 
 
 @torch.no_grad()
