@@ -146,7 +146,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter
         ]
         # Not again where an adapter that was made before is loaded.
-        if layers and not config.inference_mode:
+        if layers and not config.inference_mode and kwargs.get("state_dict") is None:
             warn_of_unmatched(config, modules, layers, targets_given=targets_given)
 
     @contextmanager
