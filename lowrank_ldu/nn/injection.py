@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import check_model, plain_name, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, check_model, plain_name, weight_matrix
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of
@@ -22,7 +23,7 @@ from lowrank_ldu.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -208,9 +209,14 @@ def call_replaced(parent: nn.Module) -> None:
         parent._initialize()  # noqa: SLF001  # it would go on calling what it was made of
 
 
+def ends_with(target: str, name: str) -> bool:
+    """Whether a qualified name is `target`, or ends with "." and `target`."""
+    return f".{name}".endswith(f".{target}")
+
+
 def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    taken = [name for name, module in modules.items() if isinstance(module, LoLDULayer)]
+    taken = [name for name, module in modules.items() if isinstance(module, AdapterHost)]
     candidates = {
         name: module
         for name, module in modules.items()
@@ -229,22 +235,23 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         )
     if every_linear:
         return adaptable
-    # With the names of wrappers, and without.
-    written = {name: {name, plain_name(name, model)} for name in candidates}
-    wanted: dict[str, list[str]]
+    tests: dict[str, Callable[[str], object]]
     if isinstance(targets, str):
-        pattern = check_pattern(targets, "targets", _ACCEPTED)
-        wanted = {targets: [name for name, ways in written.items() if any(map(pattern.fullmatch, ways))]}
+        tests = {targets: check_pattern(targets, "targets", _ACCEPTED).fullmatch}
     else:
-        wanted = {
-            target: [name for name, ways in written.items() if any(f".{way}".endswith(f".{target}") for way in ways)]
-            for target in check_names(targets, "targets", _ACCEPTED)
-        }
-    if not wanted:
+        tests = {target: partial(ends_with, target) for target in check_names(targets, "targets", _ACCEPTED)}
+    if not tests:
         raise ValueError(f"targets is empty; accepted: {_ACCEPTED}")
-    for target, matches in wanted.items():
+    chosen: set[str] = set()
+    for target, test in tests.items():
+        # By names with those of wrappers, and without.
+        matches, done = (
+            [name for name in names if test(name) or test(plain_name(name, model))] for names in (candidates, taken)
+        )
+        if not matches and done:
+            raise ValueError(f"target {target!r} matches layers that have an adapter already; accepted: other layers")
         _check_target(target, matches, candidates, adaptable, readers)
-    chosen = {name for matches in wanted.values() for name in matches}
+        chosen.update(matches)
     return {name: module for name, module in adaptable.items() if name in chosen}
 
 

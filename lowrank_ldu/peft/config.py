@@ -106,7 +106,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     Raises
     ------
     TypeError, ValueError
-        A value is not accepted; the message names the field and what is.
+        A value is not accepted; the message names the field and what is. Names that match nothing in a model are warned
+        of when the adapter is made.
 
     Examples
     --------

@@ -154,11 +154,17 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the layers that its configuration names.
 
+        Raises
+        ------
+        ValueError
+            The adapter's name is no name of a module; or a target, or the rank that it is to have, is not accepted.
+
         Warns
         -----
         UserWarning
             A name in the configuration matches nothing, so that it has no effect.
         """
+        _check_adapter_name(adapter_name)
         config = self.peft_config[adapter_name]
         modules = [name for name, _ in model.named_modules() if name]
         targets_given = isinstance(config.target_modules, set)
@@ -182,7 +188,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter
         ]
         # Not again where an adapter that was made before is loaded.
-        if layers and not config.inference_mode:
+        if layers and not config.inference_mode and kwargs.get("state_dict") is None:
             warn_of_unmatched(config, modules, layers, targets_given=targets_given)
 
     @contextmanager
@@ -315,8 +321,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             combination is asked for, or in some layer the adapters do not share their factors (rank, basis, pivoting or
             pivots differ).
         """
-        if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:
-            raise ValueError(f"adapter_name is {shown(adapter_name)}; accepted: a name without dots")
+        _check_adapter_name(adapter_name)
         if adapter_name in self.peft_config:
             return
         self._check_weighted(adapters, weights, combination_type)
@@ -361,6 +366,12 @@ def _before_saving(model: nn.Module, *_: Any) -> None:
     """Before an adapter is saved: name the layers that it had no effect in."""
     if isinstance(model, LolduModel):
         warn_of_passed_by(model.model, stacklevel=6)
+
+
+def _check_adapter_name(name: object) -> None:
+    # It becomes a part of the names of parameters.
+    if not isinstance(name, str) or not name or "." in name:
+        raise ValueError(f"adapter_name is {shown(name)}; accepted: a name without dots")
 
 
 def _are_numbers(weights: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from peft.utils.other import get_pattern_key
 
-from lowrank_ldu.nn.injection import what_matches
+from lowrank_ldu.nn.injection import ends_with, what_matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,9 +51,9 @@ def warn_of_unmatched(config: LolduConfig, modules: list[str], layers: list[str]
         keys = getattr(config, option)
         _warn(option, _unmatched(keys, layers, _is_key_of), "layer with this adapter", layers)
     if targets_given and isinstance(config.target_modules, set):
-        _warn("target_modules", _unmatched(config.target_modules, modules, _ends_with), "module", modules)
+        _warn("target_modules", _unmatched(config.target_modules, modules, ends_with), "module", modules)
     excluded = config.exclude_modules or ()
-    one, matches = ([excluded], _is_all_of) if isinstance(excluded, str) else (sorted(excluded), _ends_with)
+    one, matches = ([excluded], _is_all_of) if isinstance(excluded, str) else (sorted(excluded), ends_with)
     unmatched = _unmatched(one, modules, matches)
     # PEFT itself says so where no module at all was left out.
     if len(unmatched) < len(one) or len(saved_unmatched) < len(saved):
@@ -80,10 +80,6 @@ def _is_saved(key: str, name: str) -> bool:
 
 def _is_key_of(key: str, name: str) -> bool:
     return str(get_pattern_key([key], name)) == key
-
-
-def _ends_with(key: str, name: str) -> bool:
-    return f".{name}".endswith(f".{key}")
 
 
 def _is_all_of(key: str, name: str) -> bool:

@@ -91,7 +91,7 @@ def test_a_further_call_adds_layers_and_leaves_the_first_ones_trainable(model):
     inject(model, ["query"], 2)
     inject(model, ["value"], 5)
     assert trainable_parameters(model).breakdown == "2 x (2 + 1) + 2 x (5 + 1)"
-    with pytest.raises(ValueError, match="target 'query' matches no module"):
+    with pytest.raises(ValueError, match="target 'query' matches layers that have an adapter already; accepted: oth"):
         inject(model, ["query"], 2)
 
 

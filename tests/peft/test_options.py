@@ -145,3 +145,8 @@ def test_sums_of_what_are_no_adapters_and_no_numbers(arguments, error, message):
     with pytest.raises(error, match=message):
         wrapped.add_weighted_adapter(*arguments)
     assert set(wrapped.peft_config) == {"default"}
+
+
+def test_a_name_that_no_adapter_can_have():
+    with pytest.raises(ValueError, match="adapter_name is 'a.b'; accepted: a name without dots"):
+        get_peft_model(model(), LolduConfig(r=2, target_modules=["query"]), adapter_name="a.b")
