@@ -135,8 +135,8 @@ def test_the_dense_weight_is_what_the_layer_multiplies_by(make, step):
     x = torch.eye(64) * 127.0
     products = (layer(x).float() - layer.bias).T
     expected = dense.float() * 127.0
-    # Of one number each: two products by scales, one by 127, and the bias added and taken off; 127 times on the other
-    # side. bitsandbytes may do it all in float16.
+    # Sums of one number each: two products by scales and one by 127, the bias added and taken off, and the product of
+    # the other side. bitsandbytes may do its own in float16.
     allowed = gamma(6, torch.float16 if make is eight_bits else torch.float32)
     assert_within(products, expected, allowed * (expected.abs() + layer.bias.detach().abs()[:, None]))
     assert (dense - original).abs().max() <= step * original.abs().max() * 1.01
