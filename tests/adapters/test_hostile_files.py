@@ -5,6 +5,7 @@ import json
 import os
 import time
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from torch import nn
 from lowrank_ldu.adapters import (
     AdapterError,
     BaseCheckpoint,
+    export_lora,
+    export_merged,
     import_published,
     load_adapter,
     read_adapter,
@@ -181,6 +184,16 @@ def test_numbers_that_the_model_cannot_hold(native, of_peft, name, tensor, messa
     theirs = name.replace("0.", "0.loldu_adapter.") if name.startswith("0.") else name
     save_file(load_file(file) | {f"base_model.model.{theirs}": tensor}, file)
     refused(of_peft, message)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2])
+@pytest.mark.parametrize("export", [export_lora, partial(export_merged, keep_module_dtype=True)])
+def test_numbers_that_are_none_are_not_exported(native, tmp_path, export, dtype):
+    changed(native, {"2.weight": torch.full((6, 20), torch.nan).to(dtype)})
+    save_file(base().state_dict(), tmp_path / "base.safetensors")
+    with pytest.raises(AdapterError, match="module tensor '2.weight' holds entries that are not finite"):
+        export(read_adapter(native), BaseCheckpoint(tmp_path / "base.safetensors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("alpha", [1e308, 3e38 * 5, 1e-320])

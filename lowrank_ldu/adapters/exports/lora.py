@@ -13,7 +13,7 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
 from lowrank_ldu.adapters.exports.output import export_folder
-from lowrank_ldu.adapters.exports.updates import bound, bound_again, check_update, row_blocks
+from lowrank_ldu.adapters.exports.updates import bound, bound_again, check_module_tensor, check_update, row_blocks
 from lowrank_ldu.adapters.tensor_stream import given, read_tensor, write_tensors
 from lowrank_ldu.nn.functional import updated_matrix
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
@@ -135,7 +135,7 @@ def _other_tensors(adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames)
         if name.startswith(whole) or (stored is not None and stored.shape[1:] == tensor.shape[1:] != ()):
             # PEFT saves embeddings that nobody trained, too: what is the base's needs no copy.
             if stored is None or not torch.equal(stored, tensor.to(stored.dtype)):
-                kept[name] = tensor
+                kept[name] = check_module_tensor(tensor, name)
         elif stored is None or not torch.equal(stored, tensor.to(stored.dtype)):
             biases.append(name)
     if biases:
