@@ -15,6 +15,7 @@ from weights import weight
 
 from lowrank_ldu import untrusted
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
+from lowrank_ldu.analysis.weights import open_weights
 
 gguf = pytest.importorskip("gguf")
 h5py = pytest.importorskip("h5py")
@@ -261,3 +262,17 @@ def test_onnx_values_apart_of_another_length(tmp_path, length):
             with pytest.raises(CheckpointError, match=f"has 8192 bytes, and is said to have '{length}'"):
                 reader.load("a")
         assert reader.load("b").shape == (64, 32)
+
+
+@pytest.mark.parametrize("shape", [(2**40, 0, 8), (2**40, 8, 8)])
+def test_stacks_of_more_experts_than_any_model_has(tmp_path, shape):
+    """A file of some bytes says so, and naming each would take all of the memory."""
+    if 0 in shape:
+        header = json.dumps({"mlp.experts.w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+    else:
+        path = tmp_path / "a.pt"
+        torch.save({"mlp.experts.w": torch.ones(1).expand(shape)}, path)
+    with open_weights(path) as reader:
+        assert [(info.name, info.shape) for info in reader.tensors] == [("mlp.experts.w", shape)]
