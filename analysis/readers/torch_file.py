@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import stored_range
+from lowrank_ldu.analysis.readers.extra import empty_tensor, stored_range
 from lowrank_ldu.untrusted import check_regular
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class TorchReader(CheckpointReader):
         if not value.is_meta:
             return value
         if value.numel() == 0:
-            return torch.empty(info.shape, dtype=value.dtype)
+            return empty_tensor(self.path, info.name, info.shape, value.dtype)
         start, itemsize = _place(value), value.itemsize
         count = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
         first = int(value.storage_offset()) * itemsize

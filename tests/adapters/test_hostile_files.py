@@ -132,6 +132,13 @@ def test_files_of_a_base(tmp_path, file, damage):
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_a_tensor_without_values_whose_sides_torch_cannot_count(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(AdapterError, match="tensor 'a' cannot be read"):
+        BaseCheckpoint(tmp_path).tensor("a")
+
+
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a/" * 3000])
 def test_names_that_no_file_can_have(name):
     for read in (BaseCheckpoint, read_adapter, lambda path: load_adapter(base(), path)):

@@ -276,3 +276,27 @@ def test_stacks_of_more_experts_than_any_model_has(tmp_path, shape):
         torch.save({"mlp.experts.w": torch.ones(1).expand(shape)}, path)
     with open_weights(path) as reader:
         assert [(info.name, info.shape) for info in reader.tensors] == [("mlp.experts.w", shape)]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npy"])
+def test_tensors_without_values_whose_sides_torch_cannot_count(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending == "npy":
+        path.write_bytes(npy("(0, 2**40, 2**40)".replace("2**40", str(2**40)))[:-96])
+    else:
+        header = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}}).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with open_checkpoint(path) as reader:
+        assert reader.tensors[0].shape == (0, 2**40, 2**40)
+        with pytest.raises(CheckpointError, match="tensor 'a' cannot be read") as raised:
+            reader.load("a")
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_factors_of_rank_0(tmp_path):
+    state = {"base_model.model.a.lora_A.weight": weight(0, 5), "base_model.model.a.lora_B.weight": weight(4, 0)}
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 0, "lora_alpha": 2}))
+    with open_checkpoint(tmp_path) as reader:
+        assert reader.tensors == []
+        assert set(reader.ignored.values()) == {"factor of rank 0"}
