@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+import zipfile
 from contextlib import suppress
 from functools import partial
 
@@ -153,6 +154,19 @@ def test_states_of_the_published_code(tmp_path, ending):
     os.mkfifo(path)
     with pytest.raises(AdapterError, match="is no regular file"):
         import_published(base(), path)
+
+
+def test_an_archive_of_the_published_code_that_would_fill_the_memory(tmp_path):
+    path = tmp_path / "state.pt"
+    torch.save({"0.parametrizations.weight.0.vector_z": torch.zeros(2**24)}, path)
+    with (
+        zipfile.ZipFile(path) as whole,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for member in whole.infolist():
+            archive.writestr(member.filename, whole.read(member))
+    with pytest.raises(AdapterError, match="said to hold 6710.* accepted: up to 20 times that"):
+        import_published(base(), tmp_path / "small.pt")
 
 
 # --- numbers ---
