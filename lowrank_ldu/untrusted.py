@@ -50,8 +50,8 @@ class Limit(NamedTuple):
 CONFIGURATION = Limit(2**24, 2**20)
 # Half a million tensors, or a hundred thousand layers, take less than half of this.
 LISTING = Limit(2**27, 2**21)
-# The safetensors library takes headers of up to 100 MB.
-HEADER = Limit(2**27, 2**23)
+# The safetensors library takes headers of up to 100 MB; half a million matrices are in this.
+HEADER = Limit(2**27, 2**22)
 
 
 class ShortFileError(ValueError):

@@ -300,3 +300,10 @@ def test_factors_of_rank_0(tmp_path):
     with open_checkpoint(tmp_path) as reader:
         assert reader.tensors == []
         assert set(reader.ignored.values()) == {"factor of rank 0"}
+
+
+def test_headers_of_more_values_than_memory_is_for(tmp_path, monkeypatch):
+    save_file({"a": weight(6, 4)}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(untrusted, "HEADER", untrusted.Limit(2**27, 5))
+    with pytest.raises(CheckpointError, match=r"not a readable safetensors file \(more than 5 values\)"):
+        open_checkpoint(tmp_path / "a.safetensors")
