@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import TensorInfo
 
 _EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
+# Far more than any model has: a file of some bytes can say that there are more than the memory holds names of.
+_MOST_EXPERTS = 2**14
 # transformers' Conv1D, of GPT-2 and its like, keeps (in, out). GPT-BigCode uses the same names for (out, in): the MLP's
 # first matrix, which widens, tells.
 _CONV1D = re.compile(r"^(?P<model>|.*\.)h\.\d+\.(attn|crossattention|mlp)\.(c_attn|q_attn|c_proj|c_fc)\.weight$")
@@ -96,7 +98,7 @@ def parts_of(info: TensorInfo, config: ModelConfig, *, transposed: bool = False)
         return [Part(info)]
     if transposed:
         info = replace(info, order=(1, 0))
-    if len(info.shape) == 3 and _EXPERTS.search(info.name) and info.shape[0]:
+    if len(info.shape) == 3 and _EXPERTS.search(info.name) and 0 not in info.shape and info.shape[0] <= _MOST_EXPERTS:
         return list(_experts(info, config))
     if len(info.shape) == 2:
         axis = info.order[0] if info.order else 0

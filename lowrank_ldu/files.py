@@ -218,17 +218,18 @@ def _lock(descriptor: int) -> bool:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait, but not for ever, until no other process puts its work into a folder."""
-    if _fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = None
+    if _fcntl is not None:
+        with contextlib.suppress(OSError):  # a folder may be written to and not listed
+            descriptor = os.open(folder, os.O_RDONLY)
     try:
         end = time.monotonic() + _LONGEST_WAIT
-        while not _lock(descriptor) and time.monotonic() < end:
+        while descriptor is not None and not _lock(descriptor) and time.monotonic() < end:
             time.sleep(0.02)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _tidy(place: Path) -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import zipfile
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -24,6 +25,8 @@ _SPARSE_FROM = 2**30
 # Of the parts of a file between holes, which a file may have millions of.
 _MOST_PARTS = 10_000
 _LENGTH_BYTES = 8
+_MOST_INFLATED = 20
+_FEW_BYTES = 2**24
 # Of JSON's text: the first half of a pair, and either half alone.
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -47,8 +50,8 @@ class Limit(NamedTuple):
 CONFIGURATION = Limit(2**24, 2**20)
 # Half a million tensors, or a hundred thousand layers, take less than half of this.
 LISTING = Limit(2**27, 2**21)
-# The safetensors library takes headers of up to 100 MB.
-HEADER = Limit(2**27, 2**23)
+# The safetensors library takes headers of up to 100 MB; half a million matrices are in this.
+HEADER = Limit(2**27, 2**22)
 
 
 class ShortFileError(ValueError):
@@ -92,6 +95,23 @@ def check_written(file: IO[bytes], start: int, size: int) -> None:
     size = min(size, os.fstat(file.fileno()).st_size - start)
     if size > _SPARSE_FROM and _written(file.fileno(), start, start + size) < size // 2:
         raise ValueError(f"{size} bytes that are mostly holes")
+
+
+def check_inflated(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive whose members are read at once, and might fill the memory.
+
+    Weights do not compress so well. A few megabytes are let pass, since small tensors of zeros do.
+
+    Raises
+    ------
+    ValueError
+        It is said to hold far more than its size, bytes, makes likely.
+    """
+    inflated = sum(member.file_size for member in archive.infolist())
+    if inflated > _MOST_INFLATED * size + _FEW_BYTES:
+        raise ValueError(
+            f"said to hold {inflated} bytes in a file of {size}; accepted: up to {_MOST_INFLATED} times that"
+        )
 
 
 def read_exactly(stream: IO[bytes], size: int) -> bytearray:

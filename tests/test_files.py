@@ -320,6 +320,19 @@ def test_a_lock_of_something_else_is_not_waited_for(tmp_path, monkeypatch):
     assert content_of(tmp_path / "out") == NEW
 
 
+def test_a_folder_that_may_be_written_to_and_not_listed(tmp_path, monkeypatch):
+    open_file, iterdir = os.open, Path.iterdir
+
+    def refused(path, *_, **__):
+        if Path(path) == tmp_path:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", lambda path, *rest, **more: refused(path) or open_file(path, *rest, **more))
+    monkeypatch.setattr(Path, "iterdir", lambda path: refused(path) or iterdir(path))
+    replace(tmp_path / "out")
+    assert content_of(tmp_path / "out") == NEW
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
 def test_owners_are_kept_where_that_is_allowed(tmp_path, monkeypatch):
     target = tmp_path / "out"

@@ -6,6 +6,8 @@ import importlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lowrank_ldu.analysis.readers.base import CheckpointError, likely_cause
 from lowrank_ldu.untrusted import ShortFileError, read_range
 
@@ -68,6 +70,20 @@ def stored_range(path: Path, name: str, start: int, size: int) -> bytearray:
             f"{path}: tensor {name!r} {error}; the file has been changed since it was opened"
         ) from error
     except (OSError, ValueError, OverflowError, MemoryError) as error:
+        raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({reason_of(error)})") from error
+
+
+def empty_tensor(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor without values.
+
+    Raises
+    ------
+    CheckpointError
+        Its other sides are so long that torch cannot count with them.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype)
+    except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({reason_of(error)})") from error
 
 

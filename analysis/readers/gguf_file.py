@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import library_for, refused_as, stored_range
+from lowrank_ldu.analysis.readers.extra import empty_tensor, library_for, refused_as, stored_range
 from lowrank_ldu.analysis.readers.gguf_header import header_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class GgufReader(CheckpointReader):
         values = self._values(info, stored)
         kind = stored.kind.name
         if not values.size:
-            return torch.empty(info.shape, dtype=getattr(torch, info.dtype))
+            return empty_tensor(self.path, info.name, info.shape, getattr(torch, info.dtype))
         if kind == "BF16":
             return torch.from_numpy(values.copy()).view(torch.bfloat16).reshape(info.shape)
         if kind in _PLAIN:

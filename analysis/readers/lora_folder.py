@@ -114,6 +114,8 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
             reason = "factor without the other one"
         elif len(a.shape) < 2 or len(b.shape) < 2 or a.shape[0] != b.shape[1] or math.prod(b.shape[2:]) != 1:
             reason = f"factor of shape {a.shape if b is None else b.shape} that does not fit the other one"
+        elif a.shape[0] == 0:
+            reason = "factor of rank 0"
         else:
             name = module.removeprefix("base_model.model.")
             pairs[name] = _Pair(a, b, _scaling(config, name, a.shape[0]), kind != "")

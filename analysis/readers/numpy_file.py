@@ -14,7 +14,7 @@ import torch
 from numpy.lib import format as npy
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import reason_of, refused_as, stored_range
+from lowrank_ldu.analysis.readers.extra import empty_tensor, reason_of, refused_as, stored_range
 from lowrank_ldu.untrusted import check_written, open_regular, read_exactly
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ class NumpyReader(CheckpointReader):
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         array = self._arrays[info.name]
+        if info.nbytes == 0:
+            return empty_tensor(self.path, info.name, info.shape, getattr(torch, info.dtype))
         if array.member:
             values = self._unpacked(info, array)
         else:

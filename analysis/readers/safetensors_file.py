@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import refused_as, stored_range
+from lowrank_ldu.analysis.readers.extra import empty_tensor, refused_as, stored_range
 from lowrank_ldu.untrusted import safetensors_header
 
 if TYPE_CHECKING:
@@ -75,6 +75,6 @@ class SafetensorsReader(CheckpointReader):
                 f"plain tensors of; accepted: {', '.join(name for name in _DTYPES.values() if hasattr(torch, name))}"
             )
         if info.nbytes == 0:
-            return torch.empty(info.shape, dtype=dtype)
+            return empty_tensor(self.path, info.name, info.shape, dtype)
         values = stored_range(self.path, info.name, self._starts[info.name], info.nbytes)
         return torch.frombuffer(values, dtype=dtype).reshape(info.shape)

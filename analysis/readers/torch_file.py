@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import stored_range
-from lowrank_ldu.untrusted import check_regular
+from lowrank_ldu.analysis.readers.extra import empty_tensor, stored_range
+from lowrank_ldu.untrusted import check_inflated, check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
 # Far deeper than any training script nests, far shallower than Python's recursion limit.
 _MAX_DEPTH = 32
-
-# Of an archive with compressed members, which are read at once: weights do not compress so well, and what does may fill
-# the memory. A few megabytes are let pass, since small tensors of zeros do.
-_MOST_INFLATED = 20
-_FEW_BYTES = 2**24
 
 # torch runs the pickle without checking it first, so a damaged one fails wherever its bytes lead.
 _LOAD_ERRORS = (
@@ -122,7 +117,7 @@ class TorchReader(CheckpointReader):
         if not value.is_meta:
             return value
         if value.numel() == 0:
-            return torch.empty(info.shape, dtype=value.dtype)
+            return empty_tensor(self.path, info.name, info.shape, value.dtype)
         start, itemsize = _place(value), value.itemsize
         count = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
         first = int(value.storage_offset()) * itemsize
@@ -219,11 +214,10 @@ def _has_places(path: Path) -> bool:
             f"{path}: is a TorchScript archive, which holds code; accepted: plain tensors, such as the model's "
             "state_dict() saved as safetensors"
         )
-    size, inflated = path.stat().st_size, sum(member.file_size for member in members)
-    if inflated > _MOST_INFLATED * size + _FEW_BYTES:
-        raise CheckpointError(
-            f"{path}: said to hold {inflated} bytes in a file of {size}; accepted: up to {_MOST_INFLATED} times that"
-        )
+    try:
+        check_inflated(archive, path.stat().st_size)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     # Values are read as they lie in the file.
     return native and all(member.compress_type == zipfile.ZIP_STORED for member in members)
 

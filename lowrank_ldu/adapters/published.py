@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from safetensors.torch import load_file
 
 from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import check_finite_update
 from lowrank_ldu.adapters.input_files import check_regular, one_line
+from lowrank_ldu.adapters.tensor_stream import entries_of, read_entry
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.nn import LoLDULayer
 from lowrank_ldu.nn.calls import observe
@@ -21,6 +22,7 @@ from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.host import check_model, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import EmbeddingKind, LinearKind, kind_of
+from lowrank_ldu.untrusted import check_inflated
 from lowrank_ldu.validation import check_choice, check_count, check_flag, check_positive
 
 if TYPE_CHECKING:
@@ -137,11 +139,7 @@ def _tensors(state: Mapping[str, Tensor] | str | os.PathLike[str]) -> Mapping[st
         path, where = Path(state), f"{state}: "
         check_regular(path, "a state dict in .safetensors or of torch.save")
         try:
-            loaded = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
+            loaded = _stored_tensors(path) if path.suffix == ".safetensors" else _unpickled(path)
         except Exception as error:
             # A damaged pickle raises whatever its bytes lead to.
             raise AdapterError(
@@ -154,6 +152,18 @@ def _tensors(state: Mapping[str, Tensor] | str | os.PathLike[str]) -> Mapping[st
     ):
         raise AdapterError(f"{where}the state is a {type(loaded).__name__}; accepted: a mapping of names to tensors")
     return loaded
+
+
+def _stored_tensors(path: Path) -> dict[str, Tensor]:
+    # Not mapped, as the library's function does: a file that becomes shorter would end the process.
+    return {name: read_entry(entry) for name, entry in entries_of(path).items()}
+
+
+def _unpickled(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_inflated(archive, path.stat().st_size)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _published(tensors: Mapping[str, Tensor]) -> list[_Published]:

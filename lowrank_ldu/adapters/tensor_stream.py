@@ -167,13 +167,16 @@ def read_entry(entry: Entry) -> Tensor:
     Raises
     ------
     AdapterError
-        The file has become shorter, or torch has no such dtype.
+        The file has become shorter, or torch has no such dtype or shape.
     """
     dtype, values = torch_dtype(entry.dtype), bytearray()
     for chunk in entry.chunks():
         values += chunk
     if not values:
-        return torch.empty(entry.shape, dtype=dtype)
+        try:
+            return torch.empty(entry.shape, dtype=dtype)
+        except RuntimeError as error:  # of sides that torch cannot count with
+            raise AdapterError(f"tensor {entry.name!r} cannot be read ({one_line(error)})") from error
     return torch.frombuffer(values, dtype=dtype).reshape(entry.shape)
 
 

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import time
+import zipfile
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from torch import nn
 from lowrank_ldu.adapters import (
     AdapterError,
     BaseCheckpoint,
+    export_lora,
+    export_merged,
     import_published,
     load_adapter,
     read_adapter,
@@ -129,6 +133,13 @@ def test_files_of_a_base(tmp_path, file, damage):
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_a_tensor_without_values_whose_sides_torch_cannot_count(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(AdapterError, match="tensor 'a' cannot be read"):
+        BaseCheckpoint(tmp_path).tensor("a")
+
+
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a/" * 3000])
 def test_names_that_no_file_can_have(name):
     for read in (BaseCheckpoint, read_adapter, lambda path: load_adapter(base(), path)):
@@ -143,6 +154,19 @@ def test_states_of_the_published_code(tmp_path, ending):
     os.mkfifo(path)
     with pytest.raises(AdapterError, match="is no regular file"):
         import_published(base(), path)
+
+
+def test_an_archive_of_the_published_code_that_would_fill_the_memory(tmp_path):
+    path = tmp_path / "state.pt"
+    torch.save({"0.parametrizations.weight.0.vector_z": torch.zeros(2**24)}, path)
+    with (
+        zipfile.ZipFile(path) as whole,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for member in whole.infolist():
+            archive.writestr(member.filename, whole.read(member))
+    with pytest.raises(AdapterError, match="said to hold 6710.* accepted: up to 20 times that"):
+        import_published(base(), tmp_path / "small.pt")
 
 
 # --- numbers ---
@@ -181,6 +205,16 @@ def test_numbers_that_the_model_cannot_hold(native, of_peft, name, tensor, messa
     theirs = name.replace("0.", "0.loldu_adapter.") if name.startswith("0.") else name
     save_file(load_file(file) | {f"base_model.model.{theirs}": tensor}, file)
     refused(of_peft, message)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2])
+@pytest.mark.parametrize("export", [export_lora, partial(export_merged, keep_module_dtype=True)])
+def test_numbers_that_are_none_are_not_exported(native, tmp_path, export, dtype):
+    changed(native, {"2.weight": torch.full((6, 20), torch.nan).to(dtype)})
+    save_file(base().state_dict(), tmp_path / "base.safetensors")
+    with pytest.raises(AdapterError, match="module tensor '2.weight' holds entries that are not finite"):
+        export(read_adapter(native), BaseCheckpoint(tmp_path / "base.safetensors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("alpha", [1e308, 3e38 * 5, 1e-320])

@@ -15,6 +15,7 @@ from weights import weight
 
 from lowrank_ldu import untrusted
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
+from lowrank_ldu.analysis.weights import open_weights
 
 gguf = pytest.importorskip("gguf")
 h5py = pytest.importorskip("h5py")
@@ -261,3 +262,48 @@ def test_onnx_values_apart_of_another_length(tmp_path, length):
             with pytest.raises(CheckpointError, match=f"has 8192 bytes, and is said to have '{length}'"):
                 reader.load("a")
         assert reader.load("b").shape == (64, 32)
+
+
+@pytest.mark.parametrize("shape", [(2**40, 0, 8), (2**40, 8, 8)])
+def test_stacks_of_more_experts_than_any_model_has(tmp_path, shape):
+    """A file of some bytes says so, and naming each would take all of the memory."""
+    if 0 in shape:
+        header = json.dumps({"mlp.experts.w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+    else:
+        path = tmp_path / "a.pt"
+        torch.save({"mlp.experts.w": torch.ones(1).expand(shape)}, path)
+    with open_weights(path) as reader:
+        assert [(info.name, info.shape) for info in reader.tensors] == [("mlp.experts.w", shape)]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npy"])
+def test_tensors_without_values_whose_sides_torch_cannot_count(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending == "npy":
+        path.write_bytes(npy("(0, 2**40, 2**40)".replace("2**40", str(2**40)))[:-96])
+    else:
+        header = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}}).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with open_checkpoint(path) as reader:
+        assert reader.tensors[0].shape == (0, 2**40, 2**40)
+        with pytest.raises(CheckpointError, match="tensor 'a' cannot be read") as raised:
+            reader.load("a")
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_factors_of_rank_0(tmp_path):
+    state = {"base_model.model.a.lora_A.weight": weight(0, 5), "base_model.model.a.lora_B.weight": weight(4, 0)}
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 0, "lora_alpha": 2}))
+    with open_checkpoint(tmp_path) as reader:
+        assert reader.tensors == []
+        assert set(reader.ignored.values()) == {"factor of rank 0"}
+
+
+def test_headers_of_more_values_than_memory_is_for(tmp_path, monkeypatch):
+    save_file({"a": weight(6, 4)}, tmp_path / "a.safetensors")
+    monkeypatch.setattr(untrusted, "HEADER", untrusted.Limit(2**27, 5))
+    with pytest.raises(CheckpointError, match=r"not a readable safetensors file \(more than 5 values\)"):
+        open_checkpoint(tmp_path / "a.safetensors")

@@ -19,6 +19,8 @@ from mutations import mutate
 
 # Reading one takes milliseconds. Compilers and page caches of a busy machine may take some seconds.
 SECONDS = 20
+# So often as long is waited for one that is given hardly any time, on a machine that is busy with others.
+PATIENCE = 10
 MEMORY = 2 * 2**30
 # Folders of what is not the package itself.
 _OTHERS = {"tests", ".venv", "site-packages"}
@@ -115,8 +117,7 @@ def _in_a_process(batch, seed):
         done = 0
         with os.fdopen(reader, "rb", buffering=0) as lines:
             while True:
-                ready, _, _ = select.select([lines], [], [], SECONDS)
-                line = lines.readline() if ready else b""
+                line = _next_line(lines, child)
                 if not line:
                     break
                 outcome, _, what = line.decode().rstrip("\n").partition(" ")
@@ -124,7 +125,7 @@ def _in_a_process(batch, seed):
                 done += 1
             if done < len(batch):
                 ended, status = os.waitpid(child, os.WNOHANG)
-                if not ended and not ready:
+                if not ended and line is None:
                     os.kill(child, signal.SIGKILL)
                     os.waitpid(child, 0)
                     yield batch[done], "found", f"{batch[done][0]}: still reading after {SECONDS} s"
@@ -135,6 +136,24 @@ def _in_a_process(batch, seed):
             else:
                 os.waitpid(child, 0)
                 return
+
+
+def _next_line(lines, child):
+    """What comes of an input, empty if its process has ended; None if it takes too long."""
+    begun = _seconds_of(child)
+    for _ in range(PATIENCE):
+        ready, _, _ = select.select([lines], [], [], SECONDS)
+        if ready:
+            return lines.readline()
+        if _seconds_of(child) - begun > SECONDS / 2:
+            break
+    return None
+
+
+def _seconds_of(process):
+    """The time that a process was given of a processor, which may be busy with others."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _work(batch, seed, writer):

@@ -150,6 +150,26 @@ def change_header(data, random):
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
+def hollow(data, random):
+    """Take the values of some tensors away, of shapes with a side of none and others of any length."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header, values, kept = json.loads(data[8 : 8 + length]), data[8 + length :], b""
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        first, last = entry["data_offsets"]
+        part = values[first:last]
+        if random.random() < 0.6:
+            sides = len(entry["shape"]) or 1
+            entry["shape"] = [random.choice([1, 8, 2**20, 2**31, 2**40]) for _ in range(sides)]
+            entry["shape"][random.randrange(sides)] = 0
+            part = b""
+        entry["data_offsets"] = [len(kept), len(kept) + len(part)]
+        kept += part
+    text = dumped(header)
+    return struct.pack("<Q", len(text)) + text + kept
+
+
 def change_member(data, random):
     """Change a member of an archive, with a checksum that fits."""
     stream = io.BytesIO()
@@ -199,7 +219,7 @@ def mutate(files, random):
         data = files[name]
         ways = ["bytes"]
         ways += ["json"] * 3 if name.endswith(".json") else []
-        ways += ["header"] * 2 if name.endswith(".safetensors") else []
+        ways += ["header", "header", "hollow"] if name.endswith(".safetensors") else []
         ways += ["member"] if data[:2] == b"PK" else []
         ways += ["lines"] * 2 if name == "journal" else []
         way = random.choice(ways)
@@ -222,7 +242,9 @@ def mutate(files, random):
 
 
 def _changed(way, data, random):
-    structured = {"json": change_text, "header": change_header, "member": change_member, "lines": change_lines}
+    structured = {
+        "json": change_text, "header": change_header, "hollow": hollow, "member": change_member, "lines": change_lines,
+    }  # fmt: skip
     if way in structured:
         return structured[way](data, random)
     changed = bytearray(data or b"\0")

@@ -12,7 +12,14 @@ from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
-from lowrank_ldu.adapters.exports.updates import bound, bound_again, check_update, is_of_base, row_blocks
+from lowrank_ldu.adapters.exports.updates import (
+    bound,
+    bound_again,
+    check_module_tensor,
+    check_update,
+    is_of_base,
+    row_blocks,
+)
 from lowrank_ldu.adapters.tensor_stream import given, read_tensor, write_tensors
 from lowrank_ldu.nn.functional import updated_matrix
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
@@ -154,11 +161,11 @@ def _other_tensors(adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames)
     for name, tensor in adapter.module_tensors.items():
         read = names.modules[name].read
         if name.startswith(whole):
-            kept[name] = tensor
+            kept[name] = check_module_tensor(tensor, name)
         elif not is_of_base(tensor, base, read):
             # An embedding that PEFT saved beside the adapter, since it has other rows; what else is trained is a bias.
             is_embedding = read is not None and base.shape(read)[1:] == tensor.shape[1:] != ()
-            kept.update({name: tensor} if is_embedding else {})
+            kept.update({name: check_module_tensor(tensor, name)} if is_embedding else {})
             biases.extend([] if is_embedding else [name])
     if biases:
         raise AdapterError(

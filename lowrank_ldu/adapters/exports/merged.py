@@ -16,7 +16,7 @@ from lowrank_ldu.adapters.exports.model_files import copy_files, other_files, re
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.tied_weights import separate
-from lowrank_ldu.adapters.exports.updates import base_weight, bound
+from lowrank_ldu.adapters.exports.updates import base_weight, bound, check_module_tensor
 from lowrank_ldu.adapters.input_files import read_json
 from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
@@ -167,7 +167,7 @@ def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseCheckpoint
         floating = {dtype for dtype in dtypes if dtype.is_floating_point}
         dtype = floating.pop() if len(floating) == 1 else tensor.dtype
     if keep or not tensor.is_floating_point():
-        return tensor
+        return check_module_tensor(tensor, name)
     return _finite(tensor.to(dtype), f"module tensor {name!r}", "or its own dtype kept")
 
 

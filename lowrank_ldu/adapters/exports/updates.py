@@ -36,6 +36,20 @@ class Bound(NamedTuple):
     diagonal: Diagonal
 
 
+def check_module_tensor(tensor: Tensor, name: str) -> Tensor:
+    """Return a tensor that was trained whole and is to be written as it is.
+
+    Raises
+    ------
+    AdapterError
+        It holds entries that are not finite.
+    """
+    # Of types of eight bits torch cannot say it.
+    if tensor.is_floating_point() and not bool((tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all()):
+        raise AdapterError(f"module tensor {name!r} holds entries that are not finite; accepted: finite numbers")
+    return tensor
+
+
 def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> Tensor:
     """Return the weight that a layer was trained on: the base's, or the one that PEFT saved beside the adapter.
 
