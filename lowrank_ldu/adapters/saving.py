@@ -20,7 +20,7 @@ from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, plain_name, plain_submodule, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import hosts, is_sharded, plain_name, plain_submodule, unwrapped, weight_matrix
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         no module of a name in `modules_to_save`, or that module has a LoLDU layer inside, is inside one, or has state
         that is no tensor.
     RuntimeError
-        A layer is merged, so that its base weight cannot be told.
+        A layer is merged, so that its base weight cannot be told, or is sharded by fully_shard.
 
     Warns
     -----
@@ -79,6 +79,11 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         name = plain_name(place, model)
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
+        if is_sharded(layer):
+            raise RuntimeError(
+                f"layer {name!r} is sharded by fully_shard, each process having a part of it; accepted: the whole "
+                "model, with its full state dict loaded"
+            )
         if not name:
             raise ValueError("the model is a LoLDU layer itself; accepted: a model with LoLDU layers inside")
         records[name], numbers = _record(layer), _tensors(layer)

@@ -20,7 +20,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import LAYER_WRAPPED, hosts, innermost, plain_name, tied_weights
+from lowrank_ldu.nn.host import LAYER_WRAPPED, check_not_distributed, hosts, innermost, plain_name, tied_weights
 from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, supports
 from lowrank_ldu.nn.offloading import onloaded
@@ -144,6 +144,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the layers that its configuration names."""
+        check_not_distributed(model)
         config = self.peft_config[adapter_name]
         if config.clip_rank:
             # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
