@@ -337,8 +337,8 @@ def test_distributed_models(tmp_path):
             "parameters; accepted: the model inside, wrapped afterwards"
         ),
         (
-            "layer '0' is sharded by fully_shard, each process having a part of it; accepted: the whole model, with its "
-            "full state dict loaded"
+            "layer '0' is sharded by fully_shard, each process having a part of it; accepted: the whole model, with "
+            "its full state dict loaded"
         ),
         "layer '0': the weight is sharded by fully_shard; accepted: the whole model, with its full state dict loaded",
     ]

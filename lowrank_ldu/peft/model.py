@@ -118,20 +118,22 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         call_replaced(parent)
 
     @classmethod
-    def _get_adapter_state_dict(cls, model: nn.Module, *, state_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+    def _get_adapter_state_dict(cls, model: nn.Module, *, state_dict: dict[str, Any], **others: Any) -> dict[str, Any]:
         """Return what a file holds of an adapter, by the plain model's names, wrappers left out."""
-        plain = {plain_name(key, model): value for key, value in state_dict.items()}
+        # PEFT finds biases, and adapters outside of wrappers.
+        found = super()._get_adapter_state_dict(model=model, state_dict=state_dict, **others)
         places = tuple(_places(model))
-        return {key: value for key, value in plain.items() if key.startswith(places)}
+        plain = {key: plain_name(key, model) for key in state_dict}
+        return {name: state_dict[key] for key, name in plain.items() if key in found or name.startswith(places)}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
         """Return what a file holds of an adapter, by the names of this model, wrappers included."""
-        places, keys = tuple(_places(model, f"{adapter_name}.")), {}
-        for key in model.state_dict():
-            plain = plain_name(key, model)
+        places = tuple(_places(model, f"{adapter_name}."))
+        keys = {plain_name(key, model): key for key in model.state_dict()}
+        for plain, key in list(keys.items()):
             if plain.startswith(places):
                 stored = cls._remove_adapter_name_from_key(plain, adapter_name)
                 # A model that holds the layers without PEFT's own around it has no prefix; the file has.

@@ -86,13 +86,21 @@ def test_sampled_return_sequences_keep_their_adapters():
         assert torch.equal(mixed[3 * row : 3 * row + 3], own)
 
 
-def test_offloaded_layers_are_refused(tmp_path):
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_rows_of_offloaded_layers(where, tmp_path):
     accelerate = pytest.importorskip("accelerate")
-    for offload in (accelerate.cpu_offload, lambda base: accelerate.disk_offload(base, str(tmp_path / "weights"))):
-        base = tiny_gpt2()
-        offload(base)
-        with pytest.raises(ValueError, match="c_attn': its weight is offloaded by accelerate"):
-            get_peft_model(base, LolduConfig(r=4, target_modules=["c_attn"]))
+    ids = tokens(len(NAMES), 5)
+    torch.manual_seed(1)
+    expected = logits(served(tiny_gpt2(), target_modules=["c_attn", "c_proj"]), ids, adapter_names=NAMES)
+    base = tiny_gpt2()
+    if where == "memory":
+        accelerate.cpu_offload(base)
+    else:
+        accelerate.disk_offload(base, str(tmp_path / "weights"))
+    torch.manual_seed(1)
+    model = served(base, target_modules=["c_attn", "c_proj"])
+    assert {parameter.device.type for parameter in base.parameters()} == {"cpu", "meta"}
+    torch.testing.assert_close(logits(model, ids, adapter_names=NAMES), expected)
 
 
 def test_what_cannot_be_mixed_is_refused():
