@@ -89,10 +89,9 @@ def test_sampled_return_sequences_keep_their_adapters():
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_rows_of_offloaded_layers(where, tmp_path):
     accelerate = pytest.importorskip("accelerate")
-    ids = tokens(len(NAMES), 5)
+    ids, plain, base = tokens(len(NAMES), 5), tiny_gpt2(), tiny_gpt2()
     torch.manual_seed(1)
-    expected = logits(served(tiny_gpt2(), target_modules=["c_attn", "c_proj"]), ids, adapter_names=NAMES)
-    base = tiny_gpt2()
+    expected = logits(served(plain, target_modules=["c_attn", "c_proj"]), ids, adapter_names=NAMES)
     if where == "memory":
         accelerate.cpu_offload(base)
     else:
