@@ -1,6 +1,9 @@
 """Adapted models where a model may be: traced, exported, wrapped, offloaded, moved."""
 
 import copy
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -74,6 +77,8 @@ def test_fx_traces_a_layer_as_one_node(make):
 def test_exports_for_any_number_of_rows(make):
     model = make()
     program = torch.export.export(inner(model), (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert all(name.startswith(("aten.", "sym_")) for name in operators)  # which ONNX and other runtimes know
     rows = torch.randn(9, 8)
     torch.testing.assert_close(program.module()(rows), model(rows))
 
@@ -284,3 +289,73 @@ def test_bases_without_data_are_refused():
     own = cpu_offload(nn.Sequential(Absolute(8, 8)), execution_device="cpu")
     with pytest.raises(ValueError, match="layer '0': .* offloaded by accelerate .*; accepted: a weight that"):
         inject(own, ["0"])
+
+
+DISTRIBUTED = """
+import sys
+import torch
+from peft import get_peft_model
+from torch import nn
+from torch.distributed import init_process_group
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from lowrank_ldu.adapters import load_adapter, save_adapter
+from lowrank_ldu.nn import inject, merge
+from lowrank_ldu.peft import LolduConfig
+
+def refusal(call):
+    try:
+        call()
+    except (RuntimeError, TypeError, ValueError) as error:
+        print(error)
+
+def base():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+
+init_process_group("gloo", init_method=f"file://{sys.argv[1]}/meeting", rank=0, world_size=1)
+refusal(lambda: inject(DistributedDataParallel(base()), ["0"]))
+part = base()
+part[1] = DistributedDataParallel(part[1])
+refusal(lambda: get_peft_model(part, LolduConfig(r=2, target_modules=["0"])))
+model = base()
+inject(model, ["0", "1.0"], rank=2)
+model[1] = DistributedDataParallel(model[1])
+wrapped = DistributedDataParallel(model)
+with torch.no_grad():
+    for parameter in model.parameters():
+        parameter.add_(0.1 * parameter.requires_grad)
+x = torch.randn(3, 4)
+wrapped(x).sum().backward()
+assert model[0].offset.grad.any() and model[1].module[0].offset.grad.any()
+save_adapter(wrapped, sys.argv[1])
+plain = base()
+assert load_adapter(plain, sys.argv[1]) == ["0", "1.0"]
+torch.testing.assert_close(plain(x), model(x))
+merge(wrapped)
+torch.testing.assert_close(plain(x), wrapped(x))
+sharded = fully_shard(plain)
+refusal(lambda: save_adapter(sharded, sys.argv[1]))
+refusal(lambda: merge(sharded))
+"""
+
+
+def test_distributed_models(tmp_path):
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-c", DISTRIBUTED, str(tmp_path)]
+    lines = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert lines == [
+        (
+            "the model is wrapped by DistributedDataParallel already, which would not average the gradients of new "
+            "parameters; accepted: the model inside, wrapped afterwards"
+        ),
+        (
+            "module '1' is wrapped by DistributedDataParallel already, which would not average the gradients of new "
+            "parameters; accepted: the model inside, wrapped afterwards"
+        ),
+        (
+            "layer '0' is sharded by fully_shard, each process having a part of it; accepted: the whole model, with "
+            "its full state dict loaded"
+        ),
+        "layer '0': the weight is sharded by fully_shard; accepted: the whole model, with its full state dict loaded",
+    ]

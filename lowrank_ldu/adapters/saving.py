@@ -21,7 +21,7 @@ from lowrank_ldu.adapters.ties import tied_tensors
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, plain_name, plain_submodule, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import hosts, is_sharded, plain_name, plain_submodule, unwrapped, weight_matrix
 from lowrank_ldu.nn.kinds import lora_obstacle
 from lowrank_ldu.validation import check_names, dtype_name
 
@@ -63,7 +63,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         no module of a name in `modules_to_save`, or that module has a LoLDU layer inside, is inside one, or has state
         that is no tensor.
     RuntimeError
-        A layer is merged, so that its base weight cannot be told.
+        A layer is merged, so that its base weight cannot be told, or is sharded by fully_shard.
 
     Warns
     -----
@@ -82,6 +82,11 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         name = plain_name(place, model)
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged; accepted: unmerge it before saving")
+        if is_sharded(layer):
+            raise RuntimeError(
+                f"layer {name!r} is sharded by fully_shard, each process having a part of it; accepted: the whole "
+                "model, with its full state dict loaded"
+            )
         if not name:
             raise ValueError("the model is a LoLDU layer itself; accepted: a model with LoLDU layers inside")
         records[name], numbers = _record(layer), _tensors(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -162,7 +163,8 @@ class DiagonalAdapter(nn.Module):
     @property
     def state(self) -> DiagonalState:
         """The numbers that the update is made of."""
-        with onloaded(self):
+        # Asked at every call of the layer, where there is hardly ever a hook.
+        with onloaded(self) if "_hf_hook" in vars(self) else nullcontext():
             return DiagonalState(
                 self.offset, self.sigma, self.initial_sigma, self.initial_diagonal, self.reference_diagonal
             )
@@ -248,7 +250,8 @@ def smallest_integers(index: Tensor) -> Tensor:
 
 def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
     """Return the states of adapters of equal rank, stacked: (A, r) and (A, 1)."""
-    with onloaded(*adapters):
+    hooked = [each for each in adapters if "_hf_hook" in vars(each)]
+    with onloaded(*hooked) if hooked else nullcontext():
         # Not one by one through Module.__getattr__.
         parameters = [dict(each._parameters) for each in adapters]  # noqa: SLF001
         buffers = [each._buffers for each in adapters]  # noqa: SLF001

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import is_fake
 from lowrank_ldu.kernels import PLANS, Plan, Problem, choose_plan, ldu_linear, ldu_linear_multi
 from lowrank_ldu.kernels.surroundings import autocast_dtype, transformed
 from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
-from lowrank_ldu.nn.host import hosts
+from lowrank_ldu.nn.host import hosts, is_exporting
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 from lowrank_ldu.validation import check_choice
 
@@ -102,6 +102,8 @@ def layer_output(
             raise RuntimeError(f"plan {plan!r} cannot run here: {reason}")
         y: Tensor = output_with_updates(base_layer, base_layer, kind, [Update(factors, delta, index)], x, args, kwargs)
         return y
+    if plan == "auto" and is_exporting():
+        plan = "reference"  # of torch's own operators, which every runtime and ONNX know
     linear = cast("nn.Linear", base_layer)
     weight, left, right = kind.as_matrix(linear.weight), factors.left, factors.right
     bias: Tensor | None = linear.bias

@@ -39,7 +39,7 @@ class Diagonal(NamedTuple):
 
 
 # Of torch 2.7 and later.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class Seen:
@@ -52,7 +52,7 @@ class Seen:
 
     def note(self) -> None:
         """Note a call; not one that torch.export makes to record a graph, which has no place for it."""
-        if not _is_exporting():
+        if not is_exporting():
             self.seen = True
 
 
@@ -248,7 +248,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def recorded_call(layer: nn.Module, x: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def recorded_call(layer: nn.Module, x: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Record the call of a layer as one node of torch.fx's graph.
 
     What a layer does depends on the values of its input, which are not there yet.
@@ -264,7 +264,27 @@ def recorded_call(layer: nn.Module, x: Proxy, args: tuple[Any, ...], kwargs: dic
             f"torch.fx traces a {type(layer).__name__} by itself, whose forward depends on its input; accepted: a "
             "model with the layer inside, which becomes one node"
         )
-    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x, *args), kwargs)
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x, *args), kwargs)  # type: ignore[no-any-return]
+
+
+def check_not_distributed(model: nn.Module) -> None:
+    """Refuse a model whose new parameters no wrapper would average gradients of.
+
+    Raises
+    ------
+    ValueError
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel) or "_fsdp_wrapped_module" in module._modules:  # noqa: SLF001
+            raise ValueError(
+                f"{f'module {name!r}' if name else 'the model'} is wrapped by {type(module).__name__} already, which "
+                "would not average the gradients of new parameters; accepted: the model inside, wrapped afterwards"
+            )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether fully_shard has left a module only its part of its parameters."""
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
-from lowrank_ldu.nn.host import AdapterHost, check_model, plain_name, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost, check_model, check_not_distributed, plain_name, weight_matrix
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of
@@ -101,8 +101,9 @@ def inject(
     Raises
     ------
     ValueError
-        A target matches nothing (the message names what comes close), an option is not accepted, or a weight cannot be
-        factored (the message names the layer). The model is then unchanged.
+        A target matches nothing (the message names what comes close), an option is not accepted, a weight cannot be
+        factored (the message names the layer), or the model is wrapped by DistributedDataParallel or FSDP already. The
+        model is then unchanged.
     TypeError
         A target matches modules, but none of them is of a kind that takes an adapter, or their weights are read without
         calling them.
@@ -118,6 +119,7 @@ def inject(
     5
     """
     check_model(model)
+    check_not_distributed(model)
     clip_rank = check_flag(clip_rank, "clip_rank")
     rank = None if rank is None else check_count(rank, "rank", 1)
     seed = check_count(seed, "seed")
@@ -205,8 +207,9 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def call_replaced(parent: nn.Module) -> None:
     """Let the module that torch.compile made of a layer call the one that stands in its place by now."""
-    if "_orig_mod" in parent._modules and hasattr(parent, "_initialize"):  # noqa: SLF001
-        parent._initialize()  # noqa: SLF001  # it would go on calling what it was made of
+    compiled: Any = parent
+    if "_orig_mod" in compiled._modules and hasattr(compiled, "_initialize"):  # noqa: SLF001
+        compiled._initialize()  # noqa: SLF001  # it would go on calling what it was made of
 
 
 def ends_with(target: str, name: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
+from lowrank_ldu.nn.host import is_sharded
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind
 from lowrank_ldu.nn.kinds.forward import computed_weight, own_forward
 from lowrank_ldu.nn.offloading import is_offloaded
@@ -116,10 +117,14 @@ def check_mergeable(layer: AdapterHost, base_layer: nn.Module) -> None:
     Raises
     ------
     TypeError
-        The weight is computed from other tensors.
+        The weight is computed from other tensors, or sharded.
     RuntimeError
         It is another module's, too.
     """
+    if is_sharded(base_layer):
+        raise TypeError(
+            "the weight is sharded by fully_shard; accepted: the whole model, with its full state dict loaded"
+        )
     computed = computed_weight(base_layer)
     if computed is not None and not is_quantized(base_layer):
         raise TypeError(

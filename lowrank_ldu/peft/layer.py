@@ -192,7 +192,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         """Return those adapters that `is_settled` is False of."""
         adapters, seen, terms = self.loldu_adapter._modules, self._seen, self.loldu_terms  # noqa: SLF001  # quick to find
         ready = {key for key, factors in self._factors() if factors.ready}
-        samples = {name: adapters[name]._buffers["base_sample"] for name in adapter_names}  # noqa: SLF001
+        samples: dict[str, Any] = {name: adapters[name]._buffers["base_sample"] for name in adapter_names}  # noqa: SLF001
         return [
             name
             for name, sample in samples.items()

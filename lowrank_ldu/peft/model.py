@@ -22,7 +22,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import LAYER_WRAPPED, hosts, innermost, plain_name, tied_weights
+from lowrank_ldu.nn.host import LAYER_WRAPPED, check_not_distributed, hosts, innermost, plain_name, tied_weights
 from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, lora_obstacle, supports
 from lowrank_ldu.nn.offloading import onloaded
@@ -138,11 +138,11 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
         """Return what a file holds of an adapter, by the names of this model, wrappers included."""
-        places, keys = tuple(f"{layer}{PREFIX}adapter.{adapter_name}." for layer in _adapted_names(model)), {}
-        for key in model.state_dict():
-            plain = plain_name(key, model)
-            if plain.startswith(places) or plain != key:
-                stored = cls._remove_adapter_name_from_key(plain, adapter_name) if plain.startswith(places) else plain
+        places = tuple(f"{layer}{PREFIX}adapter.{adapter_name}." for layer in _adapted_names(model))
+        keys = {plain_name(key, model): key for key in model.state_dict()}
+        for plain, key in list(keys.items()):
+            if plain.startswith(places):
+                stored = cls._remove_adapter_name_from_key(plain, adapter_name)
                 # A model that holds the layers without PEFT's own around it has no prefix; the file has.
                 keys[stored] = keys[f"{_PEFT}{stored.removeprefix(_PEFT)}"] = key
         return {keys.get(key, key): value for key, value in state_dict.items()}
@@ -165,6 +165,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             A name in the configuration matches nothing, so that it has no effect.
         """
         _check_adapter_name(adapter_name)
+        check_not_distributed(model)
         config = self.peft_config[adapter_name]
         modules = [name for name, _ in model.named_modules() if name]
         targets_given = isinstance(config.target_modules, set)

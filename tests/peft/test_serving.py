@@ -90,6 +90,22 @@ def test_sampled_return_sequences_keep_their_adapters():
         assert torch.equal(mixed[3 * row : 3 * row + 3], own)
 
 
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_rows_of_offloaded_layers(where, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    ids, plain, base = tokens(len(NAMES), 5), tiny_gpt2(), tiny_gpt2()
+    torch.manual_seed(1)
+    expected = logits(served(plain, target_modules=["c_attn", "c_proj"]), ids, adapter_names=NAMES)
+    if where == "memory":
+        accelerate.cpu_offload(base)
+    else:
+        accelerate.disk_offload(base, str(tmp_path / "weights"))
+    torch.manual_seed(1)
+    model = served(base, target_modules=["c_attn", "c_proj"])
+    assert {parameter.device.type for parameter in base.parameters()} == {"cpu", "meta"}
+    torch.testing.assert_close(logits(model, ids, adapter_names=NAMES), expected)
+
+
 def test_what_cannot_be_mixed_is_refused():
     model, ids = served(tiny_bert()), tokens(2)
     with pytest.raises(ValueError, match="non-existing adapter"):
