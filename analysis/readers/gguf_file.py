@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import empty_tensor, library_for, refused_as, stored_range
+from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, empty_tensor, library_for, refused_as, stored_range
 from lowrank_ldu.analysis.readers.gguf_header import header_of
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ _PLAIN = {
     "I16": "int16",
     "I8": "int8",
 }
-# What the library raises on files that are cut off, damaged or hostile: it follows the bytes wherever they lead.
-_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError, TypeError, ValueError)
 
 
 class _Stored(NamedTuple):
@@ -65,7 +63,7 @@ class GgufReader(CheckpointReader):
 
     def __init__(self, path: Path) -> None:
         self._library = library_for(path, "gguf")
-        with refused_as(path, "GGUF file", _ERRORS):
+        with refused_as(path, "GGUF file", LIBRARY_ERRORS):
             stored, swapped = _described(self._library, path)
             ignored = {
                 tensor.name: f"{tensor.kind.name} tensor in a file of the other byte order; accepted: F16, F32 and the "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import library_for, reason_of, refused_as
+from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, library_for, reason_of, refused_as
 from lowrank_ldu.analysis.readers.numpy_file import torch_name
 from lowrank_ldu.untrusted import check_written, open_regular
 
@@ -26,7 +26,6 @@ _ORDER_TRANSPOSED = (2, 3, 0, 1)
 _MOST_INFLATED = 1100
 # Far deeper than any model nests its layers.
 _MOST_DEPTH = 64
-_ERRORS = (AttributeError, KeyError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Hdf5Reader(CheckpointReader):
@@ -48,7 +47,7 @@ class Hdf5Reader(CheckpointReader):
 
     def __init__(self, path: Path) -> None:
         self._library = library_for(path, "h5py")
-        with refused_as(path, "HDF5 file", _ERRORS), ExitStack() as opened:
+        with refused_as(path, "HDF5 file", LIBRARY_ERRORS), ExitStack() as opened:
             self._file = opened.enter_context(self._library.File(path, "r"))
             found = dict(self._walk(self._file, "", {self._address(self._file)}))
             tensors = [_info(item, name, path) for name, item in found.items() if not isinstance(item, str)]
@@ -64,7 +63,7 @@ class Hdf5Reader(CheckpointReader):
             name = f"{prefix}{key}"
             try:
                 item = self._member(group, key, seen)
-            except _ERRORS as error:  # one that is damaged takes no other with it
+            except LIBRARY_ERRORS as error:  # one that is damaged takes no other with it
                 item = f"member that cannot be read ({reason_of(error)})"
             if not isinstance(item, self._library.Group):
                 yield name, item
@@ -97,7 +96,7 @@ class Hdf5Reader(CheckpointReader):
                 with open_regular(self.path) as file:
                     check_written(file, start, info.nbytes)
             values = dataset[()]
-        except _ERRORS as error:
+        except LIBRARY_ERRORS as error:
             raise CheckpointError(f"{self.path}: dataset {info.name!r} cannot be read ({reason_of(error)})") from error
         if info.dtype == "bfloat16":
             return torch.from_numpy(np.ascontiguousarray(values).view(np.int16)).view(torch.bfloat16)

@@ -14,29 +14,15 @@ import torch
 from numpy.lib import format as npy
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
-from lowrank_ldu.analysis.readers.extra import empty_tensor, reason_of, refused_as, stored_range
+from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, empty_tensor, reason_of, refused_as, stored_range
 from lowrank_ldu.untrusted import check_written, open_regular, read_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# What numpy and zipfile raise on damaged bytes; RuntimeError of encrypted members too.
-_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# RuntimeError of encrypted members, too.
+_ERRORS = (*LIBRARY_ERRORS, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 # numpy itself takes headers of up to 10,000 characters, but reads them first, however long they say that they are.
 _LONGEST_HEADER = 2**16
 # Of what is compressed: deflate reaches 1,032.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import library_for, reason_of, refused_as
+from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, library_for, reason_of, refused_as
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,6 @@ _DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-_ERRORS = (AttributeError, KeyError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class OnnxReader(CheckpointReader):
@@ -51,7 +50,7 @@ class OnnxReader(CheckpointReader):
     def __init__(self, path: Path) -> None:
         self._onnx = library_for(path, "onnx")
         message = library_for(path, "google.protobuf.message")
-        with refused_as(path, "ONNX model", (message.DecodeError, *_ERRORS)):
+        with refused_as(path, "ONNX model", (message.DecodeError, *LIBRARY_ERRORS)):
             graph = self._onnx.load(path, load_external_data=False).graph
         if not graph.node and not graph.initializer:
             # Any bytes that happen to be a message of unknown fields decode to an empty model.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
-from lowrank_ldu.analysis.readers.extra import empty_tensor, stored_range
+from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, empty_tensor, stored_range
 from lowrank_ldu.untrusted import check_inflated, check_regular
 
 if TYPE_CHECKING:
@@ -25,23 +25,8 @@ if TYPE_CHECKING:
 # Far deeper than any training script nests, far shallower than Python's recursion limit.
 _MAX_DEPTH = 32
 
-# torch runs the pickle without checking it first, so a damaged one fails wherever its bytes lead.
-_LOAD_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# torch runs the pickle without checking it first.
+_LOAD_ERRORS = (*LIBRARY_ERRORS, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class TorchReader(CheckpointReader):

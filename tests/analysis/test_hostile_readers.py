@@ -197,6 +197,19 @@ def test_a_damaged_member_of_hdf5_takes_no_other_with_it(tmp_path):
         assert reader.ignored["b"].startswith("member that cannot be read (")
 
 
+def test_an_hdf5_filter_without_its_options_takes_no_other_with_it(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["a"] = weight(6, 4).numpy()
+        options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        options.set_chunk((6, 4))
+        options.set_filter(h5py.h5z.FILTER_DEFLATE, h5py.h5z.FLAG_OPTIONAL, ())
+        h5py.h5d.create(file.id, b"b", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((6, 4)), options)
+    with open_checkpoint(path) as reader:
+        assert [info.name for info in reader.tensors] == ["a"]
+        assert "IndexError" in reader.ignored["b"] or "out of range" in reader.ignored["b"]
+
+
 def no_entry(monkeypatch, folder):
     """As if the system did not let this user into a folder; a test may run as root, who gets everywhere."""
     stat, iterdir = Path.stat, Path.iterdir
