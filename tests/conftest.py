@@ -1,6 +1,7 @@
 """Hypothesis profiles, and each test on each array library."""
 
 import os
+import signal
 
 # The matrices are small: threads cost more than they bring, most of all where cores are shared. Before any import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from libraries import LIBRARIES
+
+# In the background, and under nohup, they are ignored; the processes that tests start and end would ignore them, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A fixed seed: what CI proves is the same on every run. "explore" looks further, by hand.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, print_blob=True)
