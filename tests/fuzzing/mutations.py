@@ -26,7 +26,8 @@ DEEP = [b"[" * 100_000, b"[" * 2000 + b"]" * 2000, b'{"a":' * 100_000, b'{"a":' 
 
 
 # What taking apart raises on what an earlier change has damaged.
-_NOT_TAKEN_APART = (AttributeError, 
+_NOT_TAKEN_APART = (
+    AttributeError,
     EOFError, LookupError, NotImplementedError, OSError, OverflowError, RecursionError, RuntimeError, TypeError,
     ValueError, struct.error,
     zipfile.BadZipFile, zlib.error,
