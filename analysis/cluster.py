@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from lowrank_ldu.analysis.remote import Source, WorkerError, analyse_remotely, forget_checkpoints
+from lowrank_ldu.analysis.remote import Source, analyse_remotely, forget_checkpoints
+from lowrank_ldu.errors import ClusterError, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +28,6 @@ CONNECT_SECONDS = 5.0
 WORKERS_SECONDS = 30.0
 
 _Outcome = tuple["MatrixAnalysis | str", float]
-
-
-class ClusterError(ValueError):
-    """A cluster cannot do the work; the message names its scheduler and says why."""
 
 
 @contextmanager

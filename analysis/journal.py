@@ -26,6 +26,7 @@ from lowrank_ldu.analysis.starts import StartChange
 from lowrank_ldu.analysis.strict_json import finite_json, floats_of
 from lowrank_ldu.analysis.survey import TensorResult
 from lowrank_ldu.diagnostics import Diagnostics
+from lowrank_ldu.errors import JournalError
 from lowrank_ldu.untrusted import CONFIGURATION, open_regular, strict_json
 
 if TYPE_CHECKING:
@@ -41,10 +42,6 @@ _BEGINNING = b'{"format":"lowrank-ldu journal'
 # A result has some kilobytes.
 _LINE = CONFIGURATION
 _CHECKSUM = re.compile(rb'(.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
-
-
-class JournalError(ValueError):
-    """A journal cannot be continued; the message says why, and what can be done."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.readers.json_file import CONFIGURATIONS, read_json
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from lowrank_ldu.decomposition import PIVOTING, Pivoting
+from lowrank_ldu.errors import OptionError
 from lowrank_ldu.validation import check_count, check_rank, explain_keywords
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 _LARGEST_RANK = 2**31 - 1
 _LARGEST_SEED = 2**63 - 1
-
-
-class OptionError(ValueError):
-    """An option of a survey is out of its range; the message names it and says what is accepted."""
 
 
 def available_cores() -> int:

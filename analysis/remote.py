@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import lowrank_ldu
 from lowrank_ldu.analysis.files import file_states
-from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.survey import load, timed_analysis
 from lowrank_ldu.analysis.weights import open_weights
 from lowrank_ldu.analysis.workers import limit_threads
+from lowrank_ldu.errors import CheckpointError, WorkerError
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.matrix import MatrixAnalysis
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 # Threads of a worker that begin together must not open a checkpoint twice.
 _opening = Lock()
-
-
-class WorkerError(ValueError):
-    """A worker is not fit for the work; the message says what it lacks."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.environment import Environment, describe_environment
-from lowrank_ldu.analysis.journal import Journal, JournalError, Origin
+from lowrank_ldu.analysis.journal import Journal, Origin
 from lowrank_ldu.analysis.survey import TensorResult, survey
 from lowrank_ldu.analysis.threads import describe_threads
 from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.errors import JournalError, NothingToAnalyzeError
 
 if TYPE_CHECKING:
     import os
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.analysis.pool import Progress
     from lowrank_ldu.analysis.survey import Engine
-
-
-class NothingToAnalyseError(ValueError):
-    """A checkpoint has no tensor that could be analysed; the message counts the reasons."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def analyse_checkpoint(
         The checkpoint cannot be read.
     JournalError
         Another process has the journal, or there is one that is not to be continued, or cannot be.
-    NothingToAnalyseError
+    NothingToAnalyzeError
         No tensor of it could be analysed.
     """
     start = time.perf_counter()
@@ -129,7 +126,7 @@ def analyse_checkpoint(
     results.sort(key=lambda result: order[result.name])
     analysis = Analysis(opened, options, environment, before + time.perf_counter() - start, results)
     if not analysis.matrices:
-        raise NothingToAnalyseError(f"{opened}: {_why_nothing(results)}")
+        raise NothingToAnalyzeError(f"{opened}: {_why_nothing(results)}")
     return analysis
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from lowrank_ldu.analysis.matrix import MatrixAnalysis, analyse_matrix
 from lowrank_ldu.analysis.pool import describe_error, work_through
-from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
 from lowrank_ldu.analysis.size_limit import size_reason
 from lowrank_ldu.analysis.threads import Threads
 from lowrank_ldu.analysis.workers import bytes_per_entry, physical_memory
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from lowrank_ldu.analysis.model_config import ModelConfigs
 from lowrank_ldu.analysis.parts import Part, parts_of, transposed_names
 from lowrank_ldu.analysis.quantised.found import Found, Stored
 from lowrank_ldu.analysis.quantised.schemes import find_quantised
-from lowrank_ldu.analysis.readers import CheckpointError, CheckpointReader, TensorInfo, open_checkpoint
+from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo, open_checkpoint
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     import os

@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.errors import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,10 +39,6 @@ _ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 _LONGEST_WAIT = 30
 # Of the 255 bytes that a name may have; the rest is for what stands around it.
 _LONGEST_STEM = 200
-
-
-class OutputError(ValueError):
-    """Files cannot be put where they were asked for; the message says why."""
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lowrank_ldu import files
-from lowrank_ldu.files import OutputError, check_target, replace_file, whole_folder
+from lowrank_ldu.errors import OutputError
+from lowrank_ldu.files import check_target, replace_file, whole_folder
 
 OLD = {"report.html": "old", "inner/figures.csv": "old", "inner/mine.txt": "mine"}
 NEW = {"report.html": "new", "inner/figures.csv": "new", "more/b": "new"}
@@ -267,7 +268,8 @@ def test_nohup_is_respected(tmp_path):
 TOGETHER = """
 import sys, time
 from pathlib import Path
-from lowrank_ldu.files import OutputError, whole_folder
+from lowrank_ldu.errors import OutputError
+from lowrank_ldu.files import whole_folder
 
 target, name, overwrite = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
 print("ready", flush=True)
@@ -429,7 +431,8 @@ def test_folders_of_a_lower_layer(tmp_path, monkeypatch):
 MOUNTED = """
 import subprocess, sys
 from pathlib import Path
-from lowrank_ldu.files import OutputError, whole_folder
+from lowrank_ldu.errors import OutputError
+from lowrank_ldu.files import whole_folder
 
 place, kind = Path(sys.argv[1]), sys.argv[2]
 for name in ("low/out", "up", "work", "mnt", "bound"):

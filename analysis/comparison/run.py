@@ -11,10 +11,10 @@ from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_mat
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
 from lowrank_ldu.analysis.environment import Environment, describe_environment
 from lowrank_ldu.analysis.pool import describe_error, work_through
-from lowrank_ldu.analysis.readers import CheckpointError
 from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.analysis.threads import Threads, describe_threads
 from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.errors import CheckpointError, NothingToCompareError
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
 
 _REASONS_SHOWN = 3
-
-
-class NothingToCompareError(ValueError):
-    """Two checkpoints have no matrix that was changed; the message counts the reasons."""
 
 
 @dataclass(frozen=True)

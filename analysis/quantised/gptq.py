@@ -9,7 +9,7 @@ import torch
 
 from lowrank_ldu.analysis.quantised.found import Found, Stored, found, refused
 from lowrank_ldu.analysis.quantised.packing import unpacked
-from lowrank_ldu.analysis.readers import CheckpointError
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.model_config import ModelConfig

@@ -11,7 +11,7 @@ import torch
 from lowrank_ldu.analysis.quantised.found import FLOATS, INTEGERS, Found, Stored, found, missing, refused
 from lowrank_ldu.analysis.quantised.int8 import times_groups
 from lowrank_ldu.analysis.quantised.packing import unpacked
-from lowrank_ldu.analysis.readers import CheckpointError
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.readers import TensorInfo

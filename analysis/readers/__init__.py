@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.directory import open_directory
 from lowrank_ldu.analysis.readers.hub import PREFIX, fetch
 from lowrank_ldu.analysis.readers.sharded_index import INDEX_SUFFIXES, open_index
 from lowrank_ldu.analysis.readers.single_file import SUFFIXES, open_file
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     import os

@@ -7,16 +7,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from lowrank_ldu.errors import CheckpointError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
 
     import torch
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read; the message names the file or the tensor and says what is accepted."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.readers.base import CheckpointError
 from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.lora_folder import LoraReader, lora_config
 from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
 from lowrank_ldu.analysis.readers.sharded_index import INDEX_SUFFIXES, open_index
 from lowrank_ldu.analysis.readers.single_file import SAFETENSORS_SUFFIX, TORCH_SUFFIXES
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, likely_cause
+from lowrank_ldu.analysis.readers.base import likely_cause
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import ShortFileError, read_range
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, empty_tensor, library_for, refused_as, stored_range
 from lowrank_ldu.analysis.readers.gguf_header import header_of
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path

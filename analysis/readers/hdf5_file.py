@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, library_for, reason_of, refused_as
 from lowrank_ldu.analysis.readers.numpy_file import torch_name
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_written, open_regular
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.readers.base import CheckpointError
 from lowrank_ldu.analysis.readers.json_file import CONFIGURATIONS
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

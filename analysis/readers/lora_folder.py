@@ -6,9 +6,10 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.json_file import read_json
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.patterns import matches_end
 from lowrank_ldu.untrusted import CONFIGURATION
 

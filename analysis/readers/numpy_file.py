@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, empty_tensor, reason_of, refused_as, stored_range
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_written, open_regular, read_exactly
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo, likely_cause
 from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, library_for, reason_of, refused_as
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path

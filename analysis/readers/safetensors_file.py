@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo
+from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import empty_tensor, refused_as, stored_range
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import safetensors_header
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.readers.base import CheckpointError
 from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.json_file import read_json
 from lowrank_ldu.analysis.readers.multi_file import MultiFileReader, list_files
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import LISTING
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.readers.base import CheckpointError
 from lowrank_ldu.analysis.readers.gguf_file import GgufReader
 from lowrank_ldu.analysis.readers.hdf5_file import Hdf5Reader
 from lowrank_ldu.analysis.readers.numpy_file import NumpyReader
 from lowrank_ldu.analysis.readers.onnx_file import OnnxReader
 from lowrank_ldu.analysis.readers.safetensors_file import SafetensorsReader
 from lowrank_ldu.analysis.readers.torch_file import TorchReader
+from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.analysis.readers.base import CheckpointError, CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo, likely_cause
 from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, empty_tensor, stored_range
+from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_inflated, check_regular
 
 if TYPE_CHECKING:

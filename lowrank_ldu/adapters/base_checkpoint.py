@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.input_files import check_regular, checked_path, one_line, read_json
 from lowrank_ldu.adapters.tensor_stream import entries_of, read_entry, torch_dtype
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.adapters.deviation import Deviation, warn_of
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.records import factor_options
 from lowrank_ldu.adapters.sketch import update_sketch
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import Factors, sample_deviation
 from lowrank_ldu.nn.host import Diagonal
@@ -86,8 +86,8 @@ class StoredLayer:
         TypeError
             `matrix` is no tensor, or `force` no bool.
         AdapterError
-            The weight has another shape or, without `force`, other entries; it cannot be eliminated at the pivots; or,
-            without `force`, the update does not come out as it was trained.
+            The weight has another shape; it cannot be eliminated at the pivots; or, without `force`, it has
+            other entries, or the update does not come out as it was trained.
         """
         if not isinstance(matrix, torch.Tensor):
             raise TypeError(f"matrix is a {type(matrix).__name__}; accepted: a torch.Tensor")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lowrank_ldu import untrusted
-from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.host import check_model
 from lowrank_ldu.validation import shown
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from lowrank_ldu.adapters.deviation import warn_of
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.input_files import checked_model_and_path
 from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.adapters.ties import check_ties
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.host import AdapterHost, plain_name, plain_submodule, unwrapped, weight_matrix

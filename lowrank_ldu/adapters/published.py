@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import check_finite_update
 from lowrank_ldu.adapters.input_files import check_regular, one_line
 from lowrank_ldu.adapters.tensor_stream import entries_of, read_entry
 from lowrank_ldu.decomposition import LDU, ldu
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn import LoLDULayer
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.freezing import restore_trainable_on_error

@@ -6,10 +6,10 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.input_files import checked_path
 from lowrank_ldu.adapters.native_folder import read_native
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG, read_peft
+from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:
     from lowrank_ldu.adapters.file import AdapterFile

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.file import StoredLayer
 from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.input_files import checked_model_and_path
@@ -18,6 +17,7 @@ from lowrank_ldu.adapters.records import check_numbers
 from lowrank_ldu.adapters.seal import sealed, with_copy
 from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.adapters.ties import tied_tensors
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by

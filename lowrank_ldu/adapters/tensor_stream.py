@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.input_files import one_line
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.untrusted import ShortFileError, range_parts, safetensors_header
 
 if TYPE_CHECKING:

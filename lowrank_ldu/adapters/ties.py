@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.host import plain_name
 
 if TYPE_CHECKING:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lowrank_ldu.errors import OptionError
+
 Mode = Literal["forward", "training"]
 Preset = Literal["base", "llama", "decode"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -72,4 +74,4 @@ def cases_of(preset: str, device: str) -> list[Case]:
     if preset == "decode":
         shapes = ((768, 768), (4096, 4096), (11008, 4096))
         return [Case(m, n, tokens, 64, ("forward",)) for m, n in shapes for tokens in (1, 8)]
-    raise ValueError(f"preset is {preset!r}; accepted: {', '.join(map(repr, PRESETS))}")
+    raise OptionError(f"preset is {preset!r}; accepted: {', '.join(map(repr, PRESETS))}")

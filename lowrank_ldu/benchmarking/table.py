@@ -7,6 +7,7 @@ import io
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.errors import UserError
 from lowrank_ldu.printable import cell
 
 if TYPE_CHECKING:
@@ -96,12 +97,12 @@ def read_rows(path: Path) -> list[Row]:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise ValueError(f"{path}: its columns are not those of this version; accepted: {', '.join(COLUMNS)}")
+                raise UserError(f"{path}: its columns are not those of this version; accepted: {', '.join(COLUMNS)}")
             return [_row(line) for line in reader]
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (_DamagedError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: is no table of measurements ({error})") from error
+        raise UserError(f"{path}: is no table of measurements ({error})") from error
 
 
 def _row(line: dict[str, str]) -> Row:

@@ -22,6 +22,7 @@ from lowrank_ldu.cli.survey_options import (
     prefer_huge_pages,
     survey_options,
 )
+from lowrank_ldu.errors import OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,15 +88,13 @@ def analyze(
     kept in a journal beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis.cluster import ClusterError  # noqa: PLC0415
-    from lowrank_ldu.analysis.journal import JournalError, lock_journal  # noqa: PLC0415
-    from lowrank_ldu.analysis.options import OptionError, SurveyOptions  # noqa: PLC0415
-    from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
+    from lowrank_ldu.analysis.journal import lock_journal  # noqa: PLC0415
+    from lowrank_ldu.analysis.options import SurveyOptions  # noqa: PLC0415
     from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
-    from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint  # noqa: PLC0415
+    from lowrank_ldu.analysis.run import analyse_checkpoint  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.cli.summary import show_summary  # noqa: PLC0415
-    from lowrank_ldu.files import OutputError, check_target, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.files import check_target, whole_folder  # noqa: PLC0415
 
     if engine is EngineKind.DASK and scheduler is None:
         fail("--engine dask is given without --scheduler; accepted: the scheduler's address, such as tcp://HOST:8786")
@@ -103,7 +102,7 @@ def analyze(
         fail(f"--scheduler is given with --engine {engine.value}; accepted: with --engine dask")
     if engine is EngineKind.DASK and threads is not None:
         fail("--threads is given with --engine dask, whose workers have their own; accepted: with --engine local")
-    with readable_errors(CheckpointError, ClusterError, JournalError, NothingToAnalyseError, OptionError, OutputError):
+    with readable_errors():
         options = survey_options(
             rank=rank,
             pivoting=pivoting,

@@ -48,7 +48,7 @@ def bench(
     cannot run on this machine are listed with the reason.
     """
     from lowrank_ldu.benchmarking import read_rows, write_plots, write_rows  # noqa: PLC0415
-    from lowrank_ldu.files import OutputError, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
     where, kind = _device(device, dtype)
     for name, number in (
@@ -63,7 +63,7 @@ def bench(
     if append is not None and out is None:
         fail("--append is given without --out; accepted: both")
     cases = _cases(preset, shape, tokens, rank, where.type)
-    with readable_errors(OutputError, ValueError):
+    with readable_errors():
         before = [] if append is None else read_rows(append)
         if out is None:
             _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
@@ -98,7 +98,7 @@ def _cases(
         for name, given in (("--rank", rank), ("--tokens", tokens)):
             if given:
                 fail(f"{name} is given without --shape; accepted: both, or a preset")
-        with readable_errors(ValueError):
+        with readable_errors():
             return [case for name in preset or ["base"] for case in cases_of(name, device)]
     if preset:
         fail("--shape and --preset are given; accepted: one of them")

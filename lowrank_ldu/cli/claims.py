@@ -45,14 +45,12 @@ def claims(
     prefer_huge_pages()
     from lowrank_ldu.adapters import stored_numbers  # noqa: PLC0415
     from lowrank_ldu.analysis.claims import examine_claims, write_claims  # noqa: PLC0415
-    from lowrank_ldu.analysis.options import OptionError  # noqa: PLC0415
-    from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
-    from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint  # noqa: PLC0415
+    from lowrank_ldu.analysis.run import analyse_checkpoint  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.cli.verdicts import show_claims  # noqa: PLC0415
-    from lowrank_ldu.files import OutputError, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
-    with readable_errors(CheckpointError, NothingToAnalyseError, OptionError, OutputError):
+    with readable_errors():
         options = survey_options(
             rank=rank,
             pivoting=["partial", "complete"],

@@ -43,14 +43,12 @@ def compare(
     """
     prefer_huge_pages()
     from lowrank_ldu.analysis.comparison.report import write_comparison  # noqa: PLC0415
-    from lowrank_ldu.analysis.comparison.run import NothingToCompareError, compare_checkpoints  # noqa: PLC0415
-    from lowrank_ldu.analysis.options import OptionError  # noqa: PLC0415
-    from lowrank_ldu.analysis.readers import CheckpointError  # noqa: PLC0415
+    from lowrank_ldu.analysis.comparison.run import compare_checkpoints  # noqa: PLC0415
     from lowrank_ldu.cli.explained import show_explained  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
-    from lowrank_ldu.files import OutputError, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
-    with readable_errors(CheckpointError, NothingToCompareError, OptionError, OutputError):
+    with readable_errors():
         options = survey_options(
             rank=rank,
             pivoting=pivoting,

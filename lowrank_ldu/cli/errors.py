@@ -9,6 +9,7 @@ import typer
 
 from lowrank_ldu.cli import INTERRUPTED
 from lowrank_ldu.cli.console import say, warnings_as_lines
+from lowrank_ldu.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,20 +18,15 @@ USER_ERROR = 2
 
 
 @contextmanager
-def readable_errors(*kinds: type[Exception]) -> Iterator[None]:
+def readable_errors() -> Iterator[None]:
     """Turn errors that the user can mend into one line and exit code 2, and Ctrl-C into a line and exit code 130.
 
-    Warnings are lines, too.
-
-    Parameters
-    ----------
-    *kinds : exception types
-        What the user can mend. Everything else keeps its traceback: it is a bug.
+    Those are `lowrank_ldu.errors.UserError`. Everything else keeps its traceback: it is a bug. Warnings are lines, too.
     """
     try:
         with warnings_as_lines():
             yield
-    except kinds as error:
+    except UserError as error:
         fail(str(error))
     except KeyboardInterrupt:
         say("interrupted", err=True)

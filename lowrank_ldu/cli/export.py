@@ -58,8 +58,7 @@ def export(
     with one tensor in memory at a time; sums are float32 and rounded once. What was written is read again and compared
     with base and adapter before the folder gets its name.
     """
-    from lowrank_ldu.adapters import AdapterError, BaseCheckpoint, read_adapter  # noqa: PLC0415
-    from lowrank_ldu.files import OutputError  # noqa: PLC0415
+    from lowrank_ldu.adapters import BaseCheckpoint, read_adapter  # noqa: PLC0415
 
     if compress is not None and to is not Target.LORA:
         fail(f"--compress is given with --to {to.value}; accepted: with --to lora")
@@ -67,15 +66,21 @@ def export(
         fail(f"--compress is {compress}; accepted: a rank from 1 on")
     if keep_module_dtype and to is not Target.MERGED:
         fail(f"--keep-module-dtype is given with --to {to.value}; accepted: with --to merged")
-    with readable_errors(AdapterError, OutputError):
+    with readable_errors():
         source = read_adapter(adapter)
         checkpoint = BaseCheckpoint(_base_of(source) if base is None else base)
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             lines = _export(
-                to, source, checkpoint, out,
-                compress=compress, keep_module_dtype=keep_module_dtype, force=force, overwrite=overwrite,
-            )  # fmt: skip
+                to,
+                source,
+                checkpoint,
+                out,
+                compress=compress,
+                keep_module_dtype=keep_module_dtype,
+                force=force,
+                overwrite=overwrite,
+            )
         for line in lines:
             say(line)
         say(f"written to {out}")
@@ -112,7 +117,13 @@ def _export(
     with show_items(len(checkpoint.files) if to is Target.MERGED else len(source.layers)) as progress:
         if to is Target.LORA:
             result = export_lora(
-                source, checkpoint, out, rank=compress, force=force, overwrite=overwrite, progress=progress
+                source,
+                checkpoint,
+                out,
+                rank=compress,
+                force=force,
+                overwrite=overwrite,
+                progress=progress,
             )
             ranks = sorted(set(result.ranks.values()))
             said = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
@@ -129,7 +140,12 @@ def _export(
             names = export_delta(source, checkpoint, out, force=force, overwrite=overwrite, progress=progress)
             return [f"{len(names)} tensors of updates"]
         names = export_merged(
-            source, checkpoint, out,
-            keep_module_dtype=keep_module_dtype, force=force, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
+            source,
+            checkpoint,
+            out,
+            keep_module_dtype=keep_module_dtype,
+            force=force,
+            overwrite=overwrite,
+            progress=progress,
+        )
         return [f"{len(names)} tensors merged"]

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from lowrank_ldu.errors import MissingExtraError
+
 
 def require(module: str) -> Any:
     """Import a module of the ``finetune`` extra.
@@ -19,11 +21,11 @@ def require(module: str) -> Any:
 
     Raises
     ------
-    ImportError
+    MissingExtraError
         The package is not installed; the message names the extra.
     """
     try:
         return import_module(module)
     except ImportError as error:
         message = f"{module} is needed here and could not be imported: pip install 'lowrank-ldu[finetune]'"
-        raise ImportError(message) from error
+        raise MissingExtraError(message) from error

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from weights import weight
 
 from lowrank_ldu.analysis import cluster as cluster_module
-from lowrank_ldu.analysis.cluster import ClusterError, Workers, connect
+from lowrank_ldu.analysis.cluster import Workers, connect
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.run import analyse_checkpoint
 from lowrank_ldu.analysis.weights import open_weights
 from lowrank_ldu.cli.app import app
+from lowrank_ldu.errors import ClusterError
 
 # Processes of their own, by the dozen.
 pytestmark = pytest.mark.longer

@@ -18,9 +18,10 @@ from weights import weight
 
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
-from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint
+from lowrank_ldu.analysis.run import analyse_checkpoint
 from lowrank_ldu.analysis.survey import survey
 from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.errors import NothingToAnalyzeError
 
 gguf = pytest.importorskip("gguf")
 h5py = pytest.importorskip("h5py")
@@ -196,7 +197,7 @@ class TestCode:
         analysis = analyse_checkpoint(tmp_path / "a.npz", OPTIONS)
         assert [tensor.name for tensor in analysis.skipped] == ["bad"]
         np.save(tmp_path / "b.npy", np.array([Payload(canary)], dtype=object))
-        with pytest.raises(NothingToAnalyseError, match="not a plain tensor"):
+        with pytest.raises(NothingToAnalyzeError, match="not a plain tensor"):
             analyse_checkpoint(tmp_path / "b.npy", OPTIONS)
 
     @pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin"])

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from weights import weight
 
 from lowrank_ldu.analysis import journal as journal_module
-from lowrank_ldu.analysis.journal import FORMAT, JournalError, lock_journal
+from lowrank_ldu.analysis.journal import FORMAT, lock_journal
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.run import analyse_checkpoint
+from lowrank_ldu.errors import JournalError
 from lowrank_ldu.untrusted import Limit
 
 OPTIONS = SurveyOptions(ranks=(2, 4), threads=1)

@@ -27,7 +27,8 @@ from lowrank_ldu.analysis.report.page import render_page
 from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.yardstick import least_error, needed_in_words
 from lowrank_ldu.analysis.run import analyse_checkpoint
-from lowrank_ldu.files import OutputError, check_target, whole_folder
+from lowrank_ldu.errors import OutputError
+from lowrank_ldu.files import check_target, whole_folder
 from lowrank_ldu.printable import cell
 
 

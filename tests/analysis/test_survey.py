@@ -17,15 +17,16 @@ from lowrank_ldu import diagnose, ldu
 from lowrank_ldu.analysis import survey as survey_module
 from lowrank_ldu.analysis import workers
 from lowrank_ldu.analysis.curves import best_errors, sample_ranks, sampled
-from lowrank_ldu.analysis.options import OptionError, SurveyOptions
+from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
-from lowrank_ldu.analysis.run import NothingToAnalyseError, analyse_checkpoint
+from lowrank_ldu.analysis.run import analyse_checkpoint
 from lowrank_ldu.analysis.spectrum import summarise_spectrum
 from lowrank_ldu.analysis.survey import survey
 from lowrank_ldu.analysis.weights import open_weights
 from lowrank_ldu.analysis.workers import Layout, physical_memory, plan
 from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.diagnostics import Examination, Target
+from lowrank_ldu.errors import NothingToAnalyzeError, OptionError
 
 ANALYSED = {"tall", "wide", "convolution", "zero", HOSTILE}
 
@@ -263,7 +264,7 @@ def test_a_failure_of_lapack_is_a_reason(checkpoint, options, monkeypatch):
         raise torch.linalg.LinAlgError("did not converge")
 
     monkeypatch.setattr("lowrank_ldu.analysis.survey.analyse_matrix", fail)
-    with pytest.raises(NothingToAnalyseError, match="did not converge"):
+    with pytest.raises(NothingToAnalyzeError, match="did not converge"):
         analyse_checkpoint(checkpoint, options)
 
 
@@ -301,7 +302,7 @@ def test_names_select_and_exclude(checkpoint):
 def test_nothing_to_analyse_says_why(tmp_path, options):
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.full((3, 3), torch.nan), "b": weight(3), "c": weight(2)}, path)
-    with pytest.raises(NothingToAnalyseError, match=r"none of its 3 tensors.*'b' and 1 more: 1-D"):
+    with pytest.raises(NothingToAnalyzeError, match=r"none of its 3 tensors.*'b' and 1 more: 1-D"):
         analyse_checkpoint(path, options)
 
 

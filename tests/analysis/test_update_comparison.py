@@ -15,9 +15,10 @@ from weights import HOSTILE, weight
 from lowrank_ldu import ldu, svd
 from lowrank_ldu.analysis.comparison.expression import express
 from lowrank_ldu.analysis.comparison.matrix import compare_matrices
-from lowrank_ldu.analysis.comparison.run import NothingToCompareError, compare_checkpoints
+from lowrank_ldu.analysis.comparison.run import compare_checkpoints
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.decomposition import PIVOTING
+from lowrank_ldu.errors import NothingToCompareError
 
 sizes = st.tuples(st.integers(2, 12), st.integers(2, 12), st.integers(0, 2**32 - 1))
 

@@ -33,12 +33,12 @@ from lowrank_ldu.adapters import (
     read_adapter,
     save_adapter,
 )
-from lowrank_ldu.analysis.journal import Journal, JournalError, Origin
+from lowrank_ldu.analysis.journal import Journal, Origin
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
 from lowrank_ldu.analysis.run import analyse_checkpoint
 from lowrank_ldu.analysis.weights import open_weights
-from lowrank_ldu.files import OutputError
+from lowrank_ldu.errors import JournalError, OutputError
 from lowrank_ldu.nn import inject, lowrank_layers
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.adapters.deviation import warn_of
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
@@ -21,6 +20,7 @@ from lowrank_ldu.adapters.exports.updates import (
     row_blocks,
 )
 from lowrank_ldu.adapters.tensor_stream import given, read_tensor, write_tensors
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.functional import updated_matrix
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
 from lowrank_ldu.validation import check_count

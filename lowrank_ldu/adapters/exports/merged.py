@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.adapters.deviation import warn_of
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
 from lowrank_ldu.adapters.exports.merged_check import check_merged
@@ -19,6 +18,7 @@ from lowrank_ldu.adapters.exports.tied_weights import separate
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, check_module_tensor
 from lowrank_ldu.adapters.input_files import read_json
 from lowrank_ldu.adapters.tensor_stream import Entry, computed, entries_of, given, metadata_of, write_tensors
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.validation import dtype_name
 

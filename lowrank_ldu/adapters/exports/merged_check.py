@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.architecture import architecture_of
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.updates import bound_again, product_error, row_blocks
 from lowrank_ldu.adapters.input_files import read_json
 from lowrank_ldu.adapters.tensor_stream import entries_of, given, read_tensor, same_bytes
+from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

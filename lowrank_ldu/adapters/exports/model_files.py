@@ -6,8 +6,8 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.output import ADAPTER_FILES, WEIGHTS
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.untrusted import CONFIGURATION, read_json
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports.architecture import Architecture, architecture_of
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.factors import Factors, sample_deviation
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.adapters.errors import AdapterError
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, Architecture, read_config
 from lowrank_ldu.adapters.exports.updates import is_of_base
 from lowrank_ldu.adapters.tensor_stream import metadata_of
+from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import EmbeddingKind
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from lowrank_ldu.adapters.errors import AdapterError
+from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -29,16 +29,16 @@ def demo(
     from lowrank_ldu.analysis.options import SurveyOptions  # noqa: PLC0415
     from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
     from lowrank_ldu.analysis.run import analyse_checkpoint  # noqa: PLC0415
-    from lowrank_ldu.cli.demo.round_trip import BASE_FILE, RoundTripError, round_trip  # noqa: PLC0415
+    from lowrank_ldu.cli.demo.round_trip import BASE_FILE, round_trip  # noqa: PLC0415
     from lowrank_ldu.cli.demo.section import comparison_section  # noqa: PLC0415
     from lowrank_ldu.cli.demo.summary import show_comparison, write_comparison  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress, show_steps  # noqa: PLC0415
-    from lowrank_ldu.files import OutputError, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.files import whole_folder  # noqa: PLC0415
     from lowrank_ldu.finetune import compare_methods  # noqa: PLC0415
 
     # A missing package of the extra is an ImportError, whose message names the extra.
     with (
-        readable_errors(OutputError, ImportError, RoundTripError),
+        readable_errors(),
         whole_folder(out, overwrite=force, otherwise="--force") as folder,
     ):
         with show_steps() as on_progress:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lowrank_ldu.adapters import load_adapter, save_adapter
 from lowrank_ldu.adapters.layout import CONFIG_FILE, WEIGHTS_FILE
+from lowrank_ldu.errors import RoundTripError
 from lowrank_ldu.finetune import LoLDU, accuracy, build_vision_transformer
 from lowrank_ldu.finetune.methods import HEAD
 from lowrank_ldu.nn import ParameterCount, trainable_parameters, unload
@@ -26,10 +27,6 @@ MERGED_FILE = "merged.safetensors"
 
 # Rebuilt factors and merged weights round differently in float32; the sums have a few hundred terms.
 TOLERANCE = 1e-4
-
-
-class RoundTripError(RuntimeError):
-    """The reloaded or merged model does not do what the trained one does."""
 
 
 @dataclass(frozen=True)
