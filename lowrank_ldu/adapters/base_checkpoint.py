@@ -67,13 +67,11 @@ class BaseCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape, without reading it."""
-        with self._open(self._file_of(name)) as file:
-            return tuple(file.get_slice(name).get_shape())
+        return self._entries(self._file_of(name))[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Return a tensor's dtype, without reading it."""
-        with self._open(self._file_of(name)) as file:
-            return torch_dtype(file.get_slice(name).get_dtype())
+        return torch_dtype(self._entries(self._file_of(name))[name].dtype)
 
     def _file_of(self, name: str) -> str:
         if not isinstance(name, str) or name not in self._where:

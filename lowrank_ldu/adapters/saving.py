@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from lowrank_ldu.adapters.file import StoredLayer
 from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.input_files import checked_model_and_path
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
+from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG
 from lowrank_ldu.adapters.records import check_numbers
 from lowrank_ldu.adapters.seal import sealed, with_copy
 from lowrank_ldu.adapters.sketch import update_sketch
@@ -26,7 +28,6 @@ from lowrank_ldu.nn.kinds import lora_obstacle
 from lowrank_ldu.validation import check_names, dtype_name
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -59,9 +60,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     TypeError
         `model` is no module, `path` no path, or `modules_to_save` no sequence of names.
     ValueError
-        `path` is a file. The model has no LoLDU layer, is one itself, or has one whose numbers are not finite. It has
-        no module of a name in `modules_to_save`, or that module has a LoLDU layer inside, is inside one, or has state
-        that is no tensor.
+        `path` is a file, or holds an adapter that PEFT saved. The model has no LoLDU layer, is one itself, or has one
+        whose numbers are not finite. It has no module of a name in `modules_to_save`, or that module has a LoLDU layer
+        inside, is inside one, or has state that is no tensor.
     RuntimeError
         A layer is merged, so that its base weight cannot be told, or is sharded by fully_shard.
 
@@ -75,6 +76,8 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     modules = check_names(modules_to_save, "modules_to_save", "a sequence of names")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"path is {str(folder)!r}, which is a file; accepted: a folder")
+    if os.path.lexists(folder / PEFT_CONFIG):
+        raise ValueError(f"path is {str(folder)!r}, which holds an adapter of PEFT's; accepted: another folder")
     tensors: dict[str, Tensor] = {}
     records: dict[str, LayerRecord] = {}
     model = unwrapped(model)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # https://huggingface.co/docs/safetensors: the header's length, the header, the tensors' bytes without gaps.
+# Of a tensor without values, which the library takes.
+_LONGEST_SIDE = 2**63 - 1
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
 
@@ -143,6 +145,9 @@ def entries_of(path: Path) -> dict[str, Entry]:
     entries = {}
     for name, said in header.items():
         first, last = said["data_offsets"]
+        if any(size > _LONGEST_SIDE for size in said["shape"]):
+            shape = tuple(said["shape"])
+            raise AdapterError(f"{path}: tensor {name!r} has shape {shape}; accepted: at most {_LONGEST_SIDE} a side")
         reader = functools.partial(_read, path, start + first, last - first)
         entries[name] = Entry(name, said["dtype"], tuple(said["shape"]), last - first, reader)
     return entries

@@ -350,6 +350,33 @@ def test_what_is_copied_beside_the_weights(tmp_path):
     )
 
 
+def test_modules_beside_a_transformer_are_taken_from_the_adapter(tmp_path):
+    """sentence-transformers saves them beside it, trained or not; a native adapter has no place for them."""
+    base, model = tmp_path / "base", Net()
+    for place in (base, tmp_path / "adapter"):
+        (place / "2_Dense").mkdir(parents=True)
+    save_file(state_of(model), base / "model.safetensors")
+    (base / "modules.json").write_text('[{"idx": 0, "path": ""}, {"idx": 2, "path": "2_Dense"}]')
+    (base / "2_Dense" / "model.safetensors").write_text("base")
+    adapted(model, ["backbone.0"], tmp_path / "adapter")
+    (tmp_path / "adapter" / "2_Dense" / "model.safetensors").write_text("trained")
+    merged.export_merged(read_adapter(tmp_path / "adapter"), BaseCheckpoint(base), tmp_path / "out")
+    assert (tmp_path / "out" / "2_Dense" / "model.safetensors").read_text() == "trained"
+    model.new = nn.Linear(4, 4)
+    save_adapter(model, tmp_path / "more", modules_to_save=["new"])
+    with pytest.raises(AdapterError, match=r"'new.bias' is not in .* folders of their own \(2_Dense\)"):
+        export_merged(read_adapter(tmp_path / "more"), BaseCheckpoint(base), tmp_path / "second")
+
+
+def test_modules_whose_names_others_end_with_are_no_lora_adapter(tmp_path):
+    model = nn.ModuleDict({"h": nn.Linear(8, 8), "a": nn.ModuleDict({"h": nn.Linear(8, 8), "q": nn.Linear(8, 8)})})
+    save_file(state_of(model), tmp_path / "base.safetensors")
+    adapted(model, ["a.q"], tmp_path / "adapter", modules_to_save=["h"])
+    with pytest.raises(AdapterError, match="module 'h' was trained whole, and PEFT would take 'a.h' for it, too"):
+        export(tmp_path, write=export_lora)
+    assert "h.weight" in export(tmp_path)
+
+
 @pytest.mark.parametrize("left", ["tokenizer.json", "vocab.txt", "config.json", "modeling.py", "chat_template.jinja"])
 def test_files_of_another_model_do_not_stay_beside_the_new_one(tmp_path, left):
     model, base = Net(), tmp_path / "base"

@@ -18,6 +18,7 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
@@ -70,6 +71,12 @@ def trained(model, folder, **options):
     with torch.no_grad():
         assert_as_near(model(TOKENS).logits, *near)
     return near
+
+
+def assert_close_logits(model, expected):
+    """Far from rounding, and from what a lost module or layer changes."""
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS).logits, expected, atol=1e-3 * float(expected.abs().max()), rtol=0.0)
 
 
 def merged(tmp_path, **options):
@@ -146,7 +153,9 @@ def test_new_tokens_that_only_one_of_two_tensors_has_are_refused(tmp_path):
     tensors = load_file(file)
     (name,) = [name for name in tensors if "lm_head" in name]
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, file)
-    with pytest.raises(AdapterError, match=r"tensor 'lm_head.weight' has 64 rows in the base, and 67 with the adapter"):
+    with pytest.raises(
+        AdapterError, match=r"tensor 'lm_head.weight' has shape \(64, 32\) in the base, and \(67, 32\) with the adapter"
+    ):
         merged(tmp_path)
     assert not (tmp_path / "merged").exists()
 
@@ -160,6 +169,34 @@ def test_a_classifier_of_other_labels_loads_from_a_base_with_or_without_a_prefix
     again = AutoModelForSequenceClassification.from_pretrained(merged(tmp_path)).eval()
     assert again.config.num_labels == 5
     assert_as_near(again(TOKENS).logits, *expected)
+
+
+@pytest.mark.parametrize("saved", [None, ["dense"]])
+def test_a_module_that_neither_base_nor_adapter_has_is_named(tmp_path, saved):
+    """A masked language model has no pooler; that of the classifier was drawn at random, and not saved."""
+    config = BertConfig(**SIZES, vocab_size=64)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # transformers', of what is drawn at random
+        model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    expected = trained(
+        model, tmp_path / "adapter", target_modules=["query"], task_type="SEQ_CLS", modules_to_save=saved
+    )
+    if saved is None:
+        with pytest.raises(AdapterError, match=r"BertForSequenceClassification, .*, has 'bert.pooler.dense.bias', and"):
+            merged(tmp_path)
+        return
+    again = BertForSequenceClassification.from_pretrained(merged(tmp_path)).eval()
+    assert_close_logits(again, expected[0].float())
+
+
+def test_a_native_head_of_other_labels_is_written_into_the_configuration(tmp_path):
+    llama(tied=False).save_pretrained(tmp_path / "base")
+    model = LlamaForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=5, pad_token_id=0).eval()
+    inject(model, ["q_proj"], 4)
+    save_adapter(model, tmp_path / "adapter", modules_to_save=["score"])
+    again = LlamaForSequenceClassification.from_pretrained(merged(tmp_path), pad_token_id=0).eval()
+    assert_close_logits(again, model(TOKENS).logits)
 
 
 def test_a_head_of_another_shape_that_is_no_classifier_is_refused(tmp_path):

@@ -19,6 +19,7 @@ from torch import nn
 from lowrank_ldu.adapters import (
     AdapterError,
     BaseCheckpoint,
+    export_delta,
     export_lora,
     export_merged,
     import_published,
@@ -138,6 +139,24 @@ def test_a_tensor_without_values_whose_sides_torch_cannot_count(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(AdapterError, match="tensor 'a' cannot be read"):
         BaseCheckpoint(tmp_path).tensor("a")
+
+
+@pytest.mark.parametrize("export", [export_delta, export_lora, export_merged])
+@pytest.mark.parametrize("place", ["0.weight", "other"])
+def test_sides_beyond_what_torch_counts(tmp_path, export, place):
+    """Without values they take no room in a file, so that the library has nothing against them."""
+    model = nn.Sequential(nn.Linear(8, 8, bias=False))
+    values = model[0].weight.detach().numpy().tobytes()
+    inject(model, ["0"], 4)
+    save_adapter(model, tmp_path / "adapter")
+    entries = {"0.weight": {"dtype": "F32", "shape": [8, 8], "data_offsets": [0, 256]}}
+    entries[place] = {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0 if place == "0.weight" else 256] * 2}
+    text = json.dumps(entries).encode()
+    data = len(text).to_bytes(8, "little") + text + values[: 0 if place == "0.weight" else 256]
+    (tmp_path / "base.safetensors").write_bytes(data)
+    with pytest.raises(AdapterError, match=f"tensor '{place}' has shape .*; accepted: at most"):
+        export(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base.safetensors"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a/" * 3000])

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter
-from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, lowrank_layers
+from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter, save_adapter
+from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, inject, lowrank_layers
 from lowrank_ldu.peft import LolduConfig
 
 
@@ -197,3 +197,26 @@ def test_a_base_is_told_by_its_sample(tmp_path):
         layer.bind(weight.bfloat16())
     with pytest.warns(UserWarning, match=r"layer 'inner.first': .* differs, by 0\.\d+ % where it was sampled$"):
         layer.bind(weight.bfloat16(), force=True)
+
+
+@pytest.mark.parametrize("first", ["native", "peft"])
+def test_a_folder_has_one_adapter(tmp_path, first):
+    """Which of two would be read is nobody's guess."""
+
+    def native():
+        model = nn.Sequential(nn.Linear(8, 8))
+        inject(model, ["0"], 4)
+        save_adapter(model, tmp_path)
+
+    def peft():
+        get_peft_model(nn.Sequential(nn.Linear(8, 8)), LolduConfig(r=4, target_modules=["0"])).save_pretrained(tmp_path)
+
+    if first == "peft":
+        peft()
+        with pytest.raises(ValueError, match="holds an adapter of PEFT's; accepted: another folder"):
+            native()
+        return
+    native()
+    peft()
+    with pytest.raises(AdapterError, match=r"holds two adapters, adapter_config.json and adapter.json; accepted"):
+        read_adapter(tmp_path)

@@ -15,6 +15,10 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -127,6 +131,46 @@ def test_both_names_of_a_tied_tensor_are_written_where_the_base_has_both(tmp_pat
     assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
     again = model_class.from_pretrained(tmp_path / "merged")
     assert_same(logits(again), expected)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "shared"])
+def test_a_model_that_asks_whether_it_is_tied_is_not_untied(tmp_path, layer):
+    """SwitchTransformers scales the input of its output layer where that is tied, and only there."""
+    config = SwitchTransformersConfig(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, num_experts=2, decoder_start_token_id=0
+    )
+    model = SwitchTransformersForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "base")
+    inject(model, [layer], 4)
+    save_adapter(model, tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="is tied to another one, and SwitchTransformers.* computes something else"):
+        merged(tmp_path)
+
+
+def test_positions_that_are_in_no_file_are_not_missed(tmp_path):
+    torch.manual_seed(0)
+    sizes = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+    widths = dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim"), 16)
+    config = MarianConfig(
+        vocab_size=40,
+        **sizes,
+        **widths,
+        pad_token_id=0,
+        eos_token_id=1,
+        forced_eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    model = MarianMTModel(config)
+    model.save_pretrained(tmp_path / "base")
+    inject(model, ["lm_head"], 4)
+    with torch.no_grad():
+        for _, host in lowrank_layers(model):
+            host.offset.normal_(std=0.1)
+        expected = model.eval()(TOKENS, decoder_input_ids=TOKENS).logits
+    save_adapter(model, tmp_path / "adapter")
+    with torch.no_grad():
+        again = MarianMTModel.from_pretrained(merged(tmp_path)).eval()(TOKENS, decoder_input_ids=TOKENS).logits
+    assert_same(again, expected)
 
 
 def test_lora_is_refused_where_peft_would_leave_the_other_as_it_was(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 # No model has more layers than this, unless its checkpoint has more tensors: what says otherwise is not built.
 _MOST_LAYERS = 1000
+# Methods that set a model up, or change it: what they make of ties is in the model that is built.
+_SETTING_UP = re.compile(r"__init__|.*(init_weights|tie_weights|embeddings).*")
+# What PEFT's tasks are the classes of.
+_OF_TASKS = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
 _COUNTS = re.compile(r"layers|blocks|depth|experts|stages")
 
 
@@ -38,6 +47,8 @@ class Architecture:
         Gives the name in the model of a tensor's name in a checkpoint, or None where several of those become one.
     lora_obstacles : dict of str to str
         `lora_obstacle` of the layers that have one.
+    tie_reader : str or None
+        Class of the model whose computation depends on whether embedding and output layer are tied.
     """
 
     class_name: str
@@ -45,6 +56,7 @@ class Architecture:
     tied: dict[str, str]
     module_name: Callable[[str], str | None]
     lora_obstacles: dict[str, str]
+    tie_reader: str | None
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -56,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return config if isinstance(config, dict) and isinstance(config.get("model_type"), str) else None
 
 
-def architecture_of(folder: Path, tensors: int) -> Architecture | None:
+def architecture_of(folder: Path, tensors: int, task: str | None = None) -> Architecture | None:
     """Build the model that a folder's config.json describes, on the meta device.
 
     Parameters
@@ -64,6 +76,8 @@ def architecture_of(folder: Path, tensors: int) -> Architecture | None:
     folder : Path
     tensors : int
         How many tensors its checkpoint has.
+    task : str, optional
+        PEFT's name of what the model is for: the class for it then, in place of the one that the configuration names.
 
     Returns
     -------
@@ -78,20 +92,22 @@ def architecture_of(folder: Path, tensors: int) -> Architecture | None:
         import transformers  # noqa: PLC0415  # dear, and of an extra
     except ImportError:
         return None
-    model_class = getattr(transformers, str(names[0]), None)
-    if model_class is None:
+    named = getattr(transformers, str(names[0]), None)
+    if named is None:
         return None
     try:
         with _silent(transformers), torch.device("meta"):
             # From the folder alone: no network, and no code out of it.
             loaded = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            by_task = getattr(transformers, _OF_TASKS[task])._model_mapping if task in _OF_TASKS else None  # noqa: SLF001
+            model_class = named if by_task is None else by_task[type(loaded)]
             model = model_class._from_config(loaded)  # noqa: SLF001
     except Exception:  # noqa: BLE001  # a configuration raises whatever its values lead to
         return None
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layers = ((name, lora_obstacle(module)) for name, module in model.named_modules() if supports(module))
     obstacles = {name: obstacle for name, obstacle in layers if obstacle}
-    return Architecture(str(names[0]), shapes, _tied(model), _renaming(model), obstacles)
+    return Architecture(model_class.__name__, shapes, _tied(model), _renaming(model), obstacles, _tie_reader(model))
 
 
 def _too_large(config: dict[str, Any], limit: int) -> bool:
@@ -126,6 +142,19 @@ def _tied(model: Any) -> dict[str, str]:
         return {}
     sources = [name for name, parameter in model.named_parameters() if parameter is embedding.weight]
     return {str(name): sources[0] for name in names if sources and name != sources[0]}
+
+
+def _tie_reader(model: Any) -> str | None:
+    """Return the class of a model's part with a method, past its setting up, that asks whether weights are tied."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    for kind in sorted(kinds, key=lambda kind: kind.__name__):
+        if not kind.__module__.startswith("transformers.models."):
+            continue
+        for name, member in vars(kind).items():
+            code = getattr(inspect.unwrap(member), "__code__", None) if callable(member) else None
+            if code is not None and not _SETTING_UP.fullmatch(name) and "tie_word_embeddings" in code.co_names:
+                return kind.__name__
+    return None
 
 
 def _renaming(model: Any) -> Callable[[str], str | None]:

@@ -57,7 +57,8 @@ def labels_of(shapes: Mapping[str, tuple[int, ...]], task_type: str | None) -> i
     task_type : str or None
         Of PEFT's configuration.
     """
-    if task_type not in _LABELED_TASKS:
+    # Adapters of `save_adapter` know no task.
+    if task_type is not None and task_type not in _LABELED_TASKS:
         return None
     sizes = {shape[0] for name, shape in shapes.items() if len(shape) == 2 and _HEAD.fullmatch(name)}
     return sizes.pop() if len(sizes) == 1 else None

@@ -114,6 +114,7 @@ def export_lora(
     _refuse_obstacles(adapter, model)
     others = _other_tensors(adapter, base, names)
     _refuse_tied(adapter, others)
+    _refuse_alike(adapter, base, names)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
@@ -186,6 +187,21 @@ def _refuse_tied(adapter: AdapterFile, tensors: dict[str, Tensor]) -> None:
             raise AdapterError(
                 f"module tensor {name!r} was trained tied to {other!r}, which PEFT would leave as it was; accepted: "
                 "--to merged"
+            )
+
+
+def _refuse_alike(adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames) -> None:
+    """Refuse names of modules that others end with: PEFT takes all of those for modules that were trained."""
+    modules = set(adapter.layers)
+    # Their own names on disk may be longer.
+    own = {place.read for place in names.modules.values()}
+    for parts in (name.split(".") for name in base if name not in own):
+        modules |= {".".join(parts[:length]) for length in range(1, len(parts))}
+    for name in adapter.module_names:
+        alike = next((other for other in sorted(modules - {name}) if other.endswith(name)), None)
+        if alike is not None:
+            raise AdapterError(
+                f"module {name!r} was trained whole, and PEFT would take {alike!r} for it, too; accepted: --to merged"
             )
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.exports import configuration
-from lowrank_ldu.adapters.exports.architecture import CONFIG, read_config
+from lowrank_ldu.adapters.exports.architecture import CONFIG, architecture_of, read_config
 from lowrank_ldu.adapters.exports.merged_check import check_merged
-from lowrank_ldu.adapters.exports.model_files import copy_files, other_files, refuse_left_over
+from lowrank_ldu.adapters.exports.model_files import copy_files, further_modules, other_files, refuse_left_over
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.tied_weights import separate
@@ -114,13 +114,13 @@ def export_merged(
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
     # Of a folder, everything else belongs to the model; beside a single file lies anything.
-    others = other_files(base, target) if base.path.is_dir() else []
+    others = other_files(base, adapter, target) if base.path.is_dir() else {}
     index = set() if base.index is None else {base.index.name}
     if base.path.is_dir():
         refuse_left_over(target, {*base.files, *index, *map(str, others)})
     with export_folder(adapter, base, target, {*base.files, *index}, overwrite=overwrite) as out:
         passed = _write(adapter, base, plan, out, force=force, progress=progress)
-        copy_files(base, others, out)
+        copy_files(others, out)
         if plan.config is not None:
             (out / CONFIG).write_text(json.dumps(plan.config, indent=2), encoding="utf-8")
         check_merged(adapter, base, plan, out)
@@ -132,11 +132,19 @@ def _plan(adapter: AdapterFile, model: BaseModel, names: BaseNames, *, keep_modu
     base, plan = model.base, MergePlan()
     for name, place in names.layers.items():
         plan.layers[place.write] = (adapter.layers[name], str(place.read))
+    apart = further_modules(base.root)
     for name, place in names.modules.items():
+        if apart and place.read is None:
+            raise AdapterError(
+                f"module tensor {name!r} is not in {base.path}, whose further modules have folders of their own "
+                f"({', '.join(sorted(apart))}); accepted: an adapter of the transformer alone, and other modules as "
+                "sentence-transformers saves them"
+            )
         plan.tensors[place.write] = _module_tensor(adapter.module_tensors[name], name, place, base, keep_module_dtype)
     _warn_of_names(names, model)
     separate(plan, model, names)
     _describe(plan, adapter, model)
+    _refuse_incomplete(plan, adapter, model)
     return plan
 
 
@@ -215,6 +223,25 @@ def _describe(plan: MergePlan, adapter: AdapterFile, model: BaseModel) -> None:
                 f"{base.path}: its {CONFIG} has to be changed with it; accepted: the folder of the base model"
             )
         plan.config = config
+
+
+def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, model: BaseModel) -> None:
+    """Refuse a model for another task than the base's with tensors that neither base nor adapter has."""
+    base, whole = model.base, adapter.module_tensors
+    if model.architecture is None or adapter.task_type is None or not whole:
+        return
+    adapted = architecture_of(base.root, len(list(base)), adapter.task_type)
+    # The adapter may as well be of a class that nobody knows.
+    if adapted is None or not set(whole) <= set(adapted.shapes):
+        return
+    present = {adapted.module_name(name) for name in {*base, *plan}} | set(whole) | set(adapted.tied)
+    absent = sorted(set(adapted.shapes) - set(model.architecture.shapes) - present)
+    if absent and None not in present:
+        raise AdapterError(
+            f"{adapted.class_name}, which the adapter is of, has {absent[0]!r}, and neither the base nor the adapter "
+            "has it: it would be drawn at random; accepted: the base saved as this class before it was adapted, or an "
+            "adapter with this module in modules_to_save"
+        )
 
 
 def _changed_shapes(

@@ -63,7 +63,7 @@ def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, fo
         expected = given(name, plan.tensors[name]) if name in plan.tensors else stored[plan.copies.get(name, name)]
         if not same_bytes(entry, expected):
             raise AdapterError(f"export failed its check: tensor {name!r} is not what was to be written")
-    _check_model(plan, written, folder)
+    _check_model(plan, written, folder, _never_stored(base, stored))
 
 
 def _same_names(found: Iterable[str], wanted: Iterable[str]) -> None:
@@ -90,14 +90,23 @@ def _check_sum(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, name
             raise AdapterError(f"export failed its check: tensor {name!r} is not the base's plus the update")
 
 
-def _check_model(plan: MergePlan, written: dict[str, Entry], folder: Path) -> None:
+def _never_stored(base: BaseCheckpoint, stored: Iterable[str]) -> set[str]:
+    """Return what the base's model computes itself: positions, for one."""
+    names = list(stored)
+    architecture = architecture_of(base.root, len(names))
+    if architecture is None:
+        return set()
+    return set(architecture.shapes) - {architecture.module_name(name) for name in names} - set(architecture.tied)
+
+
+def _check_model(plan: MergePlan, written: dict[str, Entry], folder: Path, never_stored: set[str]) -> None:
     """Compare what changed with the model that the written configuration describes, where transformers knows it."""
     architecture = architecture_of(folder, len(written))
     if architecture is None:
         return
     by_module = {architecture.module_name(name): entry for name, entry in written.items()}
     if plan.copies:
-        absent = sorted(set(architecture.shapes) - set(by_module) - set(architecture.tied))
+        absent = sorted(set(architecture.shapes) - set(by_module) - set(architecture.tied) - never_stored)
         if absent and None not in by_module:
             raise AdapterError(
                 f"export failed its check: {architecture.class_name} has {absent[0]!r}, which is tied to nothing any "
@@ -109,11 +118,11 @@ def _check_model(plan: MergePlan, written: dict[str, Entry], folder: Path) -> No
         wanted = None if module_name is None else architecture.shapes.get(module_name)
         if wanted is None:
             continue
-        if wanted != shape and name not in plan.tensors and name not in plan.layers and wanted[1:] == shape[1:]:
+        if wanted != shape and name not in plan.tensors and name not in plan.layers:
             raise AdapterError(
-                f"tensor {name!r} has {shape[0]} rows in the base, and {wanted[0]} with the adapter, which does not "
-                "hold it; accepted: an adapter with this module in modules_to_save, too, or a base that was saved "
-                "after its vocabulary was resized"
+                f"tensor {name!r} has shape {shape} in the base, and {wanted} with the adapter, which does not hold "
+                "it; accepted: an adapter with this module in modules_to_save, too, or a base that was saved after "
+                "its vocabulary was resized"
             )
         if wanted != shape:
             raise AdapterError(

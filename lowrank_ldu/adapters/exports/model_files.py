@@ -11,10 +11,11 @@ from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.untrusted import CONFIGURATION, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.file import AdapterFile
 
 # Loaded with a model by their names alone, if they are there.
 _LOADED = re.compile(
@@ -23,14 +24,21 @@ _LOADED = re.compile(
 )
 
 
-def other_files(base: BaseCheckpoint, target: Path) -> list[Path]:
-    """Return what belongs to a model in a folder beside its weights, by paths in the folder.
+def other_files(base: BaseCheckpoint, adapter: AdapterFile, target: Path) -> dict[Path, Path]:
+    """Return what belongs to a model in a folder beside its weights.
 
     Parameters
     ----------
     base : BaseCheckpoint
+    adapter : AdapterFile
+        sentence-transformers saves the other modules of its model beside it, trained or not.
     target : Path
         Where the model is to be written, which may be inside.
+
+    Returns
+    -------
+    dict of Path to Path
+        From the place in the folder to the file.
 
     Raises
     ------
@@ -38,8 +46,9 @@ def other_files(base: BaseCheckpoint, target: Path) -> list[Path]:
         A folder cannot be read.
     """
     apart = {target.resolve(), base.root.resolve()}
-    pending, found = [base.root], []
-    modules = _further_modules(base.root)
+    pending: list[Path] = [base.root]
+    found: dict[Path, Path] = {}
+    modules = further_modules(base.root)
     try:
         while pending:
             folder = pending.pop()
@@ -53,18 +62,21 @@ def other_files(base: BaseCheckpoint, target: Path) -> list[Path]:
                         pending.append(path)
                 elif not path.is_file() or str(place) in base.files:
                     continue
-                elif place.parts[0] in modules or not _is_model_or_adapter(path):
-                    found.append(place)
+                elif place.parts[0] in modules:
+                    trained = None if adapter.path is None else adapter.path / place
+                    found[place] = trained if trained is not None and trained.is_file() else path
+                elif not _is_model_or_adapter(path):
+                    found[place] = path
     except (OSError, RuntimeError) as error:  # a circle of links is a RuntimeError
         raise AdapterError(f"{base.root}: cannot be read ({error})") from error
     return found
 
 
-def copy_files(base: BaseCheckpoint, places: Iterable[Path], folder: Path) -> None:
-    """Copy files of the base to the same places in a folder."""
-    for place in places:
+def copy_files(files: Mapping[Path, Path], folder: Path) -> None:
+    """Copy files to their places in a folder."""
+    for place, source in files.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(base.root / place, folder / place)
+        shutil.copyfile(source, folder / place)
 
 
 def refuse_left_over(target: Path, written: Iterable[str]) -> None:
@@ -83,7 +95,7 @@ def refuse_left_over(target: Path, written: Iterable[str]) -> None:
         )
 
 
-def _further_modules(root: Path) -> set[str]:
+def further_modules(root: Path) -> set[str]:
     """Return the folders of what sentence-transformers puts behind a model, with weights of their own."""
     try:
         modules = read_json(root / "modules.json", CONFIGURATION, lenient=True)

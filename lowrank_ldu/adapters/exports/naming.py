@@ -237,7 +237,7 @@ def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseCheckpoint, name: 
     """Whether a tensor of the base reads as a matrix of the shape that the layer was trained on."""
     try:
         matrix = tuple(layer.kind.as_matrix(torch.empty(base.shape(name), device="meta")).shape)
-    except (RuntimeError, IndexError):
+    except (RuntimeError, IndexError, TypeError):  # of a shape beyond 64 bits a TypeError
         return False
     # PEFT's files say nothing of shapes; a layer that comes with its own base weight need not have the base's.
     return len(matrix) == 2 and (layer.record.shape in {(0, 0), matrix} or layer.name in adapter.base_weights)

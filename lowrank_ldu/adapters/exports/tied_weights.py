@@ -59,6 +59,7 @@ def separate(plan: MergePlan, model: BaseModel, names: BaseNames) -> None:
     if names.tied is None:
         _refuse_unknown(plan, changed, groups)
     if any(not _stays_one(plan, group, changed, together) for group in groups):
+        _refuse_tie_reader(model.architecture, changed, groups)
         # The configuration unties all of them, and what is in no file would be drawn at random.
         plan.config = configuration.untied(config)
         for group in _groups(model.architecture, base):
@@ -95,6 +96,15 @@ def _refuse_by_metadata(plan: MergePlan, base: BaseCheckpoint, together: dict[st
             raise AdapterError(
                 f"tensor {shared!r} is tied to {name!r}, as the base's file says; accepted: an adapter of others"
             )
+
+
+def _refuse_tie_reader(architecture: Architecture, changed: set[str], groups: list[list[str]]) -> None:
+    if architecture.tie_reader is not None:
+        name = next(name for group in groups for name in group if name in changed)
+        raise AdapterError(
+            f"tensor {name!r} is tied to another one, and {architecture.tie_reader} computes something else where they "
+            "are not; accepted: an adapter of other layers"
+        )
 
 
 def _refuse_unknown(plan: MergePlan, changed: set[str], groups: list[list[str]]) -> None:
