@@ -224,6 +224,29 @@ def _child(module: nn.Module, name: str) -> nn.Module:
     return _NOTHING if child is None else child
 
 
+def places(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return the names of every module, one for each place that has to be written to replace it.
+
+    The second name of what a module that itself stands twice has inside is no further place.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1, 1)
+    >>> places(nn.Sequential(layer, layer))[layer]
+    ['0', '1']
+    """
+    found: dict[nn.Module, list[str]] = {}
+    for name, parent in model.named_modules():
+        for key, child in parent._modules.items():  # noqa: SLF001  # named_children() leaves out what it has seen
+            if child is not None:
+                found.setdefault(child, []).append(f"{name}.{key}" if name else key)
+    return found
+
+
 def plain_submodule(model: nn.Module, name: str) -> nn.Module:
     """Return the module that has a qualified name in the plain model, without wrappers of it.
 

@@ -218,6 +218,27 @@ def test_attention_that_reads_weights_past_an_adapter_is_refused(target):
         )
 
 
+@pytest.mark.parametrize("targets", [["0"], ["0", "2"], "all-linear", r"\d"], ids=str)
+def test_a_target_that_stands_twice_is_refused(targets):
+    """PEFT would put the adapter in the first place alone, and merging would change both."""
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(8, 6))
+    message = "target module '0' is the same module as '2'.*exclude_modules"
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(copy.deepcopy(model), LolduConfig(r=3, target_modules=targets))
+    left_out = LolduConfig(r=3, target_modules="all-linear", exclude_modules=["0"])
+    assert [layer.name for layer in layers(get_peft_model(model, left_out))] == ["3"]
+
+
+def test_a_target_inside_of_a_block_that_stands_twice_has_its_adapter_in_both():
+    block = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    model = perturb(get_peft_model(nn.Sequential(block, block), LolduConfig(r=3, target_modules=["0.0"])))
+    x = torch.randn(5, 8)
+    before = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), before)
+
+
 def test_merging_without_a_copy_of_the_base_comes_back_to_rounding():
     model = perturb(get_peft_model(tiny_bert(), LolduConfig(r=8, keep_base=False)))
     name = "base_model.model.bert.encoder.layer.0.attention.self.query.base_layer.weight"
