@@ -251,3 +251,27 @@ def test_merging_without_a_copy_of_the_base_comes_back_to_rounding():
     # The same update is added and taken off: each sum is rounded once.
     assert_within(after, before, gamma(1, before.dtype) * (merged.abs() + after.abs()))
     assert logits(model, tokens()).isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["load", "offset"])
+def test_unmerging_subtracts_what_was_merged_whatever_the_numbers_are_by_then(tmp_path, way):
+    def make():
+        torch.manual_seed(1)
+        return get_peft_model(nn.Sequential(nn.Linear(8, 8)), LolduConfig(r=3, target_modules=["0"], keep_base=False))
+
+    other = perturb(make())
+    other.save_pretrained(tmp_path)
+    model = make()
+    layer = layers(model)[0]
+    before = layer.get_base_layer().weight.detach().clone()
+    model.merge_adapter()
+    if way == "load":
+        model.load_adapter(tmp_path, "default")
+    else:
+        with torch.no_grad():
+            layer.adapter("default").offset.add_(1.0)
+    model.unmerge_adapter()
+    torch.testing.assert_close(layer.get_base_layer().weight.detach(), before)
+    if way == "load":
+        x = torch.randn(5, 8)
+        torch.testing.assert_close(model(x), other(x))
