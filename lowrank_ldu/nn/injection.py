@@ -154,6 +154,7 @@ def inject(
         if id(parameter) not in adapters:
             parameter.requires_grad = False
     for name, base in names.items():
+        layers[base].injected = True
         replace_module(model, name, layers[base])
     observe(model)
     return list(names)
