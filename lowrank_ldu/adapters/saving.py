@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+# How many parameters a warning names.
+_NAMED = 5
+
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_save: Sequence[str] = ()) -> Path:
     """Write the trained numbers of every LoLDU layer of `model`, and nothing of the base.
@@ -70,7 +73,8 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     -----
     UserWarning
         A layer's rank is above its base's own, so that some of its terms are rounding errors and `load_adapter` will
-        refuse the file; or the model has been called, and never called one of its layers, whose adapter had no effect.
+        refuse the file; the model has been called, and never called one of its layers, whose adapter had no effect; or
+        parameters that `inject` froze train again and are not written.
     """
     folder = checked_model_and_path(model, path)
     modules = check_names(modules_to_save, "modules_to_save", "a sequence of names")
@@ -104,6 +108,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     modules = [plain_name(name, model) for name in modules]
     whole = {f"{name}.{key}": tensor for name in modules for key, tensor in _whole_module(model, name).items()}
     tensors.update(whole)
+    _warn_of_left_out(model, modules)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "format": FORMAT,
@@ -154,6 +159,28 @@ def _warn_of_rounding(layer: LoLDULayer, stored: StoredLayer) -> None:
         stored.rebuild(weight_matrix(layer.base_layer), force=False)
     except AdapterError as error:
         warnings.warn(f"saved, but load_adapter will refuse it: {error}", UserWarning, stacklevel=3)
+
+
+def _warn_of_left_out(model: nn.Module, modules: Sequence[str]) -> None:
+    """Warn of parameters that were unfrozen after `inject` and are not written."""
+    layers = [layer for _, layer in lowrank_layers(model)]
+    if not any(layer.injected for layer in layers):
+        return  # load_adapter freezes nothing, so that requires_grad says nothing
+    written = [*(layer.adapter for layer in layers), *(plain_submodule(model, name) for name in modules)]
+    held = {id(parameter) for module in written for parameter in module.parameters()}
+    left_out = [
+        plain_name(name, model)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in held
+    ]
+    if left_out:
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        warnings.warn(
+            f"parameters that train are not saved: {', '.join(map(repr, left_out[:_NAMED]))}{more}; accepted: "
+            "modules outside of LoLDU layers in modules_to_save, or requires_grad=False",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _copy(tensor: Tensor) -> Tensor:

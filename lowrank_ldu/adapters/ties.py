@@ -8,6 +8,7 @@ import torch
 
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.host import plain_name
+from lowrank_ldu.nn.memory import Owners
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,6 +21,8 @@ _BASE_LAYER = "base_layer"
 
 def tied_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
     """Return the other names of those tensors that a model has under several names.
+
+    Tensors that overlap in memory count as one.
 
     Parameters
     ----------
@@ -40,15 +43,16 @@ def tied_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]
     >>> tied_tensors(model, ["embedding.weight"])
     {'embedding.weight': ['head.weight']}
     """
-    groups: dict[int, list[str]] = {}
+    places: dict[str, Tensor] = {}
     for module_name, module in model.named_modules(remove_duplicate=False):
         own = module._parameters | module._buffers  # noqa: SLF001  # the public ones name a tensor once
         for key, tensor in own.items():
             if tensor is not None:
                 parts = [part for part in plain_name(module_name, model).split(".") if part and part != _BASE_LAYER]
-                groups.setdefault(id(tensor), []).append(".".join([*parts, key]))
-    by_name = {name: group for group in groups.values() for name in group}
-    return {name: others for name in names if (others := [each for each in by_name.get(name, []) if each != name])}
+                places[".".join([*parts, key])] = tensor
+    owners = Owners(places.items())
+    others = {name: [each for each in owners.of(places[name]) if each != name] for name in names if name in places}
+    return {name: found for name, found in others.items() if found}
 
 
 def check_ties(model: nn.Module, state: Iterable[tuple[str, Tensor, Tensor]], trained: Mapping[str, list[str]]) -> None:

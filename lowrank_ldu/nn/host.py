@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.kinds.forward import refresh_weight
+from lowrank_ldu.nn.memory import Owners
 from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.quantized import dense_weight
 
@@ -224,6 +225,29 @@ def _child(module: nn.Module, name: str) -> nn.Module:
     return _NOTHING if child is None else child
 
 
+def places(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return the names of every module, one for each place that has to be written to replace it.
+
+    The second name of what a module that itself stands twice has inside is no further place.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1, 1)
+    >>> places(nn.Sequential(layer, layer))[layer]
+    ['0', '1']
+    """
+    found: dict[nn.Module, list[str]] = {}
+    for name, parent in model.named_modules():
+        for key, child in parent._modules.items():  # noqa: SLF001  # named_children() leaves out what it has seen
+            if child is not None:
+                found.setdefault(child, []).append(f"{name}.{key}" if name else key)
+    return found
+
+
 def plain_submodule(model: nn.Module, name: str) -> nn.Module:
     """Return the module that has a qualified name in the plain model, without wrappers of it.
 
@@ -298,6 +322,8 @@ def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
 def tied_weights(model: nn.Module, base_layers: dict[str, nn.Module]) -> dict[str, list[str]]:
     """Return, for each of these layers whose weight other modules use too, the names of those modules.
 
+    They have the same parameter, or another parameter or buffer in the same memory.
+
     Parameters
     ----------
     model : nn.Module
@@ -305,7 +331,7 @@ def tied_weights(model: nn.Module, base_layers: dict[str, nn.Module]) -> dict[st
         Qualified name of each layer with adapters to its base layer.
     """
     tied = {
-        name: [owner for owner, module in users if module is not base_layers[name]]
+        name: [owner or type(module).__name__ for owner, module in users if module is not base_layers[name]]
         for name, users in _users_of_weights(model, base_layers)
     }
     return {name: others for name, others in tied.items() if others}
@@ -329,11 +355,16 @@ def innermost(layer: Any) -> nn.Module:
 def _users_of_weights(
     model: nn.Module, base_layers: dict[str, nn.Module]
 ) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
-    """Yield each layer's name with the names and modules of all that have its weight."""
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in model.named_modules():
-        for parameter in module._parameters.values():  # noqa: SLF001  # parameters() leaves out what it has seen
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append((name, module))
+    """Yield each layer's name with the names and modules of all that have some of its weight's memory."""
+    owners = Owners(
+        ((name, module), tensor)
+        for name, module in model.named_modules()
+        # The plain parameters() and buffers() leave out what they have seen.
+        for tensor in (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
+        if tensor is not None
+    )
     for name, base_layer in base_layers.items():
-        yield name, owners.get(id(stored_weight(base_layer)), [])
+        weight = stored_weight(base_layer)
+        # What a parametrization computes may be a view of what it is computed from, which is no tie.
+        own = any(weight is parameter for parameter in base_layer._parameters.values())  # noqa: SLF001
+        yield name, list(dict.fromkeys(owners.of(weight))) if own else []

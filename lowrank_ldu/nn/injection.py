@@ -78,7 +78,8 @@ def inject(
     model : nn.Module
         Changed in place: the layers are replaced, their weights are not touched.
     targets : sequence of str, or str
-        Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A single string
+        Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A module that
+        stands under several names is taken if one of them is, and replaced in all of its places. A single string
         is a regular expression that has to match the whole qualified name; "all-linear" takes every linear layer
         (nn.Linear, Conv1D of transformers) that can be, classification heads included; convolutions and embeddings are
         taken by name. Not those whose weight is read without a call of the layer, so that an adapter would have no
@@ -96,7 +97,8 @@ def inject(
     Returns
     -------
     list of str
-        Qualified names of the layers that were replaced, in the model's order.
+        Qualified names of the layers that were replaced, in the model's order; a layer that stands under several names
+        has all of them here.
 
     Raises
     ------
@@ -152,6 +154,7 @@ def inject(
         if id(parameter) not in adapters:
             parameter.requires_grad = False
     for name, base in names.items():
+        layers[base].injected = True
         replace_module(model, name, layers[base])
     observe(model)
     return list(names)
@@ -219,14 +222,19 @@ def ends_with(target: str, name: str) -> bool:
 
 def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    taken = [name for name, module in modules.items() if isinstance(module, AdapterHost)]
+    hosting = {module for module in modules.values() if isinstance(module, AdapterHost)}
+    # The base of an adapted layer has an adapter wherever it stands.
+    hosting |= {module._modules["base_layer"] for module in hosting if "base_layer" in module._modules}  # noqa: SLF001
+    taken = [name for name, module in modules.items() if module in hosting]
     candidates = {
         name: module
         for name, module in modules.items()
         if name and not any(name == layer or name.startswith(f"{layer}.") for layer in taken)
     }
     supported = {name: module for name, module in candidates.items() if supports(module)}
-    readers = {name: reader_of(model, name) for name in supported}
+    # What is read in one place is no layer to adapt in another: its adapter would have no effect there.
+    read = {module: reader for name, module in supported.items() if (reader := reader_of(model, name)) is not None}
+    readers = {name: read.get(module) for name, module in supported.items()}
     adaptable = {name: module for name, module in supported.items() if readers[name] is None}
     every_linear = isinstance(targets, str) and targets == ALL_LINEAR
     if every_linear:
@@ -255,7 +263,9 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
             raise ValueError(f"target {target!r} matches layers that have an adapter already; accepted: other layers")
         _check_target(target, matches, candidates, adaptable, readers)
         chosen.update(matches)
-    return {name: module for name, module in adaptable.items() if name in chosen}
+    # A module is one layer in all of its places.
+    layers = {module for name, module in adaptable.items() if name in chosen}
+    return {name: module for name, module in adaptable.items() if module in layers}
 
 
 def _check_target(

@@ -108,6 +108,9 @@ class LoLDULayer(AdapterHost, nn.Module):
     ['adapter.offset', 'adapter.sigma']
     """
 
+    # Whether `inject` made the layer, which freezes the rest of the model: what trains there was unfrozen on purpose.
+    injected: bool = False
+
     @explain_keywords(LORA_KEYWORDS)
     def __init__(
         self,

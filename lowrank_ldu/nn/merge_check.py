@@ -13,6 +13,7 @@ from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
 from lowrank_ldu.nn.host import is_sharded
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind
 from lowrank_ldu.nn.kinds.forward import computed_weight, own_forward
+from lowrank_ldu.nn.memory import share_memory
 from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.quantized import is_quantized
 
@@ -135,11 +136,16 @@ def check_mergeable(layer: AdapterHost, base_layer: nn.Module) -> None:
     for sharer in layer.sharers:
         # Offloading puts another parameter in the place of each of those that share their memory.
         away = is_offloaded(base_layer) or is_offloaded(sharer)
-        if sharer is not base_layer and (away or any(own is weight for own in sharer._parameters.values())):  # noqa: SLF001
+        if sharer is not base_layer and (away or _has_memory_of(sharer, weight)):
             raise RuntimeError(
                 f"the weight is tied to that of a {type(sharer).__name__}, which merging would change; accepted: "
                 "weights of their own (give one module a clone)"
             )
+
+
+def _has_memory_of(module: nn.Module, weight: Tensor | None) -> bool:
+    tensors = (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
+    return weight is not None and any(own is not None and share_memory(own, weight) for own in tensors)
 
 
 @contextmanager

@@ -89,6 +89,8 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         self._active_adapter: str | list[str] = adapter_name
         self._base_weight: Tensor | None = None
         self._merged_weight: MergedWeight | None = None
+        # What was merged, r numbers each: the adapters' own may change before they are unmerged.
+        self._merged_updates: dict[str, Update] = {}
         self._loaded: set[str] = set()
         # Factors that each adapter was found to agree with.
         self._settled: dict[str, str] = {}
@@ -307,9 +309,10 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         with gather_params_ctx(stored_weight(base)):
             self._check_unchanged(base)
             start = stored_weight(base).detach() if self._base_weight is None else self._base_weight
-            added = [*self.merged_adapters, *names] if keep else names
+            new = self._updates(names)
+            added = [*self._merged_updates.values(), *new] if keep else new
             try:
-                merged = merged_weight(start, self.kind, [self._update(name) for name in added])
+                merged = merged_weight(start, self.kind, [_matrix(update) for update in added])
             except OverflowError as error:
                 raise ValueError(
                     f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: layer "
@@ -319,12 +322,15 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             own_memory(base)
             try:
                 # What is merged already is in the weight that the updates are added to.
-                with tried_out(base, self.kind, stored_weight(base), merged, self._updates(names)):
+                with tried_out(base, self.kind, stored_weight(base), merged, new):
                     stored_weight(base).data.copy_(merged)
             except RuntimeError as error:
                 raise ValueError(f"layer {self.name!r}: {error}") from error
             self._base_weight = kept
             self._merged_weight = None if kept is None else MergedWeight.of(stored_weight(base))
+        self._merged_updates |= {
+            name: Update(update.factors, update.delta.clone()) for name, update in zip(names, new, strict=True)
+        }
         self.merged_adapters.extend(names)
 
     def _check_unchanged(self, base: nn.Module) -> None:
@@ -345,10 +351,6 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         diagonals = [self.diagonal(name) for name in adapter_names]
         return [Update(diagonal.factors, diagonal.delta) for diagonal in diagonals]
 
-    def _update(self, adapter_name: str) -> Tensor:
-        _, adapter, factors = self.diagonal(adapter_name)
-        return updated_matrix(factors, adapter.delta(factors))
-
     @torch.no_grad()
     def unmerge(self) -> None:
         """Put back the base weight: the kept copy, or without one the difference, with its rounding errors."""
@@ -358,12 +360,13 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         base = self.get_base_layer()
         with gather_params_ctx(stored_weight(base)):
             if self._base_weight is None:
-                updates = [-self._update(name) for name in self.merged_adapters]
+                updates = [-_matrix(update) for update in self._merged_updates.values()]
                 stored_weight(base).data.copy_(merged_weight(stored_weight(base), self.kind, updates))
             else:
                 self._check_unchanged(base)
                 stored_weight(base).data.copy_(self._base_weight)
         self._base_weight = self._merged_weight = None
+        self._merged_updates.clear()
         self.merged_adapters.clear()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -495,6 +498,11 @@ def _after_load(module: nn.Module, _: Any) -> None:
 def _stand_in(*tensors: Tensor) -> bool:
     """Whether torch.export or a transform of torch.func has put tensors without numbers in the place of all."""
     return all(is_fake(tensor) or is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+
+
+def _matrix(update: Update) -> Tensor:
+    # The layer may have moved since.
+    return updated_matrix(update.factors, update.delta.to(update.factors.scale.device))
 
 
 def _randomize(adapter: DiagonalAdapter, factors: Factors) -> None:

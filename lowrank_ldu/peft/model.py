@@ -9,6 +9,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,15 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import LAYER_WRAPPED, check_not_distributed, hosts, innermost, plain_name, tied_weights
+from lowrank_ldu.nn.host import (
+    LAYER_WRAPPED,
+    check_not_distributed,
+    hosts,
+    innermost,
+    places,
+    plain_name,
+    tied_weights,
+)
 from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, lora_obstacle, supports
 from lowrank_ldu.nn.offloading import onloaded
@@ -33,7 +42,7 @@ from lowrank_ldu.peft.unmatched import PEFT_ON_PATTERNS, warn_of_unmatched
 from lowrank_ldu.validation import check_choice, check_names, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from lowrank_ldu.nn.kinds import LayerKind
     from lowrank_ldu.peft.config import LolduConfig
@@ -66,6 +75,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     tuner_layer_cls = LolduLayer
     # The paper adapts query and value, too.
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    # While an adapter is made: the names of each module that stands in several places.
+    _repeated: Mapping[nn.Module, list[str]] = MappingProxyType({})
 
     def _create_and_replace(  # noqa: PLR0917  # PEFT's signature
         self,
@@ -80,6 +91,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     ) -> None:
         del parameter_name
         current_key = plain_name(current_key, self.model)
+        if not isinstance(target, LolduLayer):
+            self._check_stands_once(current_key, target)
         parent, target_name, target = _in_wrappers(parent, target_name, target)
         options = {
             "config": peft_config,
@@ -113,6 +126,20 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _check_stands_once(self, name: str, target: nn.Module) -> None:
+        """Refuse a target that stands under a second name, where PEFT would leave the plain layer."""
+        while True:
+            second = next((place for place in self._repeated.get(target, ()) if place != name), None)
+            if second is not None:
+                raise ValueError(
+                    f"target module {name!r} is the same module as {second!r}, which PEFT would leave without the "
+                    "adapter; accepted: a module of its own in each place, or to leave it out with exclude_modules"
+                )
+            key = next((key for key in LAYER_WRAPPED if key in target._modules), None)  # noqa: SLF001
+            if key is None:
+                return
+            target = target.get_submodule(key)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT puts an adapter where the weight is: in memory, while it is there.
@@ -168,6 +195,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         check_not_distributed(model)
         config = self.peft_config[adapter_name]
         modules = [name for name, _ in model.named_modules() if name]
+        self._repeated = _repeated_modules(model)
         targets_given = isinstance(config.target_modules, set)
         if config.clip_rank:
             # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
@@ -182,6 +210,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             targets = [config.target_modules] if isinstance(config.target_modules, str) else config.target_modules
             names = [name for name, module in model.named_modules() if supports(module)]
             raise type(error)(f"{error} Of {type(model).__name__}, {what_matches(min(targets), names)}.") from error
+        finally:
+            self._repeated = {}
         observe(self.model)
         layers = [
             name
@@ -387,6 +417,13 @@ def _in_wrappers(parent: nn.Module, name: str, layer: nn.Module) -> tuple[nn.Mod
     while wrapped := next((key for key in LAYER_WRAPPED if key in layer._modules), None):  # noqa: SLF001
         parent, name, layer = layer, wrapped, layer.get_submodule(wrapped)
     return parent, name, layer
+
+
+def _repeated_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return the plain names of each module that stands in several places."""
+    return {
+        module: [plain_name(name, model) for name in names] for module, names in places(model).items() if len(names) > 1
+    }
 
 
 def _adapted_names(model: nn.Module) -> Iterator[str]:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 
 import pytest
@@ -40,6 +41,37 @@ def trained(init="regular_ldu", pivoting="partial", *, preserving=True):
 @pytest.fixture
 def saved(tmp_path):
     return save_adapter(trained(), tmp_path / "adapter")
+
+
+def unfrozen(name):
+    model = base_model()
+    inject(model, ["0"], 8)
+    model.get_submodule(name).requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("2", "'2.weight', '2.bias'"), ("0.base_layer", "'0.base_layer.weight', '0.base_layer.bias'")],
+)
+def test_what_trains_and_is_not_saved_is_named(tmp_path, name, named):
+    with pytest.warns(UserWarning, match=f"parameters that train are not saved: {named}; .*modules_to_save"):
+        save_adapter(unfrozen(name), tmp_path)
+
+
+def test_what_trains_and_is_saved_or_was_never_frozen_is_not_named(tmp_path):
+    model = unfrozen("2")
+    # Tied: one parameter, of which one name is enough.
+    model.add_module("3", nn.Linear(280, 30))
+    model[3].weight, model[3].bias = model[2].weight, model[2].bias
+    loaded = base_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(model, tmp_path / "whole", modules_to_save=["3"])
+        save_adapter(trained(), tmp_path / "adapter")
+        load_adapter(loaded, tmp_path / "adapter")
+        loaded.add_module("3", nn.Linear(30, 2))
+        save_adapter(loaded, tmp_path / "again")
 
 
 @pytest.mark.parametrize("pivoting", PIVOTING)

@@ -109,11 +109,12 @@ def test_layers_draw_different_numbers(model):
     assert torch.equal(next(lowrank_layers(again))[1].adapter.initial_diagonal, first)
 
 
-def test_a_shared_layer_stays_shared():
+@pytest.mark.parametrize("targets", ["all-linear", ["0"], ["2"]], ids=str)
+def test_a_shared_layer_stays_shared(targets):
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     base = copy.deepcopy(model)
-    assert inject(model, "all-linear", 2) == ["0", "2"]
+    assert inject(model, targets, 2) == ["0", "2"]
     assert model[0] is model[2]
     assert trainable_parameters(model).layers == 1
     disturb(model)
@@ -259,6 +260,21 @@ def test_an_overflowing_merge_names_the_layer(model):
         next(lowrank_layers(model))[1].offset.fill_(1e6)
     with pytest.raises(OverflowError, match="layer 'blocks.1.value': the merged weight overflows float16"):
         merge(model)
+
+
+def test_a_base_that_stands_elsewhere_has_an_adapter_there_too():
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(LoLDULayer(shared, 2), shared, nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="target '1' matches layers that have an adapter already"):
+        inject(model, ["1"], 2)
+
+
+def test_a_layer_that_is_read_in_one_place_is_adapted_in_none():
+    attention = nn.MultiheadAttention(8, 2)
+    model = nn.Sequential(attention.out_proj, attention, nn.Linear(8, 8))
+    with pytest.raises(TypeError, match="target '0' matches '0', whose weight MultiheadAttention"):
+        inject(model, ["0"], 2)
+    assert inject(model, "all-linear", 2) == ["2"]
 
 
 @pytest.mark.parametrize("targets", [["linear1"], ["self_attn.out_proj"]])

@@ -218,6 +218,27 @@ def test_attention_that_reads_weights_past_an_adapter_is_refused(target):
         )
 
 
+@pytest.mark.parametrize("targets", [["0"], ["0", "2"], "all-linear", r"\d"], ids=str)
+def test_a_target_that_stands_twice_is_refused(targets):
+    """PEFT would put the adapter in the first place alone, and merging would change both."""
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(8, 6))
+    message = "target module '0' is the same module as '2'.*exclude_modules"
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(copy.deepcopy(model), LolduConfig(r=3, target_modules=targets))
+    left_out = LolduConfig(r=3, target_modules="all-linear", exclude_modules=["0"])
+    assert [layer.name for layer in layers(get_peft_model(model, left_out))] == ["3"]
+
+
+def test_a_target_inside_of_a_block_that_stands_twice_has_its_adapter_in_both():
+    block = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    model = perturb(get_peft_model(nn.Sequential(block, block), LolduConfig(r=3, target_modules=["0.0"])))
+    x = torch.randn(5, 8)
+    before = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), before)
+
+
 def test_merging_without_a_copy_of_the_base_comes_back_to_rounding():
     model = perturb(get_peft_model(tiny_bert(), LolduConfig(r=8, keep_base=False)))
     name = "base_model.model.bert.encoder.layer.0.attention.self.query.base_layer.weight"
@@ -230,3 +251,27 @@ def test_merging_without_a_copy_of_the_base_comes_back_to_rounding():
     # The same update is added and taken off: each sum is rounded once.
     assert_within(after, before, gamma(1, before.dtype) * (merged.abs() + after.abs()))
     assert logits(model, tokens()).isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["load", "offset"])
+def test_unmerging_subtracts_what_was_merged_whatever_the_numbers_are_by_then(tmp_path, way):
+    def make():
+        torch.manual_seed(1)
+        return get_peft_model(nn.Sequential(nn.Linear(8, 8)), LolduConfig(r=3, target_modules=["0"], keep_base=False))
+
+    other = perturb(make())
+    other.save_pretrained(tmp_path)
+    model = make()
+    layer = layers(model)[0]
+    before = layer.get_base_layer().weight.detach().clone()
+    model.merge_adapter()
+    if way == "load":
+        model.load_adapter(tmp_path, "default")
+    else:
+        with torch.no_grad():
+            layer.adapter("default").offset.add_(1.0)
+    model.unmerge_adapter()
+    torch.testing.assert_close(layer.get_base_layer().weight.detach(), before)
+    if way == "load":
+        x = torch.randn(5, 8)
+        torch.testing.assert_close(model(x), other(x))
