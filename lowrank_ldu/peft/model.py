@@ -170,6 +170,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         modules = [name for name, _ in model.named_modules() if name]
         targets_given = isinstance(config.target_modules, set)
         if config.clip_rank:
+            # PEFT adds the heads of some tasks to the user's own configuration afterwards: the list is both's.
+            config.modules_to_save = list(config.modules_to_save or ())
             # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
             config = self.peft_config[adapter_name] = copy.copy(config)
         try:
