@@ -313,20 +313,23 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         weights : list of float
             One for each adapter, of either sign.
         adapter_name : str
-            Of the new one; nothing happens if it is there already, as with LoRA.
+            Of the new one.
         combination_type : str
             "linear", "svd" or "cat": LoRA's names, which all mean the exact sum here.
 
         Raises
         ------
         TypeError, ValueError
-            An argument is of another type than it should be, an adapter does not exist, numbers differ, another
-            combination is asked for, or in some layer the adapters do not share their factors (rank, basis, pivoting or
-            pivots differ).
+            An argument is of another type than it should be, an adapter does not exist or the new one does already,
+            numbers differ, another combination is asked for, or in some layer the adapters do not share their factors
+            (rank, basis, pivoting or pivots differ).
         """
         _check_adapter_name(adapter_name)
         if adapter_name in self.peft_config:
-            return
+            raise ValueError(
+                f"adapter_name is {shown(adapter_name)}, which is an adapter of the model already; accepted: a new "
+                "name, or delete_adapter first"
+            )
         self._check_weighted(adapters, weights, combination_type)
         first = self.peft_config[adapters[0]]
         self.peft_config[adapter_name] = replace(

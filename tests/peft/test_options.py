@@ -171,6 +171,7 @@ def test_clipped_ranks_with_every_task(task, saved, tmp_path):
         ((["default"], [np.nan], "sum"), TypeError, r"weights is \[nan\]; accepted: a list of finite numbers"),
         ((["default"], 1.0, "sum"), TypeError, "weights is 1.0; accepted: a list of finite numbers"),
         ((["default"], [1.0], "a.b"), ValueError, "adapter_name is 'a.b'; accepted: a name without dots"),
+        ((["default"], [1.0], "default"), ValueError, "adapter_name is 'default', which is an adapter of"),
         ((["default"], [1.0], 5), ValueError, "adapter_name is 5; accepted: a name without dots"),
     ],
 )
