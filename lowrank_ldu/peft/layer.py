@@ -13,6 +13,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.fx import Proxy
 
+from lowrank_ldu.backend import backend_of
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.nn.base_call import Update, first_argument, output_with_updates
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
@@ -26,7 +27,7 @@ from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
-from lowrank_ldu.validation import check_rank
+from lowrank_ldu.validation import check_finite, check_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -398,7 +399,8 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         Raises
         ------
         ValueError
-            The base weight is not the one that the adapter was made on, or cannot be eliminated at its pivots.
+            The base weight is not the one that the adapter was made on, or cannot be eliminated at its pivots; or the
+            adapter's numbers have just come and are not finite.
         """
         adapter, base = self.adapter(adapter_name), self.get_base_layer()
         tensors = {adapter: adapter.offset, base: stored_weight(base)}
@@ -406,6 +408,8 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             tensor.device.type == "meta" and not is_offloaded(module) for module, tensor in tensors.items()
         ):
             return
+        if self._seen.get(adapter_name) is not adapter.base_sample:
+            self._check_numbers(adapter_name)
         factors = self.factors_of(adapter_name)
         if (
             factors.ready
@@ -458,6 +462,18 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         for key in set(self.loldu_factors) - set(self.loldu_terms.values()):
             del self.loldu_factors[key]
 
+    @torch.no_grad()
+    def _check_numbers(self, adapter_name: str) -> None:
+        """Refuse an adapter's numbers that are not finite."""
+        for number in ("offset", "sigma", "initial_sigma", "initial_diagonal"):
+            tensor = getattr(self.adapter(adapter_name), number)
+            if tensor.device.type == "meta":
+                continue
+            # Of a sharded one, this process's part; 8-bit floating numbers cannot be asked.
+            part = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
+            part = part.float() if part.itemsize == 1 else part
+            check_finite(part, backend_of(part), f"layer {self.name!r}: {number} of adapter {adapter_name!r}")
+
     def _check_base(self, adapter_name: str, adapter: DiagonalAdapter, factors: Factors) -> None:
         check = self.loldu_config[adapter_name].base_check
         if check == "ignore" or not adapter.base_sample.any():
@@ -489,6 +505,7 @@ def _after_load(module: nn.Module, _: Any) -> None:
         loaded, module._loaded = module._loaded, set()  # noqa: SLF001
         for name in sorted(loaded):
             module._settled.pop(name, None)  # noqa: SLF001
+            module._check_numbers(name)  # noqa: SLF001
             module._settle(name)  # noqa: SLF001
 
 

@@ -11,7 +11,7 @@ from half_precision import MULTIPLE, assert_as_near, assert_within, error, gamma
 from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft import set_peft_model_state_dict as set_state
 from plugin_models import layers, logits, minilm, perturb, tiny_bert, tokens
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -155,6 +155,21 @@ def test_another_base_is_refused_by_the_name_of_the_layer(tmp_path, loader):
     saved(tmp_path, tiny_bert())
     with pytest.raises(ValueError, match=r"bert\.encoder\.layer\.0\.attention\.self\.query.*differs by"):
         loaders(tmp_path)[loader](tiny_bert(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("number", "value"), [("offset", "nan"), ("sigma", "inf"), ("initial_sigma", "-inf"), ("initial_diagonal", "nan")]
+)
+@pytest.mark.parametrize("loader", range(3), ids=["peft", "low memory", "transformers"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, loader, number, value):
+    saved(tmp_path, tiny_bert(), init="normal_0_1")
+    state = load_file(tmp_path / FILE)
+    place = f"base_model.model.bert.encoder.layer.1.attention.self.value.loldu_adapter.{number}"
+    state[place][-1] = float(value)
+    save_file(state, tmp_path / FILE, metadata={"format": "pt"})
+    expected = rf"layer\.1\.attention\.self\.value': {number} of adapter 'default' holds 1 entries.*: {value}; accepted"
+    with pytest.raises(ValueError, match=expected):
+        loaders(tmp_path)[loader](tiny_bert())
 
 
 @pytest.mark.parametrize("loader", range(3), ids=["peft", "low memory", "transformers"])
