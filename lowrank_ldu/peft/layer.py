@@ -114,7 +114,8 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                 "would be made for the merged weight; accepted: unmerge_adapter() first"
             )
         base = self.get_base_layer()
-        with gather_params_ctx(stored_weight(base)), torch.no_grad():
+        # Tensors made in inference mode could not be trained, nor trained beside.
+        with torch.inference_mode(mode=False), gather_params_ctx(stored_weight(base)), torch.no_grad():
             try:
                 matrix = weight_matrix(base)
                 rank = check_rank(r, min(matrix.shape))
@@ -265,8 +266,9 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
     def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
         if len(x) != len(adapter_names):
             raise ValueError(
-                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(adapter_names)} "
-                f"and {len(x)} respectively."
+                f"layer {self.name!r}: Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively; accepted: a name for each row of the batch, or to "
+                "leave a layer whose input has other rows out with exclude_modules"
             )
         if self.merged:
             raise ValueError(
@@ -392,8 +394,12 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                 self._loaded.add(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    @torch.no_grad()
     def _settle(self, adapter_name: str) -> None:
+        # The first call after loading may be in inference mode, and training come later.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._settle_now(adapter_name)
+
+    def _settle_now(self, adapter_name: str) -> None:
         """See to it that an adapter's factors are those at its pivots, which may have been loaded meanwhile.
 
         Raises

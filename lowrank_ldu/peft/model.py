@@ -177,7 +177,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=PEFT_ON_PATTERNS)
-                super().inject_adapter(model, adapter_name, *args, **kwargs)
+                with _outside_inference_mode():
+                    super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             if _NO_TARGET not in str(error):
                 raise
@@ -193,6 +194,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         # Not again where an adapter that was made before is loaded.
         if layers and not config.inference_mode and kwargs.get("state_dict") is None:
             warn_of_unmatched(config, modules, layers, targets_given=targets_given)
+
+    def _cast_adapter_dtype(self, *args: Any, **kwargs: Any) -> None:
+        with _outside_inference_mode():
+            super()._cast_adapter_dtype(*args, **kwargs)
 
     @contextmanager
     def _small_layers_named(self, config: LolduConfig) -> Iterator[None]:
@@ -366,6 +371,14 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                     f"layer {key!r}: adapters {adapters} do not share their factors, so that no diagonal is their sum; "
                     "accepted: adapters of equal rank, basis, parametrization, pivoting and pivots"
                 )
+
+
+@contextmanager
+def _outside_inference_mode() -> Iterator[None]:
+    """Leave inference mode, whose tensors cannot be trained, and nothing else."""
+    grad = torch.is_grad_enabled()
+    with torch.inference_mode(mode=False), torch.set_grad_enabled(grad):
+        yield
 
 
 def _before_saving(model: nn.Module, *_: Any) -> None:
