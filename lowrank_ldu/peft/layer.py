@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _ROUNDED, _QUANTIZED = 0.01, 0.2
 # Of z, where a random offset is asked for: seen in the output, and far from what breaks a model.
 _RANDOM_OFFSET = 0.1
+# Names of adapters, in the state dict of a merged layer. Without PEFT's prefix, by which it picks what it saves.
+_MERGED = "merged_names"
 
 
 class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft has no types
@@ -388,7 +391,23 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             self.loldu_adapter[adapter_name].to(device)
             self.factors_of(adapter_name).to(device)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.merged:
+            # The weight in it is no base's. Adapters are saved from the same state dict, so that it is not refused.
+            names = bytearray(json.dumps(self.merged_adapters).encode())
+            destination[f"{prefix}{_MERGED}"] = torch.frombuffer(names, dtype=torch.uint8)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # torch hands every module a dict of its own.
+        stored = state_dict.pop(f"{prefix}{_MERGED}", None)
+        merged = [] if stored is None else json.loads(bytes(stored.tolist()))
+        holds_weight = any(key.startswith(f"{prefix}base_layer.") and key.endswith("weight") for key in state_dict)
+        if holds_weight and merged != self.merged_adapters:
+            raise ValueError(
+                f"layer {self.name!r} has adapters {self.merged_adapters} merged, and the state dict's has {merged}, "
+                "so that its weight is another one; accepted: to save and load after unmerge_adapter()"
+            )
         for name in self.loldu_adapter:
             if f"{prefix}loldu_adapter.{name}.offset" in state_dict:
                 self._loaded.add(name)

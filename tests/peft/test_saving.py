@@ -208,6 +208,24 @@ def test_an_adapter_is_not_made_for_a_merged_weight():
     assert set(model.peft_config) == {"default"}
 
 
+def test_a_whole_state_is_loaded_merged_or_not_as_it_was_saved(tmp_path):
+    model, other = (perturb(get_peft_model(tiny_bert(), LolduConfig(r=8))) for _ in range(2))
+    expected, plain = logits(model), copy.deepcopy(model.state_dict())
+    model.merge_adapter()
+    merged = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"query' has adapters \[\] merged, and the state dict's has \['default'\]"):
+        other.load_state_dict(merged)
+    model.load_state_dict(merged)
+    with pytest.raises(ValueError, match=r"query' has adapters \['default'\] merged, and the state dict's has \[\]"):
+        model.load_state_dict(plain)
+    model.save_pretrained(tmp_path)
+    assert not any("merged" in name for name in load_file(tmp_path / FILE))
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()), expected)
+    model.unmerge_adapter()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other), expected)
+
+
 def test_bad_options_and_targets_are_refused():
     with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.query.*rank is 100"):
         get_peft_model(tiny_bert(), LolduConfig(r=100))
