@@ -22,6 +22,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
+from lowrank_ldu.nn.freezing import outside_inference_mode
 from lowrank_ldu.nn.host import LAYER_WRAPPED, check_not_distributed, hosts, innermost, plain_name, tied_weights
 from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, lora_obstacle, supports
@@ -177,7 +178,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=PEFT_ON_PATTERNS)
-                with _outside_inference_mode():
+                with outside_inference_mode():
                     super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             if _NO_TARGET not in str(error):
@@ -196,7 +197,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             warn_of_unmatched(config, modules, layers, targets_given=targets_given)
 
     def _cast_adapter_dtype(self, *args: Any, **kwargs: Any) -> None:
-        with _outside_inference_mode():
+        with outside_inference_mode():
             super()._cast_adapter_dtype(*args, **kwargs)
 
     @contextmanager
@@ -371,14 +372,6 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                     f"layer {key!r}: adapters {adapters} do not share their factors, so that no diagonal is their sum; "
                     "accepted: adapters of equal rank, basis, parametrization, pivoting and pivots"
                 )
-
-
-@contextmanager
-def _outside_inference_mode() -> Iterator[None]:
-    """Leave inference mode, whose tensors cannot be trained, and nothing else."""
-    grad = torch.is_grad_enabled()
-    with torch.inference_mode(mode=False), torch.set_grad_enabled(grad):
-        yield
 
 
 def _before_saving(model: nn.Module, *_: Any) -> None:
