@@ -13,7 +13,7 @@ from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.adapters.ties import check_ties
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.freezing import restore_trainable_on_error
+from lowrank_ldu.nn.freezing import outside_inference_mode, restore_trainable_on_error
 from lowrank_ldu.nn.host import AdapterHost, plain_name, plain_submodule, unwrapped, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
@@ -62,9 +62,11 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
         unchanged.
     """
     path, force = checked_model_and_path(model, path), check_flag(force, "force")
-    adapter, model = read_adapter(path), unwrapped(model)
+    model = unwrapped(model)
+    with outside_inference_mode():
+        adapter = read_adapter(path)
     deviations: list[Deviation] = []
-    with restore_trainable_on_error(model):
+    with outside_inference_mode(), restore_trainable_on_error(model):
         layers = {name: _build(model, stored, deviations, force=force) for name, stored in adapter.layers.items()}
         state = _whole_state(model, adapter)
         if adapter.tied is not None:

@@ -1,9 +1,11 @@
-"""Which parameters train, put back when a change of the model fails half-way."""
+"""Which parameters train: put back when a change of the model fails half-way, and made so that they can."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,3 +26,11 @@ def restore_trainable_on_error(model: nn.Module) -> Iterator[None]:
         for parameter, was in before:
             parameter.requires_grad = was
         raise
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Leave inference mode, whose tensors cannot be trained, and nothing else."""
+    grad = torch.is_grad_enabled()
+    with torch.inference_mode(mode=False), torch.set_grad_enabled(grad):
+        yield

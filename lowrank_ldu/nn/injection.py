@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.freezing import restore_trainable_on_error
+from lowrank_ldu.nn.freezing import outside_inference_mode, restore_trainable_on_error
 from lowrank_ldu.nn.host import AdapterHost, check_model, check_not_distributed, plain_name, weight_matrix
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
@@ -129,7 +129,7 @@ def inject(
     # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
     # names gets one layer, so that what is shared stays shared.
     layers: dict[nn.Module, LoLDULayer] = {}
-    with restore_trainable_on_error(model):
+    with outside_inference_mode(), restore_trainable_on_error(model):
         for name, base in names.items():
             if base in layers:
                 continue

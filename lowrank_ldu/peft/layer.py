@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.fx import Proxy
 
+from lowrank_ldu.backend import backend_of
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.nn.base_call import Update, first_argument, output_with_updates
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
@@ -26,7 +28,7 @@ from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
-from lowrank_ldu.validation import check_rank
+from lowrank_ldu.validation import check_finite, check_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 _ROUNDED, _QUANTIZED = 0.01, 0.2
 # Of z, where a random offset is asked for: seen in the output, and far from what breaks a model.
 _RANDOM_OFFSET = 0.1
+# Names of adapters, in the state dict of a merged layer. Without PEFT's prefix, by which it picks what it saves.
+_MERGED = "merged_names"
 
 
 class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft has no types
@@ -115,7 +119,8 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
                 "would be made for the merged weight; accepted: unmerge_adapter() first"
             )
         base = self.get_base_layer()
-        with gather_params_ctx(stored_weight(base)), torch.no_grad():
+        # Tensors made in inference mode could not be trained, nor trained beside.
+        with torch.inference_mode(mode=False), gather_params_ctx(stored_weight(base)), torch.no_grad():
             try:
                 matrix = weight_matrix(base)
                 rank = check_rank(r, min(matrix.shape))
@@ -266,8 +271,9 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
     def _check_mixed_batch(self, x: Tensor, adapter_names: list[str]) -> None:
         if len(x) != len(adapter_names):
             raise ValueError(
-                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(adapter_names)} "
-                f"and {len(x)} respectively."
+                f"layer {self.name!r}: Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively; accepted: a name for each row of the batch, or to "
+                "leave a layer whose input has other rows out with exclude_modules"
             )
         if self.merged:
             raise ValueError(
@@ -388,20 +394,41 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             self.loldu_adapter[adapter_name].to(device)
             self.factors_of(adapter_name).to(device)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.merged:
+            # The weight in it is no base's. Adapters are saved from the same state dict, so that it is not refused.
+            names = bytearray(json.dumps(self.merged_adapters).encode())
+            destination[f"{prefix}{_MERGED}"] = torch.frombuffer(names, dtype=torch.uint8)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # torch hands every module a dict of its own.
+        stored = state_dict.pop(f"{prefix}{_MERGED}", None)
+        merged = [] if stored is None else json.loads(bytes(stored.tolist()))
+        holds_weight = any(key.startswith(f"{prefix}base_layer.") and key.endswith("weight") for key in state_dict)
+        if holds_weight and merged != self.merged_adapters:
+            raise ValueError(
+                f"layer {self.name!r} has adapters {self.merged_adapters} merged, and the state dict's has {merged}, "
+                "so that its weight is another one; accepted: to save and load after unmerge_adapter()"
+            )
         for name in self.loldu_adapter:
             if f"{prefix}loldu_adapter.{name}.offset" in state_dict:
                 self._loaded.add(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    @torch.no_grad()
     def _settle(self, adapter_name: str) -> None:
+        # The first call after loading may be in inference mode, and training come later.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._settle_now(adapter_name)
+
+    def _settle_now(self, adapter_name: str) -> None:
         """See to it that an adapter's factors are those at its pivots, which may have been loaded meanwhile.
 
         Raises
         ------
         ValueError
-            The base weight is not the one that the adapter was made on, or cannot be eliminated at its pivots.
+            The base weight is not the one that the adapter was made on, or cannot be eliminated at its pivots; or the
+            adapter's numbers have just come and are not finite.
         """
         adapter, base = self.adapter(adapter_name), self.get_base_layer()
         tensors = {adapter: adapter.offset, base: stored_weight(base)}
@@ -409,6 +436,8 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             tensor.device.type == "meta" and not is_offloaded(module) for module, tensor in tensors.items()
         ):
             return
+        if self._seen.get(adapter_name) is not adapter.base_sample:
+            self._check_numbers(adapter_name)
         factors = self.factors_of(adapter_name)
         if (
             factors.ready
@@ -461,6 +490,18 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         for key in set(self.loldu_factors) - set(self.loldu_terms.values()):
             del self.loldu_factors[key]
 
+    @torch.no_grad()
+    def _check_numbers(self, adapter_name: str) -> None:
+        """Refuse an adapter's numbers that are not finite."""
+        for number in ("offset", "sigma", "initial_sigma", "initial_diagonal"):
+            tensor = getattr(self.adapter(adapter_name), number)
+            if tensor.device.type == "meta":
+                continue
+            # Of a sharded one, this process's part; 8-bit floating numbers cannot be asked.
+            part = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
+            part = part.float() if part.itemsize == 1 else part
+            check_finite(part, backend_of(part), f"layer {self.name!r}: {number} of adapter {adapter_name!r}")
+
     def _check_base(self, adapter_name: str, adapter: DiagonalAdapter, factors: Factors) -> None:
         check = self.loldu_config[adapter_name].base_check
         if check == "ignore" or not adapter.base_sample.any():
@@ -492,6 +533,7 @@ def _after_load(module: nn.Module, _: Any) -> None:
         loaded, module._loaded = module._loaded, set()  # noqa: SLF001
         for name in sorted(loaded):
             module._settled.pop(name, None)  # noqa: SLF001
+            module._check_numbers(name)  # noqa: SLF001
             module._settle(name)  # noqa: SLF001
 
 

@@ -23,6 +23,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
+from lowrank_ldu.nn.freezing import outside_inference_mode
 from lowrank_ldu.nn.host import (
     LAYER_WRAPPED,
     check_not_distributed,
@@ -198,12 +199,15 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         self._repeated = _repeated_modules(model)
         targets_given = isinstance(config.target_modules, set)
         if config.clip_rank:
+            # PEFT adds the heads of some tasks to the user's own configuration afterwards: the list is both's.
+            config.modules_to_save = list(config.modules_to_save or ())
             # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
             config = self.peft_config[adapter_name] = copy.copy(config)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=PEFT_ON_PATTERNS)
-                super().inject_adapter(model, adapter_name, *args, **kwargs)
+                with outside_inference_mode():
+                    super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             if _NO_TARGET not in str(error):
                 raise
@@ -221,6 +225,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         # Not again where an adapter that was made before is loaded.
         if layers and not config.inference_mode and kwargs.get("state_dict") is None:
             warn_of_unmatched(config, modules, layers, targets_given=targets_given)
+
+    def _cast_adapter_dtype(self, *args: Any, **kwargs: Any) -> None:
+        with outside_inference_mode():
+            super()._cast_adapter_dtype(*args, **kwargs)
 
     @contextmanager
     def _small_layers_named(self, config: LolduConfig) -> Iterator[None]:
@@ -341,20 +349,23 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         weights : list of float
             One for each adapter, of either sign.
         adapter_name : str
-            Of the new one; nothing happens if it is there already, as with LoRA.
+            Of the new one.
         combination_type : str
             "linear", "svd" or "cat": LoRA's names, which all mean the exact sum here.
 
         Raises
         ------
         TypeError, ValueError
-            An argument is of another type than it should be, an adapter does not exist, numbers differ, another
-            combination is asked for, or in some layer the adapters do not share their factors (rank, basis, pivoting or
-            pivots differ).
+            An argument is of another type than it should be, an adapter does not exist or the new one does already,
+            numbers differ, another combination is asked for, or in some layer the adapters do not share their factors
+            (rank, basis, pivoting or pivots differ).
         """
         _check_adapter_name(adapter_name)
         if adapter_name in self.peft_config:
-            return
+            raise ValueError(
+                f"adapter_name is {shown(adapter_name)}, which is an adapter of the model already; accepted: a new "
+                "name, or delete_adapter first"
+            )
         self._check_weighted(adapters, weights, combination_type)
         first = self.peft_config[adapters[0]]
         self.peft_config[adapter_name] = replace(

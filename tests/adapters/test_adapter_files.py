@@ -618,3 +618,16 @@ def test_saving_again_replaces_the_adapter(saved):
     load_adapter(reloaded, saved)
     assert (next(lowrank_layers(reloaded))[1].offset == 0.5).all()
     assert len(list(saved.iterdir())) == 2
+
+
+@pytest.mark.parametrize("parametrization", ["diagonal", "gram"])
+def test_layers_of_inference_mode_can_be_trained(tmp_path, parametrization):
+    made, loaded = (nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(2))
+    loaded.load_state_dict(made.state_dict())
+    with torch.inference_mode():
+        inject(made, "all-linear", rank=3, parametrization=parametrization)
+        save_adapter(made, tmp_path / "adapter")
+        load_adapter(loaded, tmp_path / "adapter")
+    for model in (made, loaded):
+        model(torch.ones(2, 8)).sum().backward()
+        assert all(parameter.grad.any() for name, parameter in model.named_parameters() if name.endswith("offset"))

@@ -287,5 +287,23 @@ def test_gathered_weights_are_what_is_factored_and_merged(monkeypatch):
     assert torch.equal(full[id(weight)], reference.get_base_layer().weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", ["made", "loaded", "by transformers"])
+def test_adapters_of_inference_mode_can_be_trained(tmp_path, way, dtype):
+    model = tiny_bert(dtype)
+    config = LolduConfig(r=8, pivoting="complete", parametrization="gram")
+    perturb(get_peft_model(tiny_bert(dtype), config)).save_pretrained(tmp_path)
+    with torch.inference_mode():
+        if way == "made":
+            model = get_peft_model(model, config)
+        elif way == "loaded":
+            model = PeftModel.from_pretrained(model, tmp_path, is_trainable=True)
+        else:
+            model.load_adapter(str(tmp_path), is_trainable=True)
+        model(tokens())
+    model.train()(tokens()).logits.sum().backward()
+    assert all(layer.adapter("default").offset.grad.any() for layer in layers(model))
+
+
 def test_layers_keep_the_base_layer_class_for_peft():
     assert all(isinstance(layer, LolduLayer) for layer in layers(get_peft_model(tiny_bert(), LolduConfig(r=2))))

@@ -1,19 +1,23 @@
 """What is said of values that a configuration does not take, and of names in it that match nothing."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel, TaskType, get_peft_model
-from plugin_models import tiny_bert
+from plugin_models import layers, tiny_bert, tiny_gpt2, tiny_t5
+from safetensors.torch import load_file
 from torch import nn
+from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 from lowrank_ldu.peft import LolduConfig
 
 NAMES = "accepted: names of modules, a regular expression, or None"
 LISTED = "accepted: a list of names of modules, or None"
 BLOCKS = "accepted: an integer from 0 on, a list of them, or None"
+FILE = "adapter_model.safetensors"
 FLAGS = ["init_weights", "fan_in_fan_out", "preserving", "train_sigma", "keep_base", "clip_rank", "inference_mode"]
 
 
@@ -129,6 +133,36 @@ def test_names_that_match_are_not_warned_of():
         get_peft_model(tiny_bert(), LolduConfig(r=4, task_type=task))
 
 
+# Base, target, and the head that PEFT trains and saves with each task.
+TASKS = {
+    None: (tiny_bert, "query", None),
+    TaskType.SEQ_CLS: (tiny_bert, "query", "classifier"),
+    TaskType.TOKEN_CLS: (lambda: BertForTokenClassification(tiny_bert().config), "query", "classifier"),
+    TaskType.QUESTION_ANS: (lambda: BertForQuestionAnswering(tiny_bert().config), "query", "qa_outputs"),
+    TaskType.FEATURE_EXTRACTION: (tiny_bert, "query", None),
+    TaskType.CAUSAL_LM: (tiny_gpt2, "c_attn", None),
+    TaskType.SEQ_2_SEQ_LM: (tiny_t5, "v", None),
+}
+
+
+@pytest.mark.parametrize("task", [None, *TaskType])
+@pytest.mark.parametrize("saved", [None, ["embeddings"]], ids=str)
+def test_clipped_ranks_with_every_task(task, saved, tmp_path):
+    base, target, head = TASKS[task]
+    config = LolduConfig(r=40, target_modules=[target], task_type=task, clip_rank=True, modules_to_save=saved)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="modules_to_save: 'embeddings' matches no module")
+        # Of one configuration, in which the ranks of neither are written.
+        models = [get_peft_model(base(), config) for _ in range(2)]
+    assert not config.rank_pattern
+    for wrapped in models:
+        assert {layer.adapter("default").rank for layer in layers(wrapped)} == {32}
+        trained = {name for name, value in wrapped.named_parameters() if value.requires_grad}
+        assert head is None or any(f"{head}.modules_to_save.default.weight" in name for name in trained)
+        wrapped.save_pretrained(tmp_path)
+        assert head is None or any(name.endswith(f"{head}.weight") for name in load_file(tmp_path / FILE))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -137,6 +171,7 @@ def test_names_that_match_are_not_warned_of():
         ((["default"], [np.nan], "sum"), TypeError, r"weights is \[nan\]; accepted: a list of finite numbers"),
         ((["default"], 1.0, "sum"), TypeError, "weights is 1.0; accepted: a list of finite numbers"),
         ((["default"], [1.0], "a.b"), ValueError, "adapter_name is 'a.b'; accepted: a name without dots"),
+        ((["default"], [1.0], "default"), ValueError, "adapter_name is 'default', which is an adapter of"),
         ((["default"], [1.0], 5), ValueError, "adapter_name is 5; accepted: a name without dots"),
     ],
 )

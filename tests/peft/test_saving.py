@@ -11,7 +11,7 @@ from half_precision import MULTIPLE, assert_as_near, assert_within, error, gamma
 from peft import AutoPeftModelForSequenceClassification, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft import set_peft_model_state_dict as set_state
 from plugin_models import layers, logits, minilm, perturb, tiny_bert, tokens
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -157,6 +157,21 @@ def test_another_base_is_refused_by_the_name_of_the_layer(tmp_path, loader):
         loaders(tmp_path)[loader](tiny_bert(seed=1))
 
 
+@pytest.mark.parametrize(
+    ("number", "value"), [("offset", "nan"), ("sigma", "inf"), ("initial_sigma", "-inf"), ("initial_diagonal", "nan")]
+)
+@pytest.mark.parametrize("loader", range(3), ids=["peft", "low memory", "transformers"])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, loader, number, value):
+    saved(tmp_path, tiny_bert(), init="normal_0_1")
+    state = load_file(tmp_path / FILE)
+    place = f"base_model.model.bert.encoder.layer.1.attention.self.value.loldu_adapter.{number}"
+    state[place][-1] = float(value)
+    save_file(state, tmp_path / FILE, metadata={"format": "pt"})
+    expected = rf"layer\.1\.attention\.self\.value': {number} of adapter 'default' holds 1 entries.*: {value}; accepted"
+    with pytest.raises(ValueError, match=expected):
+        loaders(tmp_path)[loader](tiny_bert())
+
+
 @pytest.mark.parametrize("loader", range(3), ids=["peft", "low memory", "transformers"])
 def test_a_rounded_copy_of_the_base_is_accepted(tmp_path, loader):
     model = saved(tmp_path, minilm(), size=0.05, r=16)
@@ -191,6 +206,24 @@ def test_an_adapter_is_not_made_for_a_merged_weight():
     with pytest.raises(ValueError, match=r"query.*merged.*unmerge_adapter"):
         model.add_adapter("other", LolduConfig(r=8))
     assert set(model.peft_config) == {"default"}
+
+
+def test_a_whole_state_is_loaded_merged_or_not_as_it_was_saved(tmp_path):
+    model, other = (perturb(get_peft_model(tiny_bert(), LolduConfig(r=8))) for _ in range(2))
+    expected, plain = logits(model), copy.deepcopy(model.state_dict())
+    model.merge_adapter()
+    merged = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"query' has adapters \[\] merged, and the state dict's has \['default'\]"):
+        other.load_state_dict(merged)
+    model.load_state_dict(merged)
+    with pytest.raises(ValueError, match=r"query' has adapters \['default'\] merged, and the state dict's has \[\]"):
+        model.load_state_dict(plain)
+    model.save_pretrained(tmp_path)
+    assert not any("merged" in name for name in load_file(tmp_path / FILE))
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()), expected)
+    model.unmerge_adapter()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(logits(other), expected)
 
 
 def test_bad_options_and_targets_are_refused():
