@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ def library_for(path: Path, module: str) -> Any:
         ) from error
 
 
+# Of an object of Python, <ast.BoolOp object at 0x7f1234567890>: its place in memory helps nobody.
+_ADDRESS = re.compile(r" object at 0x[0-9a-f]+>")
 # A message of a library may repeat a header of megabytes.
 _LONGEST_REASON = 300
 
@@ -105,5 +108,5 @@ def empty_tensor(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dty
 
 def reason_of(error: BaseException) -> str:
     """Return what an error says, in one line that is not long; its type if it says nothing."""
-    said = " ".join(str(error).split())
+    said = _ADDRESS.sub(">", " ".join(str(error).split()))
     return (said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}...") or type(error).__name__

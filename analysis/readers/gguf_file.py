@@ -64,7 +64,7 @@ class GgufReader(CheckpointReader):
 
     def __init__(self, path: Path) -> None:
         self._library = library_for(path, "gguf")
-        with refused_as(path, "GGUF file", LIBRARY_ERRORS):
+        with refused_as(path, "GGUF file", LIBRARY_ERRORS), np.errstate(all="ignore"):
             stored, swapped = _described(self._library, path)
             ignored = {
                 tensor.name: f"{tensor.kind.name} tensor in a file of the other byte order; accepted: F16, F32 and the "
@@ -88,7 +88,9 @@ class GgufReader(CheckpointReader):
             native = values.astype(values.dtype.newbyteorder("="))
             return torch.from_numpy(native).reshape(info.shape)
         try:
-            return torch.from_numpy(self._library.dequantize(values, stored.kind)).reshape(info.shape)
+            # Damaged scales make numbers that are not finite, which are reported where they are analyzed.
+            with np.errstate(all="ignore"):
+                return torch.from_numpy(self._library.dequantize(values, stored.kind)).reshape(info.shape)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: tensor {info.name!r} is stored as {kind}, which the gguf library does not dequantise"

@@ -10,7 +10,7 @@ from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo
 from lowrank_ldu.analysis.readers.extra import reason_of
 from lowrank_ldu.analysis.readers.json_file import read_json
 from lowrank_ldu.errors import CheckpointError
-from lowrank_ldu.patterns import matches_end
+from lowrank_ldu.patterns import Patterns
 from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
             factors.setdefault((found["module"], found["kind"]), {})[found["letter"]] = info
     decomposed = {name.partition(".lora_magnitude_vector")[0] for name in ignored if ".lora_magnitude_vector" in name}
     start = str(config.get("init_lora_weights", True)).lower()
+    alphas = Patterns(_alpha_pattern(config))
     pairs: dict[str, _Pair] = {}
     for (module, kind), pair in factors.items():
         a, b = pair.get("A"), pair.get("B")
@@ -119,10 +120,17 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
             reason = "factor of rank 0"
         else:
             name = module.removeprefix("base_model.model.")
-            pairs[name] = _Pair(a, b, _scaling(config, name, a.shape[0]), kind != "")
+            pairs[name] = _Pair(a, b, _scaling(config, alphas, name, a.shape[0]), kind != "")
             continue
         ignored |= {info.name: reason for info in pair.values()}
     return pairs, ignored
+
+
+def _alpha_pattern(config: dict[str, Any]) -> dict[str, Any]:
+    pattern = config.get("alpha_pattern")
+    if not isinstance(pattern, dict | None):
+        raise TypeError(f"alpha_pattern is a {type(pattern).__name__}")
+    return pattern or {}
 
 
 def _changed_base(start: str) -> str:
@@ -139,11 +147,9 @@ def _changed_base(start: str) -> str:
     )
 
 
-def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
+def _scaling(config: dict[str, Any], alphas: Patterns, module: str, rank: int) -> float:
     """Return alpha / r, or alpha / sqrt(r) with rslora; alpha by its pattern if the module has one, as in PEFT."""
-    patterns = (config.get("alpha_pattern") or {}).items()
-    own = (value for pattern, value in patterns if matches_end(pattern, module))
-    alpha = float(next(own, config.get("lora_alpha", 8)))
+    alpha = float(alphas.value_for(module, config.get("lora_alpha", 8)))
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not math.isfinite(scaling):
         raise ValueError(f"alpha is {alpha}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import tokenize
+import warnings
 import zipfile
 import zlib
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -59,11 +60,11 @@ class NumpyReader(CheckpointReader):
     def __init__(self, path: Path) -> None:
         self._arrays: dict[str, _Array] = {}
         found: dict[str, TensorInfo | str] = {}
-        with refused_as(path, "numpy file", _ERRORS):
+        with refused_as(path, "numpy file", _ERRORS), warnings.catch_warnings():
+            # Of headers that Python reads as code, or that Python 2 wrote; what is wrong is said once.
+            warnings.simplefilter("ignore")
             for name, what in self._list_file(path) if path.suffix.lower() == ".npy" else self._list_archive(path):
-                if name in found:
-                    raise ValueError(f"two members are called {name!r}")
-                found[name] = what
+                found[name] = "array whose name two members have" if name in found else what
         super().__init__(
             path,
             (what for what in found.values() if isinstance(what, TensorInfo)),
@@ -102,7 +103,8 @@ class NumpyReader(CheckpointReader):
         shape, fortran, dtype = read_header(head)
         start = head.tell()
         kind = torch_name(dtype)
-        if kind is None:
+        if kind is None or dtype.subdtype is not None:
+            # Of a type that holds arrays, numpy would give another shape than the one that is written.
             return f"{dtype} array"
         if any(size < 0 for size in shape):
             raise ValueError(f"{name!r} is said to have the shape {shape}, with negative sizes")

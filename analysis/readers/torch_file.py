@@ -17,6 +17,7 @@ import torch
 from lowrank_ldu.analysis.readers.base import CheckpointReader, TensorInfo, likely_cause
 from lowrank_ldu.analysis.readers.extra import LIBRARY_ERRORS, empty_tensor, stored_range
 from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.pickles import check_calls
 from lowrank_ldu.untrusted import check_inflated, check_regular
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class TorchReader(CheckpointReader):
     def _load(self, path: Path) -> object:
         """Return what was saved, without the values where they can be found later."""
         with _refused(path):
-            if _has_places(path):
+            placed = _has_places(path)
+            check_calls(path)
+            if placed:
                 try:
                     places = _places(path)
                     content = _unpickle(path, "meta")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowrank_ldu.analysis.report.plot_panel import drawable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -49,6 +51,7 @@ def draw_band(
 def _interpolated(
     places: Sequence[float], figures: Sequence[float | None], grid: Sequence[float]
 ) -> npt.NDArray[np.float64]:
-    values = np.array([np.nan if value is None else value for value in figures])
-    result: npt.NDArray[np.float64] = np.interp(np.log(grid), np.log(places), values, left=np.nan, right=np.nan)
+    result: npt.NDArray[np.float64] = np.interp(
+        np.log(grid), np.log(places), drawable(figures), left=np.nan, right=np.nan
+    )
     return result

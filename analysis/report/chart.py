@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 420, 250  # of the area that the lines are drawn in
 _ROOM = 1.15  # between the lines and the end of the axis
-_TINY = 1e-300
+_TINY, _HUGE = 1e-300, 1e300
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def draw_chart(
         figure
         for line in series
         for figure in line.figures
-        if figure is not None and max(least, _TINY) < figure < math.inf
+        if figure is not None and max(least, _TINY) < figure < _HUGE
     ]
     drawn += [] if mark is None else [mark]
     low, high = min(drawn, default=1.0) / _ROOM, max(drawn, default=1.0) * _ROOM
@@ -128,7 +128,7 @@ def _path(across: Sequence[int], figures: Sequence[float | None], y: _Axis) -> s
     parts: list[str] = []
     letter = "M"
     for place, figure in zip(across, figures, strict=True):
-        if figure is None or not _TINY < figure < math.inf:
+        if figure is None or not _TINY < figure < _HUGE:
             letter = "M"
             continue
         # What is below the axis leaves the chart, and not by more than that.

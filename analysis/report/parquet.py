@@ -32,7 +32,9 @@ def write_parquet(path: Path, columns: Mapping[str, Kind], rows: Sequence[Mappin
     """Write a table; a column that a row lacks is null there."""
     schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
     table = pa.table({name: [_storable(row.get(name)) for row in rows] for name in columns}, schema=schema)
-    parquet.write_table(table, path)
+    # Not the path, which the library takes for UTF-8.
+    with path.open("wb") as file:
+        parquet.write_table(table, file)
 
 
 def _storable(value: object) -> object:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.plot_panel import COLOURS, Panel
+import numpy as np
+
+from lowrank_ldu.analysis.report.plot_panel import COLOURS, Panel, drawable_logarithm
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.run import Analysis
@@ -44,13 +45,14 @@ def conditioning_panels(analysis: Analysis) -> list[Panel]:
 
 
 def _values(analysis: Analysis, name: str, pivoting: Pivoting, rank: int | None) -> list[float]:
-    """Return the finite figures of the matrices that the rank is low for, or of all at full rank."""
+    """Return the figures that can be drawn of the matrices that the rank is low for, or of all at full rank."""
     values = [
         getattr(matrix.at("ldu", rank or min(matrix.m, matrix.n), pivoting).diagnostics, name)
         for _, matrix in analysis.matrices
         if rank is None or rank < min(matrix.m, matrix.n)
     ]
-    return [value for value in values if math.isfinite(value)]
+    drawn = drawable_logarithm(values)
+    return [float(value) for value in drawn[~np.isnan(drawn)]]
 
 
 def _draw(panel: Panel, centre: float, values: list[float], pivoting: Pivoting, *, labelled: bool) -> None:

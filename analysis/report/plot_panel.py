@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -17,9 +18,10 @@ from matplotlib.ticker import LogFormatter
 from lowrank_ldu.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    import numpy.typing as npt
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, told apart with every common kind of colour vision.
@@ -34,6 +36,8 @@ COLOURS = {
 MARKERS = {"partial": "o", "complete": "s", "rook": "^", "randomized": "D", "pissa": "v", "svd": "x"}
 _TEXT = "#222222"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Far enough from the ends of the numbers for the margins and the ticks that are computed around what is drawn.
+_LEAST_DRAWN, _GREATEST_DRAWN = 1e-250, 1e250
 _DPI = 160  # of the PNG files
 _LOOK: Any = {
     "font.size": 11.0,
@@ -67,10 +71,30 @@ def plain(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:head]}...{text[-(longest - 3 - head) :]}"
 
 
+def drawable(figures: Iterable[float | None]) -> npt.NDArray[np.float64]:
+    """Return figures as an array, NaN in place of what is missing, infinite, or too large to be drawn.
+
+    Examples
+    --------
+    >>> drawable([2.0, None, float("inf"), 1e308]).tolist()
+    [2.0, nan, nan, nan]
+    """
+    values = np.array([math.nan if figure is None else figure for figure in figures], dtype=np.float64)
+    return np.where(np.abs(values) <= _GREATEST_DRAWN, values, math.nan)
+
+
+def drawable_logarithm(figures: Iterable[float | None]) -> npt.NDArray[np.float64]:
+    """Return `drawable` figures of a logarithmic axis, which has no place for zero or what is close to it."""
+    values = drawable(figures)
+    return np.where(values >= _LEAST_DRAWN, values, math.nan)
+
+
 class _PlainLogFormatter(LogFormatter):
     """Labels in plain text: laying out the library's formulas takes a fifth of the time of a plot."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
+        if not 0 < x < math.inf:  # a tick that is computed past the ends of the numbers
+            return ""
         if not super().__call__(x, pos):  # what is to have no label, where there are many
             return ""
         power = round(math.log10(x))
@@ -106,7 +130,8 @@ class Panel:
     def scatter(self, x: Sequence[float], y: Sequence[float], method: str, label: str | None) -> None:
         """Draw a point for each pair, with the colour and the marker of a method."""
         alpha = max(0.4, min(0.8, 12 / max(1, len(x))))
-        self.axes.scatter(x, y, s=28, color=COLOURS[method], marker=MARKERS[method], alpha=alpha, label=label)
+        look = {"color": COLOURS[method], "marker": MARKERS[method], "alpha": alpha}
+        self.axes.scatter(drawable(x), drawable(y), s=28, label=label, **look)
 
     def add_legend(self, markerscale: float = 1.0) -> None:
         """Add the legend, below the axes, where it hides no data, with markers so much larger than those drawn."""
@@ -154,7 +179,7 @@ class Panel:
         (folder / f"{self._name}.svg").write_text(self._drawn, encoding="utf-8")
         self.figure.dpi = _DPI
         canvas: Any = FigureCanvasAgg(self.figure)
-        with mpl.rc_context(_LOOK):
+        with mpl.rc_context(_LOOK), np.errstate(over="ignore", under="ignore"):
             canvas.print_png(folder / f"{self._name}.png", metadata={"Software": None})
 
     @cached_property
@@ -162,7 +187,8 @@ class Panel:
         buffer = io.StringIO()
         canvas: Any = FigureCanvasSVG(self.figure)
         # Past Figure.savefig, which draws everything once more than it has to.
-        with mpl.rc_context(_LOOK):
+        # Ticks past the ends of the numbers are no news.
+        with mpl.rc_context(_LOOK), np.errstate(over="ignore", under="ignore"):
             canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         self.figure.set_layout_engine("none")  # the places of the axes are found: once is enough
         return buffer.getvalue()

@@ -12,7 +12,8 @@ from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
 from lowrank_ldu.adapters.records import check_numbers, checked_record
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
-from lowrank_ldu.patterns import PatternError, matches_end
+from lowrank_ldu.patterns import PatternError, Patterns
+from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,12 @@ def read_peft(folder: Path) -> AdapterFile:
             others[name.replace(".base_layer.", ".")] = tensor
     if not layers:
         raise AdapterError(f"{folder / PEFT_WEIGHTS}: holds no layer of a LoLDU adapter")
-    stored = {name: _stored(path, name, config, numbers) for name, numbers in layers.items()}
+    objects = _objects(path, config)
+    patterns = [Patterns(objects[key]) for key in ("rank_pattern", "alpha_pattern")]
+    stored = {
+        name: _stored(path, name, config, numbers, objects=objects, patterns=patterns)
+        for name, numbers in layers.items()
+    }
     return AdapterFile(
         stored,
         _module_names(path, config.get("modules_to_save"), others),
@@ -79,18 +85,32 @@ def read_peft(folder: Path) -> AdapterFile:
     )
 
 
-def _stored(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> StoredLayer:
+def _objects(path: Path, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    objects = {}
+    for key in _OBJECTS:
+        value = config.get(key)
+        if not isinstance(value, dict | None):
+            raise AdapterError(f"{path}: {key} is {shown(value)}; accepted: an object, names to values")
+        objects[key] = value or {}
+    return objects
+
+
+def _stored(
+    path: Path,
+    name: str,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    *,
+    objects: dict[str, dict[str, Any]],
+    patterns: list[Patterns],
+) -> StoredLayer:
     where = f"{path}: layer {name!r}"
-    objects = {key: config.get(key) or {} for key in _OBJECTS}
-    wrong = next((key for key, value in objects.items() if not isinstance(value, dict)), None)
-    if wrong is not None:
-        raise AdapterError(f"{path}: {wrong} is no object; accepted: names to values")
-    kinds, obstacles, *patterns = objects.values()
+    kinds, obstacles = objects["layer_kinds"], objects["lora_obstacles"]
     # Kinds are listed where one is not the plain one; files that have no list say it for all layers at once.
     plain = TransposedLinearKind if not kinds and config.get("fan_in_fan_out") is True else LinearKind
     try:
         rank, alpha = (
-            _for_layer(pattern, name, config.get(key)) for pattern, key in zip(patterns, ("r", "alpha"), strict=True)
+            pattern.value_for(name, config.get(key)) for pattern, key in zip(patterns, ("r", "alpha"), strict=True)
         )
     except PatternError as error:
         raise AdapterError(f"{path}: rank_pattern or alpha_pattern holds what {error}") from error
@@ -109,11 +129,6 @@ def _stored(path: Path, name: str, config: dict[str, Any], tensors: dict[str, Te
     )
     check_numbers(where, record, tensors, sketched=False)
     return StoredLayer(name, record, tensors)
-
-
-def _for_layer(pattern: dict[str, Any], name: str, default: Any) -> Any:
-    """Return what a pattern of names gives for a layer, as PEFT matches them."""
-    return next((value for key, value in pattern.items() if matches_end(key, name)), default)
 
 
 def _module_names(path: Path, listed: Any, tensors: dict[str, Tensor]) -> list[str]:

@@ -22,6 +22,7 @@ from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.host import check_model, weight_matrix
 from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import EmbeddingKind, LinearKind, kind_of
+from lowrank_ldu.pickles import check_calls
 from lowrank_ldu.untrusted import check_inflated
 from lowrank_ldu.validation import check_choice, check_count, check_flag, check_positive
 
@@ -163,6 +164,7 @@ def _unpickled(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             check_inflated(archive, path.stat().st_size)
+    check_calls(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

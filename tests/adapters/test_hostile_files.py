@@ -29,7 +29,7 @@ from lowrank_ldu.adapters import (
 )
 from lowrank_ldu.adapters.seal import sealed
 from lowrank_ldu.nn import inject, lowrank_layers
-from lowrank_ldu.patterns import PatternError, matches_end
+from lowrank_ldu.patterns import PatternError, Patterns, matches_end
 from lowrank_ldu.peft import LolduConfig
 
 HUGE = 40 * 2**30
@@ -307,3 +307,30 @@ def test_what_is_no_pattern(pattern):
     else:
         with pytest.raises(PatternError):
             matches_end(pattern, "x")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a{2147483647}", "a{0,20000000}", "(?:(?:a{999}){999}){999}", "(?R)", "(?1)", "(?:a{1,40}){e<=20}z"]
+)
+def test_patterns_that_would_fill_the_memory_as_they_are_compiled(pattern):
+    start = time.process_time()
+    with pytest.raises(PatternError):
+        matches_end(pattern, "x")
+    assert time.process_time() - start < 0.5
+
+
+def test_many_patterns_that_each_take_less_than_the_limit(monkeypatch):
+    monkeypatch.setattr("lowrank_ldu.patterns._SECONDS_TOGETHER", 0.2)
+    patterns = Patterns({f"(?:a?){{{60 + number}}}{'a' * 18}c": 1 for number in range(100_000)})
+    start = time.process_time()
+    with pytest.raises(PatternError, match="with the other patterns"):
+        patterns.value_for("a" * 18, 1)
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern", "layer_kinds", "lora_obstacles"])
+@pytest.mark.parametrize("value", [[], "", 0, False])
+def test_what_is_no_object(of_peft, key, value):
+    path = of_peft / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    refused(of_peft, f"{key} is .*; accepted: an object")

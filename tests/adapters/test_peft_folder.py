@@ -131,7 +131,7 @@ P = "base_model.model.inner.first.loldu_adapter."
         ({"alpha": "1"}, "layer 'inner.first' has alpha '1'; accepted: float"),
         ({"init": 3}, "layer 'inner.first' has init 3; accepted: str"),
         ({"basis": "eigen"}, "layer 'inner.first': basis is 'eigen'"),
-        ({"rank_pattern": [1]}, "rank_pattern is no object"),
+        ({"rank_pattern": [1]}, "rank_pattern is .*; accepted: an object"),
         ({"rank_pattern": {"(": 1}}, "rank_pattern or alpha_pattern holds what is no regular expression"),
         ({"layer_kinds": {"inner.first": "dense"}}, "layer 'inner.first': kind is 'dense'"),
         ({"modules_to_save": "head"}, "modules_to_save is 'head'; accepted: a list of names, or null"),

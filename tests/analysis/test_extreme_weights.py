@@ -9,6 +9,9 @@ import torch
 
 from lowrank_ldu.analysis.matrix import analyse_matrix
 from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis.report import write_report
+from lowrank_ldu.analysis.report.chart import Series, draw_chart
+from lowrank_ldu.analysis.run import analyse_checkpoint
 
 IN_UNIT_OF_W = ("frobenius_norm", "spectral_norm", "smallest_pivot", "largest_pivot")
 
@@ -79,3 +82,21 @@ def test_a_norm_beyond_the_largest_number_is_infinite_and_no_figure_is_nan(weigh
         figures = dataclasses.asdict(measured.diagnostics)
         assert figures["frobenius_norm"] == math.inf
         assert not any(isinstance(value, float) and math.isnan(value) for value in figures.values())
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_weights_as_large_as_numbers_get_have_a_report(tmp_path):
+    path = tmp_path / "large.npz"
+    weight = np.random.default_rng(0).standard_normal((6, 6))
+    np.savez(path, same=np.full((4, 4), 1e308), large=weight / 10 * 1e308, tiny=weight * 1e-310, plain=weight)
+    analysis = analyse_checkpoint(path, SurveyOptions(ranks=(2,), threads=1))
+    (tmp_path / "report").mkdir()
+    write_report(analysis, tmp_path / "report")
+    assert len(analysis.matrices) == 4
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_a_chart_leaves_out_what_is_at_the_end_of_the_numbers():
+    figures = [1.0, 1.7e308, math.inf, 2.0]
+    chart = draw_chart(("", "", ""), [1, 2, 3, 4], [Series("line", figures)], marked_ranks=[])
+    assert chart.lines[0][1].count("M") == 2

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import struct
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from weights import weight
 
 from lowrank_ldu import untrusted
+from lowrank_ldu.adapters import AdapterError, import_published
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
 from lowrank_ldu.analysis.weights import open_weights
 
@@ -320,3 +322,100 @@ def test_headers_of_more_values_than_memory_is_for(tmp_path, monkeypatch):
     monkeypatch.setattr(untrusted, "HEADER", untrusted.Limit(2**27, 5))
     with pytest.raises(CheckpointError, match=r"not a readable safetensors file \(more than 5 values\)"):
         open_checkpoint(tmp_path / "a.safetensors")
+
+
+class Reserved:
+    """Unpickled, a call with a size."""
+
+    def __init__(self, kind, argument):
+        self._call = (kind, (argument,))
+
+    def __reduce__(self):
+        return self._call
+
+
+def write_pickle(path, content, *, legacy):
+    data = pickle.dumps(content, 2)
+    if legacy:
+        head = (torch.serialization.MAGIC_NUMBER, 1001, {"protocol_version": 1001, "little_endian": True})
+        path.write_bytes(b"".join(pickle.dumps(each, 2) for each in head) + data + pickle.dumps([], 2))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", data)
+            archive.writestr("a/version", "3\n")
+            archive.writestr("a/byteorder", "little")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kind", [bytearray, torch.Tensor, torch.FloatTensor, torch.UntypedStorage])
+def test_pickles_that_reserve_memory_are_not_read(tmp_path, kind, legacy):
+    path = tmp_path / "a.pt"
+    write_pickle(path, {"x": [1, Reserved(kind, 10**5)]}, legacy=legacy)
+    with pytest.raises(CheckpointError, match="and was refused"):
+        open_checkpoint(path)
+    with pytest.raises(AdapterError, match="reserves memory"):
+        import_published(torch.nn.Linear(2, 2), path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickles_that_name_a_class_are_read(tmp_path, legacy):
+    path = tmp_path / "a.pt"
+    content = {"class": torch.Tensor, "w": torch.nn.Parameter(torch.ones(2, 2)), "again": [torch.Tensor, b"x"]}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with open_checkpoint(path) as reader:
+        assert [info.name for info in reader.tensors] == ["w"]
+
+
+def npy_with(descr, data):
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': (4, 4), }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def npy_of(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_arrays_that_cannot_be_loaded_take_no_other_with_them(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("nested.npy", npy_with("('<f4', (3,))", b"\0" * 192))
+        for value in (1.0, 2.0):
+            archive.writestr("twice.npy", npy_of(np.full((3, 3), value)))
+        archive.writestr("good.npy", npy_of(np.eye(3)))
+    with open_checkpoint(path) as reader:
+        assert [info.name for info in reader.tensors] == ["good"]
+        assert torch.equal(reader.load("good"), torch.eye(3, dtype=torch.float64))
+        assert reader.ignored == {
+            "nested": "('<f4', (3,)) array",
+            "twice": "array whose name two members have",
+        }
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("header", ["(4, 0x4for 1)", "(4L, 4L)", "('\\d', 4)"])
+def test_no_warning_of_a_header(tmp_path, header):
+    path = tmp_path / "a.npy"
+    content = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {header}, }}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(content)) + content + b"\0" * 64)
+    said = ""
+    try:
+        open_checkpoint(path).close()
+    except CheckpointError as error:
+        said = str(error)
+    assert " at 0x" not in said
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_of_scales_that_are_not_finite(tmp_path):
+    path = tmp_path / "a.gguf"
+    write_gguf(path, q=gguf.GGMLQuantizationType.Q8_0)
+    with open_checkpoint(path) as reader:
+        start = reader._stored["q"].start
+        data = bytearray(path.read_bytes())
+        data[start : start + 2] = np.float16(np.inf).tobytes()
+        data[start + 2] = 0  # infinity times zero
+        path.write_bytes(data)
+        assert not reader.load("q").isfinite().all()
