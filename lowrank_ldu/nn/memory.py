@@ -32,7 +32,8 @@ class Span(NamedTuple):
             return None  # a subclass that has no storage of its own, or one without numbers
         if not address or not tensor.numel():
             return None
-        last = first + sum((length - 1) * stride for length, stride in zip(size, strides, strict=True))
+        first = int(first)
+        last = first + sum(int((length - 1) * stride) for length, stride in zip(size, strides, strict=True))
         width = tensor.element_size()
         return cls((tensor.device, address), first * width, (last + 1) * width)
 
