@@ -32,10 +32,9 @@ class Span(NamedTuple):
             return None  # a subclass that has no storage of its own, or one without numbers
         if not address or not tensor.numel():
             return None
-        first = int(first)
-        last = first + sum(int((length - 1) * stride) for length, stride in zip(size, strides, strict=True))
+        last = int(first + sum((length - 1) * stride for length, stride in zip(size, strides, strict=True)))
         width = tensor.element_size()
-        return cls((tensor.device, address), first * width, (last + 1) * width)
+        return cls((tensor.device, address), int(first) * width, (last + 1) * width)
 
     def overlaps(self, other: Span) -> bool:
         """Whether two spans have bytes in common."""
