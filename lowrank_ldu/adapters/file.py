@@ -210,6 +210,8 @@ class AdapterFile:
     tied : dict of str to list of str, optional
         Tensors of `module_tensors` that the model had under other names as well, and these names; None where the file
         does not say.
+    shared : dict of str to list of str
+        Layers that the model had in several places, and the names of the others.
     """
 
     layers: dict[str, StoredLayer]
@@ -220,3 +222,4 @@ class AdapterFile:
     base_weights: dict[str, Tensor] = field(default_factory=dict)
     path: Path | None = None
     tied: dict[str, list[str]] | None = None
+    shared: dict[str, list[str]] = field(default_factory=dict)

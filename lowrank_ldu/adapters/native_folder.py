@@ -15,6 +15,7 @@ from lowrank_ldu.adapters.seal import copy_in, is_sealed
 from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from pathlib import Path
 
     from torch import Tensor
@@ -53,21 +54,22 @@ def read_native(folder: Path) -> AdapterFile:
         raise AdapterError(
             f"{folder / WEIGHTS_FILE}: unknown tensors {foreign[:5]}; accepted: those of the layers and modules listed"
         )
-    return AdapterFile(stored, modules, tensors, tied=_ties(path, config, tensors))
+    tied, shared = _other_names(path, config, "tied", tensors), _other_names(path, config, "shared", stored)
+    return AdapterFile(stored, modules, tensors, tied=tied, shared=shared or {})
 
 
-def _ties(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, list[str]] | None:
-    """Return what other names the tensors had in training; None in files of versions that did not write it."""
-    tied = config.get("tied")
-    if tied is None:
+def _other_names(path: Path, config: dict[str, Any], key: str, known: Container[str]) -> dict[str, list[str]] | None:
+    """Return the other names that tensors or layers had in training; None in files of versions that wrote none."""
+    names = config.get(key)
+    if names is None:
         return None
-    good = isinstance(tied, dict) and all(
-        name in tensors and isinstance(others, list) and all(isinstance(other, str) for other in others)
-        for name, others in tied.items()
+    good = isinstance(names, dict) and all(
+        name in known and isinstance(others, list) and all(isinstance(other, str) for other in others)
+        for name, others in names.items()
     )
     if not good:
-        raise AdapterError(f"{path}: 'tied' is {tied!r}; accepted: an object of names of tensors to lists of names")
-    return tied  # type: ignore[no-any-return]
+        raise AdapterError(f"{path}: {key!r} is {names!r}; accepted: an object of its names to lists of other names")
+    return names  # type: ignore[no-any-return]
 
 
 def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

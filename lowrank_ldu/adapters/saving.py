@@ -116,12 +116,22 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         "layers": {name: _entry(record) for name, record in records.items()},
         "modules": modules,
         "tied": tied_tensors(model, whole),
+        "shared": _shared(model),
     }
     data = with_copy(config, tensors)
     # From here on the folder holds the new adapter: the weights have a copy of their configuration.
     replace_file(folder / WEIGHTS_FILE, data)
     replace_file(folder / CONFIG_FILE, sealed({**config, "weights_sha256": hashlib.sha256(data).hexdigest()}))
     return folder
+
+
+def _shared(model: nn.Module) -> dict[str, list[str]]:
+    """Return the other names of layers that stand in a model in several places."""
+    names: dict[nn.Module, list[str]] = {}
+    for place, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, LoLDULayer):
+            names.setdefault(module, []).append(plain_name(place, model))
+    return {first: others for first, *others in names.values() if others}
 
 
 def _entry(record: LayerRecord) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transformers import (
 from lowrank_ldu.adapters import (
     AdapterError,
     BaseCheckpoint,
+    export_delta,
     export_lora,
     export_merged,
     load_adapter,
@@ -243,5 +244,30 @@ def test_ties_that_are_none(tmp_path, tied):
     config = json.loads(path.read_text())
     del config["config_sha256"]
     path.write_bytes(sealed({**config, "tied": tied}))
-    with pytest.raises(AdapterError, match="'tied' is .*; accepted: an object of names of tensors"):
+    with pytest.raises(AdapterError, match="'tied' is .*; accepted: an object of its names"):
         read_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_layer_in_two_places_is_exported_to_both(tmp_path, both):
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(8, 6))
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items() if both or not name.startswith("2")}
+    save_file(base, tmp_path / "base.safetensors")
+    assert inject(model, ["0"], 3) == ["0", "2"]
+    with torch.no_grad():
+        model[0].offset.normal_(std=0.1)
+    save_adapter(model, tmp_path / "adapter")
+    arguments = read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base.safetensors")
+    export_merged(*arguments, tmp_path / "merged")
+    written = load_file(tmp_path / "merged" / "base.safetensors")
+    again = nn.Sequential(layer := nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8) if both else layer, nn.Linear(8, 6))
+    again.load_state_dict(written, strict=both)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        assert_same(again(x), model(x))
+    updates = export_delta(*arguments, tmp_path / "delta")
+    assert updates == ["0.weight", "2.weight"][: 1 + both]
+    with pytest.raises(AdapterError, match="layer '0' stands as '2', too, where PEFT would put no pair"):
+        export_lora(*arguments, tmp_path / "lora")

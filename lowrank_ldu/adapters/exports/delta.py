@@ -86,21 +86,23 @@ def export_delta(
 
         return read
 
+    writes = {name: (places[name].write, *names.shared.get(name, ())) for name in adapter.layers}
     entries = [
-        computed(places[name].write, torch.float32, shapes[name], reader(layer))
+        computed(write, torch.float32, shapes[name], reader(layer))
         for name, layer in adapter.layers.items()
+        for write in writes[name]
     ]
     with export_folder(adapter, base, target, {DELTA_WEIGHTS}, overwrite=overwrite) as out:
         write_tensors(out / DELTA_WEIGHTS, entries, {"format": "pt"})
         written = entries_of(out / DELTA_WEIGHTS)
         for name, layer in adapter.layers.items():
-            write = places[name].write
-            if write not in written:
-                raise AdapterError(f"export failed its check: tensor {write!r} is missing")
             _, diagonal = bound_again(adapter, layer, base, str(places[name].read))
             pair = update_pair(diagonal.factors, diagonal.delta.detach())
-            update = layer.kind.as_matrix(read_tensor(out / DELTA_WEIGHTS, write))
-            check_update(update, pair, write)
+            for write in writes[name]:
+                if write not in written:
+                    raise AdapterError(f"export failed its check: tensor {write!r} is missing")
+                update = layer.kind.as_matrix(read_tensor(out / DELTA_WEIGHTS, write))
+                check_update(update, pair, write)
     warn_of(passed)
     others = [
         name

@@ -145,6 +145,10 @@ def export_lora(
 
 def _refuse_obstacles(adapter: AdapterFile, model: BaseModel) -> None:
     """Refuse layers whose output is not base plus pair: by what the adapter says, and, of older ones, transformers."""
+    for name, others in adapter.shared.items():
+        raise AdapterError(
+            f"layer {name!r} stands as {others[0]!r}, too, where PEFT would put no pair; accepted: --to merged or delta"
+        )
     known = {} if model.architecture is None else model.architecture.lora_obstacles
     for name, layer in adapter.layers.items():
         obstacle = layer.record.lora_obstacle or known.get(name)

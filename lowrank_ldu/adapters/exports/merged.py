@@ -132,6 +132,7 @@ def _plan(adapter: AdapterFile, model: BaseModel, names: BaseNames, *, keep_modu
     base, plan = model.base, MergePlan()
     for name, place in names.layers.items():
         plan.layers[place.write] = (adapter.layers[name], str(place.read))
+        plan.layers |= {other: (adapter.layers[name], other) for other in names.shared.get(name, ())}
     apart = further_modules(base.root)
     for name, place in names.modules.items():
         if apart and place.read is None:

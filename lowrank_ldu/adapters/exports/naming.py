@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -60,12 +60,15 @@ class BaseNames:
     tied : dict of str to tuple of str, optional
         Tensors that were trained whole and were tied to others in the adapted model, all by the names that they are
         written under; None where the adapter does not say.
+    shared : dict of str to tuple of str
+        Layers that stood in several places, and the other tensors of the base that their weights are.
     """
 
     layers: dict[str, Place]
     modules: dict[str, Place]
     rules: tuple[Rule, ...] = ()
     tied: dict[str, tuple[str, ...]] | None = None
+    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class BaseModel:
@@ -165,7 +168,14 @@ def _with_modules(
             modules[name].write: tuple(place(other).write for other in others) for name, others in adapter.tied.items()
         }
     )
-    return BaseNames(layers, modules, tuple(rule for rule in rules if rule != ("", "")), tied)
+    # A base that has them as one has one name for them.
+    shared = {
+        name: tuple(
+            read for other in others if (read := place(f"{other}.weight").read) not in {None, layers[name].read}
+        )
+        for name, others in adapter.shared.items()
+    }
+    return BaseNames(layers, modules, tuple(rule for rule in rules if rule != ("", "")), tied, shared)
 
 
 def _applied(rules: Iterable[Rule], name: str) -> str:
