@@ -130,7 +130,7 @@ class Panel:
     def scatter(self, x: Sequence[float], y: Sequence[float], method: str, label: str | None) -> None:
         """Draw a point for each pair, with the colour and the marker of a method."""
         alpha = max(0.4, min(0.8, 12 / max(1, len(x))))
-        look = {"color": COLOURS[method], "marker": MARKERS[method], "alpha": alpha}
+        look: dict[str, Any] = {"color": COLOURS[method], "marker": MARKERS[method], "alpha": alpha}
         self.axes.scatter(drawable(x), drawable(y), s=28, label=label, **look)
 
     def add_legend(self, markerscale: float = 1.0) -> None:

@@ -257,6 +257,7 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path, command):
     [
         (["analyze", ""], "the name of the checkpoint is empty"),
         (["analyze", "a", "--threads", "1000000"], "threads is 1000000; accepted: an integer from 1 to 1024"),
+        (["analyze", "a", "--out", "/proc/x"], "/proc/x.journal: cannot be created in this folder"),
         (["bench", "--shape", "99999999999x99999999999"], "accepted: --shape, --tokens"),
         (["bench", "--shape", "8x8", "--tokens", "99999999999999"], "accepted: --shape, --tokens"),
         (["export", "a", "--to", "lora", "--out", "z\udcff"], "accepted: a name in UTF-8"),
