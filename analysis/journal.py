@@ -285,6 +285,8 @@ def _locked(path: Path) -> BaseFileLock:
             raise JournalError(f"{beside}: is no lock of a journal; accepted: another name, or remove the file")
         lock.acquire(blocking=False)
     except Timeout:
+        if not beside.exists():  # as the library has it, of folders that take no files
+            raise JournalError(f"{path}: cannot be created in this folder; accepted: another place") from None
         raise JournalError(f"{path}: is being written by another process; accepted: wait for it, or stop it") from None
     except OSError as error:
         raise JournalError(f"{path}: cannot be written ({error.strerror})") from error

@@ -24,6 +24,8 @@ ComputeDtype = Literal["float32", "float64"]
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 _LARGEST_RANK = 2**31 - 1
+# Systems refuse to start many more.
+_MOST_THREADS = 1024
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -60,7 +62,7 @@ class SurveyOptions:
     seed : int
         Draws the sketches of randomised pivoting and of quick PiSSA, and random starts of the diagonal; at least 0.
     threads : int
-        Cores to use, at least 1.
+        Cores to use, from 1 to 1024.
 
     A single rank, strategy or error may be given for a tuple of one.
 
@@ -105,7 +107,7 @@ class SurveyOptions:
             check_count(self.seed, "seed")
             if self.seed > _LARGEST_SEED:
                 raise ValueError(f"seed is {self.seed}; accepted: at most {_LARGEST_SEED}")
-            check_rank(self.threads, _LARGEST_RANK, "threads", optional=False)
+            check_rank(self.threads, _MOST_THREADS, "threads", optional=False)
 
     def ranks_of(self, k: int) -> list[int]:
         """Return the ranks to measure on a matrix of full rank k, the last one k; ranks above k become k."""

@@ -212,7 +212,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     Raises
     ------
     ValueError
-        It is no such file any more.
+        It is no such file any more, or has a key twice, of which the library takes the last one.
     OSError
         It cannot be read.
     """
@@ -220,7 +220,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(read_exactly(file, _LENGTH_BYTES), "little")
         if length > HEADER.size:
             raise ValueError(f"header larger than {HEADER.size} bytes")
-        header = strict_json(read_exactly(file, length), HEADER, lenient=True)
+        header = strict_json(read_exactly(file, length), HEADER)
     if not isinstance(header, dict):
         raise ValueError("header is no object")  # noqa: TRY004  # what the file holds, not what was passed
     header.pop("__metadata__", None)

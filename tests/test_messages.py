@@ -86,7 +86,7 @@ def test_single_values_stand_for_tuples_of_one():
         (lambda: SurveyOptions(ranks=None), "ranks is None; accepted: one or a sequence of them$"),
         (lambda: SurveyOptions(ranks=(8, None)), "rank is None; accepted: an integer from 1 to 2147483647$"),
         (lambda: SurveyOptions(ranks=8.5), "rank is 8.5; accepted: an integer from 1 to 2147483647$"),
-        (lambda: SurveyOptions(threads=None), "threads is None; accepted: an integer from 1 to 2147483647$"),
+        (lambda: SurveyOptions(threads=None), "threads is None; accepted: an integer from 1 to 1024$"),
         (lambda: SurveyOptions(select=3), "select is 3; accepted: a regular expression, or None$"),
         (
             lambda: SurveyOptions(targets=(0.5, "a")),

@@ -57,6 +57,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     >>> weight.dtype
     torch.bfloat16
     """
+    if str(path) == "":
+        raise CheckpointError("the name of the checkpoint is empty; accepted: a file, a directory, or hf://OWNER/NAME")
     path = fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
     try:
         is_directory = path.is_dir()

@@ -105,7 +105,7 @@ def check_safetensors(path: Path) -> None:
     """Refuse a file whose header does not fit its size, before anything is read."""
     try:
         with safe_open(path, framework="pt"):
-            pass
+            untrusted.safetensors_header(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise AdapterError(
             f"{path}: not a safetensors file; it is truncated or was changed ({one_line(error)})"

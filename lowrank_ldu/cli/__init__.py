@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 _SIGNALED = 128  # and the signal's number, as shells count
 INTERRUPTED = _SIGNALED + signal.SIGINT
 _USAGE = 2
+# Of what stdout goes to.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _OF_THE_EXTRA = {"typer", "rich", "click"}
 
 
@@ -45,7 +49,16 @@ def _run(app: Callable[..., object]) -> int:
 
     try:
         code = app(prog_name="lowrank-ldu", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            # What is left in the buffer is not to be tried again at the end.
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with contextlib.suppress(OSError):
+                say(f"error: stdout cannot be written ({error.strerror})", err=True)
+            return _USAGE
         # The classes are typer's own or click's, by typer's version.
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
@@ -59,6 +72,7 @@ def _run(app: Callable[..., object]) -> int:
 
 def _said(error: Exception, message: str) -> str:
     """Return the message of a usage error, with what is accepted."""
+    message = message.replace(": Value error, ", ": ")  # the kind of error, which some versions put before it
     command = getattr(getattr(error, "ctx", None), "command", None)
     parameter = getattr(error, "param", None)
     accepted = ""

@@ -63,6 +63,8 @@ def bench(
     if append is not None and out is None:
         fail("--append is given without --out; accepted: both")
     cases = _cases(preset, shape, tokens, rank, where.type)
+    for case in cases:
+        _check_size(case, kind, adapters)
     with readable_errors():
         before = [] if append is None else read_rows(append)
         if out is None:
@@ -89,6 +91,20 @@ def _device(device: str | None, dtype: str | None) -> tuple[torch.device, torch.
     return where, getattr(torch, name)
 
 
+def _check_size(case: Case, dtype: torch.dtype, adapters: int) -> None:
+    """Refuse a layer whose weight, batch and adapters alone are larger than the memory."""
+    from lowrank_ldu.analysis.workers import physical_memory  # noqa: PLC0415
+
+    m, n = case.out_features, case.in_features
+    needed = dtype.itemsize * (m * n + case.tokens * (m + n) + adapters * case.rank)
+    memory = physical_memory()
+    if needed > memory:
+        fail(
+            f"{case.title}, {adapters} adapters: takes {needed / 1e9:.3g} GB; accepted: --shape, --tokens and "
+            f"--adapters that fit the {memory / 1e9:.3g} GB of memory"
+        )
+
+
 def _cases(
     preset: list[str] | None, shape: str | None, tokens: int | None, rank: list[int] | None, device: str
 ) -> list[Case]:
@@ -102,7 +118,7 @@ def _cases(
             return [case for name in preset or ["base"] for case in cases_of(name, device)]
     if preset:
         fail("--shape and --preset are given; accepted: one of them")
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
+    found = re.fullmatch(r"([1-9]\d{0,17})x([1-9]\d{0,17})", shape)
     if found is None:
         fail(f"--shape is {shape!r}; accepted: OUTxIN, such as 768x3072")
     m, n = map(int, found.groups())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -66,6 +67,10 @@ def export(
         fail(f"--compress is {compress}; accepted: a rank from 1 on")
     if keep_module_dtype and to is not Target.MERGED:
         fail(f"--keep-module-dtype is given with --to {to.value}; accepted: with --to merged")
+    try:
+        os.fsencode(out).decode()
+    except UnicodeDecodeError:
+        fail(f"--out is {str(out)!r}; accepted: a name in UTF-8, which the safetensors library takes")
     with readable_errors():
         source = read_adapter(adapter)
         checkpoint = BaseCheckpoint(_base_of(source) if base is None else base)
@@ -128,7 +133,9 @@ def _export(
             ranks = sorted(set(result.ranks.values()))
             said = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
             lines = [f"{len(result.ranks)} LoRA pairs of {said}, {result.bytes / 1e3:.0f} kB"]
-            if compress is not None:
+            if compress is not None and compress > max(result.ranks.values()):
+                lines.append(f"--compress {compress} changed nothing: no layer has a higher rank")
+            elif compress is not None:
                 worst = max(result.errors, key=lambda name: result.errors[name])
                 mean = sum(result.errors.values()) / len(result.errors)
                 lines.append(

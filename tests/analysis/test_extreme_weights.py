@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -100,3 +101,12 @@ def test_a_chart_leaves_out_what_is_at_the_end_of_the_numbers():
     figures = [1.0, 1.7e308, math.inf, 2.0]
     chart = draw_chart(("", "", ""), [1, 2, 3, 4], [Series("line", figures)], marked_ranks=[])
     assert chart.lines[0][1].count("M") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text there")
+def test_a_report_in_a_folder_whose_name_is_no_text(tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(4))
+    folder = tmp_path / "z\udcff"
+    folder.mkdir()
+    write_report(analyse_checkpoint(tmp_path / "a.npy", SurveyOptions(ranks=(2,), threads=1)), folder)
+    assert (folder / "figures.parquet").exists()

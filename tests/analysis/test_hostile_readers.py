@@ -16,6 +16,7 @@ from weights import weight
 
 from lowrank_ldu import untrusted
 from lowrank_ldu.adapters import AdapterError, import_published
+from lowrank_ldu.adapters.tensor_stream import entries_of
 from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
 from lowrank_ldu.analysis.weights import open_weights
 
@@ -419,3 +420,14 @@ def test_no_warning_of_scales_that_are_not_finite(tmp_path):
         data[start + 2] = 0  # infinity times zero
         path.write_bytes(data)
         assert not reader.load("q").isfinite().all()
+
+
+def test_a_header_that_has_a_name_twice(tmp_path):
+    path = tmp_path / "a.safetensors"
+    entries = ",".join(f'"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,32]}}' for shape in ("[2,4]", "[4,2]"))
+    header = f"{{{entries}}}".encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 32)
+    with pytest.raises(CheckpointError, match="the key 'a' is there twice"):
+        open_checkpoint(path)
+    with pytest.raises(AdapterError, match="the key 'a' is there twice"):
+        entries_of(path)

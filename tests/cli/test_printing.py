@@ -236,3 +236,35 @@ def test_warnings_are_lines():
 
     result = CliRunner().invoke(runner_app, [])
     assert result.stderr == "warning: of 'a\\x1b[31m' and more\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device")  # noqa: PTH110
+@pytest.mark.parametrize("command", [["--help"], ["claims", "a.safetensors", "--rank", "2", "--threads", "1"]])
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path, command):
+    weights(tmp_path / "a.safetensors", names=["a.weight"])
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        run = subprocess.run(
+            [sys.executable, "-P", "-m", "lowrank_ldu", *command],
+            cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == "error: stdout cannot be written (No space left on device)"
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["analyze", ""], "the name of the checkpoint is empty"),
+        (["analyze", "a", "--threads", "1000000"], "threads is 1000000; accepted: an integer from 1 to 1024"),
+        (["analyze", "a", "--out", "/proc/x"], "/proc/x.journal: cannot be created in this folder"),
+        (["bench", "--shape", "99999999999x99999999999"], "accepted: --shape, --tokens"),
+        (["bench", "--shape", "8x8", "--tokens", "99999999999999"], "accepted: --shape, --tokens"),
+        (["export", "a", "--to", "lora", "--out", "z\udcff"], "accepted: a name in UTF-8"),
+    ],
+)
+def test_arguments_that_cannot_be(tmp_path, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 2
+    assert message in run.stderr
