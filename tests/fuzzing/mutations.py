@@ -205,7 +205,7 @@ def change_lines(data, random):
 
 def seal(files):
     """Mend the checksums of an adapter, so that what was changed is looked at."""
-    with suppress(ValueError, KeyError, TypeError, RecursionError):
+    with suppress(AttributeError, ValueError, KeyError, TypeError, RecursionError):
         config = json.loads(files["adapter.json"])
         config.pop("config_sha256", None)
         config["weights_sha256"] = hashlib.sha256(files["adapter.safetensors"]).hexdigest()
