@@ -40,7 +40,7 @@ def fetch(name: str) -> Path:
     --------
     >>> fetch("hf://bert")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    lowrank_ldu.analysis.readers.base.CheckpointError: hf://bert: not a name on the hub; accepted: hf://OWNER/NAME, ...
+    lowrank_ldu.errors.CheckpointError: hf://bert: not a name on the hub; accepted: hf://OWNER/NAME, ...
     """
     found = _ID.fullmatch(name.removeprefix(PREFIX))
     if found is None or ".." in name:
