@@ -23,13 +23,17 @@ def checked_path(path: object, name: str = "path") -> Path:
     TypeError
         It is none.
     AdapterError
-        It has a character that no path can have.
+        It has a character that no path can have, or is not in UTF-8.
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str):
         raise TypeError(f"{name} is a {type(path).__name__}; accepted: a path, as a str or a pathlib.Path")
     if "\0" in text:
         raise AdapterError(f"{name} is {shown(text)}; accepted: a path, which has no null characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise AdapterError(f"{name} is {shown(text)}; accepted: a path in UTF-8, as the safetensors library") from error
     return Path(text)
 
 

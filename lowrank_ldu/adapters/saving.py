@@ -23,7 +23,7 @@ from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
 from lowrank_ldu.nn.calls import warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, is_sharded, plain_name, plain_submodule, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import hosts, is_sharded, places, plain_name, plain_submodule, unwrapped, weight_matrix
 from lowrank_ldu.nn.kinds import lora_obstacle
 from lowrank_ldu.validation import check_names, dtype_name
 
@@ -127,11 +127,9 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
 
 def _shared(model: nn.Module) -> dict[str, list[str]]:
     """Return the other names of layers that stand in a model in several places."""
-    names: dict[nn.Module, list[str]] = {}
-    for place, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, LoLDULayer):
-            names.setdefault(module, []).append(plain_name(place, model))
-    return {first: others for first, *others in names.values() if others}
+    found = places(model).items()
+    names = ([plain_name(name, model) for name in group] for module, group in found if isinstance(module, LoLDULayer))
+    return {first: others for first, *others in names if others}
 
 
 def _entry(record: LayerRecord) -> dict[str, Any]:

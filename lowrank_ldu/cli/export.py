@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -67,10 +66,6 @@ def export(
         fail(f"--compress is {compress}; accepted: a rank from 1 on")
     if keep_module_dtype and to is not Target.MERGED:
         fail(f"--keep-module-dtype is given with --to {to.value}; accepted: with --to merged")
-    try:
-        os.fsencode(out).decode()
-    except UnicodeDecodeError:
-        fail(f"--out is {str(out)!r}; accepted: a name in UTF-8, which the safetensors library takes")
     with readable_errors():
         source = read_adapter(adapter)
         checkpoint = BaseCheckpoint(_base_of(source) if base is None else base)

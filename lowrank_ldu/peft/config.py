@@ -232,6 +232,11 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
             self.modules_to_save = check_names(self.modules_to_save, "modules_to_save", accepted)
             for module in self.modules_to_save:
                 check_pattern(module, "a name in modules_to_save", accepted)
+        obstacles = {} if self.lora_obstacles is None else self.lora_obstacles
+        if not isinstance(obstacles, dict) or not all(
+            isinstance(text, str) for pair in obstacles.items() for text in pair
+        ):
+            raise TypeError(f"lora_obstacles is {shown(obstacles)}; accepted: names of modules to reasons, or None")
         kinds = {} if self.layer_kinds is None else self.layer_kinds
         known = isinstance(kinds, Mapping) and all(isinstance(text, str) for pair in kinds.items() for text in pair)
         if not known or not set(kinds.values()) <= set(KINDS):

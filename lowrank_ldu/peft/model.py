@@ -155,21 +155,21 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         """Return what a file holds of an adapter, by the plain model's names, wrappers left out."""
         plain = {plain_name(key, model): value for key, value in state_dict.items()}
         layers = list(_adapted_names(model))
-        places = tuple(f"{layer}{PREFIX}adapter." for layer in layers)
+        prefixes = tuple(f"{layer}{PREFIX}adapter." for layer in layers)
         biases = {f"{layer}base_layer.bias" for layer in layers} if config.bias != "none" else set()
         if config.bias == "all":
             biases |= {key for key in plain if f".{key}".endswith(".bias")}
-        return {key: value for key, value in plain.items() if key.startswith(places) or key in biases}
+        return {key: value for key, value in plain.items() if key.startswith(prefixes) or key in biases}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
         """Return what a file holds of an adapter, by the names of this model, wrappers included."""
-        places = tuple(f"{layer}{PREFIX}adapter.{adapter_name}." for layer in _adapted_names(model))
+        prefixes = tuple(f"{layer}{PREFIX}adapter.{adapter_name}." for layer in _adapted_names(model))
         keys = {plain_name(key, model): key for key in model.state_dict()}
         for plain, key in list(keys.items()):
-            if plain.startswith(places):
+            if plain.startswith(prefixes):
                 stored = cls._remove_adapter_name_from_key(plain, adapter_name)
                 # A model that holds the layers without PEFT's own around it has no prefix; the file has.
                 keys[stored] = keys[f"{_PEFT}{stored.removeprefix(_PEFT)}"] = key

@@ -393,6 +393,14 @@ def test_arguments_of_other_types(base, tmp_path, export, wrong, message):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("export", [export_lora, export_merged, export_delta])
+def test_a_folder_whose_name_the_library_does_not_take(base, tmp_path, export):
+    peft_adapter(Mixed(), tmp_path / "adapter")
+    with pytest.raises(AdapterError, match="folder is .*; accepted: a path in UTF-8"):
+        export(read_adapter(tmp_path / "adapter"), BaseCheckpoint(base), tmp_path / "z\udcff")
+    assert not (tmp_path / "z\udcff").exists()
+
+
 def test_tensors_that_a_base_has_not(base):
     for look in (BaseCheckpoint.tensor, BaseCheckpoint.shape, BaseCheckpoint.dtype):
         with pytest.raises(AdapterError, match="has no tensor 'other'; accepted: one of its "):

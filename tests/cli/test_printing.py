@@ -260,7 +260,7 @@ def test_a_full_disk_behind_stdout_is_one_line(tmp_path, command):
         (["analyze", "a", "--out", "/proc/x"], "/proc/x.journal: cannot be created in this folder"),
         (["bench", "--shape", "99999999999x99999999999"], "accepted: --shape, --tokens"),
         (["bench", "--shape", "8x8", "--tokens", "99999999999999"], "accepted: --shape, --tokens"),
-        (["export", "a", "--to", "lora", "--out", "z\udcff"], "accepted: a name in UTF-8"),
+        (["export", "z\udcff", "--to", "lora", "--out", "a"], "accepted: a path in UTF-8"),
     ],
 )
 def test_arguments_that_cannot_be(tmp_path, monkeypatch, command, message):

@@ -56,6 +56,7 @@ def model():
         ({"alpha_pattern": 5}, TypeError, "alpha_pattern is 5; accepted: a dict of names"),
         ({"alpha_pattern": {"query": "1"}}, TypeError, "alpha_pattern['query'] is '1'; accepted: a positive"),
         ({"layer_kinds": {"query": "dense"}}, TypeError, "layer_kinds is {'query': 'dense'}; accepted: names of"),
+        ({"lora_obstacles": {"query": 1}}, TypeError, "lora_obstacles is {'query': 1}; accepted: names of modules to"),
         ({"layer_kinds": {"query": []}}, TypeError, "layer_kinds is {'query': []}; accepted: names of"),
     ],
 )

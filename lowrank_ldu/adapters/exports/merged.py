@@ -123,7 +123,7 @@ def export_merged(
         copy_files(others, out)
         if plan.config is not None:
             (out / CONFIG).write_text(json.dumps(plan.config, indent=2), encoding="utf-8")
-        check_merged(adapter, base, plan, out)
+        check_merged(adapter, model, plan, out)
     warn_of(passed)
     return sorted({*plan.layers, *plan.tensors})
 

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
     from lowrank_ldu.adapters.exports.merged import MergePlan
+    from lowrank_ldu.adapters.exports.naming import BaseModel
     from lowrank_ldu.adapters.file import AdapterFile
 from lowrank_ldu.adapters.tensor_stream import Entry
 
 
-def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, folder: Path) -> None:
+def check_merged(adapter: AdapterFile, model: BaseModel, plan: MergePlan, folder: Path) -> None:
     """Read what was written, and compare every tensor with what it should be.
 
     Tensors of adapted layers are compared with the sum of the base's weight and the product of the update's two thin
@@ -34,7 +35,8 @@ def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, fo
     Parameters
     ----------
     adapter : AdapterFile
-    base : BaseCheckpoint
+    model : BaseModel
+        The base.
     plan : MergePlan
     folder : Path
         Has the files of the base, merged.
@@ -44,6 +46,7 @@ def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, fo
     AdapterError
         Naming the tensor.
     """
+    base = model.base
     stored = {name: entry for file in base.files for name, entry in entries_of(base.root / file).items()}
     written: dict[str, Entry] = {}
     places: dict[str, Path] = {}
@@ -63,7 +66,7 @@ def check_merged(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, fo
         expected = given(name, plan.tensors[name]) if name in plan.tensors else stored[plan.copies.get(name, name)]
         if not same_bytes(entry, expected):
             raise AdapterError(f"export failed its check: tensor {name!r} is not what was to be written")
-    _check_model(plan, written, folder, _never_stored(base, stored))
+    _check_model(plan, written, folder, _never_stored(model) if plan.copies else set())
 
 
 def _same_names(found: Iterable[str], wanted: Iterable[str]) -> None:
@@ -90,13 +93,13 @@ def _check_sum(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, name
             raise AdapterError(f"export failed its check: tensor {name!r} is not the base's plus the update")
 
 
-def _never_stored(base: BaseCheckpoint, stored: Iterable[str]) -> set[str]:
+def _never_stored(model: BaseModel) -> set[str]:
     """Return what the base's model computes itself: positions, for one."""
-    names = list(stored)
-    architecture = architecture_of(base.root, len(names))
+    architecture = model.architecture
     if architecture is None:
         return set()
-    return set(architecture.shapes) - {architecture.module_name(name) for name in names} - set(architecture.tied)
+    present = {architecture.module_name(name) for name in model.base}
+    return set(architecture.shapes) - present - set(architecture.tied)
 
 
 def _check_model(plan: MergePlan, written: dict[str, Entry], folder: Path, never_stored: set[str]) -> None:
