@@ -232,17 +232,13 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
             self.modules_to_save = check_names(self.modules_to_save, "modules_to_save", accepted)
             for module in self.modules_to_save:
                 check_pattern(module, "a name in modules_to_save", accepted)
-        obstacles = {} if self.lora_obstacles is None else self.lora_obstacles
-        if not isinstance(obstacles, dict) or not all(
-            isinstance(text, str) for pair in obstacles.items() for text in pair
-        ):
-            raise TypeError(f"lora_obstacles is {shown(obstacles)}; accepted: names of modules to reasons, or None")
-        kinds = {} if self.layer_kinds is None else self.layer_kinds
-        known = isinstance(kinds, Mapping) and all(isinstance(text, str) for pair in kinds.items() for text in pair)
-        if not known or not set(kinds.values()) <= set(KINDS):
+        kinds, obstacles = self.layer_kinds or {}, self.lora_obstacles or {}
+        if not _are_texts(kinds) or not set(kinds.values()) <= set(KINDS):
             raise TypeError(
                 f"layer_kinds is {shown(kinds)}; accepted: names of modules to {', '.join(map(repr, KINDS))}, or None"
             )
+        if not _are_texts(obstacles):
+            raise TypeError(f"lora_obstacles is {shown(obstacles)}; accepted: names of modules to reasons, or None")
 
     def _check_layers(self) -> None:
         self.layers_to_transform = _block_numbers(self.layers_to_transform)
@@ -265,6 +261,10 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
 def _alpha(value: Any, name: str) -> float | None:
     return None if value is None else check_positive(value, name)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)
 
 
 def _block_numbers(value: Any) -> list[int] | int | None:
