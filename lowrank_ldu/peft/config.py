@@ -232,7 +232,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
             self.modules_to_save = check_names(self.modules_to_save, "modules_to_save", accepted)
             for module in self.modules_to_save:
                 check_pattern(module, "a name in modules_to_save", accepted)
-        kinds, obstacles = self.layer_kinds or {}, self.lora_obstacles or {}
+        kinds, obstacles = ({} if value is None else value for value in (self.layer_kinds, self.lora_obstacles))
         if not _are_texts(kinds) or not set(kinds.values()) <= set(KINDS):
             raise TypeError(
                 f"layer_kinds is {shown(kinds)}; accepted: names of modules to {', '.join(map(repr, KINDS))}, or None"
