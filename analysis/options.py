@@ -47,20 +47,20 @@ class SurveyOptions:
     pivoting : tuple of str
         Pivoting strategies of LDU, as for `lowrank_ldu.ldu`. Stored each once.
     select, exclude : str or None
-        Regular expressions, searched anywhere in the name: analyse only the tensors that match `select`, and none
+        Regular expressions, searched anywhere in the name: analyze only the tensors that match `select`, and none
         that match `exclude`.
     mode : {"exact", "cheap"}
         "exact": the whole SVD of every matrix, and LDU to the full rank. "cheap": neither; the leading singular values
-        are those of a randomised SVD, with bounds, and ranks are measured as far as they are asked for. A matrix whose
-        smaller side is hardly larger than the largest rank is analysed exactly in both.
+        are those of a randomized SVD, with bounds, and ranks are measured as far as they are asked for. A matrix whose
+        smaller side is hardly larger than the largest rank is analyzed exactly in both.
     targets : tuple of float
         Relative Frobenius errors: the smallest rank that reaches each is looked for. Positive. Stored in descending
         order, each once.
     dtype : {"float32", "float64"} or None
-        What factorisations are computed in; None: float64 for weights in float64, float32 for all others. Figures are
+        What factorizations are computed in; None: float64 for weights in float64, float32 for all others. Figures are
         computed in float64 always, and everything on the CPU, so that they are the same wherever there is a GPU.
     seed : int
-        Draws the sketches of randomised pivoting and of quick PiSSA, and random starts of the diagonal; at least 0.
+        Draws the sketches of randomized pivoting and of quick PiSSA, and random starts of the diagonal; at least 0.
     threads : int
         Cores to use, from 1 to 1024.
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.analysis.readers import TensorInfo
+    from lowrank_ldu.checkpoints import TensorInfo
 
 _INTEGERS = re.compile(r"u?int\d+|bool")
 
@@ -44,7 +44,7 @@ def as_matrix(tensor: torch.Tensor, order: tuple[int, ...] = ()) -> torch.Tensor
 
 
 def skip_reason(info: TensorInfo, options: SurveyOptions) -> str | None:
-    """Return why a tensor is not analysed, as far as its name, shape and dtype tell, or None if it is to be."""
+    """Return why a tensor is not analyzed, as far as its name, shape and dtype tell, or None if it is to be."""
     return name_reason(info.name, options) or storage_reason(info)
 
 
@@ -63,7 +63,7 @@ def storage_reason(info: TensorInfo) -> str | None:
 
 
 def dtype_in_words(info: TensorInfo) -> str:
-    """Return the dtype as stored, and what it was dequantised to."""
+    """Return the dtype as stored, and what it was dequantized to."""
     return f"{info.stored_as} as {info.dtype}" if info.stored_as else info.dtype
 
 

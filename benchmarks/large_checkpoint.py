@@ -43,7 +43,7 @@ def write_checkpoint(folder, gigabytes):
     return layers * layer_bytes
 
 
-def analyse(folder, out, options):
+def analyze(folder, out, options):
     program = "from lowrank_ldu.cli import main; main()"
     command = [sys.executable, "-c", program, "analyze", str(folder), "--out", str(out), *options]
     start = time.perf_counter()
@@ -67,7 +67,7 @@ def main():
             folder.mkdir(parents=True, exist_ok=True)
             write_checkpoint(folder, arguments.gigabytes)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        seconds, usage = analyse(folder, Path(temporary, "report"), arguments.options)
+        seconds, usage = analyze(folder, Path(temporary, "report"), arguments.options)
     cores = len(os.sched_getaffinity(0))
     busy = (usage.ru_utime + usage.ru_stime) / seconds / cores
     print(f"checkpoint {size / 1e9:.1f} GB, {seconds:.0f} s, {cores} cores {100 * busy:.0f} % busy")

@@ -20,7 +20,7 @@ def test_analyze_all_minilm(benchmark, tmp_path):
     out = tmp_path / "report"
 
     def run():
-        command = [COMMAND, "analyze", checkpoint(), "--rank", "8", "--rank", "64", "--out", out, "--force"]
+        command = [COMMAND, "analyze", checkpoint(), "--rank", "8", "--rank", "64", "--out", out, "--overwrite"]
         subprocess.run(command, check=True, capture_output=True)
 
     checkpoint()

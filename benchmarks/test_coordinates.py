@@ -51,9 +51,9 @@ def test_updates_until_a_quadratic_is_fitted(weights, rank, pivoting):
 
 
 @pytest.mark.parametrize("projected", [True, False], ids=["ProjectedOptimizer(AdamW)", "AdamW"])
-def test_an_optimiser_step(benchmark, projected):
+def test_an_optimizer_step(benchmark, projected):
     """24 layers of width 768 at full rank, as RoBERTa-base's query and value."""
-    benchmark.group = "one optimiser step, 24 layers, r = 768"
+    benchmark.group = "one optimizer step, 24 layers, r = 768"
     torch.set_num_threads(1)  # 769 numbers a layer: threads that wait for each other would be all that is measured
     base = nn.Linear(768, 768)
     model = nn.ModuleList(nn.Linear(768, 768) for _ in range(24))

@@ -59,7 +59,7 @@ def test_pissa_niter_4(benchmark, W):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_speed_is_not_bought_with_accuracy(dtype, device):
-    """No ratio counts unless the factors are the truncation of the full factorisation."""
+    """No ratio counts unless the factors are the truncation of the full factorization."""
     W = torch.randn(4096, 4096, dtype=dtype, device=device)
     P, L, R = torch.linalg.lu(W)
     z = torch.diagonal(R)
@@ -72,7 +72,7 @@ def test_speed_is_not_bought_with_accuracy(dtype, device):
         (factors.reconstruct(), P @ L[:, :RANK] @ R[:RANK]),
     ]:
         difference = float(torch.linalg.norm(ours - reference) / torch.linalg.norm(reference))
-        print(f"{dtype}: relative difference from the truncated full factorisation {difference:.1e}")
+        print(f"{dtype}: relative difference from the truncated full factorization {difference:.1e}")
         assert difference <= tolerance
 
 

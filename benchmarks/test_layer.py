@@ -9,8 +9,8 @@ pytest benchmarks/test_layer.py --device cuda --benchmark-group-by=group --bench
 import pytest
 import torch
 
-from lowrank_ldu.benchmarking import Case
-from lowrank_ldu.benchmarking.methods import base_layer, methods_of
+from lowrank_ldu.measuring import Case
+from lowrank_ldu.measuring.methods import base_layer, methods_of
 
 ADAPTERS = 1000
 NAMES = [

@@ -13,9 +13,9 @@ from minilm import checkpoint
 from safetensors.torch import load_file
 
 from lowrank_ldu import pissa, svd
+from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis.engine.resources import pinned_threads
 from lowrank_ldu.analysis.options import SurveyOptions
-from lowrank_ldu.analysis.run import analyse_checkpoint
-from lowrank_ldu.analysis.workers import pinned_threads
 
 RANKS = (8, 16, 32, 64, 128)
 
@@ -53,7 +53,7 @@ def matrices():
     [svd, *(partial(pissa, rank=rank, niter=4) for rank in RANKS)],
     ids=["exact SVD", *(f"quick PiSSA {rank}" for rank in RANKS)],
 )
-def test_factorisations_alone(benchmark, matrices, factor):
+def test_factorizations_alone(benchmark, matrices, factor):
     """What the whole analysis cannot be faster than: a part of what it measures, two matrices side by side."""
     with pinned_threads(1), ThreadPoolExecutor(2) as pool:
         possible = [W for W in matrices if min(W.shape) > max(RANKS)]
@@ -73,5 +73,5 @@ def test_factorisations_alone(benchmark, matrices, factor):
 @pytest.mark.usefixtures("weightwatcher")
 def test_this(benchmark, mode, pivoting):
     options = SurveyOptions(ranks=RANKS, pivoting=pivoting, mode=mode)
-    analysis = benchmark.pedantic(analyse_checkpoint, (checkpoint(), options), rounds=3)
+    analysis = benchmark.pedantic(analyze_checkpoint, (checkpoint(), options), rounds=3)
     assert len(analysis.matrices) == 40

@@ -1,6 +1,6 @@
-"""Pivoted LDU factorisation of model weights: analyse it, fine-tune with it, compare it with SVD and PiSSA.
+"""Pivoted LDU factorization of model weights: analyze it, fine-tune with it, compare it with SVD and PiSSA.
 
-`W[p] = L diag(z) U`, the factorisation that LoLDU (arXiv 2410.13618) fine-tunes the diagonal of. Importing this
+`W[p] = L diag(z) U`, the factorization that LoLDU (arXiv 2410.13618) fine-tunes the diagonal of. Importing this
 package imports NumPy and SciPy only; the layer is in `lowrank_ldu.nn`, the analysis of checkpoints in
 `lowrank_ldu.analysis`.
 """

@@ -35,7 +35,7 @@ def test_the_layer_imports_neither_analysis_nor_fine_tuning(tmp_path):
     packages, names = modules_after("import lowrank_ldu.nn, lowrank_ldu.adapters", tmp_path)
     assert "torch" in packages
     assert not packages & {"transformers", "peft", "matplotlib", "pandas", "typer"}
-    assert not {"lowrank_ldu.analysis", "lowrank_ldu.finetune", "lowrank_ldu.cli"} & names
+    assert not {"lowrank_ldu.analysis", "lowrank_ldu.demo", "lowrank_ldu.cli"} & names
 
 
 def test_the_folders_are_not_importable_under_their_bare_names(tmp_path):

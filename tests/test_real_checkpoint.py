@@ -27,7 +27,7 @@ def test_every_matrix_is_exact_at_full_rank(weights, pivoting):
         assert error < 1e-5, name
 
 
-def test_truncated_equals_lapacks_full_factorisation(weights):
+def test_truncated_equals_lapacks_full_factorization(weights):
     for name, W in weights.items():
         P, L, R = torch.linalg.lu(W.double())
         z = torch.diagonal(R)

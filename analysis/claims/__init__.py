@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
 
 __all__ = ["Case", "Claim", "Finding", "examine_claims", "verdict", "write_claims"]
 
 
 def examine_claims(analysis: Analysis, stored_numbers: Callable[[int], int]) -> list[Claim]:
-    """Test the claims of arXiv 2410.13618 on an analysed checkpoint.
+    """Test the claims of arXiv 2410.13618 on an analyzed checkpoint.
 
     Parameters
     ----------
@@ -48,10 +48,10 @@ def examine_claims(analysis: Analysis, stored_numbers: Callable[[int], int]) -> 
     >>> from pathlib import Path
     >>> import numpy as np
     >>> from lowrank_ldu.analysis.options import SurveyOptions
-    >>> from lowrank_ldu.analysis.run import analyse_checkpoint
+    >>> from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.savez(Path(folder, "model.npz"), weight=np.diag([4.0, 3.0, 2.0, 1.0]))
-    ...     analysis = analyse_checkpoint(Path(folder, "model.npz"), SurveyOptions(ranks=(2,)))
+    ...     analysis = analyze_checkpoint(Path(folder, "model.npz"), SurveyOptions(ranks=(2,)))
     >>> claims = examine_claims(analysis, lambda rank: 2 * rank + 66)
     >>> [(finding.place, finding.verdict) for finding in claims[1].findings]
     [('rank 2', 'holds'), ('full rank', 'holds')]

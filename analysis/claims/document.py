@@ -10,8 +10,8 @@ from lowrank_ldu.analysis.report.document import strict_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.claims.verdict import Claim, Finding
-    from lowrank_ldu.analysis.run import Analysis
 
 
 def to_json(claims: Sequence[Claim], analysis: Analysis) -> str:

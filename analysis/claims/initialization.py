@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.places import Place, full_rank, places_below_full_rank
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, medians
-from lowrank_ldu.analysis.report.formatting import figure
+from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.formatting import figure
 from lowrank_ldu.initialization import INITIALIZATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.run import Analysis
-    from lowrank_ldu.analysis.starts import StartChange
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
 
 # About what rounding every entry to float32 and summing some hundred of them can do.
 LARGEST_CHANGE = 1e-6
@@ -28,19 +27,19 @@ def initialization(analysis: Analysis) -> Claim:
     return Claim(
         name="initialization",
         statement=(
-            "The residual preserves all of the pre-trained weight, and any of the heuristic initialisations of the "
+            "The residual preserves all of the pre-trained weight, and any of the heuristic initializations of the "
             "diagonal makes training stable."
         ),
         source="sections III-C and IV-E, Algorithm 1, Table V",
         rule=(
-            f"none of the {len(INITIALIZATIONS)} initialisations changes the layer's weight before the first step, "
+            f"none of the {len(INITIALIZATIONS)} initializations changes the layer's weight before the first step, "
             f"‖W' - W‖_F / ‖W‖_F, by more than {LARGEST_CHANGE:g}; sigma is 1"
         ),
         findings=findings,
     )
 
 
-def _finding(test: str, place: Place, change: Callable[[StartChange], float]) -> Finding:
+def _finding(test: str, place: Place, change: Callable[[InitializationChange], float]) -> Finding:
     cases = []
     for name, _, item in place.ldu():
         figures: dict[str, float] = {init: change(start) for init, start in item.starts.items()}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.places import Place, full_rank, places_below_full_rank
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, medians
-from lowrank_ldu.analysis.report.formatting import figure
+from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
 
 # Orthonormal vectors computed in float32 have about 1e-6.
 LARGEST_DEFECT = 1e-3

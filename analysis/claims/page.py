@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.formatting import duration, figure
 from lowrank_ldu.analysis.report.templating import page_template
+from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.claims.verdict import Claim
-    from lowrank_ldu.analysis.run import Analysis
 
 
 def render_page(claims: Sequence[Claim], analysis: Analysis) -> str:

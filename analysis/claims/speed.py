@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.places import Place, full_rank, places_below_full_rank
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, medians
-from lowrank_ldu.analysis.report.formatting import duration, figure
+from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.matrix import MatrixAnalysis
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
 
 
 def speed(analysis: Analysis) -> Claim:
@@ -31,7 +30,7 @@ def speed(analysis: Analysis) -> Claim:
     findings.append(_finding("full LDU against full SVD", full_rank(analysis), "svd", exact))
     return Claim(
         name="speed",
-        statement="An LDU factorisation is cheaper to compute than an SVD.",
+        statement="An LDU factorization is cheaper to compute than an SVD.",
         source="section III-E, and the comparison with SVD-based methods",
         rule="LDU with partial pivoting took less time than the other method on the same matrix",
         findings=findings,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.places import Place, full_rank, places_below_full_rank
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, medians
-from lowrank_ldu.analysis.report.formatting import figure
+from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.matrix import Measurement
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.matrix import Measurement
 
 # "Considerably less" is at least half. Packed triangles save at most half of the factors, so that the verdict on memory
 # does not hang on how they are held.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.places import PAPER, Place, places_below_full_rank
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, medians
-from lowrank_ldu.analysis.report.formatting import figure
+from lowrank_ldu.analysis.claims.verdict import PAPER, Case, Claim, Finding, Place, medians, places_below_full_rank
+from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
 # Of the energy that the best terms hold. Less than that can hardly be called the essential part.

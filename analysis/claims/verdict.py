@@ -6,8 +6,14 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.report.scope import Scope
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.decomposition import Pivoting
 
 
 @dataclass(frozen=True)
@@ -126,3 +132,47 @@ def medians(cases: Sequence[Case]) -> dict[str, float]:
     {'error': 0.6}
     """
     return {name: median(case.figures[name] for case in cases) for name in (cases[0].figures if cases else ())}
+
+
+# Of the LDU in the paper and in its published code.
+PAPER: Pivoting = "partial"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Matrices at one rank, with their names.
+
+    Attributes
+    ----------
+    names : list of str
+    scope : Scope
+        Matrices in the order of the names, perhaps none.
+    """
+
+    names: list[str]
+    scope: Scope
+
+    @property
+    def rank(self) -> int | None:
+        """The rank, or None for the full rank of each."""
+        return self.scope.rank
+
+    def ldu(self, pivoting: Pivoting = PAPER) -> Iterator[tuple[str, MatrixAnalysis, Measurement]]:
+        """Yield name, matrix and its LDU."""
+        yield from zip(self.names, self.scope.matrices, self.scope.ldu(pivoting), strict=True)
+
+
+def places_below_full_rank(analysis: Analysis) -> list[Place]:
+    """Return a place for each rank asked for, with the matrices whose full rank is above it."""
+    places = []
+    for rank in analysis.options.ranks:
+        larger = [(tensor.name, matrix) for tensor, matrix in analysis.matrices if min(matrix.m, matrix.n) > rank]
+        places.append(Place([name for name, _ in larger], Scope([matrix for _, matrix in larger], rank)))
+    return places
+
+
+def full_rank(analysis: Analysis) -> Place:
+    """Return all matrices at full rank."""
+    return Place(
+        [tensor.name for tensor, _ in analysis.matrices], Scope([matrix for _, matrix in analysis.matrices], None)
+    )

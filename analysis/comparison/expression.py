@@ -1,4 +1,4 @@
-"""How much of an update the diagonal of a factorisation can express."""
+"""How much of an update the diagonal of a factorization can express."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAFE_SQUARED_DISTANCE = 2.0**-26
 
 @dataclass(frozen=True)
 class Expression:
-    r"""What the leading terms l_i u_i of a factorisation express of an update D.
+    r"""What the leading terms l_i u_i of a factorization express of an update D.
 
     Attributes
     ----------
@@ -41,11 +41,11 @@ class Expression:
 def express(
     update: torch.Tensor, factors: Factorization, ranks: Sequence[int], curve_ranks: Sequence[int]
 ) -> Expression:
-    r"""Project an update on the leading terms of a factorisation, at each of `ranks` and `curve_ranks`.
+    r"""Project an update on the leading terms of a factorization, at each of `ranks` and `curve_ranks`.
 
     With the terms scaled to unit norm, their Gram matrix G = C C^T and c_i = l_i^T D u_i, the share that the first r
     terms explain is \|C^-1 c\|^2 / \|D\|^2 up to r, and the leading part of C is the factor of the leading part of G:
-    one Cholesky factorisation answers for all ranks. Where a term hardly stands out of the earlier ones, least squares
+    one Cholesky factorization answers for all ranks. Where a term hardly stands out of the earlier ones, least squares
     by eigenvalues takes over, and the share is measured on its residual, so that it is never overstated.
 
     Parameters

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.analysis.comparison.expression import Expression, express
-from lowrank_ldu.analysis.curves import sample_ranks
-from lowrank_ldu.analysis.spectrum import Spectrum, summarise_spectrum
+from lowrank_ldu.analysis.measures.curves import sample_ranks
+from lowrank_ldu.analysis.measures.spectrum import Spectrum, summarize_spectrum
 from lowrank_ldu.decomposition import Pivoting, ldu, svd
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOp
     svd_terms = express(update, svd(_scaled(base)), ranks, curve_ranks)
     scale = float(update.abs().max())
     values = torch.linalg.svdvals(_scaled(update))
-    spectrum = summarise_spectrum(values, sorted({1, *ranks}))
+    spectrum = summarize_spectrum(values, sorted({1, *ranks}))
     base_norm, update_norm = _norm(base), _norm(update)
     return MatrixComparison(
         m=m,
@@ -120,7 +120,7 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOp
         ldu=ldu_terms,
         svd=svd_terms,
         curve_ranks=curve_ranks,
-        lora_curve=list(summarise_spectrum(values, curve_ranks).energy.values()),
+        lora_curve=list(summarize_spectrum(values, curve_ranks).energy.values()),
     )
 
 

@@ -10,7 +10,7 @@ from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
 Status = Literal["compared", "unchanged", "only in the base", "only in the tuned checkpoint", "not compared"]
 
@@ -29,7 +29,7 @@ class PairResult:
     base_shape, tuned_shape : tuple of int, or None
         As stored; None where there is no such tensor.
     base_dtype, tuned_dtype : str
-        As stored, and what it was dequantised to; for what is not a tensor, what it is; empty where there is nothing.
+        As stored, and what it was dequantized to; for what is not a tensor, what it is; empty where there is nothing.
     reason : str or None
         Why there is no comparison.
     comparison : MatrixComparison or None

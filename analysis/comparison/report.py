@@ -1,4 +1,4 @@
-"""What a comparison leaves on disk: a table, a machine-readable document and a page to read."""
+"""Write a comparison: a table, a machine-readable document and a page."""
 
 from __future__ import annotations
 
@@ -6,20 +6,222 @@ from dataclasses import asdict
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+import numpy as np
 from markupsafe import Markup
 
-from lowrank_ldu.analysis.comparison.columns import columns
-from lowrank_ldu.analysis.comparison.plots import explained_panels
 from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows
-from lowrank_ldu.analysis.comparison.table import write_table
-from lowrank_ldu.analysis.report.columns import cells
+from lowrank_ldu.analysis.measures.curves import sample_ranks
+from lowrank_ldu.analysis.report.columns import Column, cells
 from lowrank_ldu.analysis.report.document import strict_json
+from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band
+from lowrank_ldu.analysis.report.tables import write_rows
 from lowrank_ldu.analysis.report.templating import page_template
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
+    from lowrank_ldu.analysis.comparison.pairs import PairResult
     from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+
+COLUMNS = (
+    "tensor", "shape", "m", "n", "base_dtype", "tuned_dtype",
+    "base_norm", "update_norm", "relative_norm", "stable_rank", "effective_rank", "largest_singular_value",
+    "pivoting", "rank", "independent_terms",
+    "ldu_explained", "random_expected", "svd_basis_explained", "lora_explained", "lora_rank_1_explained",
+    "ldu_numbers", "lora_numbers", "lora_rank_1_numbers", "lora_rank_at_equal_numbers",
+)  # fmt: skip
+
+
+def write_table(comparison: CheckpointComparison, path: Path) -> None:
+    """Write the table; names of tensors are as the checkpoints have them."""
+    rows = (row for tensor, matrix in comparison.matrices for row in _rows(tensor, matrix))
+    write_rows(path, list(COLUMNS), rows)
+
+
+def _rows(tensor: PairResult, matrix: MatrixComparison) -> Iterator[dict[str, object]]:
+    shared = {
+        "tensor": tensor.name,
+        "shape": "x".join(map(str, tensor.base_shape or ())),
+        "m": matrix.m,
+        "n": matrix.n,
+        "base_dtype": tensor.base_dtype,
+        "tuned_dtype": tensor.tuned_dtype,
+        "base_norm": matrix.base_norm,
+        "update_norm": matrix.update_norm,
+        "relative_norm": matrix.relative_norm,
+        "stable_rank": matrix.spectrum.stable_rank,
+        "effective_rank": matrix.spectrum.effective_rank,
+        "largest_singular_value": matrix.spectrum.largest,
+        "lora_rank_1_explained": matrix.spectrum.energy[1],
+        "lora_rank_1_numbers": matrix.least_lora,
+    }
+    for pivoting, terms in matrix.ldu.items():
+        for rank, explained in terms.explained.items():
+            yield {
+                **shared,
+                "pivoting": pivoting,
+                "rank": rank,
+                "independent_terms": terms.independent[rank],
+                "ldu_explained": explained,
+                "random_expected": matrix.random(terms.independent[rank]),
+                "svd_basis_explained": matrix.svd.explained[rank],
+                "lora_explained": matrix.spectrum.energy[rank],
+                "ldu_numbers": rank + 1,
+                "lora_numbers": rank * matrix.least_lora,
+                "lora_rank_at_equal_numbers": (rank + 1) / matrix.least_lora,
+            }
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
+    from lowrank_ldu.decomposition import Pivoting
+
+    Value = Callable[[MatrixComparison], float | None]
+
+
+def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixComparison]]:
+    """Return the columns after the tensor's name, shape and dtypes; `rank` is the one of the partial bases."""
+
+    def at(matrix: MatrixComparison) -> int:
+        return min(rank, matrix.full_rank)
+
+    listed: list[Column[MatrixComparison]] = [
+        Column("relative norm", "‖update‖_F / ‖base‖_F.", lambda matrix: matrix.relative_norm),
+        Column("stable rank", "‖update‖²_F / ‖update‖²_2, from 1 to k.", lambda matrix: matrix.spectrum.stable_rank),
+        Column(
+            "effective rank",
+            "exp of the entropy of the update's singular values scaled to sum 1, from 1 to k.",
+            lambda matrix: matrix.spectrum.effective_rank,
+        ),
+    ]
+    for pivoting in strategies:
+        listed += [
+            Column(
+                f"{pivoting}, {rank}",
+                f"Share of ‖update‖²_F that the diagonal of the base's first {rank} LDU terms with {pivoting} pivoting "
+                "can express at best (least squares).",
+                _of_ldu(pivoting, at),
+            ),
+            Column(
+                f"{pivoting}, full",
+                f"The same with all k terms of {pivoting} pivoting.",
+                _of_ldu(pivoting, lambda matrix: matrix.full_rank),
+            ),
+        ]
+    listed += [
+        Column(
+            f"SVD, {rank}",
+            f"The same with a diagonal between the base's first {rank} singular vectors.",
+            lambda matrix: matrix.svd.explained[at(matrix)],
+        ),
+        Column(
+            "SVD, full",
+            "The same with all k singular vectors.",
+            lambda matrix: matrix.svd.explained[matrix.full_rank],
+        ),
+        Column(
+            "random, full",
+            "What k terms are expected to hold of a random update: k / (m n).",
+            lambda matrix: matrix.random(matrix.full_rank),
+        ),
+        Column(
+            "LoRA, 1",
+            "Share that the best matrix of rank 1 expresses; LoRA of rank 1 trains m + n numbers, the least it can.",
+            lambda matrix: matrix.spectrum.energy[1],
+        ),
+        Column(
+            f"LoRA, {rank}",
+            f"The same of rank {rank}, with {rank} (m + n) numbers.",
+            lambda matrix: matrix.spectrum.energy[at(matrix)],
+        ),
+    ]
+    return listed
+
+
+def _of_ldu(pivoting: Pivoting, at: Callable[[MatrixComparison], int]) -> Value:
+    return lambda matrix: matrix.ldu[pivoting].explained[at(matrix)]
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.decomposition import Pivoting
+
+    Curve = Callable[[MatrixComparison], list[float | None]]
+
+_SHARE = "share of ‖update‖² explained"
+_LORA_COLOR = "#C78500"
+_RANDOM_COLOR = "#666666"
+# Where a share of nothing at all would pull the logarithmic axis to.
+_LEAST_DRAWN = 1e-6
+
+
+def share_panels(comparison: CheckpointComparison) -> list[str]:
+    """Return three panels: against rank on two scales, and against the numbers trained."""
+    panels = [_against_rank(comparison, logarithmic=False), _against_rank(comparison, logarithmic=True)]
+    return [panel.to_svg() for panel in (*panels, _against_numbers(comparison))]
+
+
+def _lines(comparison: CheckpointComparison) -> Iterator[tuple[str, str, str, Curve]]:
+    for pivoting in comparison.options.pivoting:
+        yield f"LDU, {pivoting} pivoting", COLORS[pivoting], "-", _curve_of_ldu(pivoting)
+    yield "base's singular vectors", COLORS["svd"], "-", lambda matrix: matrix.svd.curve
+    yield "LoRA (best possible)", _LORA_COLOR, "--", lambda matrix: list(matrix.lora_curve)
+    yield "random update", _RANDOM_COLOR, ":", lambda matrix: [matrix.random(rank) for rank in matrix.curve_ranks]
+
+
+def _curve_of_ldu(pivoting: Pivoting) -> Curve:
+    return lambda matrix: matrix.ldu[pivoting].curve
+
+
+def _against_rank(comparison: CheckpointComparison, *, logarithmic: bool) -> Panel:
+    scale = "logarithmic" if logarithmic else "linear"
+    panel = Panel(f"explained-{scale}", f"Against rank, {scale}", "rank r", _SHARE)
+    matrices = [matrix for _, matrix in comparison.matrices]
+    k = max(matrix.full_rank for matrix in matrices)
+    for label, color, style, curve in _lines(comparison):
+        curves = [(matrix.curve_ranks, curve(matrix)) for matrix in matrices]
+        draw_band(panel, sample_ranks(k), curves, label=label, color=color, style=style)
+    panel.mark_ranks(comparison.options.ranks, k)
+    _limit(panel, logarithmic=logarithmic)
+    panel.add_legend()
+    return panel
+
+
+def _against_numbers(comparison: CheckpointComparison) -> Panel:
+    """Draw the diagonals and LoRA over one measure of size that fits matrices of every shape: LoRA's least."""
+    panel = Panel("explained-numbers", "Against trained numbers", "trained numbers / (m + n)", _SHARE)
+    matrices = [matrix for _, matrix in comparison.matrices]
+    for label, color, style, curve in _lines(comparison):
+        whole = label.startswith("LoRA")  # in steps of m + n; a diagonal and its scale have r + 1
+        curves = [
+            (
+                [rank if whole else (rank + 1) / matrix.least_lora for rank in matrix.curve_ranks],
+                curve(matrix),
+            )
+            for matrix in matrices
+        ]
+        ends = [end for places, _ in curves for end in (places[0], places[-1])]
+        grid = [float(place) for place in np.geomspace(min(ends), max(ends), 96)]
+        draw_band(panel, grid, curves, label=label, color=color, style=style)
+    panel.make_logarithmic(x=True)
+    _limit(panel, logarithmic=True)
+    panel.add_legend()
+    return panel
+
+
+def _limit(panel: Panel, *, logarithmic: bool) -> None:
+    if not logarithmic:
+        panel.axes.set_ylim(0, 1.02)
+        return
+    panel.make_logarithmic(y=True)
+    panel.axes.set_ylim(max(panel.axes.get_ylim()[0], _LEAST_DRAWN), 1.3)
 
 
 def write_comparison(comparison: CheckpointComparison, folder: Path) -> None:
@@ -45,7 +247,7 @@ def render_comparison(comparison: CheckpointComparison) -> str:
         titles=[PurePath(path).name for path in (comparison.base, comparison.tuned)],
         headlines=headlines(comparison),
         summary=summary_rows(comparison),
-        panels=[Markup(panel) for panel in explained_panels(comparison)],  # noqa: S704  # drawn from numbers alone
+        panels=[Markup(panel) for panel in share_panels(comparison)],  # noqa: S704  # drawn from numbers alone
         columns=table,
         rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in comparison.matrices],
         rank=rank,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
-from lowrank_ldu.analysis.environment import Environment, describe_environment
-from lowrank_ldu.analysis.pool import describe_error, work_through
+from lowrank_ldu.analysis.engine.pool import describe_error, work_through
+from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
 from lowrank_ldu.analysis.selection import as_matrix
-from lowrank_ldu.analysis.threads import Threads, describe_threads
-from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.checkpoints.weights import open_weights
+from lowrank_ldu.environment import Environment, describe_environment
 from lowrank_ldu.errors import CheckpointError, NothingToCompareError
 from lowrank_ldu.validation import check_matrix
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from lowrank_ldu.analysis.engine.pool import Progress
     from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.analysis.pool import Progress
-    from lowrank_ldu.analysis.readers import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
 _REASONS_SHOWN = 3
 
@@ -80,11 +80,11 @@ def compare_checkpoints(
     Parameters
     ----------
     base, tuned : str or os.PathLike
-        As for `lowrank_ldu.analysis.weights.open_weights`. Tensors are matched by name; the formats may differ.
+        As for `lowrank_ldu.checkpoints.weights.open_weights`. Tensors are matched by name; the formats may differ.
     options : SurveyOptions
         With `threads` = 1 a single pair of weights is in memory at any time; with more, at most that many.
     progress : callable, optional
-        As for `lowrank_ldu.analysis.pool.work_through`.
+        As for `lowrank_ldu.analysis.engine.pool.work_through`.
 
     Returns
     -------

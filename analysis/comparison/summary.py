@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.formatting import figure
+from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
 
 __all__ = ["write_report"]
 

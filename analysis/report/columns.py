@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lowrank_ldu.analysis.report.formatting import duration, figure, interval
-from lowrank_ldu.analysis.report.yardstick import energy, least_error, needed_in_words
+from lowrank_ldu.analysis.report.scope import energy, least_error, needed_in_words
+from lowrank_ldu.formatting import duration, figure, interval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from lowrank_ldu.analysis.matrix import MatrixAnalysis
-    from lowrank_ldu.analysis.needed_rank import NeededRank
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.measures.recommendation import NeededRank
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
 
@@ -79,13 +79,13 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
         Column(
             "SVD error",
             "‖W - W_r‖_F / ‖W‖_F of the truncated SVD: the least that any matrix of this rank can have. Two numbers "
-            "are bounds of it, the greater one the error of a randomised SVD.",
+            "are bounds of it, the greater one the error of a randomized SVD.",
             lambda matrix: least_error(matrix, rank)[1],
             show=lambda matrix: interval(*least_error(matrix, rank)),
         ),
         Column(
             "PiSSA error",
-            "The same for quick PiSSA: randomised SVD with 4 power iterations and no oversampling.",
+            "The same for quick PiSSA: randomized SVD with 4 power iterations and no oversampling.",
             lambda matrix: matrix.at("pissa", rank).diagnostics.frobenius_error,
         ),
     ]
@@ -97,7 +97,7 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
         Column("PiSSA time", "Time to compute quick PiSSA.", lambda matrix: matrix.at("pissa", rank).seconds, duration),
         Column(
             "SVD time",
-            "Time of the exact or randomised SVD, vectors included.",
+            "Time of the exact or randomized SVD, vectors included.",
             lambda matrix: matrix.svd_seconds,
             duration,
         ),
@@ -125,7 +125,7 @@ def _of_target(error: float, strategies: Iterable[Pivoting]) -> Iterator[Column[
     yield column(
         f"SVD rank for {error:g}",
         f"Smallest rank whose truncated SVD has a relative error of at most {error:g}; ≤ before the rank of a "
-        "randomised SVD, unknown where that does not reach it.",
+        "randomized SVD, unknown where that does not reach it.",
         None,
     )
     for pivoting in strategies:

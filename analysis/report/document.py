@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.analysis.strict_json import finite_json
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
 
 _NOTE = (
     "JSON has no infinite numbers: they are the strings 'inf', '-inf' and 'nan', which float() in Python reads. "

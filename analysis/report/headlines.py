@@ -5,15 +5,14 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.formatting import figure, interval
-from lowrank_ldu.analysis.report.scope import Scope, headline_scope
-from lowrank_ldu.analysis.report.yardstick import least_error, svd_name
+from lowrank_ldu.analysis.report.scope import Scope, headline_scope, least_error, svd_name
+from lowrank_ldu.formatting import figure, interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
     from lowrank_ldu.decomposition import Pivoting
 
 

@@ -1,16 +1,49 @@
-"""The heat map: layers by module types, as numbers."""
+"""Draw the heat map: layers by module types."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Colormap, Normalize, to_hex
+
+from lowrank_ldu.analysis.report.panel import Panel, plain
 from lowrank_ldu.analysis.report.places import places
 from lowrank_ldu.analysis.report.scope import headline_matrices
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
+
+SHADES: Colormap = colormaps["RdBu_r"]
+# In powers of two: from a quarter to four times the error of the zero matrix.
+SCALE = Normalize(-2.0, 2.0, clip=True)
+
+
+def shade(error: float) -> str:
+    """Return the color of an error.
+
+    Examples
+    --------
+    >>> [shade(error) for error in (0.0, 1.0, float("inf"))]
+    ['#053061', '#f7f6f6', '#67001f']
+    """
+    return to_hex(SHADES(SCALE(power_of_two(error))))
+
+
+def ink(error: float) -> str:
+    """Return the color of text that is easy to read on `shade(error)`."""
+    return "#fff" if abs(power_of_two(error)) > 1.2 else "#222"
+
+
+def power_of_two(error: float) -> float:
+    """Return the binary logarithm of an error, clipped to the scale."""
+    if error <= 0.0:
+        return -2.0
+    return min(max(math.log2(error), -2.0), 2.0)
 
 
 @dataclass(frozen=True)
@@ -87,3 +120,31 @@ def _cell(named: dict[str, tuple[float, float]]) -> HeatCell:
         matrices=len(named),
         worst=max(named, key=lambda name: named[name][0]),
     )
+
+
+_CELL = 0.24  # inches
+
+
+def heat_panel(heat: HeatMap, title: str) -> Panel:
+    """Return the plot of a heat map that has cells, a row for each module type and a column for each layer."""
+    values = np.full((len(heat.modules), len(heat.layers)), np.nan)
+    for (module, layer), cell in heat.cells.items():
+        values[heat.modules.index(module), heat.layers.index(layer)] = power_of_two(cell.error)
+    size = (max(4.8, 2.6 + _CELL * len(heat.layers)), max(2.4, 1.5 + _CELL * len(heat.modules)))
+    panel = Panel("heat-map", title, "layer", "", size)
+    image = panel.axes.pcolormesh(values, cmap=SHADES, norm=SCALE, edgecolors="white", linewidth=0.5)
+    panel.axes.invert_yaxis()
+    panel.axes.grid(visible=False)
+    step = -(-len(heat.layers) // 20)
+    panel.axes.set_xticks(
+        [number + 0.5 for number in range(0, len(heat.layers), step)], [str(layer) for layer in heat.layers[::step]]
+    )
+    panel.axes.set_yticks(
+        [number + 0.5 for number in range(len(heat.modules))],
+        [plain(module, 36) for module in heat.modules],
+        fontsize=9,
+        parse_math=False,
+    )
+    bar = panel.figure.colorbar(image, ax=panel.axes, label="relative Frobenius error", aspect=12)
+    bar.set_ticks([-2, -1, 0, 1, 2], labels=["≤ ¼", "½", "1", "2", "≥ 4"])
+    return panel

@@ -9,18 +9,17 @@ from markupsafe import Markup
 
 from lowrank_ldu.analysis.report.columns import cells, columns
 from lowrank_ldu.analysis.report.headlines import headlines
-from lowrank_ldu.analysis.report.heat import heat_map
-from lowrank_ldu.analysis.report.plot_panel import COLOURS
-from lowrank_ldu.analysis.report.shades import ink, shade
+from lowrank_ldu.analysis.report.heat import heat_map, ink, shade
+from lowrank_ldu.analysis.report.panel import COLORS
+from lowrank_ldu.analysis.report.scope import svd_name
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.views import view_of
-from lowrank_ldu.analysis.report.yardstick import svd_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.report.plots import Plots
-    from lowrank_ldu.analysis.run import Analysis
 
 
 def render_page(analysis: Analysis, plots: Plots, sections: Sequence[Markup] = ()) -> str:
@@ -40,7 +39,7 @@ def render_page(analysis: Analysis, plots: Plots, sections: Sequence[Markup] = (
             name: [Markup(panel.to_svg()) for panel in panels]  # noqa: S704  # names in it are escaped
             for name, panels in vars(plots).items()
         },
-        colours=COLOURS,
+        colors=COLORS,
         columns=table,
         rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in analysis.matrices],
         numbers={tensor.name: number for number, (tensor, _) in enumerate(analysis.matrices, 1)},

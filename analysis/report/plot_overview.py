@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
+from lowrank_ldu.analysis.report.panel import COLORS, MARKERS, Panel, plain
 from lowrank_ldu.analysis.report.places import places
-from lowrank_ldu.analysis.report.plot_panel import COLOURS, MARKERS, Panel, plain
-from lowrank_ldu.analysis.report.scope import headline_matrices
-from lowrank_ldu.analysis.report.yardstick import svd_name
+from lowrank_ldu.analysis.report.scope import headline_matrices, svd_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lowrank_ldu.analysis.matrix import MatrixAnalysis
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
 
 # In points, which are the unit of the vertical axis.
 _WIDTH, _MARGINS = 5.2 * 72, 100.0
@@ -71,7 +70,7 @@ def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows
         method: [min(max(error, low), high) if math.isfinite(error) else high for error in errors]
         for method, errors in series.items()
     }
-    panel.axes.axvspan(1.0, high * 1.1, color=COLOURS["partial"], alpha=0.09, linewidth=0)
+    panel.axes.axvspan(1.0, high * 1.1, color=COLORS["partial"], alpha=0.09, linewidth=0)
     panel.axes.axvline(1.0, color="#555555", linewidth=1.4, label="zero matrix: 1")
     panel.axes.hlines(
         rows,
@@ -84,7 +83,7 @@ def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows
     )
     for method, errors in drawn.items():
         panel.axes.scatter(
-            errors, rows, s=side * side, color=COLOURS[method], marker=MARKERS[method], linewidths=min(1.2, side / 3),
+            errors, rows, s=side * side, color=COLORS[method], marker=MARKERS[method], linewidths=min(1.2, side / 3),
             alpha=0.85, label=svd_name(matrices) if method == "svd" else f"LDU {method}",
         )  # fmt: skip
     panel.axes.set_xscale("log")

@@ -1,23 +1,153 @@
-"""Every plot over all matrices."""
+"""Draw the plots over all matrices: errors, pivots, times, conditioning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.heat import heat_map
-from lowrank_ldu.analysis.report.plot_conditioning import conditioning_panels
-from lowrank_ldu.analysis.report.plot_errors import error_panels
-from lowrank_ldu.analysis.report.plot_heat import heat_panel
+import numpy as np
+
+from lowrank_ldu.analysis.measures.curves import sample_ranks
+from lowrank_ldu.analysis.report.heat import heat_map, heat_panel
+from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band, drawable_logarithm
 from lowrank_ldu.analysis.report.plot_overview import overview_panel
-from lowrank_ldu.analysis.report.plot_pivots import pivot_panels
-from lowrank_ldu.analysis.report.plot_times import time_panels
+from lowrank_ldu.analysis.report.scope import best_name, svd_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from lowrank_ldu.analysis.report.plot_panel import Panel
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
+    from lowrank_ldu.decomposition import Pivoting
+
+
+def error_panels(analysis: Analysis) -> list[Panel]:
+    """Return a panel for each pivoting, on one scale: LDU, its refit and SVD, the median over matrices and a band."""
+    panels = [_panel(pivoting, analysis) for pivoting in analysis.options.pivoting]
+    top = max(panel.axes.get_ylim()[1] for panel in panels)
+    for panel in panels:
+        panel.axes.set_ylim(0, top)
+    return panels
+
+
+def _panel(pivoting: Pivoting, analysis: Analysis) -> Panel:
+    panel = Panel(f"error-{pivoting}", f"LDU, {pivoting} pivoting", "rank r", "relative Frobenius error")
+    matrices = [matrix for _, matrix in analysis.matrices]
+    largest = max(matrix.curve_ranks[-1] for matrix in matrices)
+    grid = sample_ranks(largest)
+    lines: list[tuple[str, str, str, Callable[[MatrixAnalysis], list[float | None]]]] = [
+        ("leading terms", COLORS[pivoting], "-", lambda matrix: matrix.curves[pivoting].error),
+        ("refitted diagonal", COLORS[pivoting], "--", lambda matrix: matrix.curves[pivoting].refit_error),
+        (best_name(matrices), COLORS["svd"], "-", lambda matrix: matrix.svd_curve),
+    ]
+    for label, color, style, curve in lines:
+        curves = [(matrix.curve_ranks, curve(matrix)) for matrix in matrices]
+        draw_band(panel, grid, curves, label=label, color=color, style=style)
+    panel.axes.axhline(1.0, color="#666666", linewidth=1.2, linestyle=":", label="zero matrix")
+    panel.mark_ranks(analysis.options.ranks, largest)
+    panel.add_legend()
+    return panel
+
+
+def pivot_panels(analysis: Analysis) -> list[Panel]:
+    """Return a panel for each pivoting, with a line for each matrix, all on the same scale."""
+    matrices = [matrix for _, matrix in analysis.matrices]
+    curves = [curve for matrix in matrices for curve in matrix.curves.values()]
+    drawn = drawable_logarithm(pivot for curve in curves for pivot in curve.pivot)
+    drawn = drawn[~np.isnan(drawn)]
+    panels = []
+    for pivoting in analysis.options.pivoting:
+        panel = Panel(f"pivots-{pivoting}", f"Pivots, {pivoting} pivoting", "step", "|pivot| (unit of the weight)")
+        for matrix in matrices:
+            panel.axes.plot(
+                matrix.curve_ranks,
+                drawable_logarithm(matrix.curves[pivoting].pivot),
+                color=COLORS[pivoting],
+                alpha=max(0.15, min(0.8, 6 / len(matrices))),
+                linewidth=1,
+            )
+        panel.make_logarithmic(y=True)
+        if drawn.size:
+            panel.axes.set_ylim(drawn.min() / 1.5, drawn.max() * 1.5)
+        panel.mark_ranks(analysis.options.ranks, max(matrix.curve_ranks[-1] for matrix in matrices))
+        panels.append(panel)
+    return panels
+
+
+def time_panels(analysis: Analysis) -> list[Panel]:
+    """Return two panels, a point for each matrix: milliseconds, and the factor by which exact SVD is slower."""
+    rank = analysis.headline_rank
+    matrices = [matrix for _, matrix in analysis.matrices]
+    entries = [matrix.size for matrix in matrices]
+    exact = [matrix.svd_seconds for matrix in matrices]
+    name = svd_name(matrices)
+    series = {"svd": (name, exact)}
+    series["pissa"] = ("quick PiSSA", [matrix.at("pissa", rank).seconds for matrix in matrices])
+    for pivoting in analysis.options.pivoting:
+        series[pivoting] = (
+            f"LDU {pivoting}", [matrix.at("ldu", rank, pivoting).seconds for matrix in matrices]
+        )  # fmt: skip
+    times = Panel("times", f"Time to factor, rank {rank}", "entries of the matrix (m n)", "time (ms)")
+    speeds = Panel("speeds", f"Speed against {name}, rank {rank}", "entries of the matrix (m n)", "time of SVD / time")
+    for method, (label, seconds) in series.items():
+        times.scatter(entries, [1e3 * spent for spent in seconds], method, label)
+        if method != "svd":
+            speeds.scatter(entries, [svd / spent for svd, spent in zip(exact, seconds, strict=True)], method, label)
+    speeds.axes.axhline(1.0, color="#666666", linewidth=1.2, linestyle=":", label=f"as fast as {name}")
+    for panel in (times, speeds):
+        panel.make_logarithmic(x=True, y=True)
+        panel.add_legend()
+    return [times, speeds]
+
+
+_PANELS = (
+    ("condition_left", "Left factor L", "cond(L)"),
+    ("condition_right", "Right factor U", "cond(U)"),
+    ("condition_gram", "Metric of the diagonal, G", "cond(G)"),
+)
+_SPREAD = 0.6
+_BAR = 0.07
+
+
+def conditioning_panels(analysis: Analysis) -> list[Panel]:
+    """Return a panel for each factor: a point for each matrix and a bar at the median, for each pivoting and rank."""
+    largest = max(min(matrix.m, matrix.n) for _, matrix in analysis.matrices)
+    ranks: list[int | None] = [rank for rank in analysis.options.ranks if rank < largest]
+    if all(matrix.svd_niter is None for _, matrix in analysis.matrices):
+        ranks.append(None)  # a survey that is not exact stops before the full rank
+    strategies = analysis.options.pivoting
+    panels = []
+    for name, title, label in _PANELS:
+        panel = Panel(name.replace("_", "-"), title, "rank r", label)
+        for place, rank in enumerate(ranks):
+            for number, pivoting in enumerate(strategies):
+                center = place + _SPREAD * ((number + 0.5) / len(strategies) - 0.5)
+                _draw(panel, center, _values(analysis, name, pivoting, rank), pivoting, labeled=place == 0)
+        panel.make_logarithmic(y=True)
+        panel.axes.set_xticks(range(len(ranks)), [str(rank or "full") for rank in ranks])
+        panel.axes.set_xlim(-0.5, len(ranks) - 0.5)
+        panel.add_legend()
+        panels.append(panel)
+    return panels
+
+
+def _values(analysis: Analysis, name: str, pivoting: Pivoting, rank: int | None) -> list[float]:
+    """Return the figures that can be drawn of the matrices that the rank is low for, or of all at full rank."""
+    values = [
+        getattr(matrix.at("ldu", rank or min(matrix.m, matrix.n), pivoting).diagnostics, name)
+        for _, matrix in analysis.matrices
+        if rank is None or rank < min(matrix.m, matrix.n)
+    ]
+    drawn = drawable_logarithm(values)
+    return [float(value) for value in drawn[~np.isnan(drawn)]]
+
+
+def _draw(panel: Panel, center: float, values: list[float], pivoting: Pivoting, *, labeled: bool) -> None:
+    panel.scatter([center] * len(values), values, pivoting, pivoting if labeled else None)
+    if values:
+        panel.axes.hlines(median(values), center - _BAR, center + _BAR, color=COLORS[pivoting], linewidth=2.5)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, get_type_hints
 
 from lowrank_ldu.analysis.report.parquet import Kind, kind_of, write_parquet
 from lowrank_ldu.diagnostics import Diagnostics
-from lowrank_ldu.printable import cell
+from lowrank_ldu.formatting import cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from lowrank_ldu.analysis.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.analysis.run import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
 
@@ -55,7 +55,7 @@ def write_tensors(analysis: Analysis, folder: Path) -> None:
         "svd_seconds", *(f"ldu_{pivoting}_seconds" for pivoting in options.pivoting), "pissa_seconds",
     ]  # fmt: skip
     columns: dict[str, Kind] = {
-        "tensor": "text", "shape": "text", "dtype": "text", "analysed": "truth", "reason": "text", "seconds": "real",
+        "tensor": "text", "shape": "text", "dtype": "text", "analyzed": "truth", "reason": "text", "seconds": "real",
         "m": "whole", "n": "whole", **dict.fromkeys(figures, "real"), "svd_niter": "whole",
         **dict.fromkeys(_needed_columns(options), "whole"),
         "recommended_rank": "whole", "recommended_pivoting": "text",
@@ -66,7 +66,7 @@ def write_tensors(analysis: Analysis, folder: Path) -> None:
             "tensor": tensor.name,
             "shape": None if tensor.shape is None else "x".join(map(str, tensor.shape)),
             "dtype": tensor.dtype,
-            "analysed": tensor.analysis is not None,
+            "analyzed": tensor.analysis is not None,
             "reason": tensor.reason,
             "seconds": tensor.seconds,
             **({} if tensor.analysis is None else _summary(tensor.analysis, options, analysis.headline_rank)),

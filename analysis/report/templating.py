@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lowrank_ldu.analysis.report.formatting import duration, figure
-from lowrank_ldu.printable import printable
+from lowrank_ldu.formatting import duration, figure, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

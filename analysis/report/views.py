@@ -6,13 +6,13 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.report.chart import Chart, Series, draw_chart
-from lowrank_ldu.analysis.report.formatting import duration, figure, interval
-from lowrank_ldu.analysis.report.yardstick import best_name, energy, least_error, needed_in_words, svd_name
+from lowrank_ldu.analysis.report.scope import best_name, energy, least_error, needed_in_words, svd_name
 from lowrank_ldu.diagnostics import Diagnostics
+from lowrank_ldu.formatting import duration, figure, interval
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.matrix import MatrixAnalysis, Measurement
-    from lowrank_ldu.analysis.run import Analysis
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
 
 # Of the whole matrix or in the heading of the column.
 _NOT_OF_A_RANK = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.adapters.input_files import check_regular, checked_path, one_line, read_json
-from lowrank_ldu.adapters.tensor_stream import entries_of, read_entry, torch_dtype
+from lowrank_ldu.checkpoints.writer import entries_of, read_entry, torch_dtype
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.validation import shown
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from lowrank_ldu.adapters.tensor_stream import Entry
+    from lowrank_ldu.checkpoints.writer import Entry
 
 INDEX_SUFFIX = ".safetensors.index.json"
 

@@ -13,7 +13,7 @@ import torch
 
 from lowrank_ldu.adapters.file import check_finite_update
 from lowrank_ldu.adapters.input_files import check_regular, one_line
-from lowrank_ldu.adapters.tensor_stream import entries_of, read_entry
+from lowrank_ldu.checkpoints.writer import entries_of, read_entry
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn import LoLDULayer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lowrank_ldu.adapters.layout import LayerRecord
 from lowrank_ldu.adapters.sketch import PROBES
-from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
+from lowrank_ldu.decomposition.ldu import check_pivoting
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.initialization import INITIALIZATIONS, is_random
 from lowrank_ldu.nn.basis import check_basis, check_seed

@@ -1,17 +1,20 @@
-"""`lowrank-ldu analyze`: a checkpoint in, a report out."""
+"""Run `lowrank-ldu analyze`: a checkpoint in, a report out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+from rich.table import Table
 
-from lowrank_ldu.cli.console import say
+from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import fail, readable_errors
-from lowrank_ldu.cli.survey_options import (
+from lowrank_ldu.cli.options import (
     CHECKPOINT,
     Exclude,
     PivotingNames,
@@ -23,12 +26,78 @@ from lowrank_ldu.cli.survey_options import (
     survey_options,
 )
 from lowrank_ldu.errors import OutputError
+from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.engine.survey import Engine
     from lowrank_ldu.analysis.options import ComputeDtype, Mode
-    from lowrank_ldu.analysis.survey import Engine
+    from lowrank_ldu.analysis.report.scope import Scope
+
+_REASONS_SHOWN = 4
+
+
+def show_summary(analysis: Analysis, out: Path) -> None:
+    """Write to stdout the medians over the matrices, what was skipped, and where the report is."""
+    console = SafeConsole()
+    from lowrank_ldu.analysis.report.scope import headline_scope  # noqa: PLC0415
+
+    scope = headline_scope(analysis)
+    table = Table(title=f"Medians over {count_of(len(scope.matrices))}, at {scope.place}", title_justify="left")
+    table.add_column("method")
+    for heading in ("error", "after refit", "error > 1", "cond(G)", "time"):
+        table.add_column(heading, justify="right")
+    for row in _rows(scope, analysis):
+        table.add_row(*row)
+    console.print(table)
+    target = max(analysis.options.targets)
+    advice = [matrix.recommendation for _, matrix in analysis.matrices]
+    console.print(
+        f"LDU with a refitted diagonal reaches a relative error of {target:g} with factors smaller than the weight in "
+        f"{sum(item.pays for item in advice)} of {count_of(len(advice))}.",
+    )
+    console.print(f"{count_of(len(analysis.matrices))} analyzed in {duration(analysis.seconds)}.")
+    if analysis.skipped:
+        counts = Counter(result.reason for result in analysis.skipped)
+        reasons = [f"{count} x {reason or ''}" for reason, count in counts.most_common(_REASONS_SHOWN)]
+        more = f"; {len(counts) - _REASONS_SHOWN} other reasons" if len(counts) > _REASONS_SHOWN else ""
+        say(f"{len(analysis.skipped)} skipped: {'; '.join(reasons)}{more}.")
+    say(f"Report: {out / 'report.html'}")
+
+
+def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:
+    for pivoting in analysis.options.pivoting:
+        measurements = scope.ldu(pivoting)
+        figures = [item.diagnostics for item in measurements]
+        yield (
+            f"LDU, {pivoting}",
+            figure(median(item.frobenius_error for item in figures)),
+            figure(median(item.refit_frobenius_error for item in figures)),
+            str(sum(item.frobenius_error > 1 for item in figures)),
+            figure(median(item.condition_gram for item in figures)),
+            duration(median(item.seconds for item in measurements)),
+        )
+    if scope.rank is not None:  # quick PiSSA is run at the ranks asked for only
+        quick = [matrix.at("pissa", scope.rank) for matrix in scope.matrices]
+        yield (
+            "quick PiSSA",
+            figure(median(item.diagnostics.frobenius_error for item in quick)),
+            *("",) * 3,
+            duration(median(item.seconds for item in quick)),
+        )
+    best = [item.diagnostics.svd_frobenius_error for item in scope.ldu(analysis.options.pivoting[0])]
+    seconds = median(matrix.svd_seconds for matrix in scope.matrices)
+    # Of a randomized SVD it is a bound from above.
+    exact = all(matrix.svd_niter is None for matrix in scope.matrices)
+    label, least = ("exact SVD", "") if exact else ("randomized SVD", "at most ")
+    yield (label, f"{least}{figure(median(best))}", *("",) * 3, duration(seconds))
+
+
+def count_of(matrices: int) -> str:
+    """Return a number of matrices in words."""
+    return "1 matrix" if matrices == 1 else f"{matrices} matrices"
 
 
 class EngineKind(StrEnum):
@@ -47,7 +116,7 @@ def analyze(
     rank: Rank = None,
     pivoting: PivotingNames = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("lowrank-ldu-report"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a report that is in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is in the folder.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an analysis that was stopped, if its journal is there.")
     ] = False,
@@ -88,12 +157,11 @@ def analyze(
     kept in a journal beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis.journal import lock_journal  # noqa: PLC0415
+    from lowrank_ldu.analysis.checkpoint import analyze_checkpoint  # noqa: PLC0415
+    from lowrank_ldu.analysis.engine.journal import lock_journal  # noqa: PLC0415
     from lowrank_ldu.analysis.options import SurveyOptions  # noqa: PLC0415
     from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
-    from lowrank_ldu.analysis.run import analyse_checkpoint  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
-    from lowrank_ldu.cli.summary import show_summary  # noqa: PLC0415
     from lowrank_ldu.files import check_target, whole_folder  # noqa: PLC0415
 
     if engine is EngineKind.DASK and scheduler is None:
@@ -115,16 +183,16 @@ def analyze(
             dtype=cast("ComputeDtype | None", dtype),
         )
         # Before the hours of work, not after them; and nothing is made yet that a kill would leave.
-        check_target(out, overwrite=force, otherwise="--force")
+        check_target(out, overwrite=overwrite, otherwise="--overwrite")
         journal = out.absolute().with_name(f"{out.absolute().name}.journal")
         # Until the report is there: another process would find the journal complete, and write the same report.
         with lock_journal(journal):
             try:
                 with _engine(scheduler) as used, show_progress() as progress:
-                    analysis = analyse_checkpoint(
+                    analysis = analyze_checkpoint(
                         checkpoint, options, progress, journal=journal, resume=resume, engine=used
                     )
-                with whole_folder(out, overwrite=force, otherwise="--force") as folder:
+                with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
                     write_report(analysis, folder)
             except (KeyboardInterrupt, SystemExit, OutputError):
                 if journal.exists():
@@ -136,7 +204,7 @@ def analyze(
 
 @contextmanager
 def _engine(scheduler: str | None) -> Iterator[Engine | None]:
-    from lowrank_ldu.analysis.cluster import connect  # noqa: PLC0415
+    from lowrank_ldu.analysis.engine.cluster import connect  # noqa: PLC0415
 
     if scheduler is None:
         yield None

@@ -8,7 +8,7 @@ import typer
 
 import lowrank_ldu
 from lowrank_ldu.cli.analyze import analyze
-from lowrank_ldu.cli.benchmark import bench
+from lowrank_ldu.cli.bench import bench
 from lowrank_ldu.cli.claims import claims
 from lowrank_ldu.cli.compare import compare
 from lowrank_ldu.cli.demo import demo
@@ -33,7 +33,7 @@ def _root(
         typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Pivoted LDU factorisation of model weights: analyse it, fine-tune with it, compare it with SVD and PiSSA."""
+    """Pivoted LDU factorization of model weights: analyze it, fine-tune with it, compare it with SVD and PiSSA."""
 
 
 app.command()(analyze)

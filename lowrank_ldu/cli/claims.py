@@ -1,15 +1,17 @@
-"""`lowrank-ldu claims`: the paper's numerical claims, tested on a checkpoint."""
+"""Run `lowrank-ldu claims`: the paper's numerical claims, tested on a checkpoint."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path  # noqa: TC003  # typer reads the annotations
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
+from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import readable_errors
-from lowrank_ldu.cli.survey_options import (
+from lowrank_ldu.cli.options import (
     CHECKPOINT,
     Exclude,
     Rank,
@@ -19,6 +21,33 @@ from lowrank_ldu.cli.survey_options import (
     prefer_huge_pages,
     survey_options,
 )
+from lowrank_ldu.formatting import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.claims import Claim
+
+
+def show_claims(claims: Sequence[Claim], analysis: Analysis, out: Path | None) -> None:
+    """Write to stdout the rule, the measured figures and the verdict of each test, and where the files are."""
+    console = SafeConsole()
+    for claim in claims:
+        console.print(f"{claim.name}: {claim.statement} ({claim.source})")
+        console.print(f"True of a matrix if {claim.rule}.")
+        table = Table()
+        for heading in ("test", "at", "measured (medians)", "verdict"):
+            table.add_column(heading)
+        for finding in claim.findings:
+            table.add_row(finding.test, finding.place, finding.measured or "-", finding.verdict)
+        console.print(table)
+    console.print(
+        f"{len(analysis.matrices)} matrices tested in {duration(analysis.seconds)}, {len(analysis.skipped)} tensors "
+        "skipped.",
+    )
+    if out is not None:
+        say(f"Page: {out / 'claims.html'}")
 
 
 def claims(
@@ -31,23 +60,22 @@ def claims(
     out: Annotated[
         Path | None, typer.Option(help="Folder for claims.json and claims.html.", show_default="none is written")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
     select: Select = None,
     exclude: Exclude = None,
     seed: Seed = 0,
     threads: ThreadCount = None,
 ) -> None:
-    """Test what the LoLDU paper claims of LDU factorisations on the weights of a checkpoint.
+    """Test what the LoLDU paper claims of LDU factorizations on the weights of a checkpoint.
 
     Speed beside the SVD, orthogonality, what the leading terms hold, what the start of the diagonal changes, and
     storage: for each claim the rule, the measured figures and a verdict that follows from both.
     """
     prefer_huge_pages()
     from lowrank_ldu.adapters import stored_numbers  # noqa: PLC0415
+    from lowrank_ldu.analysis.checkpoint import analyze_checkpoint  # noqa: PLC0415
     from lowrank_ldu.analysis.claims import examine_claims, write_claims  # noqa: PLC0415
-    from lowrank_ldu.analysis.run import analyse_checkpoint  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
-    from lowrank_ldu.cli.verdicts import show_claims  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
     with readable_errors():
@@ -59,9 +87,11 @@ def claims(
             seed=seed,
             threads=threads,
         )
-        with nullcontext() if out is None else whole_folder(out, overwrite=force, otherwise="--force") as folder:
+        with (
+            nullcontext() if out is None else whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder
+        ):
             with show_progress() as progress:
-                analysis = analyse_checkpoint(checkpoint, options, progress)
+                analysis = analyze_checkpoint(checkpoint, options, progress)
             examined = examine_claims(analysis, stored_numbers)
             if folder is not None:
                 write_claims(examined, analysis, folder)

@@ -1,14 +1,17 @@
-"""`lowrank-ldu compare`: two checkpoints in, what their difference takes to write down out."""
+"""Run `lowrank-ldu compare`: what the difference of two checkpoints takes to write down."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
+from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import readable_errors
-from lowrank_ldu.cli.survey_options import (
+from lowrank_ldu.cli.options import (
     CHECKPOINT,
     Exclude,
     PivotingNames,
@@ -19,6 +22,45 @@ from lowrank_ldu.cli.survey_options import (
     prefer_huge_pages,
     survey_options,
 )
+from lowrank_ldu.formatting import duration, figure
+
+if TYPE_CHECKING:
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+
+_REASONS_SHOWN = 4
+
+
+def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
+    """Write to stdout the share explained over the matrices, what was left out, and where the report is."""
+    from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows  # noqa: PLC0415
+
+    console = SafeConsole()
+    table = Table(title="Share of the update that can be expressed", title_justify="left")
+    table.add_column("at")
+    table.add_column("method")
+    for heading in ("numbers", "least", "median", "greatest"):
+        table.add_column(heading, justify="right")
+    place = ""
+    for row in summary_rows(comparison):
+        if place and row.place != place:
+            table.add_section()
+        shares = (row.explained.least, row.explained.median, row.explained.greatest)
+        table.add_row("" if row.place == place else row.place, row.method, f"{row.numbers:,.0f}", *map(figure, shares))
+        place = row.place
+    console.print(table)
+    for sentence in headlines(comparison):
+        console.print(sentence)
+    console.print(f"{len(comparison.matrices)} matrices compared in {duration(comparison.seconds)}.")
+    left_out = [tensor for tensor in comparison.others if tensor.status != "unchanged"]
+    if left_out:
+        # What only one side has is a count: the reason of each may name another tensor.
+        counts = Counter(
+            tensor.reason or "" if tensor.status == "not compared" else tensor.status for tensor in left_out
+        )
+        reasons = [f"{count} x {reason}" for reason, count in counts.most_common(_REASONS_SHOWN)]
+        more = f"; {len(counts) - _REASONS_SHOWN} other reasons" if len(counts) > _REASONS_SHOWN else ""
+        say(f"{len(left_out)} not compared: {'; '.join(reasons)}{more}.")
+    say(f"Report: {out / 'compare.html'}")
 
 
 def compare(
@@ -31,7 +73,7 @@ def compare(
     rank: Rank = None,
     pivoting: PivotingNames = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("lowrank-ldu-comparison"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a report that is in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is in the folder.")] = False,
     select: Select = None,
     exclude: Exclude = None,
     seed: Seed = 0,
@@ -44,7 +86,6 @@ def compare(
     prefer_huge_pages()
     from lowrank_ldu.analysis.comparison.report import write_comparison  # noqa: PLC0415
     from lowrank_ldu.analysis.comparison.run import compare_checkpoints  # noqa: PLC0415
-    from lowrank_ldu.cli.explained import show_explained  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
@@ -57,8 +98,8 @@ def compare(
             seed=seed,
             threads=threads,
         )
-        with whole_folder(out, overwrite=force, otherwise="--force") as folder:
+        with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
             with show_progress() as progress:
                 comparison = compare_checkpoints(base, tuned, options, progress)
             write_comparison(comparison, folder)
-        show_explained(comparison, out)
+        show_comparison(comparison, out)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lowrank_ldu.printable import printable
+from lowrank_ldu.formatting import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

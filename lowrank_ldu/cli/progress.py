@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lowrank_ldu.printable import printable
+from lowrank_ldu.formatting import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lowrank_ldu.analysis.pool import Progress as SurveyProgress
-    from lowrank_ldu.finetune import Progress as ComparisonProgress
+    from lowrank_ldu.analysis.engine.pool import Progress as SurveyProgress
+    from lowrank_ldu.demo import Progress as ComparisonProgress
 
 
 def _bar(before: str, after: str) -> Progress:
@@ -34,7 +34,7 @@ def _bar(before: str, after: str) -> Progress:
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[SurveyProgress], None]]:
-    """Show a survey: the number of tensors, the time left and what is being analysed."""
+    """Show a survey: the number of tensors, the time left and what is being analyzed."""
     with _bar("{task.fields[count]}", "{task.description}") as bar:
         task = bar.add_task("reading the checkpoint", total=1.0, count="")
 

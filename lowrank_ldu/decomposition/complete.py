@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.decomposition.elimination import ElementGrowthError
-from lowrank_ldu.decomposition.pivot_steps import PivotSteps
+from lowrank_ldu.decomposition.elimination import ElementGrowthError, PivotSteps
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend

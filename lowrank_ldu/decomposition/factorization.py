@@ -111,9 +111,9 @@ class Factorization:
     def refit(self, W: Array) -> Self:
         r"""Return the same left and right with the diagonal that is best for them in the Frobenius norm.
 
-        z minimises \|W - left diag(z) right\|_F, the solution of `((L^T L) * (U U^T)) z = diag(L^T W U^T)` with
+        z minimizes \|W - left diag(z) right\|_F, the solution of `((L^T L) * (U U^T)) z = diag(L^T W U^T)` with
         L = left, U = right. It is solved for the correction to the present diagonal, in float64 where the device has
-        it, so that a factorisation which is exact already stays so. Terms that depend on each other share the
+        it, so that a factorization which is exact already stays so. Terms that depend on each other share the
         correction of least norm.
 
         Raises
@@ -137,7 +137,7 @@ class Factorization:
     def fit(self, target: Array) -> Factorization:
         r"""Return the matrix left diag(d) right that is nearest to another one, such as an update of W.
 
-        d minimises \|target - left diag(d) right\|_F: an orthogonal projection onto the r-dimensional space that the
+        d minimizes \|target - left diag(d) right\|_F: an orthogonal projection onto the r-dimensional space that the
         diagonal spans. Solved as `refit` solves it, but from zero, since the present diagonal says nothing of another
         matrix.
 

@@ -71,7 +71,7 @@ def gram_matrix(left: Array, right: Array) -> Array:
 
 
 def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Array:
-    """Return the diagonal (..., r) that minimises the Frobenius norm of W - left diag(z) right.
+    """Return the diagonal (..., r) that minimizes the Frobenius norm of W - left diag(z) right.
 
     Shapes and meaning as in `Factorization.refit`. Terms are scaled to unit norm for the solve: the columns of
     triangular factors differ in size by orders of magnitude, and the condition number need not pay for that. Before

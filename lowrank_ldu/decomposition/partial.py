@@ -16,7 +16,7 @@ def eliminate_partial(W: Array, rank: int, backend: Backend) -> Elimination:
 
     With partial pivoting the first r columns of L and the pivot order depend on the first r columns of W only. So the
     panel W[:, :r] is factored (getrf), and the rest of the pivot rows follows from one triangular solve (trsm). The
-    result is the truncation of the full factorisation.
+    result is the truncation of the full factorization.
     """
     xp = backend.xp
     packed, permutation = backend.lu(W[..., :rank])

@@ -1,4 +1,4 @@
-"""Randomised complete pivoting, blocked: columns from a Gaussian sketch, rows by partial pivoting."""
+"""Randomized complete pivoting, blocked: columns from a Gaussian sketch, rows by partial pivoting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def eliminate_randomized(W: Array, rank: int, backend: Backend, seed: int) -> El
 
     A sketch Y = Omega S of the Schur complement S, with Omega Gaussian and a few rows more than the block has columns,
     shows which columns of S are large and independent. The sketch is brought forward from block to block without
-    another pass over W, as in Gaussian elimination with randomised complete pivoting (Melgaard and Gu,
+    another pass over W, as in Gaussian elimination with randomized complete pivoting (Melgaard and Gu,
     arXiv 1511.08528). The columns of a block are those that LU with partial pivoting of Y^T takes as its pivots
     (Pearce, Chen, Dong and Martinsson, arXiv 2310.09417); the rows are chosen inside the block by partial pivoting.
 

@@ -1,4 +1,4 @@
-"""The factorisation of a matrix whose numbers leave the range of its dtype on the way: in float64, scaled first."""
+"""The factorization of a matrix whose numbers leave the range of its dtype on the way: in float64, scaled first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from lowrank_ldu.backend.numpy_backend import NumpyBackend
 from lowrank_ldu.backend.pivots import SubnormalPivotError
-from lowrank_ldu.decomposition.diagonal_split import split_diagonal
+from lowrank_ldu.decomposition.blocks import split_diagonal
 from lowrank_ldu.decomposition.elimination import ElementGrowthError, Elimination, ZeroPivotError
 from lowrank_ldu.validation import dtype_name, is_finite
 

@@ -1,4 +1,4 @@
-"""What a factorisation is worth: errors beside their yardsticks, conditioning, pivots, storage and cost."""
+"""What a factorization is worth: errors beside their yardsticks, conditioning, pivots, storage and cost."""
 
 from lowrank_ldu.diagnostics.diagnose import diagnose
 from lowrank_ldu.diagnostics.examination import Examination

@@ -1,4 +1,4 @@
-"""The figures of a factorisation at each rank asked for."""
+"""The figures of a factorization at each rank asked for."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def diagnose(
     *,
     singular_values: Array | None = None,
 ) -> list[Diagnostics]:
-    """Measure a factorisation of W at each rank, beside the zero matrix and the best possible.
+    """Measure a factorization of W at each rank, beside the zero matrix and the best possible.
 
     Parameters
     ----------
     W : array, shape (m, n), or Target
-        The matrix that was factored. A `Target` spares measuring it again for each of several factorisations.
+        The matrix that was factored. A `Target` spares measuring it again for each of several factorizations.
     factors : Factorization
         Of W: from `ldu`, `svd` or `pissa`.
     ranks : iterable of int or int, optional

@@ -42,10 +42,10 @@ class Norms:
 
 
 class RankErrors:
-    r"""What the first r terms of a factorisation leave of W, for any r.
+    r"""What the first r terms of a factorization leave of W, for any r.
 
     With G the Gram matrix of the terms and h_i = l_i^T W u_i, the squared error is \|W\|^2 - 2 z^T h + z^T G z, for
-    the factorisation's own z and for the best one, G^-1 h. For other ranks these are leading parts of the same arrays.
+    the factorization's own z and for the best one, G^-1 h. For other ranks these are leading parts of the same arrays.
     The spectral norm follows from the smaller Gram matrix of the error, which is that of W with a change of rank 2 r.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The figures of one factorisation at one rank."""
+"""The figures of one factorization at one rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Diagnostics:
     method : str
         "ldu", "svd" or "pissa".
     pivoting : str or None
-        Pivoting strategy of an LDU factorisation.
+        Pivoting strategy of an LDU factorization.
     m, n, rank : int
         Shape of W, and the number r of terms measured.
     dtype : str
@@ -34,7 +34,7 @@ class Diagnostics:
         Yardstick: the same for the zero matrix. 1, or 0 if W is zero.
     svd_frobenius_error, svd_spectral_error : float, float or None
         Yardstick: the least error of any matrix of rank r, from the singular values of W. Where only
-        the leading ones are known (lower bounds, of a randomised SVD), the first is an upper bound, the second None.
+        the leading ones are known (lower bounds, of a randomized SVD), the first is an upper bound, the second None.
 
     growth_factor : float or None
         LDU only. max(\|W\|, \|D U\|) / max \|W\| over the entries and the first r steps: how much elimination let
@@ -43,7 +43,7 @@ class Diagnostics:
         Ratio of the extreme singular values of L and of U; inf if the factor has not full rank.
     condition_gram : float
         Condition number of G = (L^T L) * (U U^T), the metric of the diagonal: how stretched the space of z is for an
-        optimiser; inf if the terms depend on each other. At most about 1e16 can be told from inf.
+        optimizer; inf if the terms depend on each other. At most about 1e16 can be told from inf.
     orthogonality_left, orthogonality_right : float
         \|C^T C - I\|_F / sqrt(r) for the columns of L, or the rows of U, scaled to unit length: 0 if orthogonal.
     smallest_pivot, largest_pivot : float or None
@@ -52,7 +52,7 @@ class Diagnostics:
         LDU only. Steps without a usable pivot (`LDU.zero_pivots`).
     closest_runner_up : float or None
         LDU only. Largest ratio, over the steps, of a competitor's magnitude to the pivot's: 1 is a tie. Competitors
-        are what the strategy compared: the rest of the column (partial; randomised within its block), of the row and
+        are what the strategy compared: the rest of the column (partial; randomized within its block), of the row and
         column (rook), of the whole remaining matrix (complete). Zero pivots are not counted.
     near_ties : int or None
         LDU only. Steps whose runner-up is within r eps of the pivot (eps of the factors' dtype): another library or
@@ -62,7 +62,7 @@ class Diagnostics:
     storage_error_float16, storage_error_bfloat16 : float
         \|L diag(z) U - L' diag(z) U'\|_F / \|W\|_F, L' and U' rounded to that dtype; inf if an entry overflows it.
     factor_flops : int
-        Additions and multiplications to compute the factors, leading order (`lowrank_ldu.diagnostics.cost`).
+        Additions and multiplications to compute the factors, leading order (`lowrank_ldu.diagnostics.examination`).
     apply_flops, dense_apply_flops : int
         Additions and multiplications per input vector, L (z * (U x)) and W x.
     factor_bytes, dense_bytes : int

@@ -1,4 +1,4 @@
-"""The matrix that factorisations are measured against, and what is known of it whatever they are."""
+"""The matrix that factorizations are measured against, and what is known of it whatever they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MODERATE, _MODERATE_SINGLE = (1e-100, 1e100), (1e-12, 1e12)
 
 
 class Target:
-    """A matrix W, so that several factorisations of it can be measured without measuring W itself each time.
+    """A matrix W, so that several factorizations of it can be measured without measuring W itself each time.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Target:
     singular_values : array, shape (k,), optional
         Of W, not increasing, where they are known already; they are the dearest part.
     leading_values : array, shape (l,) with l <= k, optional
-        Lower bounds of the leading singular values, not increasing, such as those of a randomised SVD. What the best
+        Lower bounds of the leading singular values, not increasing, such as those of a randomized SVD. What the best
         approximation leaves is then an upper bound, from them and the norm of W, and ranks may be no larger than l.
         Spectral norms are not measured: W is taken in blocks of rows, so that figures take little memory beside it,
         and the first of these stands for its spectral norm.

@@ -1,4 +1,4 @@
-"""The rank-one terms of a factorisation, and the Gram matrices that figures at every rank are made of."""
+"""The rank-one terms of a factorization, and the Gram matrices that figures at every rank are made of."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Terms:
-    """All terms of a factorisation, in float64 where the device has it; the first r of everything are those of rank r.
+    """All terms of a factorization, in float64 where the device has it; the first r of everything are those of rank r.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
+from lowrank_ldu.decomposition.ldu import check_pivoting
 from lowrank_ldu.kernels import operators, pack
 from lowrank_ldu.nn.basis import Basis, Terms, check_basis, check_seed, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import Parametrization, check_parametrization, coordinates_of

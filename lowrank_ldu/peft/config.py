@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
-from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
+from lowrank_ldu.decomposition.ldu import check_pivoting
 from lowrank_ldu.initialization import INITIALIZATIONS
 from lowrank_ldu.nn.basis import check_basis, check_seed
 from lowrank_ldu.nn.coordinates import check_parametrization

@@ -30,8 +30,8 @@ from lowrank_ldu.adapters import (
     save_adapter,
 )
 from lowrank_ldu.adapters.exports.low_rank import compress
-from lowrank_ldu.adapters.tensor_stream import _codes, computed, entries_of, metadata_of, same_bytes, write_tensors
-from lowrank_ldu.adapters.tensor_stream import given as in_memory
+from lowrank_ldu.checkpoints.writer import _codes, computed, entries_of, metadata_of, same_bytes, write_tensors
+from lowrank_ldu.checkpoints.writer import given as in_memory
 from lowrank_ldu.decomposition import ldu
 from lowrank_ldu.nn import inject, lowrank_layers
 from lowrank_ldu.nn.functional import updated_matrix

@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory):
         "empty": torch.zeros(0, 4),
         "ids": torch.arange(6).reshape(2, 3),
         "mask": torch.ones(2, 3, dtype=torch.bool),
-        "quantised": weight(4, 4).to(torch.float8_e4m3fn),
+        "quantized": weight(4, 4).to(torch.float8_e4m3fn),
         "bad": bad,
     }
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
@@ -53,7 +53,7 @@ def checkpoints(tmp_path_factory):
         "reshaped": weight(4, 6),
         "renamed": weight(4, 4),
         "missing": weight(3, 3),
-        "quantised": weight(4, 4),
+        "quantized": weight(4, 4),
         "bad": weight(5, 4),
         "overflow": torch.full((2, 2), 3e38),
     }
@@ -66,7 +66,7 @@ def checkpoints(tmp_path_factory):
         "reshaped": weight(6, 4),
         "model.renamed": weight(4, 4),
         "extra": weight(2, 2),
-        "quantised": weight(4, 4).to(torch.int8),
+        "quantized": weight(4, 4).to(torch.int8),
         "bad": bad,
         "overflow": -base["overflow"],
     }

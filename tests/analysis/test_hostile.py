@@ -1,4 +1,4 @@
-"""Files made to do harm: nothing is run, nothing is written elsewhere, memory stays bounded, the rest is analysed."""
+"""Files made to do harm: nothing is run, nothing is written elsewhere, memory stays bounded, the rest is analyzed."""
 
 import collections
 import json
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from weights import weight
 
+from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis.engine.survey import survey
 from lowrank_ldu.analysis.options import SurveyOptions
-from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
-from lowrank_ldu.analysis.run import analyse_checkpoint
-from lowrank_ldu.analysis.survey import survey
-from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
+from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.errors import NothingToAnalyzeError
 
 gguf = pytest.importorskip("gguf")
@@ -35,8 +35,8 @@ BOUNDED = """
 import resource, sys, warnings
 warnings.simplefilter("ignore")
 import torch, gguf, h5py, onnx
-from lowrank_ldu.analysis.readers import CheckpointError
-from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.checkpoints import CheckpointError
+from lowrank_ldu.checkpoints.weights import open_weights
 torch.set_num_threads(1)
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
@@ -117,7 +117,7 @@ class TestBombs:
         """It takes no memory as it is stored, and a tebibyte if it were copied."""
         save_rebuilt(tmp_path / "a.pt", (2**19, 2**19), (0, 0))
         assert "read kept" in bounded(tmp_path / "a.pt")
-        analysis = analyse_checkpoint(tmp_path / "a.pt", OPTIONS)
+        analysis = analyze_checkpoint(tmp_path / "a.pt", OPTIONS)
         assert [tensor.name for tensor, _ in analysis.matrices] == ["kept"]
         assert "too large" in analysis.skipped[0].reason
 
@@ -156,7 +156,7 @@ class TestBombs:
         os.truncate(path, 2**35)
         assert "larger than" in bounded(tmp_path)
 
-    def test_quantised_weights_that_declare_more(self, tmp_path):
+    def test_quantized_weights_that_declare_more(self, tmp_path):
         description = {"shape": [2**30, 2**30], "blocksize": 2**30, "quant_type": "nf4"}
         state = {
             "a": torch.zeros(64, 1, dtype=torch.uint8),
@@ -170,7 +170,7 @@ class TestBombs:
         }
         save_file(state, tmp_path / "a.safetensors")
         assert "read kept" in bounded(tmp_path)
-        analysis = analyse_checkpoint(tmp_path, OPTIONS)
+        analysis = analyze_checkpoint(tmp_path, OPTIONS)
         reasons = {tensor.name: tensor.reason for tensor in analysis.skipped}
         assert "hold no 1152921504606846976 numbers" in reasons["a"]
         assert "does not say the two sizes" in reasons["b.weight_packed"] or "words" in reasons["b.weight_packed"]
@@ -194,11 +194,11 @@ class TestCode:
 
     def test_in_arrays_of_objects(self, tmp_path, canary):
         np.savez(tmp_path / "a.npz", kept=KEPT.numpy(), bad=np.array([Payload(canary)], dtype=object))
-        analysis = analyse_checkpoint(tmp_path / "a.npz", OPTIONS)
+        analysis = analyze_checkpoint(tmp_path / "a.npz", OPTIONS)
         assert [tensor.name for tensor in analysis.skipped] == ["bad"]
         np.save(tmp_path / "b.npy", np.array([Payload(canary)], dtype=object))
         with pytest.raises(NothingToAnalyzeError, match="not a plain tensor"):
-            analyse_checkpoint(tmp_path / "b.npy", OPTIONS)
+            analyze_checkpoint(tmp_path / "b.npy", OPTIONS)
 
     @pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_model.bin"])
     def test_in_a_folder(self, tmp_path, canary, name):
@@ -222,7 +222,7 @@ class TestCode:
         (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')")
         (folder / "config.json").write_text(config)
         save_file({"kept": KEPT}, folder / "model.safetensors")
-        assert len(analyse_checkpoint(folder, OPTIONS).matrices) == 1
+        assert len(analyze_checkpoint(folder, OPTIONS).matrices) == 1
 
 
 class TestPlaces:
@@ -233,7 +233,7 @@ class TestPlaces:
         for name in ("config.json", "quantize_config.json", "adapter_config.json", "b.safetensors"):
             os.mkfifo(tmp_path / name)
         save_file({"kept": KEPT}, tmp_path / "a.safetensors")
-        assert len(analyse_checkpoint(tmp_path, OPTIONS).matrices) == 1
+        assert len(analyze_checkpoint(tmp_path, OPTIONS).matrices) == 1
 
     @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
     def test_pipe_beside_an_onnx_model(self, tmp_path):

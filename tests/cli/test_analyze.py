@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from lowrank_ldu import __version__
-from lowrank_ldu.analysis import survey as survey_module
+from lowrank_ldu.analysis.engine import survey as survey_module
 from lowrank_ldu.cli.app import app
 
 FILES = [
@@ -56,7 +56,7 @@ def test_writes_the_report(tmp_path, out):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "out"]
 
 
-def test_folder_that_is_not_empty_needs_force(tmp_path, out):
+def test_folder_that_is_not_empty_needs_overwrite(tmp_path, out):
     path = save(tmp_path, a=matrix(5, 4))
     out.mkdir()
     (out / "report.html").write_text("old")
@@ -64,7 +64,7 @@ def test_folder_that_is_not_empty_needs_force(tmp_path, out):
     assert refused.exit_code == 2
     assert "is not empty" in refused.stderr
     assert (out / "report.html").read_text() == "old"
-    assert analyze(path, "--out", out, "--force", "--threads", 1).exit_code == 0
+    assert analyze(path, "--out", out, "--overwrite", "--threads", 1).exit_code == 0
     assert sorted(file.name for file in out.iterdir()) == FILES
 
 
@@ -156,7 +156,7 @@ def test_a_bug_keeps_its_traceback(tmp_path, out, monkeypatch):
     def broken(*_, **__):
         raise AssertionError("a bug")
 
-    monkeypatch.setattr("lowrank_ldu.analysis.run.survey", broken)
+    monkeypatch.setattr("lowrank_ldu.analysis.checkpoint.survey", broken)
     result = analyze(save(tmp_path, a=matrix(5, 4)), "--out", out)
     assert isinstance(result.exception, AssertionError)
     assert not out.exists()
@@ -198,14 +198,14 @@ def test_goes_on_after_a_stop(tmp_path, out, stop):
     refused = analyze(path, "--out", out, *options)
     assert refused.exit_code == 2
     assert "is the journal of an analysis that was not finished; accepted: --resume" in refused.stderr
-    analysed = []
-    analyse_matrix = survey_module.analyse_matrix
+    analyzed = []
+    analyze_matrix = survey_module.analyze_matrix
     with mock.patch.object(
-        survey_module, "analyse_matrix", lambda *arguments: analysed.append(1) or analyse_matrix(*arguments)
+        survey_module, "analyze_matrix", lambda *arguments: analyzed.append(1) or analyze_matrix(*arguments)
     ):
         resumed = analyze(path, "--out", out, *options, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert len(analysed) == 40 - kept
+    assert len(analyzed) == 40 - kept
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "out"]
     whole = tmp_path / "whole"
     assert analyze(path, "--out", whole, *options).exit_code == 0

@@ -55,7 +55,7 @@ def test_writes_json_and_page(tmp_path):
     assert full["verdict"] == "does not hold"
 
 
-def test_folder_that_is_not_empty_needs_force(tmp_path):
+def test_folder_that_is_not_empty_needs_overwrite(tmp_path):
     path = save(tmp_path, a=matrix(5, 4))
     out = tmp_path / "out"
     out.mkdir()
@@ -64,7 +64,7 @@ def test_folder_that_is_not_empty_needs_force(tmp_path):
     assert refused.exit_code == 2
     assert "is not empty" in refused.stderr
     assert (out / "claims.json").read_text() == "old"
-    assert run(path, "--out", out, "--force", "--threads", 1).exit_code == 0
+    assert run(path, "--out", out, "--overwrite", "--threads", 1).exit_code == 0
     assert json.loads((out / "claims.json").read_text(encoding="utf-8"))["format"] == "lowrank-ldu claims 1"
 
 

@@ -60,14 +60,14 @@ def test_writes_the_report(tmp_path, pair, out):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["base.safetensors", "out", "tuned.safetensors"]
 
 
-def test_folder_that_is_not_empty_needs_force(pair, out):
+def test_folder_that_is_not_empty_needs_overwrite(pair, out):
     out.mkdir()
     (out / "compare.html").write_text("old")
     refused = compare(*pair, "--out", out)
     assert refused.exit_code == 2
     assert "is not empty" in refused.stderr
     assert (out / "compare.html").read_text() == "old"
-    assert compare(*pair, "--out", out, "--force").exit_code == 0
+    assert compare(*pair, "--out", out, "--overwrite").exit_code == 0
     assert sorted(file.name for file in out.iterdir()) == FILES
 
 

@@ -10,12 +10,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import lowrank_ldu.finetune
+import lowrank_ldu.demo
 from lowrank_ldu.cli.app import app
-from lowrank_ldu.cli.demo import round_trip as trips
-from lowrank_ldu.cli.demo.section import comparison_section
-from lowrank_ldu.cli.demo.summary import comparison_rows, percent, sentences
-from lowrank_ldu.finetune import (
+from lowrank_ldu.demo import (
     ComparisonSettings,
     LinearProbe,
     LoLDU,
@@ -23,6 +20,8 @@ from lowrank_ldu.finetune import (
     VisionTransformerSettings,
     compare_methods,
 )
+from lowrank_ldu.demo import round_trip as trips
+from lowrank_ldu.demo.report import comparison_rows, comparison_section, percent, sentences
 from lowrank_ldu.nn import lowrank_layers
 
 SMALL = ComparisonSettings(
@@ -42,7 +41,7 @@ def comparison():
 @pytest.fixture
 def quick(monkeypatch, comparison):
     """The command with the small comparison in place of the default one; everything after it is real."""
-    monkeypatch.setattr(lowrank_ldu.finetune, "compare_methods", lambda *, on_progress: comparison)
+    monkeypatch.setattr(lowrank_ldu.demo, "compare_methods", lambda *, on_progress: comparison)
 
 
 @pytest.mark.usefixtures("quick")
@@ -83,7 +82,7 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_work(tmp_path, monkeyp
     def never(**_):
         raise AssertionError("the comparison was started")
 
-    monkeypatch.setattr(lowrank_ldu.finetune, "compare_methods", never)
+    monkeypatch.setattr(lowrank_ldu.demo, "compare_methods", never)
     done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
     assert done.exit_code == 2
     assert "is not empty" in done.stderr

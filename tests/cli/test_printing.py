@@ -17,7 +17,7 @@ from lowrank_ldu.analysis.report.tables import write_rows
 from lowrank_ldu.cli import _run
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.cli.console import SafeConsole, print_anywhere, say
-from lowrank_ldu.printable import cell, printable
+from lowrank_ldu.formatting import cell, printable
 
 EVIL = [
     "=cmd|' /C calc'!A0",
@@ -191,7 +191,10 @@ def test_what_is_no_formula_is_written_as_it_is(value):
         ("analyze", "Missing argument"),
         ("analyze x --rnk 3", "No such option: --rnk"),
         ("nonsense", "No such command 'nonsense'; accepted: analyze, bench, claims, compare, demo, export"),
-        ("analyze x --out full", "full: is not empty; accepted: an empty or a new folder, or --force to replace its"),
+        (
+            "analyze x --out full",
+            "full: is not empty; accepted: an empty or a new folder, or --overwrite to replace its",
+        ),
         ("bench --shape 8x8 --out full", "full: is not empty; accepted: an empty or a new folder, or --overwrite to"),
         ("export x --to nothing --out y", "Invalid value for '--to'.*'lora'"),
         (

@@ -41,7 +41,7 @@ def test_refit_is_never_worse(W, pivoting, data):
     assert after <= before + 100 * np.finfo(np.float64).eps * scale
 
 
-def test_refit_of_an_exact_factorisation_changes_nothing_beyond_rounding():
+def test_refit_of_an_exact_factorization_changes_nothing_beyond_rounding():
     W = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32)
     factors = ldu(W)
     refit = factors.refit(W)

@@ -1,4 +1,4 @@
-"""SVD and PiSSA, exact and randomised."""
+"""SVD and PiSSA, exact and randomized."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_randomized_svd_is_reproducible_and_seeded():
 
 @pytest.mark.parametrize("niter", [None, 4])
 def test_pissa_is_pefts_split(niter):
-    """left and right are lora_B and lora_A as PEFT initialises them: U sqrt(S) and sqrt(S) V^T."""
+    """left and right are lora_B and lora_A as PEFT initializes them: U sqrt(S) and sqrt(S) V^T."""
     W = well_conditioned(np.random.default_rng(0), 30, 20, condition=1e8)
     factors = pissa(W, 5, niter)
     U, S, Vh = np.linalg.svd(W)

@@ -78,7 +78,7 @@ def test_figures_of_float32_do_not_depend_on_the_unit(exponent, pivoting, seed):
 
 @pytest.mark.parametrize("exponent", [-960, -500, 450, 1010])
 @pytest.mark.parametrize("method", [svd, pissa])
-def test_figures_of_other_factorisations(library, method, exponent):
+def test_figures_of_other_factorizations(library, method, exponent):
     A = normal(0)
     W = np.ldexp(A, exponent)
     (reference,) = diagnose(library.array(A), method(library.array(A), 4))

@@ -33,11 +33,11 @@ from lowrank_ldu.adapters import (
     read_adapter,
     save_adapter,
 )
-from lowrank_ldu.analysis.journal import Journal, Origin
+from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis.engine.journal import Journal, Origin
 from lowrank_ldu.analysis.options import SurveyOptions
-from lowrank_ldu.analysis.readers import CheckpointError, open_checkpoint
-from lowrank_ldu.analysis.run import analyse_checkpoint
-from lowrank_ldu.analysis.weights import open_weights
+from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
+from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.errors import JournalError, OutputError
 from lowrank_ldu.nn import inject, lowrank_layers
 
@@ -395,7 +395,7 @@ def as_everywhere(value):
 
 def write_journal(folder):
     path = folder / "journal"
-    analyse_checkpoint(CHECKPOINT, OPTIONS, journal=path, resume=True)
+    analyze_checkpoint(CHECKPOINT, OPTIONS, journal=path, resume=True)
     first, *results = [as_everywhere(json.loads(line)) for line in path.read_bytes().splitlines()]
     records = [first | {"files": FILES}, *results]
     for record in records:

@@ -85,7 +85,7 @@ WRONG = """
 import os, signal, sys, time
 import formats, harness
 from dataclasses import replace
-from lowrank_ldu.analysis.readers import CheckpointError
+from lowrank_ldu.checkpoints import CheckpointError
 
 def wrong(error):
     def read(_):

@@ -19,7 +19,7 @@ from lowrank_ldu.adapters.exports.updates import (
     is_of_base,
     row_blocks,
 )
-from lowrank_ldu.adapters.tensor_stream import given, read_tensor, write_tensors
+from lowrank_ldu.checkpoints.writer import given, read_tensor, write_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.functional import updated_matrix
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind

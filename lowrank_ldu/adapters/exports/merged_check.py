@@ -10,7 +10,7 @@ from lowrank_ldu.adapters.exports.architecture import architecture_of
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.updates import bound_again, product_error, row_blocks
 from lowrank_ldu.adapters.input_files import read_json
-from lowrank_ldu.adapters.tensor_stream import entries_of, given, read_tensor, same_bytes
+from lowrank_ldu.checkpoints.writer import entries_of, given, read_tensor, same_bytes
 from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.exports.merged import MergePlan
     from lowrank_ldu.adapters.exports.naming import BaseModel
     from lowrank_ldu.adapters.file import AdapterFile
-from lowrank_ldu.adapters.tensor_stream import Entry
+from lowrank_ldu.checkpoints.writer import Entry
 
 
 def check_merged(adapter: AdapterFile, model: BaseModel, plan: MergePlan, folder: Path) -> None:

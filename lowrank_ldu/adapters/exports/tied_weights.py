@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, Architecture, read_config
 from lowrank_ldu.adapters.exports.updates import is_of_base
-from lowrank_ldu.adapters.tensor_stream import metadata_of
+from lowrank_ldu.checkpoints.writer import metadata_of
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import EmbeddingKind
 

@@ -1,0 +1,1 @@
+"""Do the work of a survey: threads, clusters, resources, journal."""

@@ -1,0 +1,256 @@
+"""Have a survey done by the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import lowrank_ldu
+from lowrank_ldu.analysis.engine.resources import limit_threads
+from lowrank_ldu.analysis.engine.survey import load, timed_analysis
+from lowrank_ldu.checkpoints.file_states import file_states
+from lowrank_ldu.checkpoints.weights import open_weights
+from lowrank_ldu.errors import CheckpointError, ClusterError, WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from distributed import Client, Future
+
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+
+# Threads of a worker that begin together must not open a checkpoint twice.
+_opening = Lock()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a worker has to know to find the tensors, and to know that they are the right ones.
+
+    Attributes
+    ----------
+    version : str
+        Of this package.
+    path : str
+        Of the checkpoint, absolute.
+    files : tuple of (str, int, int)
+        Path, size and time of change of each file that holds tensors.
+    """
+
+    version: str
+    path: str
+    files: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, reader: CheckpointReader) -> Source:
+        """Return the source of an open checkpoint."""
+        files = ((file, *map(str, state)) for file, state in file_states(reader).items())
+        return cls(lowrank_ldu.__version__, str(reader.path.absolute()), tuple(files))
+
+
+def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -> tuple[MatrixAnalysis | str, float]:
+    """Read a tensor and analyze it with one thread: a worker has as many tasks at once as it has threads.
+
+    Parameters
+    ----------
+    source : Source
+    options : SurveyOptions
+    info : TensorInfo
+
+    Returns
+    -------
+    tuple of MatrixAnalysis or str, and float
+        As of `timed_analysis`.
+
+    Raises
+    ------
+    WorkerError
+        This machine does not have the same checkpoint at the same path, or another version of this package.
+    """
+    limit_threads(1)
+    with _opening:
+        reader, reading = _opened(source)
+    with reading:
+        holder = [load(reader, info)]
+    return timed_analysis(info, holder, options)
+
+
+# Kept from task to task. Readers that are pushed out are closed when the last thread has let go of them.
+@lru_cache(maxsize=2)
+def _opened(source: Source) -> tuple[CheckpointReader, Lock]:
+    if source.version != lowrank_ldu.__version__:
+        raise WorkerError(f"has lowrank-ldu {lowrank_ldu.__version__}; accepted: {source.version}, as here")
+    try:
+        reader = open_weights(source.path)
+    except CheckpointError as error:
+        raise WorkerError(f"{error}; the checkpoint has to be at the same path on every worker") from error
+    if Source.of(reader) != source:
+        raise WorkerError(
+            f"{source.path}: its files have another size or time of change than those that were opened here"
+        )
+    return reader, Lock()
+
+
+def forget_checkpoints() -> None:
+    """Let go of the checkpoints that are open in this process."""
+    with _opening:
+        _opened.cache_clear()
+
+
+CONNECT_SECONDS = 5.0
+WORKERS_SECONDS = 30.0
+
+_Outcome = tuple["MatrixAnalysis | str", float]
+
+
+@contextmanager
+def connect(scheduler: str) -> Iterator[Cluster]:
+    """Connect to the scheduler of a cluster, and let go of it in the end.
+
+    Parameters
+    ----------
+    scheduler : str
+        Its address, ``tcp://HOST:8786``.
+
+    Raises
+    ------
+    ClusterError
+        Dask is not installed, there is no scheduler at that address, or it has no workers.
+    """
+    with _quiet("distributed.client"), _client(scheduler) as client:
+        try:
+            client.wait_for_workers(1, timeout=WORKERS_SECONDS)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"scheduler {scheduler!r} has no workers after {WORKERS_SECONDS:g} s; start some with "
+                f"`dask worker {scheduler}`"
+            ) from error
+        yield Cluster(client, scheduler)
+
+
+def _client(scheduler: str) -> Client:
+    try:
+        from distributed import Client  # noqa: PLC0415  # an extra's
+    except ImportError as error:
+        raise ClusterError("the dask engine needs distributed: pip install 'lowrank-ldu[cluster]'") from error
+    try:
+        return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"scheduler is {scheduler!r}, which cannot be reached ({_one_line(error)}); accepted: the address that "
+            "`dask scheduler` prints, such as tcp://HOST:8786"
+        ) from error
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Have one of Dask's loggers say nothing: what it has to say about a lost connection is raised as an error."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+class Cluster:
+    """A cluster as the engine of surveys.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    scheduler : str
+        Its address, for messages.
+    """
+
+    def __init__(self, client: Client, scheduler: str) -> None:
+        self._client = client
+        self._scheduler = scheduler
+
+    @property
+    def description(self) -> str:
+        """The numbers of workers and of their threads at present."""
+        threads = self._client.nthreads()
+        return f"dask, workers: {len(threads)}, threads: {sum(threads.values())}"
+
+    def crew(self, reader: CheckpointReader, options: SurveyOptions) -> Workers:
+        """Return the workers, who open the checkpoint of `reader` themselves."""
+        return Workers(self._client, self._scheduler, partial(analyze_remotely, Source.of(reader), options))
+
+
+class Workers:
+    """The workers of a cluster, for one survey.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    scheduler : str
+        Its address, for messages.
+    task : callable
+        What is done for a tensor, of which no more than the description is sent.
+    """
+
+    def __init__(self, client: Client, scheduler: str, task: Callable[[TensorInfo], _Outcome]) -> None:
+        self._client = client
+        self._scheduler = scheduler
+        self._task = task
+
+    def at_once(self, tensors: Sequence[TensorInfo]) -> int:
+        """Return how many of `tensors` will be worked on at the same time, unless workers come or go."""
+        threads: int = sum(self._client.nthreads().values())
+        return min(len(tensors), threads)
+
+    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
+        """Yield every one of `tensors` with its outcome; those of workers that die are done again by others.
+
+        Raises
+        ------
+        ClusterError
+            The connection to the scheduler is lost, or a worker is not fit for the work.
+        """
+        from distributed import as_completed  # noqa: PLC0415  # an extra's
+
+        run = uuid4().hex
+        pending: dict[Future[Any], TensorInfo] = {}
+        try:
+            # All of them, so that workers which come later find work. Without the timeout those of the same moment
+            # would be equal, and not be begun in this order.
+            for info in tensors:
+                key = f"lowrank-ldu-{run}-{len(pending)}"
+                pending[self._client.submit(self._task, info, key=key, pure=False, fifo_timeout="0 ms")] = info
+            completed = as_completed(list(pending), loop=self._client.loop, with_results=True, raise_errors=False)
+            for future, result in completed:
+                outcome = self._outcome(future.status, result)
+                yield pending.pop(future), outcome
+        finally:
+            if self._client.status == "running":
+                self._client.cancel(list(pending))
+                self._client.run(forget_checkpoints, on_error="ignore")
+
+    def _outcome(self, status: str, result: Any) -> _Outcome:
+        from distributed import KilledWorker  # noqa: PLC0415  # an extra's
+
+        if status == "finished":
+            outcome: _Outcome = result
+            return outcome
+        if status != "error":
+            raise ClusterError(f"scheduler {self._scheduler!r}: the connection to it is lost")
+        _, error, traceback = result
+        if isinstance(error, KilledWorker):
+            died = error.allowed_failures + 1
+            return f"error: {died} workers died when they were at it, for want of memory perhaps", 0.0
+        if isinstance(error, WorkerError | ImportError):
+            raise ClusterError(f"scheduler {self._scheduler!r}: a worker {_one_line(error)}") from error
+        raise error.with_traceback(traceback)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

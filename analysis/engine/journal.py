@@ -1,0 +1,324 @@
+"""The journal of a survey: each result is on disk as soon as there is one, so that a survey can go on after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import stat
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+import lowrank_ldu
+from lowrank_ldu.analysis.engine.survey import TensorResult
+from lowrank_ldu.analysis.measures.curves import Curve
+from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
+from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation
+from lowrank_ldu.analysis.measures.spectrum import Spectrum
+from lowrank_ldu.analysis.strict_json import finite_json, floats_of
+from lowrank_ldu.checkpoints.file_states import file_states
+from lowrank_ldu.diagnostics import Diagnostics
+from lowrank_ldu.errors import JournalError
+from lowrank_ldu.untrusted import CONFIGURATION, open_regular, strict_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.checkpoints import CheckpointReader
+
+FORMAT = "lowrank-ldu journal 3"
+# What every journal begins with, of whatever version: nothing else is opened for writing.
+_BEGINNING = b'{"format":"lowrank-ldu journal'
+# A result has some kilobytes.
+_LINE = CONFIGURATION
+_CHECKSUM = re.compile(rb'(.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What results belong to: they are those of the same files, analyzed in the same way by the same version.
+
+    Attributes
+    ----------
+    version : str
+        Of this package.
+    options : dict
+        Of the survey, but for the number of threads.
+    files : dict of str to list of int
+        As of `lowrank_ldu.checkpoints.file_states.file_states`.
+    """
+
+    version: str
+    options: dict[str, Any]
+    files: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, reader: CheckpointReader, options: SurveyOptions) -> Origin:
+        """Return the origin of the results of a survey that is about to begin."""
+        asked = asdict(options)
+        del asked["threads"]
+        return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), file_states(reader))
+
+    def difference(self, other: Origin) -> str | None:
+        """Return what the other one has otherwise, None if nothing."""
+        if self.version != other.version:
+            return f"it is of version {self.version}, and this is {other.version}"
+        for name, value in self.options.items():
+            if other.options.get(name) != value:
+                return f"{name} was {value!r}, and is {other.options.get(name)!r}"
+        if set(self.files) != set(other.files):
+            return f"it is of other files, {', '.join(sorted(set(self.files) ^ set(other.files))[:3])} among them"
+        changed = [file for file, state in self.files.items() if other.files[file] != state]
+        return f"{changed[0]} has been changed since" if changed else None
+
+
+class Journal:
+    """The results of an unfinished survey, a line each, after a line that says what they belong to.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file is made with the first result. Each line has a checksum.
+    origin : Origin
+    resume : bool
+        Continue the journal that is there, if there is one; otherwise one that is there is an error.
+
+    Attributes
+    ----------
+    results : list of TensorResult
+        Those that were there.
+    seconds : float
+        What they took.
+
+    Raises
+    ------
+    JournalError
+        Another process has the journal, or there is one that is not to be continued, or cannot be: it is of another
+        checkpoint, of other options, or damaged. A last line that was not written whole is no damage: it is written
+        again.
+    """
+
+    def __init__(self, path: Path, origin: Origin, *, resume: bool) -> None:
+        self.path = path
+        self.results: list[TensorResult] = []
+        self.seconds = 0.0
+        self._origin = origin
+        self._file: IO[bytes] | None = None
+        self._lock = _locked(path)
+        try:
+            if path.exists():
+                self._reopen(resume=resume)
+        except JournalError:
+            self.close()
+            raise
+
+    def _reopen(self, *, resume: bool) -> None:
+        try:
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise JournalError(f"{self.path}: cannot be read (it is no regular file)")
+            with open_regular(self.path) as file:
+                beginning = file.read(len(_BEGINNING))
+            if beginning not in {b"", _BEGINNING}:
+                raise JournalError(
+                    f"{self.path}: is no journal of an analysis, and stays as it is; accepted: another name, or remove "
+                    "the file"
+                )
+            if not resume:
+                raise JournalError(
+                    f"{self.path}: is the journal of an analysis that was not finished; accepted: --resume, to "
+                    "continue it, or remove the file"
+                )
+            self._file = self.path.open("r+b")
+            self._continue(self._file)
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be read ({error.strerror})") from error
+
+    def _continue(self, file: IO[bytes]) -> None:
+        whole, names = 0, set()
+        for number in itertools.count():
+            line = file.readline(_LINE.size + 1)
+            # Longer than any line: it is parsed, and refused.
+            if not line.endswith(b"\n") and len(line) <= _LINE.size:
+                break
+            try:
+                record = strict_json(line, _LINE)
+                if number == 0:
+                    self._check_format(record)
+                _check_sum(line)
+                if number == 0:
+                    self._check(record)
+                else:
+                    result = _result_of(record["result"])
+                    if result.name in names:
+                        raise JournalError(
+                            f"{self.path}: line {number + 1} has a second result of {result.name!r}; remove the file "
+                            "to begin anew"
+                        )
+                    names.add(result.name)
+                    self.results.append(result)
+                    self.seconds = float(record["seconds"])
+            except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                if isinstance(error, JournalError):
+                    raise
+                raise JournalError(
+                    f"{self.path}: line {number + 1} is damaged; remove the file to begin anew"
+                ) from error
+            whole += len(line)
+        file.seek(whole)
+        file.truncate()
+        if whole == 0:
+            self._write(_line({"format": FORMAT, **asdict(self._origin)}))
+
+    def _check_format(self, record: dict[str, Any]) -> None:
+        if record.pop("format", None) != FORMAT:
+            raise JournalError(f"{self.path}: is no journal of this version; remove the file to begin anew")
+
+    def _check(self, record: dict[str, Any]) -> None:
+        del record["crc32"]
+        difference = Origin(**record).difference(self._origin)
+        if difference is not None:
+            raise JournalError(f"{self.path}: cannot be continued: {difference}; remove the file to begin anew")
+
+    def append(self, result: TensorResult, seconds: float) -> None:
+        """Write a result, so that it outlives this process and this machine's power.
+
+        Parameters
+        ----------
+        result : TensorResult
+        seconds : float
+            Since the survey began.
+        """
+        try:
+            if self._file is None:
+                self._file = self.path.open("xb")
+                self._write(_line({"format": FORMAT, **asdict(self._origin)}))
+            line = _line({"result": finite_json(asdict(result)), "seconds": self.seconds + seconds})
+            # Of a name of megabytes, say: it could not be read again, and is done again instead.
+            if len(line) <= _LINE.size:
+                self._write(line)
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    def _write(self, line: bytes) -> None:
+        assert self._file is not None  # noqa: S101  # callers opened it
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file and leave it; let go of the lock."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        _let_go(self._lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def lock_journal(path: Path) -> Iterator[None]:
+    """Keep other processes from a journal, also before it is opened and after it is closed by this one.
+
+    Raises
+    ------
+    JournalError
+        Another process has it.
+    """
+    lock = _locked(path)
+    try:
+        yield
+    finally:
+        _let_go(lock)
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    text = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
+    return b'%s,"crc32":"%08x"}\n' % (text[:-1], zlib.crc32(text))
+
+
+def _check_sum(line: bytes) -> None:
+    """Raise ValueError if a line is not as it was written."""
+    match = _CHECKSUM.fullmatch(line)
+    if match is None or zlib.crc32(match[1] + b"}") != int(match[2], 16):
+        raise ValueError("the checksum does not fit")
+
+
+def _let_go(lock: BaseFileLock) -> None:
+    """Release a lock once; who took it last in this process removes its file."""
+    if lock.lock_counter == 1:
+        # Removed while it is held: who opened it before finds it unlinked, and makes a new one.
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+    if lock.is_locked:
+        lock.release()
+
+
+def _locked(path: Path) -> BaseFileLock:
+    """Lock a journal that may not be there yet, by a file beside it; again, if this process has it already.
+
+    The system lets go of the lock when this process ends, however it ends; the empty file that is left then locks
+    nothing.
+    """
+    if not path.parent.is_dir():  # it would be made
+        raise JournalError(f"{path}: cannot be written (there is no such folder)")
+    beside = Path(f"{path.absolute()}.lock")
+    lock = FileLock(beside, is_singleton=True)
+    try:
+        # The library empties it, and it is removed in the end.
+        if beside.exists() and (not beside.is_file() or beside.stat().st_size):
+            raise JournalError(f"{beside}: is no lock of a journal; accepted: another name, or remove the file")
+        lock.acquire(blocking=False)
+    except Timeout:
+        if not beside.exists():  # as the library has it, of folders that take no files
+            raise JournalError(f"{path}: cannot be created in this folder; accepted: another place") from None
+        raise JournalError(f"{path}: is being written by another process; accepted: wait for it, or stop it") from None
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be written ({error.strerror})") from error
+    return lock
+
+
+def _result_of(record: dict[str, Any]) -> TensorResult:
+    """Return the result that `asdict` made a record of."""
+    analysis = record.pop("analysis")
+    record["shape"] = tuple(record["shape"])
+    return TensorResult(**record, analysis=_analysis_of(floats_of(analysis)))
+
+
+def _analysis_of(record: dict[str, Any]) -> MatrixAnalysis:
+    spectrum = record.pop("spectrum")
+    for name in ("energy", "energy_bound"):
+        spectrum[name] = {int(rank): share for rank, share in spectrum[name].items()}
+    measurements = [
+        Measurement(
+            Diagnostics(**measurement["diagnostics"]),
+            measurement["seconds"],
+            measurement["exact"],
+            {start: InitializationChange(**change) for start, change in measurement["starts"].items()},
+        )
+        for measurement in record.pop("measurements")
+    ]
+    needed_ranks, recommendation = record.pop("needed"), record.pop("recommendation")
+    curves = {pivoting: Curve(**curve) for pivoting, curve in record.pop("curves").items()}
+    return MatrixAnalysis(
+        **record,
+        spectrum=Spectrum(**spectrum),
+        measurements=measurements,
+        curves=curves,
+        needed=[NeededRank(**needed) for needed in needed_ranks],
+        recommendation=Recommendation(**recommendation),
+    )

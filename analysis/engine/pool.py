@@ -1,0 +1,124 @@
+"""Work through the matrices of a checkpoint, the dearest first, whoever does the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from lowrank_ldu.analysis.selection import matrix_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from lowrank_ldu.checkpoints import TensorInfo
+
+_Outcome = TypeVar("_Outcome")
+_Outcome_co = TypeVar("_Outcome_co", covariant=True)
+
+
+class Crew(Protocol[_Outcome_co]):
+    """Who works through tensors: threads of this process, or the workers of a cluster."""
+
+    def at_once(self, tensors: Sequence[TensorInfo]) -> int:
+        """Return how many of `tensors` will be worked on at the same time."""
+
+    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome_co]]:
+        """Begin `tensors` in their order and yield each with its outcome when it is finished.
+
+        Closing the iterator, or an exception in it, gives up what is not finished.
+        """
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the work stands.
+
+    Attributes
+    ----------
+    running : tuple of str
+        Names of the tensors that are being analyzed.
+    finished, total : int
+        Tensors to analyze.
+    fraction : float
+        Of the work, by an estimate of its cost; from 0 to 1.
+    """
+
+    running: tuple[str, ...]
+    finished: int
+    total: int
+    fraction: float
+
+
+def work_through(
+    tensors: Iterable[TensorInfo],
+    crew: Crew[_Outcome],
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    finished: Iterable[TensorInfo] = (),
+) -> Iterator[tuple[TensorInfo, _Outcome]]:
+    """Have a crew work on every one of `tensors`.
+
+    Parameters
+    ----------
+    tensors : iterable of TensorInfo
+        Matrices.
+    crew : Crew
+    progress : callable, optional
+        Called in the caller's thread when a tensor is begun or finished.
+    finished : iterable of TensorInfo
+        Matrices that are part of the work and were done before, for the progress.
+
+    Yields
+    ------
+    tuple of TensorInfo and its outcome
+        As they are finished. What the crew raises ends the iteration.
+    """
+    waiting = _in_order(tensors)
+    if not waiting:
+        return
+    before = list(finished)
+    count, done = len(before), sum(map(_work, before))
+    total, whole = count + len(waiting), done + sum(map(_work, waiting))
+    at_once = crew.at_once(waiting)
+    left = dict.fromkeys(waiting)
+
+    def report() -> None:
+        if progress is not None:
+            # They are begun in this order, the next one as soon as one is finished.
+            running = tuple(info.name for info in islice(left, at_once))
+            progress(Progress(running, count, total, done / whole))
+
+    report()
+    for info, outcome in crew.run(waiting):
+        del left[info]
+        count, done = count + 1, done + _work(info)
+        report()
+        yield info, outcome
+
+
+def describe_error(error: Exception) -> str:
+    """Return the reason that stands in a report for a tensor which failed."""
+    return f"error: {str(error) or type(error).__name__}"
+
+
+def _in_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """Return the largest first: one that is begun last would keep one core busy alone.
+
+    Parts of one stored tensor stay together, so that it is read once.
+    """
+    listed = list(tensors)
+    largest: dict[tuple[str, str], int] = {}
+    for info in listed:
+        largest[_stored(info)] = max(_work(info), largest.get(_stored(info), 0))
+    first = {stored: place for place, stored in enumerate(largest)}
+    return sorted(listed, key=lambda info: (-largest[_stored(info)], first[_stored(info)]))
+
+
+def _stored(info: TensorInfo) -> tuple[str, str]:
+    return info.file, info.part_of or info.name
+
+
+def _work(info: TensorInfo) -> int:
+    m, n = matrix_shape(info.shape, info.order)
+    return m * n * min(m, n)

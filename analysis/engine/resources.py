@@ -1,0 +1,136 @@
+"""Spread matrices over threads, as far as memory allows."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from lowrank_ldu.analysis.selection import matrix_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.checkpoints import TensorInfo
+
+# Bytes at the peak of an analysis for each entry of the matrix: a dozen copies in float64, or four where it is taken in
+# blocks.
+BYTES_PER_ENTRY = 12 * 8
+_BYTES_IN_BLOCKS = 4 * 8
+_limiting = Lock()
+_UNKNOWN_MEMORY = 8 * 2**30
+# Of control groups of version 2 and 1; without a limit the latter says an enormous number.
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Matrices worked on at the same time, and threads of linear algebra inside each."""
+
+    matrices: int
+    threads_each: int
+
+
+def bytes_per_entry(options: SurveyOptions) -> int:
+    """Return the bytes for each entry of a matrix that its analysis takes at its peak."""
+    return BYTES_PER_ENTRY if options.mode == "exact" else _BYTES_IN_BLOCKS
+
+
+def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None, each: int = BYTES_PER_ENTRY) -> Layout:
+    """Spread `threads` over matrices as far as half of `memory` bytes allows (all of this machine's if not given).
+
+    An analysis takes `each` bytes for an entry of its matrix.
+
+    Whole matrices side by side scale better than threads inside one: the eigenvalue problems here are small, and
+    threads that wait for each other at every step of them lose more than they win, by far on a shared machine.
+    """
+    memory = physical_memory() if memory is None else memory
+    needs = [each * math.prod(matrix_shape(info.shape, info.order)) for info in tensors]
+    at_once = max(1, min(threads, len(needs), memory // 2 // max(needs, default=1)))
+    return Layout(at_once, max(1, threads // at_once))
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or what its container is limited to."""
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems other names
+        machine = _UNKNOWN_MEMORY
+    return min(machine, _container_limit() or machine)
+
+
+def _container_limit() -> int:
+    """Return the limit of the control group that a container sees as its own, 0 if there is none."""
+    for file in _LIMITS:
+        try:
+            return int(file.read_text(encoding="ascii"))
+        except (OSError, ValueError):  # another version, or "max"
+            continue
+    return 0
+
+
+@contextmanager
+def pinned_threads(count: int) -> Iterator[None]:
+    """Let torch, in every thread that is started inside the context, and BLAS use `count` threads each."""
+    before = torch.get_num_threads()
+    with threadpool_limits(count):
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def limit_threads(count: int) -> None:
+    """Let torch, in this thread, and BLAS, in this process, use `count` threads from now on.
+
+    For a process that runs several analyses at once and does nothing else: there is no moment to undo it.
+    """
+    with _limiting:  # no thread begins before it is done
+        _limit_blas(count)
+    torch.set_num_threads(count)
+
+
+@cache  # looking for the libraries takes longer than a small analysis
+def _limit_blas(count: int) -> None:
+    threadpool_limits(count)
+
+
+_GIBIBYTE = 2**30
+
+
+def size_reason(info: TensorInfo, bytes_per_entry: int, memory: int) -> str | None:
+    """Return why a matrix is too large to analyze, None if it is not: the kernel would end the whole analysis.
+
+    Parameters
+    ----------
+    info : TensorInfo
+        Of a matrix.
+    bytes_per_entry : int
+        That the analysis needs at its peak.
+    memory : int
+        Bytes of the machine, half of which may be used.
+
+    Examples
+    --------
+    >>> from lowrank_ldu.checkpoints import TensorInfo
+    >>> print(size_reason(TensorInfo("w", (2**17, 2**13), "float32", "a.safetensors", 2**32), 96, 2**34))
+    131072 x 8192: too large, since its analysis takes about 96.0 GiB; accepted: up to 8.0 GiB, half of the memory
+    """
+    m, n = matrix_shape(info.shape, info.order)
+    need = math.prod((m, n, bytes_per_entry))
+    if 2 * need <= memory:
+        return None
+    return (
+        f"{m} x {n}: too large, since its analysis takes about {need / _GIBIBYTE:.1f} GiB; accepted: up to "
+        f"{memory / 2 / _GIBIBYTE:.1f} GiB, half of the memory"
+    )

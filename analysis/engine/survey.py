@@ -1,0 +1,164 @@
+"""The survey of a checkpoint: one result for every tensor, a few in memory at a time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from lowrank_ldu.analysis.engine.pool import describe_error, work_through
+from lowrank_ldu.analysis.engine.resources import bytes_per_entry, physical_memory, size_reason
+from lowrank_ldu.analysis.engine.threads import Threads
+from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, analyze_matrix
+from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
+from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.validation import check_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    import torch
+
+    from lowrank_ldu.analysis.engine.pool import Crew, Progress
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """What came of one tensor: either `analysis` or `reason` is None.
+
+    Attributes
+    ----------
+    name : str
+        As the checkpoint has it.
+    shape : tuple of int, or None
+        As stored; None for what is not a tensor.
+    dtype : str
+        As stored, and what it was dequantized to; for what is not a tensor, what it is.
+    reason : str or None
+        Why it was not analyzed.
+    analysis : MatrixAnalysis or None
+    seconds : float or None
+        Of the whole analysis of this tensor, reading apart.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    reason: str | None = None
+    analysis: MatrixAnalysis | None = None
+    seconds: float | None = None
+
+
+class Engine(Protocol):
+    """What does a survey other than the threads of this process."""
+
+    @property
+    def description(self) -> str:
+        """What it is and how large, in words."""
+
+    def crew(self, reader: CheckpointReader, options: SurveyOptions) -> Crew[tuple[MatrixAnalysis | str, float]]:
+        """Return a crew that does for each tensor of `reader` what `load` and `timed_analysis` do."""
+
+
+def survey(
+    reader: CheckpointReader,
+    options: SurveyOptions,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    known: Iterable[TensorResult] = (),
+    engine: Engine | None = None,
+) -> Iterator[TensorResult]:
+    """Analyze every matrix of a checkpoint.
+
+    Parameters
+    ----------
+    reader : CheckpointReader
+        An open checkpoint.
+    options : SurveyOptions
+        With `threads` = 1 a single weight is in memory at any time; with more, at most that many, and no more than
+        half of the machine's memory can hold. Another engine has its own threads.
+    progress : callable, optional
+        Called in the caller's thread when a tensor is begun or finished.
+    known : iterable of TensorResult
+        Results of an earlier survey of the same checkpoint with the same options: these tensors are not read again.
+    engine : Engine, optional
+        Threads of this process if there is none.
+
+    Yields
+    ------
+    TensorResult
+        One for each tensor and each thing that the reader ignored: first those that are skipped, then the others as
+        they are finished, the largest first, without those that are known. A tensor that cannot be read or analyzed has
+        the error as its reason.
+    """
+    for name, what in reader.ignored.items():
+        yield TensorResult(name, None, what, "not a plain tensor")
+    chosen: list[TensorInfo] = []
+    finished = {result.name for result in known}
+    for info in reader.tensors:
+        reason = skip_reason(info, options)
+        if reason is None and engine is None:  # workers of a cluster may have more memory
+            reason = size_reason(info, bytes_per_entry(options), physical_memory())
+        if reason is None:
+            chosen.append(info)
+        else:
+            yield _result(info, reason)
+    for info, (outcome, seconds) in work_through(
+        (info for info in chosen if info.name not in finished),
+        _threads(reader, options) if engine is None else engine.crew(reader, options),
+        progress,
+        finished=[info for info in chosen if info.name in finished],
+    ):
+        yield _result(info, outcome) if isinstance(outcome, str) else _result(info, None, outcome, seconds)
+
+
+def _threads(reader: CheckpointReader, options: SurveyOptions) -> Crew[tuple[MatrixAnalysis | str, float]]:
+    return Threads(
+        options.threads,
+        lambda info: load(reader, info),
+        lambda info, holder: timed_analysis(info, holder, options),
+        bytes_per_entry(options),
+    )
+
+
+def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
+    """Return a tensor, or why it cannot be read."""
+    try:
+        return reader.load(info.name)
+    except (CheckpointError, MemoryError) as error:
+        return describe_error(error)
+
+
+def timed_analysis(
+    info: TensorInfo, holder: list[torch.Tensor | str], options: SurveyOptions
+) -> tuple[MatrixAnalysis | str, float]:
+    """Take what was loaded out of `holder`; return its analysis, or why there is none, and the seconds it took."""
+    start = time.perf_counter()
+    outcome = _analyze(holder, info.order, options)
+    return outcome, time.perf_counter() - start
+
+
+def _analyze(holder: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
+    """Return the analysis, or why there is none."""
+    loaded = holder.pop()
+    if isinstance(loaded, str):
+        return loaded
+    try:
+        matrix, _ = check_matrix(as_matrix(loaded, order), "it")
+    except ValueError as error:
+        return str(error)
+    del loaded
+    try:
+        return analyze_matrix(matrix, options)
+    except ValueError as error:  # its numbers are out of the range of a method
+        return str(error)
+    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
+        return describe_error(error)
+
+
+def _result(
+    info: TensorInfo, reason: str | None, analysis: MatrixAnalysis | None = None, seconds: float | None = None
+) -> TensorResult:
+    return TensorResult(info.name, info.shape, dtype_in_words(info), reason, analysis, seconds)

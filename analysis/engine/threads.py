@@ -1,0 +1,108 @@
+"""A crew of threads in this process: a few matrices in memory at a time."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from joblib import Parallel, delayed
+
+from lowrank_ldu.analysis.engine.resources import BYTES_PER_ENTRY, Layout, pinned_threads, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from lowrank_ldu.checkpoints import TensorInfo
+
+_Loaded = TypeVar("_Loaded")
+_Outcome = TypeVar("_Outcome")
+
+
+def describe_threads(threads: int) -> str:
+    """Return what a report calls this engine."""
+    return f"local, threads: {threads}"
+
+
+class Threads(Generic[_Loaded, _Outcome]):
+    """Threads that load tensors, one after the other, and analyze them side by side.
+
+    Linear algebra lets go of the interpreter's lock, so that processes would be no faster, and each of them would
+    have to import torch and open the checkpoint.
+
+    Parameters
+    ----------
+    threads : int
+        Cores to use, at least 1. At most that many loaded tensors exist at any time, and no more than half of the
+        machine's memory can hold.
+    load : callable
+        Called by one thread at a time: readers are not shared between threads. Not called any more once the iterator
+        of `run` is closed.
+    analyze : callable
+        Called with the tensor's description and a list that holds what was loaded. It takes it out of the list: a
+        worker's arguments may outlive its result for a moment, and with them the weight.
+    each : int
+        Bytes for each entry of a matrix that its analysis takes at its peak.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        load: Callable[[TensorInfo], _Loaded],
+        analyze: Callable[[TensorInfo, list[_Loaded]], _Outcome],
+        each: int = BYTES_PER_ENTRY,
+    ) -> None:
+        self._threads = threads
+        self._load = load
+        self._analyze = analyze
+        self._each = each
+
+    def at_once(self, tensors: Sequence[TensorInfo]) -> int:
+        """Return how many of `tensors` will be worked on at the same time."""
+        return self._plan(tensors).matrices
+
+    def _plan(self, tensors: Sequence[TensorInfo]) -> Layout:
+        return plan(tensors, self._threads, each=self._each)
+
+    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
+        """Yield every one of `tensors` with what `analyze` returned; what a callable raises ends the iteration."""
+        reading, stopped = Lock(), False
+
+        def work(info: TensorInfo) -> tuple[TensorInfo, _Outcome]:
+            with reading:
+                if stopped:
+                    raise CancelledError
+                holder = [self._load(info)]
+            return info, self._analyze(info, holder)
+
+        layout = self._plan(tensors)
+        with pinned_threads(layout.threads_each):
+            outcomes = Parallel(
+                # joblib does a single job in the caller's thread, where Ctrl-C would wait for the end of LAPACK's
+                # work. What limits the number of loaded tensors is how many are dispatched.
+                n_jobs=max(2, layout.matrices),
+                pre_dispatch=layout.matrices,
+                batch_size=1,
+                backend="threading",
+                return_as="generator_unordered",
+            )(delayed(work)(info) for info in tensors)
+            try:
+                for outcome in outcomes:  # noqa: UP028  # `yield from` would close them, with the warning
+                    yield outcome
+            finally:
+                # Who stops the work should not have to wait for linear algebra, which cannot be interrupted. The
+                # reader, however, may be closed next: no thread may be in it.
+                with _no_word_about_the_rest():
+                    outcomes.close()
+                with reading:
+                    stopped = True
+
+
+@contextmanager
+def _no_word_about_the_rest() -> Iterator[None]:
+    """Silence joblib's warning that tasks were cancelled, for who means to cancel them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

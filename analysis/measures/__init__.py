@@ -1,0 +1,1 @@
+"""Measure one weight matrix: figures, curves, recommendation."""

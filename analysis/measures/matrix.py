@@ -1,0 +1,291 @@
+"""Everything that is measured on one weight matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.analysis.measures.curves import Curve, best_errors, sample_ranks, sampled
+from lowrank_ldu.analysis.measures.estimate import NITER, estimate_spectrum, sketch_width
+from lowrank_ldu.analysis.measures.initialization_change import InitializationChange, initialization_changes
+from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation, needed_ranks, recommend
+from lowrank_ldu.analysis.measures.spectrum import Spectrum, summarize_spectrum
+from lowrank_ldu.analysis.measures.timing import timed
+from lowrank_ldu.decomposition import Pivoting, ldu, pissa, svd
+from lowrank_ldu.decomposition.pissa import split_evenly
+from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
+from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
+from lowrank_ldu.diagnostics.record import times_power_of_two
+
+if TYPE_CHECKING:
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.initialization import Initialization
+
+# As in PEFT's "pissa_niter_4", the quick start that its users take.
+PISSA_ITERATIONS = 4
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One method at one rank.
+
+    Attributes
+    ----------
+    diagnostics : Diagnostics
+    seconds : float
+        To compute the factors of that rank alone.
+    exact : bool
+        PiSSA only: from the exact SVD, whose time is part of `seconds`.
+    starts : dict of str to InitializationChange
+        LDU only: what each start of a trained diagonal makes of the weight. Empty for other methods.
+    """
+
+    diagnostics: Diagnostics
+    seconds: float
+    exact: bool = False
+    starts: dict[Initialization, InitializationChange] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MatrixAnalysis:
+    """The results for one matrix; plain numbers only, so that the weight itself can go.
+
+    Attributes
+    ----------
+    m, n : int
+        Shape in which the weight was factored.
+    spectrum : Spectrum
+        Its energy is at the ranks measured.
+    svd_seconds : float
+        Of the SVD, vectors included.
+    svd_niter : int or None
+        Power iterations of the SVD; None if it is exact.
+    measurements : list of Measurement
+        LDU for each pivoting at each rank, then quick PiSSA at each rank asked for, then exact PiSSA if the SVD is.
+    curve_ranks : list of int
+        The ranks that the curves are sampled at.
+    svd_curve : list of float or None
+        Least possible relative Frobenius error there; upper bounds of it if the SVD is not exact.
+    curves : dict of str to Curve
+        For each pivoting.
+    needed : list of NeededRank
+        For each target error: of the SVD, and of LDU for each pivoting without and with refit.
+    recommendation : Recommendation
+        For the largest of the target errors.
+    """
+
+    m: int
+    n: int
+    spectrum: Spectrum
+    svd_seconds: float
+    svd_niter: int | None
+    measurements: list[Measurement]
+    curve_ranks: list[int]
+    svd_curve: list[float | None]
+    curves: dict[Pivoting, Curve]
+    needed: list[NeededRank]
+    recommendation: Recommendation
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the matrix."""
+        return self.m * self.n
+
+    def at(self, method: str, rank: int, pivoting: Pivoting | None = None, *, exact: bool = False) -> Measurement:
+        """Return the measurement of a method at min(rank, k).
+
+        Raises
+        ------
+        KeyError
+            It was not measured; the message lists what was.
+        """
+        wanted = (method, pivoting, min(rank, self.m, self.n), exact)
+        for measurement in self.measurements:
+            if _key(measurement) == wanted:
+                return measurement
+        known = [_described(*_key(measurement)) for measurement in self.measurements]
+        raise KeyError(f"{_described(*wanted)} was not measured; accepted: {', '.join(dict.fromkeys(known))}")
+
+
+def _described(method: str, pivoting: str | None, rank: int, exact: bool) -> str:
+    how = [repr(method), str(rank), *([repr(pivoting)] if pivoting else []), *(["exact=True"] if exact else [])]
+    return f"({', '.join(how)})"
+
+
+def _key(measurement: Measurement) -> tuple[str, str | None, int, bool]:
+    figures = measurement.diagnostics
+    return figures.method, figures.pivoting, figures.rank, measurement.exact
+
+
+def analyze_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
+    """Factor one matrix by every method and measure the factors.
+
+    Parameters
+    ----------
+    W : torch.Tensor, shape (m, n)
+        Finite, float32 or float64, on the CPU. Where its numbers are so large or small that figures would suffer, it
+        is scaled by a power of two first, which is exact, and figures in its unit are scaled back.
+    options : SurveyOptions
+        Which ranks, pivoting strategies and target errors; exact or cheap, and in which dtype.
+
+    Returns
+    -------
+    MatrixAnalysis
+
+    Raises
+    ------
+    RuntimeError
+        LAPACK did not converge, or memory ran out.
+    ValueError
+        An entry is not representable in the dtype asked for.
+    """
+    if options.dtype is not None:
+        W = _converted(W, options.dtype)
+    exponent = _exponent(W)
+    if exponent:
+        return _scaled_back(_analyze(scaled_by(W, -exponent), options, exponent), exponent)
+    return _analyze(W, options, 0)
+
+
+def _exponent(W: torch.Tensor) -> int:
+    """Return e with the largest entry of W from 2 ** (e - 1) to 2 ** e; 0 if a few products of such stay in range."""
+    exponent = math.frexp(float(W.abs().max()))[1]
+    return exponent if abs(exponent) > largest_exponent(torch, W.dtype) // 2 else 0
+
+
+def _scaled_back(analysis: MatrixAnalysis, exponent: int) -> MatrixAnalysis:
+    """Return the analysis of the matrix times 2 ** exponent."""
+    half = exponent // 2
+    return replace(
+        analysis,
+        spectrum=analysis.spectrum.scaled(2.0**half).scaled(2.0 ** (exponent - half)),
+        measurements=[
+            replace(measurement, diagnostics=measurement.diagnostics.scaled(exponent))
+            for measurement in analysis.measurements
+        ],
+        curves={
+            pivoting: replace(curve, pivot=[times_power_of_two(pivot, exponent) for pivot in curve.pivot])
+            for pivoting, curve in analysis.curves.items()
+        },
+    )
+
+
+def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAnalysis:
+    """Analyze W, the matrix that is meant divided by 2 ** exponent."""
+    m, n = (int(size) for size in W.shape)
+    k = min(m, n)
+    asked = sorted({min(rank, k) for rank in options.ranks})
+    exact = options.mode == "exact" or sketch_width(asked) >= k
+    ranks = options.ranks_of(k) if exact else asked
+    known = _exactly(W, ranks, asked) if exact else _cheaply(W, asked, options.seed)
+    errors = best_errors(known.target.values, None if exact else known.target.frobenius_norm)[: ranks[-1]]
+    curve_ranks = sample_ranks(ranks[-1])
+    measurements: list[Measurement] = []
+    curves: dict[Pivoting, Curve] = {}
+    needed = needed_ranks(errors, options.targets)
+    candidates = []
+    for pivoting in options.pivoting:
+        measured, curves[pivoting], found, candidate = _ldu(
+            known.target, pivoting, ranks, curve_ranks, options, exponent=exponent
+        )
+        measurements += measured
+        needed += found
+        candidates.append(candidate)
+    recommendation = recommend(needed, candidates, max(options.targets), exact=exact)
+    measurements += [_pissa(known.target, rank, options.seed) for rank in asked] + known.pissa
+    return MatrixAnalysis(
+        m=m,
+        n=n,
+        spectrum=known.spectrum,
+        svd_seconds=known.seconds,
+        svd_niter=None if exact else NITER,
+        measurements=measurements,
+        curve_ranks=curve_ranks,
+        svd_curve=sampled(errors, curve_ranks),
+        curves=curves,
+        needed=needed,
+        recommendation=recommendation,
+    )
+
+
+def _converted(W: torch.Tensor, dtype: str) -> torch.Tensor:
+    converted = W.to(getattr(torch, dtype))
+    if not bool(torch.isfinite(converted).all()):
+        raise ValueError(f"it holds entries that are not representable in {dtype}")
+    return converted
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a matrix before it is factored by LDU."""
+
+    spectrum: Spectrum
+    target: Target
+    seconds: float
+    pissa: list[Measurement]
+
+
+def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
+    exact, seconds = timed(svd, W)
+    # What is timed is the SVD that a user would take. The yardstick has to be right where errors are small, too.
+    values = torch.linalg.svdvals(W.to(torch.float64))
+    target = Target(W, singular_values=values)
+    leading, split_seconds = timed(split_evenly, exact.truncate(asked[-1]))
+    examination = Examination(target, leading)
+    measured = [Measurement(examination.at(rank), seconds + split_seconds, exact=True) for rank in asked]
+    return _Known(summarize_spectrum(values, ranks), target, seconds, measured)
+
+
+def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
+    estimate = estimate_spectrum(W, asked, seed)
+    return _Known(estimate.spectrum, estimate.target, estimate.seconds, [])
+
+
+def _ldu(
+    target: Target,
+    pivoting: Pivoting,
+    ranks: list[int],
+    curve_ranks: list[int],
+    options: SurveyOptions,
+    *,
+    exponent: int,
+) -> tuple[list[Measurement], Curve, list[NeededRank], Diagnostics]:
+    """Measure the leading terms of the largest factorization; the time at lower ranks is that of stopping there.
+
+    The last of what is returned are the figures at the rank that the largest target needs with the best diagonal, or at
+    the largest rank if it is not reached.
+    """
+    W, seed = target.W, options.seed
+    seconds = [timed(ldu, W, rank, pivoting=pivoting, seed=seed)[1] for rank in ranks[:-1]]
+    factors, last_seconds = timed(ldu, W, ranks[-1], pivoting=pivoting, seed=seed)
+    examination = Examination(target, factors)
+    figures = [examination.at(rank) for rank in ranks]
+    starts = initialization_changes(
+        factors.diagonal, examination.gram, ranks, target.frobenius_norm, seed, exponent=exponent
+    )
+    measurements = [
+        Measurement(measured, duration, starts=changes)
+        for measured, duration, changes in zip(figures, [*seconds, last_seconds], starts, strict=True)
+    ]
+    errors, refit_errors = examination.curve()
+    curve = Curve(
+        error=sampled(errors, curve_ranks),
+        refit_error=sampled(refit_errors, curve_ranks),
+        pivot=[abs(float(factors.diagonal[rank - 1])) for rank in curve_ranks],
+    )
+    # Rounding takes the last digits of small errors along a curve, but not where they were measured.
+    for figure in figures:
+        errors[figure.rank - 1] = figure.frobenius_error
+        refit_errors[figure.rank - 1] = figure.refit_frobenius_error
+    needed = needed_ranks(errors, options.targets, pivoting=pivoting)
+    refit = needed_ranks(refit_errors, options.targets, pivoting=pivoting, refit=True)
+    candidate = examination.at(refit[0].rank or ranks[-1])
+    return measurements, curve, needed + refit, candidate
+
+
+def _pissa(target: Target, rank: int, seed: int) -> Measurement:
+    factors, seconds = timed(pissa, target.W, rank, niter=PISSA_ITERATIONS, seed=seed)
+    return Measurement(Examination(target, factors).at(rank), seconds)

@@ -1,0 +1,235 @@
+"""One panel: a small plot with axes of one look, as SVG to put into the page."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from lowrank_ldu.formatting import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette, told apart with every common kind of color vision.
+COLORS = {
+    "partial": "#D55E00",
+    "complete": "#0072B2",
+    "rook": "#009E73",
+    "randomized": "#B5488A",
+    "pissa": "#C78500",
+    "svd": "#222222",
+}
+MARKERS = {"partial": "o", "complete": "s", "rook": "^", "randomized": "D", "pissa": "v", "svd": "x"}
+_TEXT = "#222222"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Far enough from the ends of the numbers for the margins and the ticks that are computed around what is drawn.
+_LEAST_DRAWN, _GREATEST_DRAWN = 1e-250, 1e250
+_DPI = 160  # of the PNG files
+_LOOK: Any = {
+    "font.size": 11.0,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.edgecolor": "#888888",
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lowrank-ldu",  # the same page for the same figures
+}
+
+
+def plain(text: str, longest: int) -> str:
+    r"""Return a name as the plots' font can show it: ASCII, without its middle where it is too long.
+
+    To be drawn with `parse_math=False`: a name may hold dollars.
+
+    Examples
+    --------
+    >>> plain("größer.than.a.line", 12)
+    'gr\\x....line'
+    """
+    text = printable(text).encode("ascii", "backslashreplace").decode("ascii")
+    head = (longest - 3) // 2
+    return text if len(text) <= longest else f"{text[:head]}...{text[-(longest - 3 - head) :]}"
+
+
+def drawable(figures: Iterable[float | None]) -> npt.NDArray[np.float64]:
+    """Return figures as an array, NaN in place of what is missing, infinite, or too large to be drawn.
+
+    Examples
+    --------
+    >>> drawable([2.0, None, float("inf"), 1e308]).tolist()
+    [2.0, nan, nan, nan]
+    """
+    values = np.array([math.nan if figure is None else figure for figure in figures], dtype=np.float64)
+    return np.where(np.abs(values) <= _GREATEST_DRAWN, values, math.nan)
+
+
+def drawable_logarithm(figures: Iterable[float | None]) -> npt.NDArray[np.float64]:
+    """Return `drawable` figures of a logarithmic axis, which has no place for zero or what is close to it."""
+    values = drawable(figures)
+    return np.where(values >= _LEAST_DRAWN, values, math.nan)
+
+
+class _PlainLogFormatter(LogFormatter):
+    """Labels in plain text: laying out the library's formulas takes a fifth of the time of a plot."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        if not 0 < x < math.inf:  # a tick that is computed past the ends of the numbers
+            return ""
+        if not super().__call__(x, pos):  # what is to have no label, where there are many
+            return ""
+        power = round(math.log10(x))
+        if abs(power) < 4 or not math.isclose(x, 10.0**power):
+            return f"{x:g}"
+        return "10" + str(power).translate(_SUPERSCRIPT)
+
+
+class Panel:
+    """A plot under construction.
+
+    Parameters
+    ----------
+    name : str
+        Unique on the page; letters and hyphens.
+    title, x_label, y_label : str
+        With the unit in brackets, where there is one.
+    size : tuple of float
+        Width and height in inches. Text keeps its size, so wide panels are hard to read on narrow screens.
+    """
+
+    def __init__(
+        self, name: str, title: str, x_label: str, y_label: str, size: tuple[float, float] = (4.8, 3.7)
+    ) -> None:
+        self._name, self._title = name, title
+        with mpl.rc_context(_LOOK):
+            self.figure = Figure(figsize=size, layout="constrained")
+            self.axes: Axes = self.figure.subplots()
+        self.axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
+        self.axes.set_xlabel(x_label)
+        self.axes.set_ylabel(y_label)
+
+    def scatter(self, x: Sequence[float], y: Sequence[float], method: str, label: str | None) -> None:
+        """Draw a point for each pair, with the color and the marker of a method."""
+        alpha = max(0.4, min(0.8, 12 / max(1, len(x))))
+        look: dict[str, Any] = {"color": COLORS[method], "marker": MARKERS[method], "alpha": alpha}
+        self.axes.scatter(drawable(x), drawable(y), s=28, label=label, **look)
+
+    def add_legend(self, markerscale: float = 1.0) -> None:
+        """Add the legend, below the axes, where it hides no data, with markers so much larger than those drawn."""
+        handles, labels = self.axes.get_legend_handles_labels()
+        legend = self.figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            fontsize=10,
+            handletextpad=0.5,
+            markerscale=markerscale,
+        )
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_alpha(1.0)  # points are pale where they are many
+
+    def make_logarithmic(self, *, x: bool = False, y: bool = False) -> None:
+        """Make axes logarithmic."""
+        if x:
+            self.axes.set_xscale("log")
+        if y:
+            self.axes.set_yscale("log")
+        for axis in [self.axes.xaxis] * x + [self.axes.yaxis] * y:
+            axis.set_major_formatter(_PlainLogFormatter())
+            axis.set_minor_formatter(_PlainLogFormatter())
+
+    def mark_ranks(self, ranks: Sequence[int], k: int) -> None:
+        """Make the x axis logarithmic, from 1 to k, with ticks at its ends and at these ranks."""
+        self.make_logarithmic(x=True)
+        self.axes.set_xlim(1, k)
+        ticks = sorted({1, *(rank for rank in ranks if rank < k), k})
+        self.axes.set_xticks(ticks, [str(rank) for rank in ticks])
+        self.axes.set_xticks([], minor=True)
+
+    def to_svg(self) -> str:
+        """Return an `<svg>` element for a page that holds other panels too; nothing is to be drawn after it."""
+        text = self._drawn
+        text = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{self._title}"', 1)
+        return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self._name}-", text)
+
+    def save(self, folder: Path) -> None:
+        """Write the panel into an existing folder, as PNG and as SVG; nothing is to be drawn after it."""
+        (folder / f"{self._name}.svg").write_text(self._drawn, encoding="utf-8")
+        self.figure.dpi = _DPI
+        canvas: Any = FigureCanvasAgg(self.figure)
+        with mpl.rc_context(_LOOK), np.errstate(over="ignore", under="ignore"):
+            canvas.print_png(folder / f"{self._name}.png", metadata={"Software": None})
+
+    @cached_property
+    def _drawn(self) -> str:
+        buffer = io.StringIO()
+        canvas: Any = FigureCanvasSVG(self.figure)
+        # Past Figure.savefig, which draws everything once more than it has to.
+        # Ticks past the ends of the numbers are no news.
+        with mpl.rc_context(_LOOK), np.errstate(over="ignore", under="ignore"):
+            canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        self.figure.set_layout_engine("none")  # the places of the axes are found: once is enough
+        return buffer.getvalue()
+
+
+def draw_band(
+    panel: Panel,
+    grid: Sequence[float],
+    curves: Iterable[tuple[Sequence[float], Sequence[float | None]]],
+    *,
+    label: str,
+    color: str,
+    style: str = "-",
+) -> None:
+    """Draw the median of `curves` at the places of `grid`, and the band around it.
+
+    Parameters
+    ----------
+    panel : Panel
+    grid : sequence of float
+        Ascending and positive.
+    curves : iterable of pairs
+        Places, ascending and positive, and the figures there, None where there is none. Between places a curve is
+        straight over the logarithm; beyond its ends it does not count.
+    label, color, style : str
+        Of the line.
+    """
+    on_grid = np.array([_interpolated(places, figures, grid) for places, figures in curves])
+    columns = [column[np.isfinite(column)] for column in on_grid.T]
+    low, middle, high = (
+        [float(np.quantile(column, share)) if column.size else np.nan for column in columns]
+        for share in (0.1, 0.5, 0.9)
+    )
+    panel.axes.fill_between(grid, low, high, color=color, alpha=0.12, linewidth=0)
+    panel.axes.plot(grid, middle, color=color, linestyle=style, linewidth=2, label=label)
+
+
+def _interpolated(
+    places: Sequence[float], figures: Sequence[float | None], grid: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    result: npt.NDArray[np.float64] = np.interp(
+        np.log(grid), np.log(places), drawable(figures), left=np.nan, right=np.nan
+    )
+    return result

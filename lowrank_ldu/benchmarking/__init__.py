@@ -1,8 +1,0 @@
-"""One linear layer, computed in every way that there is, measured in one run: `lowrank-ldu bench`."""
-
-from lowrank_ldu.benchmarking.cases import PRESETS, Case, cases_of
-from lowrank_ldu.benchmarking.plot import write_plots
-from lowrank_ldu.benchmarking.run import run_case
-from lowrank_ldu.benchmarking.table import COLUMNS, Row, read_rows, write_rows
-
-__all__ = ["COLUMNS", "PRESETS", "Case", "Row", "cases_of", "read_rows", "run_case", "write_plots", "write_rows"]

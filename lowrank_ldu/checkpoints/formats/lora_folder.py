@@ -1,0 +1,163 @@
+"""A folder of a LoRA adapter, as PEFT saves it: the updates of the weights that it adapts."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lowrank_ldu.checkpoints.json_file import read_json
+from lowrank_ldu.checkpoints.libraries import reason_of
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.patterns import Patterns
+from lowrank_ldu.untrusted import CONFIGURATION
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+_CONFIG = "adapter_config.json"
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>|embedding_)(?P<letter>[AB])(\.weight)?")
+# Starts that take out of the base weight what the factors begin with, by PEFT's names, some with a number behind.
+_CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+class _Pair(NamedTuple):
+    """Two factors, a (r, in...) and b (out, r...), and what their product is multiplied by."""
+
+    a: TensorInfo
+    b: TensorInfo
+    scaling: float
+    embedding: bool
+
+
+def lora_config(path: Path) -> dict[str, Any] | None:
+    """Return the configuration of the LoRA adapter in a folder, None if there is none, or one of another method.
+
+    Raises
+    ------
+    CheckpointError
+        There is a file of that name, and it is no configuration.
+    """
+    file = path / _CONFIG
+    if not file.is_file():
+        return None
+    config = read_json(file, "JSON file", CONFIGURATION)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file}: holds a {type(config).__name__}; accepted: an object with PEFT's options")
+    return config if config.get("peft_type") == "LORA" else None
+
+
+class LoraReader(CheckpointReader):
+    """Reader of the updates scaling B A of a LoRA adapter, (out, in) and float32, each called as the module it adapts.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The folder.
+    config : dict
+        Of `lora_config`.
+    reader : CheckpointReader
+        Of the tensors that are stored there; closed with this one.
+
+    Raises
+    ------
+    CheckpointError
+        An option that the updates depend on is not what PEFT accepts.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], reader: CheckpointReader) -> None:
+        self._reader = reader
+        try:
+            pairs, ignored = _pairs(config, reader.tensors)
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
+            reader.close()
+            raise CheckpointError(
+                f"{path / _CONFIG}: lora_alpha or alpha_pattern is not what PEFT accepts ({reason_of(error)})"
+            ) from error
+        self._pairs = pairs
+        super().__init__(path, (_info(name, pair) for name, pair in pairs.items()), reader.ignored | ignored)
+
+    def _read(self, info: TensorInfo) -> torch.Tensor:
+        pair = self._pairs[info.name]
+        a, b = (self._reader.load(factor.name).float() for factor in (pair.a, pair.b))
+        update = (b.flatten(1) @ a.flatten(1)).mul_(pair.scaling)
+        return (update.T if pair.embedding else update).reshape(info.shape)
+
+    def close(self) -> None:
+        """Close the reader of the factors."""
+        super().close()
+        self._reader.close()
+
+
+def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str, _Pair], dict[str, str]]:
+    factors: dict[tuple[str, str], dict[str, TensorInfo]] = {}
+    ignored = {}
+    for info in tensors:
+        found = _FACTOR.fullmatch(info.name)
+        if found is None or info.dtype not in _FLOATS:
+            ignored[info.name] = f"{info.dtype} tensor that is no factor of an update"
+        else:
+            factors.setdefault((found["module"], found["kind"]), {})[found["letter"]] = info
+    decomposed = {name.partition(".lora_magnitude_vector")[0] for name in ignored if ".lora_magnitude_vector" in name}
+    start = str(config.get("init_lora_weights", True)).lower()
+    alphas = Patterns(_alpha_pattern(config))
+    pairs: dict[str, _Pair] = {}
+    for (module, kind), pair in factors.items():
+        a, b = pair.get("A"), pair.get("B")
+        if module in decomposed:
+            reason = "factor of a DoRA update, which needs the base weight"
+        elif start.startswith(_CHANGED_BASE):
+            reason = _changed_base(start)
+        elif a is None or b is None:
+            reason = "factor without the other one"
+        elif len(a.shape) < 2 or len(b.shape) < 2 or a.shape[0] != b.shape[1] or math.prod(b.shape[2:]) != 1:
+            reason = f"factor of shape {a.shape if b is None else b.shape} that does not fit the other one"
+        elif a.shape[0] == 0:
+            reason = "factor of rank 0"
+        else:
+            name = module.removeprefix("base_model.model.")
+            pairs[name] = _Pair(a, b, _scaling(config, alphas, name, a.shape[0]), kind != "")
+            continue
+        ignored |= {info.name: reason for info in pair.values()}
+    return pairs, ignored
+
+
+def _alpha_pattern(config: dict[str, Any]) -> dict[str, Any]:
+    pattern = config.get("alpha_pattern")
+    if not isinstance(pattern, dict | None):
+        raise TypeError(f"alpha_pattern is a {type(pattern).__name__}")
+    return pattern or {}
+
+
+def _changed_base(start: str) -> str:
+    """Say why the product of factors is no update of the published weights, and what to do about it."""
+    if start.startswith("loftq"):
+        return (
+            "factor of an adapter of a base that LoftQ quantized: its product is no update of the published weights; "
+            "merge the adapter into that base, and compare the merged weights with the published ones"
+        )
+    return (
+        f"factor of an adapter that changed the base when it began (init_lora_weights is {start[:40]!r}): its product "
+        "is no update of the published weights; save it again with PEFT's "
+        "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    )
+
+
+def _scaling(config: dict[str, Any], alphas: Patterns, module: str, rank: int) -> float:
+    """Return alpha / r, or alpha / sqrt(r) with rslora; alpha by its pattern if the module has one, as in PEFT."""
+    alpha = float(alphas.value_for(module, config.get("lora_alpha", 8)))
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not math.isfinite(scaling):
+        raise ValueError(f"alpha is {alpha}")
+    return scaling
+
+
+def _info(name: str, pair: _Pair) -> TensorInfo:
+    shape = (pair.b.shape[0], *pair.a.shape[1:])
+    if pair.embedding:
+        shape = (pair.a.shape[1], pair.b.shape[0])
+    return TensorInfo(name, shape, "float32", pair.b.file, pair.a.nbytes + pair.b.nbytes, f"{pair.b.dtype} factors")

@@ -1,0 +1,109 @@
+"""What a model's configuration beside its weights says of them: read as data, and believed where it is of its type."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_ldu.checkpoints.json_file import CONFIGURATIONS, read_json
+from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.untrusted import CONFIGURATION
+
+if TYPE_CHECKING:
+    from lowrank_ldu.checkpoints import TensorInfo
+
+_MOST_INTEGER = 2**31
+_CONFIG, *_QUANTIZATIONS = CONFIGURATIONS
+
+
+class Section:
+    """One object of a configuration; what is missing or of another type than asked for is None.
+
+    Parameters
+    ----------
+    values : dict
+
+    Examples
+    --------
+    >>> section = Section({"model_type": "phi3", "n_head": 4, "hidden_size": "many"})
+    >>> section.model_type, section.integer("num_attention_heads", "n_head"), section.integer("hidden_size")
+    ('phi3', 4, None)
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    @property
+    def model_type(self) -> str:
+        """The kind of model as transformers calls it, empty if it is not said."""
+        return self.text("model_type") or ""
+
+    def integer(self, *names: str) -> int | None:
+        """Return the first positive integer of these names."""
+        for name in names:
+            value = self._values.get(name)
+            if type(value) is int and 0 < value < _MOST_INTEGER:
+                return value
+        return None
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """Return a truth value, the default if there is none."""
+        value = self._values.get(name)
+        return value if isinstance(value, bool) else default
+
+    def text(self, name: str) -> str | None:
+        """Return a string."""
+        value = self._values.get(name)
+        return value if isinstance(value, str) else None
+
+    def section(self, name: str) -> Section | None:
+        """Return an object that is not empty."""
+        value = self._values.get(name)
+        return Section(value) if isinstance(value, dict) and value else None
+
+
+class ModelConfig:
+    """The configuration in a folder of weights; a file that is missing, too large or not JSON says nothing.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The configuration itself, and that of the language model in it, where there is one."""
+        whole = self._read(_CONFIG)
+        return [section for section in (whole, whole and whole.section("text_config")) if section is not None]
+
+    @cached_property
+    def quantization(self) -> Section | None:
+        """How the weights were quantized."""
+        for section in self.sections:
+            if (found := section.section("quantization_config")) is not None:
+                return found
+        return next((found for name in _QUANTIZATIONS if (found := self._read(name)) is not None), None)
+
+    def _read(self, name: str) -> Section | None:
+        path = self._folder / name
+        try:
+            value = read_json(path, "configuration", CONFIGURATION, lenient=True) if path.is_file() else None
+        except (CheckpointError, OSError):
+            return None
+        return Section(value) if isinstance(value, dict) and value else None
+
+
+class ModelConfigs:
+    """The configurations beside the files of a checkpoint, which may lie in several folders."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, ModelConfig] = {}
+
+    def of(self, info: TensorInfo) -> ModelConfig:
+        """Return the configuration beside the file that holds a tensor."""
+        folder = Path(info.file).parent
+        return self._known.setdefault(folder, ModelConfig(folder))

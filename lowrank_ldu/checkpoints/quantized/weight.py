@@ -1,0 +1,103 @@
+"""What a scheme of quantization finds: a matrix, the tensors it is stored in, and how it is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import torch
+
+    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints.model_config import ModelConfig
+
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+INTEGERS = ("int32", "int64")
+# Of a description of a few lines that is stored as a tensor.
+_MOST_DESCRIBED = 2**16
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A quantized weight.
+
+    Attributes
+    ----------
+    info : TensorInfo
+        Of the weight as it is listed; if it cannot be dequantized, as it is stored, with the reason.
+    roles : dict of str to str
+        The stored tensors by what they are for.
+    dequantize : callable, optional
+        Called with the stored tensors under the names of their roles; gives the weight, float32.
+    """
+
+    info: TensorInfo
+    roles: dict[str, str]
+    dequantize: Callable[..., torch.Tensor] | None = None
+
+
+class Stored:
+    """The tensors of a checkpoint, for those who look for quantized ones among them.
+
+    Parameters
+    ----------
+    reader : CheckpointReader
+    config_of : callable
+        From a tensor to the configuration beside it.
+
+    Attributes
+    ----------
+    tensors : dict of str to TensorInfo
+        By name.
+    config_of : callable
+        As given.
+    """
+
+    def __init__(self, reader: CheckpointReader, config_of: Callable[[TensorInfo], ModelConfig]) -> None:
+        self.tensors = {info.name: info for info in reader.tensors}
+        self.config_of = config_of
+        self._reader = reader
+
+    def roles(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Return those of the roles whose tensor is there."""
+        return {role: name for role, name in names.items() if name in self.tensors}
+
+    def description(self, name: str) -> torch.Tensor | None:
+        """Read a tensor that says what others are, None if it is too large for that or cannot be read."""
+        if self.tensors[name].nbytes > _MOST_DESCRIBED:
+            return None
+        try:
+            return self._reader.load(name)
+        except (CheckpointError, MemoryError):
+            return None
+
+
+def quantized_weight(
+    stored: Stored,
+    main: TensorInfo,
+    roles: dict[str, str],
+    dequantize: Callable[..., torch.Tensor],
+    *,
+    scheme: str,
+    shape: tuple[int, ...],
+    name: str = "",
+) -> QuantizedWeight:
+    """Return what was found: a weight of that shape, called as its main tensor if no name is given."""
+    nbytes = sum(stored.tensors[other].nbytes for other in roles.values())
+    info = replace(main, name=name or main.name, shape=shape, dtype="float32", stored_as=scheme, nbytes=nbytes)
+    return QuantizedWeight(info, roles, dequantize)
+
+
+def refused(main: TensorInfo, roles: dict[str, str], scheme: str, problem: str) -> QuantizedWeight:
+    """Return that a weight of this scheme is there, and why it cannot be dequantized."""
+    return QuantizedWeight(replace(main, reason=f"{scheme}: {problem}"), roles)
+
+
+def missing(roles: Mapping[str, str], names: Mapping[str, str], needed: Iterable[str]) -> str | None:
+    """Return what is missing, in words, or None."""
+    absent = [names[role] for role in needed if role not in roles]
+    return f"nothing is called {' or '.join(map(repr, absent))}" if absent else None

@@ -1,0 +1,137 @@
+"""The interface that every checkpoint reader has, and the one error that it raises."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from lowrank_ldu.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    import torch
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a stored tensor without reading its values.
+
+    Attributes
+    ----------
+    name : str
+        The name that `CheckpointReader.load` takes.
+    shape : tuple of int
+        The stored shape; empty for a scalar.
+    dtype : str
+        torch's short name of the type that is loaded (``"float32"``, ``"bfloat16"``, ``"int64"``,
+        ``"float8_e4m3fn"``); for a type that torch has no tensors of, the name the file gives it (``"F6_E2M3"``).
+    file : str
+        Path of the file that holds the values.
+    nbytes : int
+        Size of the values, in bytes, as they are stored.
+    stored_as : str
+        The file's own name of the stored type where it is not `dtype`, to which it is dequantized (``"Q4_K"``).
+    order : tuple of int
+        Where the format keeps weights in another order than (out, in, kernel...): the stored axes in that one.
+    reason : str
+        Why the values are no weights, where more is known of it than dtype and shape tell.
+    part_of : str
+        The stored tensor that this one is a part of, if it is: the parts are loaded best one after another.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+    nbytes: int
+    stored_as: str = ""
+    order: tuple[int, ...] = ()
+    reason: str = ""
+    part_of: str = ""
+
+
+class CheckpointReader(ABC):
+    """An open checkpoint: a list of tensors, loaded one at a time.
+
+    A reader is a context manager. Tensors that were loaded stay valid after it is closed.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        What was opened: a file or a directory.
+    tensors : list of TensorInfo
+        Every tensor that can be loaded, in file order.
+    ignored : dict of str to str
+        What the files hold besides plain tensors: name, and what it is (``{"epoch": "int"}``).
+    """
+
+    def __init__(self, path: Path, tensors: Iterable[TensorInfo], ignored: Mapping[str, str]) -> None:
+        self.path = path
+        self.tensors = list(tensors)
+        self.ignored = dict(ignored)
+        self._by_name = {info.name: info for info in self.tensors}
+        self._closed = False
+
+    def load(self, name: str) -> torch.Tensor:
+        """Read one tensor.
+
+        Parameters
+        ----------
+        name : str
+            One of the names in `tensors`.
+
+        Returns
+        -------
+        torch.Tensor
+            The values, on the CPU, with the shape and dtype that are listed.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such tensor, if its values cannot be read, or if the reader is closed.
+        """
+        if self._closed:
+            raise CheckpointError(f"{self.path}: the reader is closed; open the checkpoint again to load {name!r}")
+        info = self._by_name.get(name)
+        if info is None:
+            close = difflib.get_close_matches(name, self._by_name, n=3)
+            hint = f"close names: {', '.join(map(repr, close))}" if close else f"it has {len(self.tensors)} tensors"
+            raise CheckpointError(f"{self.path}: no tensor {name!r}; {hint}")
+        return self._read(info)
+
+    @abstractmethod
+    def _read(self, info: TensorInfo) -> torch.Tensor:
+        """Read the values of a tensor of this checkpoint."""
+
+    def close(self) -> None:
+        """Let go of the files; closing again does nothing."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def likely_cause(path: Path) -> str:
+    """Say why a file that a format's own library refused is probably not what its name promises."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
+    except OSError as error:
+        return f"it cannot be opened ({error.strerror})"
+    if not head:
+        return "it is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: fetch the file that it stands for with 'git lfs pull'"
+    if head.startswith(b"<"):
+        return "it begins like a web page: a download has probably gone wrong"
+    return "it is truncated, damaged, or not of the format that its name says"

@@ -1,0 +1,176 @@
+"""The weights of a checkpoint: its tensors, with what is stored as one and used as several taken apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo, open_checkpoint
+from lowrank_ldu.checkpoints.model_config import ModelConfigs
+from lowrank_ldu.checkpoints.parts import Part, parts_of, transposed_names
+from lowrank_ldu.checkpoints.quantized import find_quantized
+from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored
+from lowrank_ldu.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    import torch
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a part is taken from: a stored tensor, or several that make a quantized one."""
+
+    part: Part
+    stored: QuantizedWeight
+
+    def shares_tensors(self, other: _Source | None) -> bool:
+        return other is not None and other.stored is self.stored
+
+    def shares_matrix(self, other: _Source | None) -> bool:
+        return self.shares_tensors(other) and other is not None and other.part.row == self.part.row
+
+
+class WeightsReader(CheckpointReader):
+    """Reader of the matrices that a model uses: experts, queries, keys and values one by one, and dequantized.
+
+    Every tensor of the file is read once if its parts are loaded one after another; of a stack of quantized matrices
+    one is dequantized at a time. Texts of a few bytes that say the shape of quantized weights are read at once.
+
+    Parameters
+    ----------
+    reader : CheckpointReader
+        Of the tensors as they are stored; closed with this one.
+
+    Notes
+    -----
+    The rules of `parts_of`, `transposed_names` and `find_quantized`.
+    """
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+        configs = ModelConfigs()
+        stored = Stored(reader, configs.of)
+        quantized = find_quantized(stored)
+        roles = {
+            name: f"{role} of {found.info.name!r}"
+            for main, found in quantized.items()
+            for role, name in found.roles.items()
+            if name != found.info.name
+        }
+        listed = [
+            quantized.get(info.name, QuantizedWeight(info, {"": info.name}))
+            for info in reader.tensors
+            if info.name in quantized or info.name not in roles
+        ]
+        turned = transposed_names(found.info for found in listed)
+        self._sources: dict[str, _Source] = {}
+        for found in listed:
+            parts = parts_of(found.info, configs.of(found.info), transposed=found.info.name in turned)
+            for source in _sources(found, parts, stored):
+                self._sources.setdefault(source.part.info.name, source)
+        # What is loaded next, if one is loaded after another: what it needs is kept.
+        names = list(self._sources)
+        self._next = dict(zip(names, [self._sources[name] for name in names[1:]], strict=False))
+        self._tensors: tuple[_Source, dict[str, torch.Tensor]] | None = None
+        self._matrix: tuple[_Source, torch.Tensor] | None = None
+        ignored = reader.ignored | {name: what for name, what in roles.items() if name not in self._sources}
+        infos = [
+            source.part.info
+            if source.part.info.name == source.stored.info.name
+            else replace(source.part.info, part_of=source.stored.info.name)
+            for source in self._sources.values()
+        ]
+        super().__init__(reader.path, infos, ignored)
+
+    def _read(self, info: TensorInfo) -> torch.Tensor:
+        if info.reason:
+            raise CheckpointError(f"{self.path}: {info.name!r} cannot be dequantized: {info.reason}")
+        source = self._sources[info.name]
+        following = self._next.get(info.name)
+        held, self._matrix = self._matrix, None
+        if held is not None and source.shares_matrix(held[0]):
+            matrix = held[1]
+        else:
+            held = None  # before the next one is read
+            matrix = self._load_matrix(source, following)
+        if source.shares_matrix(following):
+            self._matrix = source, matrix
+        return matrix if source.part.take is None else source.part.take(matrix)
+
+    def _load_matrix(self, source: _Source, following: _Source | None) -> torch.Tensor:
+        """Return what a part is taken from."""
+        tensors = self._load_tensors(source, following)
+        if source.part.row is not None:
+            tensors = {role: values[source.part.row] for role, values in tensors.items()}
+        if source.stored.dequantize is None:
+            return tensors[""]
+        try:
+            return source.stored.dequantize(**tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {source.part.info.name!r} cannot be dequantized: {error}") from error
+
+    def _load_tensors(self, source: _Source, following: _Source | None) -> dict[str, torch.Tensor]:
+        """Return the stored tensors, and keep them if there is another matrix in them."""
+        held, self._tensors = self._tensors, None
+        if held is not None and source.shares_tensors(held[0]):
+            tensors = held[1]
+        else:
+            held = None
+            tensors = {role: self._reader.load(name) for role, name in source.stored.roles.items()}
+        if source.part.row is not None and source.shares_tensors(following):
+            self._tensors = source, tensors
+        return tensors
+
+    def close(self) -> None:
+        """Close the reader of the stored tensors."""
+        super().close()
+        self._tensors = self._matrix = None
+        self._reader.close()
+
+
+def _sources(found: QuantizedWeight, parts: list[Part], stored: Stored) -> Iterator[_Source]:
+    own = list(found.roles.values())
+    if any(part.info.name in stored.tensors and part.info.name not in own for part in parts):
+        # Whoever calls a tensor like another one's part keeps the name: this one is listed as it is stored.
+        info = stored.tensors[own[0]]
+        yield _Source(Part(info), QuantizedWeight(info, {"": info.name}))
+        return
+    for part in parts:
+        yield _Source(part, found)
+
+
+def open_weights(path: str | os.PathLike[str]) -> WeightsReader:
+    """Open a checkpoint, whatever its format, for the matrices in it.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        As for `open_checkpoint`.
+
+    Raises
+    ------
+    CheckpointError
+        As for `open_checkpoint`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "model.safetensors")
+    ...     save_file({"mlp.experts.down_proj": torch.ones(2, 3, 4), "attn.in_proj_weight": torch.ones(9, 3)}, file)
+    ...     with open_weights(file) as weights:
+    ...         for info in weights.tensors:
+    ...             print(info.name, info.shape)
+    attn.in_proj_weight[q] (3, 3)
+    attn.in_proj_weight[k] (3, 3)
+    attn.in_proj_weight[v] (3, 3)
+    mlp.experts.down_proj[0] (3, 4)
+    mlp.experts.down_proj[1] (3, 4)
+    """
+    return WeightsReader(open_checkpoint(path))

@@ -1,0 +1,192 @@
+"""Run `lowrank-ldu bench`: one layer in every way of computing it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path  # noqa: TC003  # typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lowrank_ldu.cli.console import SafeConsole, say
+from lowrank_ldu.cli.errors import fail, readable_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from lowrank_ldu.measuring import Case, Row
+    from lowrank_ldu.measuring.run import Result
+
+_MODES = {"forward": "forward, without gradients", "training": "forward and backward"}
+
+
+def show_rows(case: Case, result: Result) -> None:
+    """Write the tables of a case to stdout."""
+    console = SafeConsole()
+    for mode in case.modes:
+        rows = [row for row in result.rows if row.mode == mode]
+        first = rows[0]
+        where = f"{first.device_name}, {first.threads} threads" if first.device == "cpu" else first.device_name
+        table = Table(title=f"{case.title}, {first.dtype}: {_MODES[mode]}\n{where}", title_justify="left")
+        table.add_column("method")
+        for heading in ("ratio", "ms", "20 - 80 %", "peak MB", "kept MB"):
+            table.add_column(heading, justify="right")
+        for row in rows:
+            table.add_row(
+                row.label,
+                f"{row.ratio:.2f}",
+                f"{row.p50_ms:.3g}",
+                f"{row.p20_ms:.3g} - {row.p80_ms:.3g}",
+                f"{row.peak_bytes / 1e6:.3g}",
+                f"{row.saved_bytes / 1e6:.3g}" if mode == "training" else "",
+            )
+        console.print(table)
+    for name, reason in result.left_out.items():
+        console.print(f"not run: {name}: {reason}")
+
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_DEVICES = ("cpu", "cuda")
+_THREADS = 2
+_TOKENS = 2048
+
+
+def bench(
+    *,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(help="base (768, of RoBERTa and ViT-B), llama (4096 and 11008), decode (T = 1, 8). Repeatable."),
+    ] = None,
+    shape: Annotated[str | None, typer.Option(help="A layer of your own, OUTxIN, instead of presets.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="With --shape: rows of the batch, 2048 if not given.")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="With --shape: r, 64 if not given. Repeatable.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16, float64; bfloat16 on a GPU, float32 elsewhere.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads, at most as many as there are cores.")] = _THREADS,
+    seconds: Annotated[float, typer.Option(help="Time for the rounds of each table.")] = 20.0,
+    adapters: Annotated[int, typer.Option(help="Adapters of the mixed batch.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.csv and the plots.")] = None,
+    append: Annotated[Path | None, typer.Option(help="A results.csv to add the new rows to, in --out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
+) -> None:
+    """Time one linear layer: frozen, fully fine-tuned, LoRA, the paper's formula, and every plan of this package.
+
+    All methods take turns in one run, so that ratios mean something; each is checked against float64 first. Plans that
+    cannot run on this machine are listed with the reason.
+    """
+    from lowrank_ldu.files import whole_folder  # noqa: PLC0415
+    from lowrank_ldu.measuring import read_rows, write_plots, write_rows  # noqa: PLC0415
+
+    where, kind = _device(device, dtype)
+    for name, number in (
+        ("--tokens", _TOKENS if tokens is None else tokens),
+        ("--threads", threads),
+        ("--adapters", adapters),
+    ):
+        if number < 1:
+            fail(f"{name} is {number}; accepted: from 1 on")
+    if not 0 < seconds < float("inf"):
+        fail(f"--seconds is {seconds:g}; accepted: a positive number")
+    if append is not None and out is None:
+        fail("--append is given without --out; accepted: both")
+    cases = _cases(preset, shape, tokens, rank, where.type)
+    for case in cases:
+        _check_size(case, kind, adapters)
+    with readable_errors():
+        before = [] if append is None else read_rows(append)
+        if out is None:
+            _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
+            return
+        with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
+            rows = _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
+            write_rows([*before, *rows], folder / "results.csv")
+            write_plots(rows, folder)
+        say(f"written to {out}: results.csv, ratios.png, ratios.svg")
+
+
+def _device(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
+    import torch  # noqa: PLC0415
+
+    if device is not None and device not in _DEVICES:
+        fail(f"--device is {device!r}; accepted: {', '.join(_DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        fail("--device is 'cuda', and torch finds no such device; accepted: cpu")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = dtype or ("bfloat16" if where.type == "cuda" else "float32")
+    if name not in _DTYPES:
+        fail(f"--dtype is {name!r}; accepted: {', '.join(_DTYPES)}")
+    return where, getattr(torch, name)
+
+
+def _check_size(case: Case, dtype: torch.dtype, adapters: int) -> None:
+    """Refuse a layer whose weight, batch and adapters alone are larger than the memory."""
+    from lowrank_ldu.analysis.engine.resources import physical_memory  # noqa: PLC0415
+
+    m, n = case.out_features, case.in_features
+    needed = dtype.itemsize * (m * n + case.tokens * (m + n) + adapters * case.rank)
+    memory = physical_memory()
+    if needed > memory:
+        fail(
+            f"{case.title}, {adapters} adapters: takes {needed / 1e9:.3g} GB; accepted: --shape, --tokens and "
+            f"--adapters that fit the {memory / 1e9:.3g} GB of memory"
+        )
+
+
+def _cases(
+    preset: list[str] | None, shape: str | None, tokens: int | None, rank: list[int] | None, device: str
+) -> list[Case]:
+    from lowrank_ldu.measuring import Case, cases_of  # noqa: PLC0415
+
+    if shape is None:
+        for name, given in (("--rank", rank), ("--tokens", tokens)):
+            if given:
+                fail(f"{name} is given without --shape; accepted: both, or a preset")
+        with readable_errors():
+            return [case for name in preset or ["base"] for case in cases_of(name, device)]
+    if preset:
+        fail("--shape and --preset are given; accepted: one of them")
+    found = re.fullmatch(r"([1-9]\d{0,17})x([1-9]\d{0,17})", shape)
+    if found is None:
+        fail(f"--shape is {shape!r}; accepted: OUTxIN, such as 768x3072")
+    m, n = map(int, found.groups())
+    for each in rank or []:
+        if not 1 <= each <= min(m, n):
+            fail(f"--rank is {each}; accepted: 1 to {min(m, n)} for a layer {m} x {n}")
+    return [Case(m, n, tokens or _TOKENS, each) for each in rank or [min(64, m, n)]]
+
+
+def _measure(
+    cases: list[Case], device: torch.device, dtype: torch.dtype, *, threads: int, seconds: float, adapters: int
+) -> list[Row]:
+    import os  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    from lowrank_ldu.cli.progress import show_stage  # noqa: PLC0415
+    from lowrank_ldu.environment import describe_environment  # noqa: PLC0415
+    from lowrank_ldu.measuring import run_case  # noqa: PLC0415
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_environment().cpu
+    rows: list[Row] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(threads, os.cpu_count() or 1))
+    try:
+        for case in cases:
+            with show_stage() as progress:
+                result = run_case(
+                    case,
+                    device=device,
+                    dtype=dtype,
+                    seconds=seconds,
+                    adapters=adapters,
+                    device_name=name,
+                    progress=progress,
+                )
+            show_rows(case, result)
+            rows += result.rows
+    finally:
+        torch.set_num_threads(before)
+    return rows

@@ -1,0 +1,71 @@
+"""The options that commands on checkpoints share."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from lowrank_ldu.cli.errors import fail
+
+if TYPE_CHECKING:
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.decomposition import Pivoting
+
+CHECKPOINT = "A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index, a directory, or hf://OWNER/NAME."
+
+Rank = Annotated[
+    list[int] | None,
+    typer.Option(help="Rank to measure; repeat for more. The full rank is measured too.", show_default="8, 64"),
+]
+PivotingNames = Annotated[
+    list[str] | None,
+    typer.Option(help="partial, complete, rook or randomized; repeat for more.", show_default="partial, complete"),
+]
+Select = Annotated[str | None, typer.Option(help="Only tensors whose name matches this regular expression.")]
+Exclude = Annotated[str | None, typer.Option(help="Leave out tensors whose name matches this one.")]
+Seed = Annotated[int, typer.Option(help="Of randomized pivoting, quick PiSSA, sketches and random starts.")]
+ThreadCount = Annotated[int | None, typer.Option(help="Cores to use, by threads of this process.", show_default="all")]
+
+
+def prefer_huge_pages() -> None:
+    """Have torch, which is not imported yet, allocate large buffers in huge pages.
+
+    On wide embeddings the kernel's page faults cost as much as the arithmetic.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def survey_options(
+    *,
+    rank: list[int] | None,
+    pivoting: list[str] | None,
+    select: str | None,
+    exclude: str | None,
+    seed: int,
+    threads: int | None,
+    **others: Any,
+) -> SurveyOptions:
+    """Return the options of a survey from those of the command line, None being the default.
+
+    Raises
+    ------
+    OptionError
+        One of them is out of its range.
+    """
+    from lowrank_ldu.analysis.options import SurveyOptions, available_cores  # noqa: PLC0415
+    from lowrank_ldu.decomposition import PIVOTING  # noqa: PLC0415
+
+    for name in pivoting or []:
+        if name not in PIVOTING:
+            fail(f"--pivoting is {name!r}; accepted: {', '.join(PIVOTING)}, and --pivoting again for each further one")
+    return SurveyOptions(
+        ranks=tuple(rank or SurveyOptions.ranks),
+        pivoting=cast("tuple[Pivoting, ...]", tuple(pivoting or SurveyOptions.pivoting)),  # checked in there
+        select=select,
+        exclude=exclude,
+        seed=seed,
+        threads=available_cores() if threads is None else threads,
+        **others,
+    )

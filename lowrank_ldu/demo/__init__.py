@@ -1,0 +1,57 @@
+"""Fine-tuning of a small vision transformer by LoLDU and the methods it is compared with (``finetune`` extra).
+
+`compare_methods` is the entry; the other names are its parts and results.
+"""
+
+from lowrank_ldu.demo.comparison import (
+    Comparison,
+    ComparisonSettings,
+    MethodResult,
+    Pretrained,
+    Progress,
+    compare_methods,
+    fine_tune,
+    pretrain,
+)
+from lowrank_ldu.demo.digits import SHIFTS, DigitsSplit, Images, load_digits_split
+from lowrank_ldu.demo.methods import (
+    FullFineTuning,
+    LinearProbe,
+    LoLDU,
+    LoRA,
+    Method,
+    PiSSA,
+    PreparedModel,
+    default_methods,
+)
+from lowrank_ldu.demo.training import TrainingResult, TrainingSettings, accuracy, train
+from lowrank_ldu.demo.vit import VisionTransformerSettings, build_vision_transformer
+
+__all__ = [
+    "SHIFTS",
+    "Comparison",
+    "ComparisonSettings",
+    "DigitsSplit",
+    "FullFineTuning",
+    "Images",
+    "LinearProbe",
+    "LoLDU",
+    "LoRA",
+    "Method",
+    "MethodResult",
+    "PiSSA",
+    "PreparedModel",
+    "Pretrained",
+    "Progress",
+    "TrainingResult",
+    "TrainingSettings",
+    "VisionTransformerSettings",
+    "accuracy",
+    "build_vision_transformer",
+    "compare_methods",
+    "default_methods",
+    "fine_tune",
+    "load_digits_split",
+    "pretrain",
+    "train",
+]

@@ -1,0 +1,297 @@
+"""Fine-tuning methods behind one interface: linear probe, LoLDU, LoRA, PiSSA, full fine-tuning.
+
+Every method trains the classification head too. Parameters are counted as the paper does (arXiv 2410.13618, section IV
+and Table I: adapter with sigma, without the head), and with the head beside it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from lowrank_ldu.demo.determinism import seeded
+from lowrank_ldu.demo.extra import require
+from lowrank_ldu.nn import inject, project_
+
+HEAD = "classifier"
+
+# The query and value projections of a vision transformer are named differently before and after transformers 5.
+_QUERY_AND_VALUE = frozenset({"query", "value", "q_proj", "v_proj"})
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedModel:
+    """A model of which exactly the parameters that a method trains require a gradient.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        The model to train; its head is the submodule ``classifier``.
+    after_step : callable, optional
+        Called with the model after each optimizer step, to put constrained parameters back into their set.
+    """
+
+    model: nn.Module
+    after_step: Callable[[nn.Module], None] | None = None
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by qualified name.
+
+        Returns
+        -------
+        dict of str to torch.nn.Parameter
+            In the model's order.
+        """
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Split the trained parameters into the optimizer's groups.
+
+        Matrices decay. Vectors do not: the usual rule for biases and normalizations, which here also keeps decay from
+        pulling LoLDU's sigma away from the value that leaves the pre-trained model unchanged.
+
+        Parameters
+        ----------
+        weight_decay : float
+            Decay of the matrices.
+
+        Returns
+        -------
+        list of dict
+            Groups for a `torch.optim.Optimizer`.
+        """
+        parameters = self.trainable().values()
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+        vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    @property
+    def total_parameters(self) -> int:
+        """Number of trained scalars, the head's among them."""
+        return sum(parameter.numel() for parameter in self.trainable().values())
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Number of trained scalars outside the head: the paper's count (LoLDU's sigma is in it)."""
+        head = sum(parameter.numel() for parameter in self.model.get_submodule(HEAD).parameters())
+        return self.total_parameters - head
+
+
+class Method(Protocol):
+    """What a fine-tuning method must offer; the implementations are frozen dataclasses."""
+
+    # Makes "is a dataclass" part of the type: the grid replaces the learning rate.
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Name for tables, the rank included."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of AdamW."""
+
+    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
+        """Change ``model`` in place so that training it is this method.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            A classifier whose head is the submodule ``classifier``; give a copy if the original is still needed.
+        seed : int
+            Seed of whatever the method initializes at random. The global generator is left as it was.
+
+        Returns
+        -------
+        PreparedModel
+            The model and what training it needs.
+        """
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Only the head is trained.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Peak learning rate.
+    """
+
+    learning_rate: float
+    name: ClassVar[str] = "linear probe"
+
+    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:  # noqa: ARG002  (nothing is drawn at random)
+        """Freeze everything but the head; see `Method.prepare`."""
+        model.requires_grad_(False)
+        return _with_trained_head(model)
+
+
+@dataclass(frozen=True)
+class FullFineTuning:
+    """Every parameter is trained.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Peak learning rate.
+    """
+
+    learning_rate: float
+    name: ClassVar[str] = "full fine-tuning"
+
+    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:  # noqa: ARG002  (nothing is drawn at random)
+        """Let every parameter train; see `Method.prepare`."""
+        model.requires_grad_(True)
+        return PreparedModel(model)
+
+
+@dataclass(frozen=True)
+class LoLDU:
+    """LoLDU on the query and value projections (arXiv 2410.13618, section III): r diagonal entries and sigma a layer.
+
+    sigma starts at alpha / r = 1 and is kept in (0, 1] (section III-D).
+
+    Attributes
+    ----------
+    learning_rate : float
+        Peak learning rate.
+    rank : int
+        Rank-one terms trained in each layer; the paper's tables use the full rank of its backbones.
+    """
+
+    learning_rate: float
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """Name for tables."""
+        return f"LoLDU r={self.rank}"
+
+    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
+        """Replace the query and value projections; see `Method.prepare`."""
+        inject(model, query_and_value(model), self.rank, alpha=self.rank, seed=seed)
+        return _with_trained_head(model, after_step=_keep_sigma_in_range)
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """LoRA on the query and value projections (arXiv 2106.09685), by PEFT, with alpha = r.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Peak learning rate.
+    rank : int
+        Rank of each update.
+    """
+
+    learning_rate: float
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """Name for tables."""
+        return f"LoRA r={self.rank}"
+
+    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
+        """Add PEFT's LoRA layers; see `Method.prepare`."""
+        return _add_peft_lora(model, self.rank, seed=seed, initialization=True)
+
+
+@dataclass(frozen=True)
+class PiSSA:
+    """PiSSA on the query and value projections (arXiv 2404.02948), by PEFT, with alpha = r.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Peak learning rate.
+    rank : int
+        Number of leading singular triplets that are trained; the frozen weight keeps the rest.
+    """
+
+    learning_rate: float
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """Name for tables."""
+        return f"PiSSA r={self.rank}"
+
+    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
+        """Split the weights by an exact SVD; see `Method.prepare`."""
+        return _add_peft_lora(model, self.rank, seed=seed, initialization="pissa")
+
+
+def default_methods() -> tuple[Method, ...]:
+    """Return the methods of the comparison with their tuned learning rates.
+
+    LoLDU runs at the network's full width, as in the paper, and at a third of it.
+
+    Returns
+    -------
+    tuple of Method
+        From the fewest trained parameters to the most.
+    """
+    # Each rate is the one of seven, 3e-4 to 3e-1 in half decades, with the best mean validation accuracy over two
+    # seeds; `python -m lowrank_ldu.demo.grid` runs that search again and prints it.
+    return (
+        LinearProbe(learning_rate=1e-1),
+        LoLDU(learning_rate=1e-1, rank=32),
+        LoLDU(learning_rate=1e-1, rank=96),
+        LoRA(learning_rate=1e-2, rank=8),
+        PiSSA(learning_rate=3e-2, rank=8),
+        FullFineTuning(learning_rate=1e-3),
+    )
+
+
+def query_and_value(model: nn.Module) -> list[str]:
+    """Find the last name components of a vision transformer's query and value projections.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A vision transformer of transformers, version 4 or 5.
+
+    Returns
+    -------
+    list of str
+        ``["q_proj", "v_proj"]`` or ``["query", "value"]``: targets for `lowrank_ldu.nn.inject` and for PEFT.
+
+    Raises
+    ------
+    ValueError
+        The model has no such layers.
+    """
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found = sorted(linear & _QUERY_AND_VALUE)
+    if not found:
+        raise ValueError(f"no query or value projection found: no linear layer is named {sorted(_QUERY_AND_VALUE)}")
+    return found
+
+
+def _with_trained_head(model: nn.Module, after_step: Callable[[nn.Module], None] | None = None) -> PreparedModel:
+    model.get_submodule(HEAD).requires_grad_(True)
+    return PreparedModel(model, after_step)
+
+
+def _keep_sigma_in_range(model: nn.Module) -> None:
+    project_(model, None)
+
+
+def _add_peft_lora(model: nn.Module, rank: int, *, seed: int, initialization: bool | str) -> PreparedModel:
+    peft = require("peft")
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=query_and_value(model),
+        init_lora_weights=initialization,
+    )
+    # Not get_peft_model: its wrapper reads an attribute that transformers 5 deprecates, and is not needed, since the
+    # head is unfrozen in the same way for every method.
+    with seeded(seed):
+        peft.inject_adapter_in_model(config, model)
+    return _with_trained_head(model)

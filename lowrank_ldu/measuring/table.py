@@ -1,0 +1,119 @@
+"""The rows of a measurement, and the CSV that they are kept in."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.errors import UserError
+from lowrank_ldu.formatting import cell
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one layer in one mode.
+
+    Attributes
+    ----------
+    method, plan, mode : str
+        plan is this package's, as it was asked for; `chosen` what "auto" came to.
+    m, n, tokens, rank : int
+    dtype, device, device_name : str
+    threads : int
+        Of torch, on the CPU.
+    p20_ms, p50_ms, p80_ms, ratio : float
+        Percentiles over the rounds, and p50 over that of the frozen layer.
+    peak_bytes, saved_bytes : int
+        Memory above what was there before the step; what autograd keeps for the backward pass (0 in mode forward).
+    rounds : int
+    torch, triton, lowrank_ldu, date : str
+        Versions, and when it was.
+    """
+
+    method: str
+    plan: str
+    chosen: str
+    mode: str
+    m: int
+    n: int
+    tokens: int
+    rank: int
+    dtype: str
+    device: str
+    device_name: str
+    threads: int
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    ratio: float
+    peak_bytes: int
+    saved_bytes: int
+    rounds: int
+    torch: str
+    triton: str
+    lowrank_ldu: str
+    date: str
+
+    @property
+    def label(self) -> str:
+        """As shown to users."""
+        if not self.plan or "batch" in self.method:
+            return self.method
+        return f"{self.method}, {self.plan}" + (f" ({self.chosen})" if self.plan == "auto" else "")
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+_TYPES = {"int": int, "float": float, "str": str}
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write rows as CSV, with the figures that were measured rounded to what they are worth."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        values = asdict(row)
+        writer.writerow(
+            {key: f"{value:.5g}" if isinstance(value, float) else cell(value) for key, value in values.items()}
+        )
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read what `write_rows` wrote.
+
+    Raises
+    ------
+    ValueError
+        The file is no table of this kind; the message says what is wrong.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise UserError(f"{path}: its columns are not those of this version; accepted: {', '.join(COLUMNS)}")
+            return [_row(line) for line in reader]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (_DamagedError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is no table of measurements ({error})") from error
+
+
+def _row(line: dict[str, str]) -> Row:
+    try:
+        # A line that is too short or too long has values or names of None.
+        if None in line or None in line.values():
+            raise _DamagedError(f"a line of other than {len(COLUMNS)} values")
+        return Row(**{field.name: _TYPES[str(field.type)](line[field.name]) for field in fields(Row)})
+    except ValueError as error:
+        raise _DamagedError(str(error)) from error
+
+
+class _DamagedError(Exception):
+    """A line is no row."""

@@ -1,0 +1,267 @@
+"""What of an update a diagonal can express: known answers, a dense least-squares reference, and every odd tensor."""
+
+import dataclasses
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from matrices import any_finite
+from safetensors.torch import save_file
+from weights import HOSTILE, weight
+
+from lowrank_ldu import ldu, svd
+from lowrank_ldu.analysis.comparison.expression import express
+from lowrank_ldu.analysis.comparison.matrix import compare_matrices
+from lowrank_ldu.analysis.comparison.run import compare_checkpoints
+from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.decomposition import PIVOTING
+from lowrank_ldu.errors import NothingToCompareError
+
+sizes = st.tuples(st.integers(2, 12), st.integers(2, 12), st.integers(0, 2**32 - 1))
+
+
+def gaussian_pair(sizes, dtype=np.float64):
+    m, n, seed = sizes
+    generator = np.random.default_rng(seed)
+    return tuple(torch.from_numpy(generator.standard_normal((m, n)).astype(dtype)) for _ in range(2))
+
+
+def dense_share(update, factors, rank):
+    """The share by dense least squares in float64 on the vectorized terms, and their condition number at unit norm."""
+    left, right, target = (array.double().numpy() for array in (factors.left, factors.right, update))
+    terms = np.stack([np.outer(left[:, i], right[i]).ravel() for i in range(rank)], axis=1)
+    terms /= np.linalg.norm(terms, axis=0)
+    solution = np.linalg.lstsq(terms, target.ravel(), rcond=None)[0]
+    residual = target.ravel() - terms @ solution
+    return 1 - np.sum(residual**2) / np.sum(target**2), np.linalg.cond(terms)
+
+
+OPTIONS = SurveyOptions(ranks=(2,), threads=1)
+
+
+@given(sizes, st.sampled_from(PIVOTING), st.data())
+def test_diagonal_of_a_constructed_update_is_recovered(sizes, pivoting, data):
+    base, noise = gaussian_pair(sizes)
+    rank = data.draw(st.integers(1, min(base.shape)))
+    factors = ldu(base, rank, pivoting=pivoting)
+    d = noise.ravel()[:rank]
+    update = (factors.left * d) @ factors.right
+    expression = express(update, factors, [rank], [rank])
+    assert expression.explained[rank] == pytest.approx(1, abs=1e-9)
+    fitted = factors.fit(update)
+    # By what it reproduces: d itself is as uncertain as the terms are dependent.
+    np.testing.assert_allclose(fitted.reconstruct(), update, atol=1e-8 * float(update.abs().max()))
+    if dense_share(update, factors, rank)[1] < 1e3:
+        np.testing.assert_allclose(fitted.diagonal, d, atol=1e-8 * float(d.abs().max()))
+
+
+@given(sizes, st.sampled_from(PIVOTING), st.sampled_from([np.float32, np.float64]), st.data())
+def test_share_is_that_of_dense_least_squares(sizes, pivoting, dtype, data):
+    base, update = gaussian_pair(sizes, dtype)
+    k = min(base.shape)
+    ranks = sorted({data.draw(st.integers(1, k)), k})
+    factors = ldu(base, pivoting=pivoting)
+    expression = express(update, factors, ranks, ranks)
+    for rank in ranks:
+        expected, condition = dense_share(update, factors, rank)
+        assert expression.explained[rank] == pytest.approx(expected, abs=1e-13 * condition**2 + 1e-12)
+        assert expression.independent[rank] == rank
+
+
+@given(any_finite(), st.sampled_from(PIVOTING), st.integers(0, 2**32 - 1))
+def test_share_of_any_base_is_a_share_grows_with_rank_and_is_never_overstated(base, pivoting, seed):
+    assume(min(base.shape) > 1)
+    base = torch.from_numpy(base)
+    update = torch.from_numpy(np.random.default_rng(seed).standard_normal(base.shape).astype(base.numpy().dtype))
+    k = min(base.shape)
+    factors = ldu(base, pivoting=pivoting)
+    expression = express(update, factors, range(1, k + 1), range(1, k + 1))
+    shares = list(expression.explained.values())
+    assert all(0 <= share <= 1 for share in shares)
+    assert shares == sorted(shares)
+    for rank in (1, k):
+        expected, _ = dense_share(update, factors, rank)
+        assert expression.explained[rank] <= expected + 1e-6
+        assert 1 <= expression.independent[rank] <= rank
+
+
+def test_update_orthogonal_to_all_terms_is_not_explained():
+    base = weight(9, 7, dtype=torch.float64)
+    for factors in (*(ldu(base, pivoting=pivoting) for pivoting in PIVOTING), svd(base)):
+        terms = torch.stack([torch.outer(factors.left[:, i], factors.right[i]).ravel() for i in range(7)], dim=1)
+        # y is orthogonal to every row of U but the first, and x to the first column of L.
+        y = torch.linalg.pinv(factors.right)[:, 0]
+        l_0 = factors.left[:, 0]
+        x = torch.arange(9.0, dtype=torch.float64)
+        x = x - l_0 * (l_0 @ x) / (l_0 @ l_0)
+        update = torch.outer(x, y)
+        assert float((terms.T @ update.ravel()).abs().max()) < 1e-10
+        assert express(update, factors, [3, 7], [1, 7]).explained == pytest.approx({3: 0, 7: 0}, abs=1e-16)
+
+
+@pytest.mark.parametrize("pivoting", PIVOTING)
+def test_terms_that_nearly_depend_on_each_other(pivoting):
+    """Rows that differ by rounding: the Cholesky factor is of no use, and the residual decides."""
+    generator = np.random.default_rng(0)
+    base = torch.from_numpy(np.ones((8, 6)) + 1e-13 * generator.standard_normal((8, 6)))
+    update = torch.from_numpy(generator.standard_normal((8, 6)))
+    factors = ldu(base, pivoting=pivoting)
+    ranks = range(1, 7)
+    expression = express(update, factors, ranks, ranks)
+    shares = list(expression.explained.values())
+    assert shares == sorted(shares)
+    for rank in ranks:
+        assert expression.explained[rank] == pytest.approx(dense_share(update, factors, rank)[0], abs=1e-3)
+
+
+def test_equal_terms_fall_back_to_eigenvalues():
+    one = svd(torch.ones(3, 2, dtype=torch.float64), 1)
+    twice = type(one)(one.left.repeat(1, 2), torch.zeros(2, dtype=torch.float64), one.right.repeat(2, 1))
+    expression = express(torch.ones(3, 2), twice, [1, 2], [1, 2])
+    assert expression.explained == pytest.approx({1: 1.0, 2: 1.0})
+    assert expression.independent == {1: 1, 2: 1}
+    assert expression.curve == [pytest.approx(1.0), None]
+
+
+def test_basis_of_singular_vectors_and_lora():
+    base, update = gaussian_pair((8, 6, 3))
+    left, _, right = np.linalg.svd(base.numpy(), full_matrices=False)
+    coefficients = np.diag(left.T @ update.numpy() @ right.T)
+    values = np.linalg.svd(update.numpy(), compute_uv=False)
+    result = compare_matrices(base, update, OPTIONS)
+    total = np.sum(update.numpy() ** 2)
+    assert result.svd.explained == pytest.approx({r: np.sum(coefficients[:r] ** 2) / total for r in (2, 6)})
+    assert result.spectrum.energy == pytest.approx({r: np.sum(values[:r] ** 2) / total for r in (1, 2, 6)})
+    assert result.spectrum.largest == pytest.approx(values[0])
+    assert result.lora_curve[0] == pytest.approx(result.spectrum.energy[1])
+    assert result.relative_norm == pytest.approx(np.sqrt(total) / np.linalg.norm(base.numpy()))
+    assert result.random(6) == 6 / 48
+    assert result.least_lora == 14
+
+
+def test_random_updates_hold_their_expectation():
+    """Terms that are not orthogonal hold no more of a random update than orthogonal ones: their number over m n."""
+    base = weight(10, 8, dtype=torch.float64)
+    factors = ldu(base)
+    shares = [express(weight(10, 8, seed=seed).double(), factors, [8], [8]).explained[8] for seed in range(1, 401)]
+    # A share is Beta((r, mn - r) / 2): mean r / mn, standard deviation about sqrt(2 r) / mn = 0.05, of 400.
+    assert np.mean(shares) == pytest.approx(8 / 80, abs=4 * 0.05 / 20)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_numbers_at_the_ends_of_the_range(scale):
+    base, update = gaussian_pair((6, 5, 1))
+    expected = compare_matrices(base, update, OPTIONS)
+    result = compare_matrices(base * scale, update * scale, OPTIONS)
+    assert result.ldu["partial"].explained == pytest.approx(expected.ldu["partial"].explained)
+    assert result.svd.explained == pytest.approx(expected.svd.explained)
+    assert result.relative_norm == pytest.approx(expected.relative_norm)
+
+
+def test_zero_base_has_figures_without_warnings():
+    result = compare_matrices(torch.zeros(3, 4), torch.eye(4)[:3], OPTIONS)
+    assert result.relative_norm == float("inf")
+    assert result.ldu["partial"].explained[3] == pytest.approx(1)
+
+
+COMPARED = {"tall", "half", "convolution", HOSTILE}
+
+
+def test_every_tensor_has_a_comparison_or_a_reason(checkpoints):
+    comparison = compare_checkpoints(*checkpoints, OPTIONS)
+    assert {tensor.name for tensor, _ in comparison.matrices} == COMPARED
+    others = {tensor.name: (tensor.status, tensor.reason) for tensor in comparison.others}
+    assert others == {
+        "unchanged": ("unchanged", "equal in every entry"),
+        "bias": ("not compared", "1-D: no matrix to factor"),
+        "reshaped": ("not compared", "its shape is 4x6 in the base and 6x4 in the tuned checkpoint"),
+        "renamed": ("only in the base", "the tuned checkpoint has no such name; it has 'model.renamed'"),
+        "model.renamed": ("only in the tuned checkpoint", "the base has no such name; it has 'renamed'"),
+        "missing": ("only in the base", "the tuned checkpoint has no such name"),
+        "extra": ("only in the tuned checkpoint", "the base has no such name"),
+        "quantized": ("not compared", "in the tuned checkpoint: int8: integers are not factored"),
+        "bad": ("not compared", others["bad"][1]),
+        "overflow": ("not compared", others["overflow"][1]),
+    }
+    assert others["bad"][1].startswith("the tuned tensor holds 1 entries that are not finite, the first at (1, 2): nan")
+    assert others["overflow"][1].startswith("the update holds 4 entries that are not finite")
+    (half,) = (tensor for tensor in comparison.tensors if tensor.name == "half")
+    assert (half.base_dtype, half.tuned_dtype) == ("bfloat16", "float32")
+    assert [tensor.name for tensor in comparison.unchanged] == ["unchanged"]
+
+
+def test_figures_are_those_of_the_two_matrices(checkpoints):
+    comparison = compare_checkpoints(*checkpoints, OPTIONS)
+    (result,) = (matrix for tensor, matrix in comparison.matrices if tensor.name == "convolution")
+    base = weight(6, 3, 2, 2, seed=2, dtype=torch.float64).reshape(6, 12)
+    update = 0.01 * weight(6, 3, 2, 2, seed=9).double().reshape(6, 12)
+    assert result.relative_norm == pytest.approx(float(update.norm() / base.norm()))
+    for pivoting in ("partial", "complete"):
+        factors = ldu(base, pivoting=pivoting)
+        expected = {rank: dense_share(update, factors, rank)[0] for rank in (2, 6)}
+        assert result.ldu[pivoting].explained == pytest.approx(expected, rel=1e-6)
+
+
+def test_formats_may_differ(tmp_path):
+    base, update = weight(6, 5), 0.1 * weight(6, 5, seed=1)
+    torch.save({"a": base, "epoch": 1, "b": 2}, tmp_path / "base.pt")
+    tuned = tmp_path / "tuned.safetensors"
+    save_file({"a": base + update, "b": weight(3, 3)}, tuned)
+    comparison = compare_checkpoints(tmp_path / "base.pt", tuned, OPTIONS)
+    assert [tensor.name for tensor, _ in comparison.matrices] == ["a"]
+    assert {tensor.name: tensor.reason for tensor in comparison.others} == {
+        "epoch": "not a plain tensor",
+        "b": "it is not a plain tensor (int) in the base",
+    }
+    turned = compare_checkpoints(tuned, tmp_path / "base.pt", OPTIONS)
+    assert {tensor.name: tensor.reason for tensor in turned.others} == {
+        "epoch": "not a plain tensor",
+        "b": "it is not a plain tensor (int) in the tuned checkpoint",
+    }
+
+
+def test_names_select_and_exclude(checkpoints):
+    options = dataclasses.replace(OPTIONS, select="^(tall|half|extra)$", exclude="alf")
+    comparison = compare_checkpoints(*checkpoints, options)
+    assert {tensor.name for tensor, _ in comparison.matrices} == {"tall"}
+    reasons = {tensor.name: tensor.reason for tensor in comparison.others}
+    assert reasons["half"] == "its name is excluded"
+    assert reasons["extra"] == "the base has no such name"
+    assert reasons["missing"] == "its name does not match the selection"
+
+
+def test_the_same_checkpoint_twice_has_nothing_to_compare(checkpoints):
+    with pytest.raises(NothingToCompareError, match=r"no matrix is in both and changed; 11 x unchanged"):
+        compare_checkpoints(checkpoints[0], checkpoints[0], OPTIONS)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_tensor_is_read_once_and_no_more_pairs_are_alive_than_threads(checkpoints, monkeypatch, threads):
+    from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
+
+    alive, most, read = weakref.WeakSet(), [], []
+    load = SafetensorsReader.load
+
+    def watched(reader, name):
+        tensor = load(reader, name)
+        alive.add(tensor)
+        most.append(len(alive))
+        read.append((reader.path, name))
+        return tensor
+
+    monkeypatch.setattr(SafetensorsReader, "load", watched)
+    compare_checkpoints(*checkpoints, dataclasses.replace(OPTIONS, threads=threads))
+    assert len(read) == len(set(read)) == 2 * (len(COMPARED) + 3)
+    assert max(most) <= 2 * threads
+
+
+def test_failures_are_reasons(checkpoints, monkeypatch):
+    def fail(*_):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr("lowrank_ldu.analysis.comparison.run.compare_matrices", fail)
+    with pytest.raises(NothingToCompareError, match="4 x not compared: error: did not converge"):
+        compare_checkpoints(*checkpoints, OPTIONS)

@@ -1,0 +1,206 @@
+"""Surveys by the workers of a real Dask cluster: their figures are those of this process, whoever dies meanwhile."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from distributed import KilledWorker, LocalCluster
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+from weights import weight
+
+from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis.engine import cluster as cluster_module
+from lowrank_ldu.analysis.engine.cluster import Workers, connect
+from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.checkpoints.weights import open_weights
+from lowrank_ldu.cli.app import app
+from lowrank_ldu.errors import ClusterError
+
+# Processes of their own, by the dozen.
+pytestmark = pytest.mark.longer
+
+OPTIONS = SurveyOptions(ranks=(2, 4), threads=1)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shared") / "model.safetensors"
+    matrices = {f"w{number}": weight(90 + number, 80, seed=number) for number in range(16)}
+    save_file(matrices | {"experts.up": weight(2, 30, 40), "bias": weight(4)}, path)
+    return path
+
+
+def empty_cluster():
+    # Without the address a fixed port is asked for, and its being in use is a warning.
+    return LocalCluster(n_workers=0, host="127.0.0.1", scheduler_port=0, dashboard_address="127.0.0.1:0")
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    with empty_cluster() as cluster:
+        yield cluster.scheduler
+
+
+@pytest.fixture(scope="module")
+def start_worker(scheduler):
+    """Processes of their own, without the guard that would start them again."""
+    processes = []
+
+    def start():
+        command = [sys.executable, "-P", "-m", "distributed.cli.dask_worker", scheduler.address]
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+        processes.append(subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL, env=ENVIRONMENT))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def workers(start_worker):
+    return [start_worker(), start_worker()]
+
+
+@pytest.fixture(scope="module")
+def engine(scheduler, workers):
+    with connect(scheduler.address) as engine:
+        engine._client.wait_for_workers(len(workers), timeout=120)
+        yield engine
+
+
+def without_times(analysis):
+    """Everything that a report has, but for what two runs never share."""
+
+    def strip(value):
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items() if "seconds" not in str(key)}
+        return [strip(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return [strip(dataclasses.asdict(tensor)) for tensor in analysis.tensors]
+
+
+def names_in(journal):
+    return [json.loads(line)["result"]["name"] for line in journal.read_text().splitlines()[1:]]
+
+
+def test_a_killed_worker_loses_nothing_and_repeats_nothing(checkpoint, engine, workers, tmp_path):
+    journal = tmp_path / "journal"
+    states = []
+
+    def kill_at_the_first_result(state):
+        states.append(state)
+        if state.finished == 1:
+            # Both have work at this moment, and more is waiting.
+            workers[0].send_signal(signal.SIGKILL)
+            workers[0].wait()
+
+    analysis = analyze_checkpoint(checkpoint, OPTIONS, kill_at_the_first_result, journal=journal, engine=engine)
+    local = analyze_checkpoint(checkpoint, OPTIONS)
+    assert without_times(analysis) == without_times(local)
+    assert sorted(names_in(journal)) == sorted(tensor.name for tensor, _ in local.matrices)
+    assert analysis.environment.engine == "dask, workers: 2, threads: 2"
+    assert local.environment.engine == "local, threads: 1"
+    assert states[0].running == ("w15", "w14")
+    assert (states[-1].finished, states[-1].fraction) == (18, 1.0)
+    assert all(tensor.seconds > 0 for tensor, _ in analysis.matrices)
+
+
+def test_a_worker_that_does_not_see_the_checkpoint_says_so(tmp_path, engine):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": weight(5, 4), "b": weight(6, 4)}, path)
+    with open_weights(path) as reader:
+        crew = engine.crew(reader, OPTIONS)
+        path.rename(tmp_path / "elsewhere.safetensors")
+        with pytest.raises(
+            ClusterError, match=r"a worker .*model.safetensors: no such file.* same path on every worker"
+        ):
+            list(crew.run(reader.tensors))
+
+
+def test_a_worker_that_sees_another_checkpoint_says_so(tmp_path, engine):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": weight(5, 4)}, path)
+    with open_weights(path) as reader:
+        crew = engine.crew(reader, OPTIONS)
+        save_file({"a": weight(5, 8)}, path)
+        with pytest.raises(ClusterError, match="its files have another size or time of change"):
+            list(crew.run(reader.tensors))
+
+
+def test_a_worker_of_another_version_says_so(checkpoint, engine, monkeypatch):
+    monkeypatch.setattr("lowrank_ldu.__version__", "9.9.9")
+    with pytest.raises(ClusterError, match=r"a worker has lowrank-ldu .*; accepted: 9\.9\.9, as here"):
+        analyze_checkpoint(checkpoint, OPTIONS, engine=engine)
+
+
+def test_a_bug_keeps_its_exception(engine):
+    with pytest.raises(TypeError, match="unhashable"):
+        list(Workers(engine._client, "here", {}.__contains__).run([[]]))
+
+
+def test_what_kills_every_worker_is_a_reason():
+    crew = Workers(None, "here", None)
+    killed = KilledWorker("task", None, 3)
+    outcome, _ = crew._outcome("error", (KilledWorker, killed, None))
+    assert outcome == "error: 4 workers died when they were at it, for want of memory perhaps"
+
+
+def test_a_lost_scheduler_is_named():
+    with pytest.raises(ClusterError, match="scheduler 'here': the connection to it is lost"):
+        Workers(None, "here", None)._outcome("cancelled", None)
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("engine")
+def test_ctrl_c_leaves_a_journal_and_no_tasks(checkpoint, scheduler, tmp_path):
+    out, journal = tmp_path / "out", tmp_path / "out.journal"
+    options = ["analyze", str(checkpoint), "--out", str(out), "--rank", "2", "--rank", "4"]
+    main = [sys.executable, "-P", "-W", "error", "-c", "from lowrank_ldu.cli import main; main()"]
+    with subprocess.Popen(
+        [*main, *options, "--engine", "dask", "--scheduler", scheduler.address],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as process:
+        until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip().endswith("out.journal has the results so far; --resume goes on from there\ninterrupted")
+    assert "Traceback" not in errors
+    assert 0 < len(names_in(journal)) < 18
+    until(lambda: not any(key.startswith("lowrank-ldu") for key in scheduler.tasks))
+    resumed = analyze_checkpoint(checkpoint, OPTIONS, journal=journal, resume=True)
+    assert without_times(resumed) == without_times(analyze_checkpoint(checkpoint, OPTIONS))
+
+
+def test_no_scheduler_and_no_workers_are_one_line(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(cluster_module, "WORKERS_SECONDS", 0.2)
+    out = ["analyze", str(checkpoint), "--out", str(tmp_path / "out"), "--engine", "dask", "--scheduler"]
+    for address in ("tcp://127.0.0.1:1", "nowhere", "http://127.0.0.1:1"):
+        refused = CliRunner().invoke(app, [*out, address])
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith(f"error: scheduler is '{address}', which cannot be reached (")
+        assert refused.stderr.count("\n") == 1
+    with empty_cluster() as empty:
+        refused = CliRunner().invoke(app, [*out, empty.scheduler_address])
+    assert refused.exit_code == 2
+    assert "has no workers after 0.2 s; start some with `dask worker tcp://127.0.0.1:" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
