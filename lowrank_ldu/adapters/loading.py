@@ -13,9 +13,8 @@ from lowrank_ldu.adapters.reading import read_adapter
 from lowrank_ldu.adapters.ties import check_ties
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.freezing import outside_inference_mode, restore_trainable_on_error
+from lowrank_ldu.nn.injection import outside_inference_mode, replace_module, restore_trainable_on_error
 from lowrank_ldu.nn.host import AdapterHost, plain_name, plain_submodule, unwrapped, weight_matrix
-from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of

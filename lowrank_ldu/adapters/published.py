@@ -18,9 +18,8 @@ from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn import LoLDULayer
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.freezing import restore_trainable_on_error
+from lowrank_ldu.nn.injection import replace_module, restore_trainable_on_error
 from lowrank_ldu.nn.host import check_model, weight_matrix
-from lowrank_ldu.nn.injection import replace_module
 from lowrank_ldu.nn.kinds import EmbeddingKind, LinearKind, kind_of
 from lowrank_ldu.pickles import check_calls
 from lowrank_ldu.untrusted import check_inflated
