@@ -275,17 +275,15 @@ class LoLDULayer(AdapterHost, nn.Module):
 def _check_factors(factors: LDU, matrix: Tensor, options: AdapterOptions) -> None:
     if not (isinstance(factors, LDU) and isinstance(factors.left, Tensor)) or options.basis != "ldu":
         raise TypeError(
-            f"factors is a {type(factors).__name__} and basis is {options.basis!r}; accepted: an LDU of torch tensors, with "
-            "basis 'ldu'"
+            f"factors is a {type(factors).__name__} and basis is {options.basis!r}; accepted: an LDU of torch "
+            "tensors, with basis 'ldu'"
         )
     if factors.shape != tuple(matrix.shape):
         raise ValueError(
             f"factors are of a matrix {factors.shape}; accepted: of base_layer.weight, {tuple(matrix.shape)}"
         )
     if options.rank is not None and factors.rank != options.rank:
-        raise ValueError(
-            f"factors has rank {factors.rank} and rank is {options.rank}; accepted: the same, or no rank"
-        )
+        raise ValueError(f"factors has rank {factors.rank} and rank is {options.rank}; accepted: the same, or no rank")
 
 
 def _refuse_while_merged(module: nn.Module, *_: Any) -> None:

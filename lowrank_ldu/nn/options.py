@@ -164,7 +164,9 @@ class AdapterOptions:
         """Return rank and what the factors do not depend on, for printing an adapter beside its factors."""
         own = [name for name in OPTION_NAMES if name == "rank" or name not in _OF_FACTORS]
         values = [(name, getattr(self, name)) for name in own]
-        return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values)
+        return ", ".join(
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values
+        )
 
     @property
     def chooses_rows(self) -> bool:
