@@ -162,11 +162,8 @@ class AdapterOptions:
 
     def described(self) -> str:
         """Return rank and what the factors do not depend on, for printing an adapter beside its factors."""
-        own = [name for name in OPTION_NAMES if name == "rank" or name not in _OF_FACTORS]
-        values = [(name, getattr(self, name)) for name in own]
-        return ", ".join(
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values
-        )
+        own = ((name, value) for name, value in self.to_json().items() if name == "rank" or name not in _OF_FACTORS)
+        return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in own)
 
     @property
     def chooses_rows(self) -> bool:
