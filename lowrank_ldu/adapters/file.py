@@ -175,8 +175,8 @@ class StoredLayer:
         if self.record.options.basis == "random":
             return "its random basis comes out different here"
         return (
-            f"the base does not determine all of its {self.record.rank} terms, some of which are rounding errors (its "
-            "rank is smaller), or it was changed after the adapter was put on it"
+            f"the base does not determine all of its {self.record.options.rank} terms, some of which are rounding "
+            "errors (its rank is smaller), or it was changed after the adapter was put on it"
         )
 
 

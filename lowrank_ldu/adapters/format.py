@@ -65,11 +65,6 @@ class LayerRecord:
     options: AdapterOptions
     lora_obstacle: str = ""
 
-    @property
-    def rank(self) -> int:
-        """Rank of the layer."""
-        return cast("int", self.options.rank)
-
     def to_json(self) -> dict[str, Any]:
         """Return the entry as an object of JSON."""
         entry: dict[str, Any] = {}
