@@ -13,7 +13,7 @@ from lowrank_ldu.kernels.differentiation import fused_linear, packed_linear
 from lowrank_ldu.kernels.materialized import materialized_linear
 from lowrank_ldu.kernels.planner import Plan, Problem, choose_plan
 from lowrank_ldu.kernels.reference import reference_linear
-from lowrank_ldu.kernels.surroundings import autocast_dtype, cast, transformed, without_autocast
+from lowrank_ldu.kernels.torch_modes import autocast_dtype, cast, transformed, without_autocast
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowrank_ldu.kernels import operators
 from lowrank_ldu.kernels.rowwise import deltas_gradient, scales_gradient
-from lowrank_ldu.kernels.surroundings import without_autocast
+from lowrank_ldu.kernels.torch_modes import without_autocast
 
 
 def fused_linear(*arguments: Any) -> Tensor:

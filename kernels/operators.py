@@ -24,7 +24,7 @@ _BIAS = "Tensor? bias, "
 
 
 def _fused() -> ModuleType:
-    from lowrank_ldu.kernels.fused import passes  # noqa: PLC0415  # imports triton
+    from lowrank_ldu.kernels.triton_kernels import passes  # noqa: PLC0415  # imports triton
 
     return passes
 
@@ -123,7 +123,7 @@ def _(
 
 def compute_segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
     """Return the rows of product (T, r) summed by adapter, (adapters, r), by the Triton kernel."""
-    from lowrank_ldu.kernels.fused import launch  # noqa: PLC0415  # imports triton
+    from lowrank_ldu.kernels.triton_kernels import launch  # noqa: PLC0415  # imports triton
 
     return launch.segment_sum(product, adapters, index, scales)
 

@@ -30,7 +30,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lowrank_ldu.kernels import trapezoid
-from lowrank_ldu.kernels.fused.availability import interpreted, obstacle
+from lowrank_ldu.kernels.triton_kernels.availability import interpreted, obstacle
 
 Plan = Literal["auto", "reference", "factored", "hybrid", "materialized", "packed", "triton"]
 PLANS: tuple[Plan, ...] = get_args(Plan)

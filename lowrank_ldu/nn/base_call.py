@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.modules import module as torch_module
 
 from lowrank_ldu.nn.functional import summed_weight, updated_matrix, updated_output
-from lowrank_ldu.nn.kinds.forward import check_forward, own_forward
+from lowrank_ldu.nn.kinds.own_forward import check_forward, own_forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

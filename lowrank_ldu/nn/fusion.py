@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import is_fake
 
 from lowrank_ldu.kernels import PLANS, Plan, Problem, choose_plan, ldu_linear, ldu_linear_multi
-from lowrank_ldu.kernels.surroundings import autocast_dtype, transformed
+from lowrank_ldu.kernels.torch_modes import autocast_dtype, transformed
 from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
 from lowrank_ldu.nn.host import hosts, is_exporting
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind

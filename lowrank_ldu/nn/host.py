@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lowrank_ldu.nn.kinds import kind_of
-from lowrank_ldu.nn.kinds.forward import refresh_weight
+from lowrank_ldu.nn.kinds.own_forward import refresh_weight
 from lowrank_ldu.nn.memory import Owners
 from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.quantized import dense_weight

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import is_fake
 from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
 from lowrank_ldu.nn.host import is_sharded
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind
-from lowrank_ldu.nn.kinds.forward import computed_weight, own_forward
+from lowrank_ldu.nn.kinds.own_forward import computed_weight, own_forward
 from lowrank_ldu.nn.memory import share_memory
 from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.quantized import is_quantized

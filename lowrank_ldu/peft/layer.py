@@ -23,7 +23,7 @@ from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
-from lowrank_ldu.nn.kinds.forward import own_forward
+from lowrank_ldu.nn.kinds.own_forward import own_forward
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
 from lowrank_ldu.nn.quantized import is_quantized

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lowrank_ldu.kernels.fused.blocks import load_block
-from lowrank_ldu.kernels.fused.diagonal import row_deltas
+from lowrank_ldu.kernels.triton_kernels.blocks import load_block
+from lowrank_ldu.kernels.triton_kernels.diagonal import row_deltas
 
 
 @triton.jit

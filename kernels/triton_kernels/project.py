@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lowrank_ldu.kernels.fused.blocks import load_block
+from lowrank_ldu.kernels.triton_kernels.blocks import load_block
 
 
 @triton.jit

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.kernels.fused import launch
-from lowrank_ldu.kernels.fused.configurations import DECODE_RANK, DECODE_ROWS
+from lowrank_ldu.kernels.triton_kernels import launch
+from lowrank_ldu.kernels.triton_kernels.configurations import DECODE_RANK, DECODE_ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor

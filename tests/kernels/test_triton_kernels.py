@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_problems import DEVICE, USES, assert_close, call, problem, values_and_gradients
 
-launch = pytest.importorskip("lowrank_ldu.kernels.fused.launch", reason="triton is not installed")
+launch = pytest.importorskip("lowrank_ldu.kernels.triton_kernels.launch", reason="triton is not installed")
 
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
-from lowrank_ldu.kernels.fused import configurations
-from lowrank_ldu.kernels.fused.availability import interpreted
-from lowrank_ldu.kernels.fused.decode import decode_kernel
-from lowrank_ldu.kernels.fused.expand import expand_kernel
-from lowrank_ldu.kernels.fused.project import project_kernel
-from lowrank_ldu.kernels.fused.segment import segment_kernel
+from lowrank_ldu.kernels.triton_kernels import configurations
+from lowrank_ldu.kernels.triton_kernels.availability import interpreted
+from lowrank_ldu.kernels.triton_kernels.decode import decode_kernel
+from lowrank_ldu.kernels.triton_kernels.expand import expand_kernel
+from lowrank_ldu.kernels.triton_kernels.project import project_kernel
+from lowrank_ldu.kernels.triton_kernels.segment import segment_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
