@@ -1,4 +1,4 @@
-"""The block sizes that are tried for each kernel, and which of them fit a chip."""
+"""The block sizes to try for each kernel, and which of them fit a chip."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from lowrank_ldu.benchmarking.methods import FROZEN, Method, adapted_layer, base
 from lowrank_ldu.benchmarking.table import Row
 from lowrank_ldu.benchmarking.timing import measure
 from lowrank_ldu.nn import LoLDULayer
-from lowrank_ldu.nn.fusion import planned
+from lowrank_ldu.nn.plan import planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable

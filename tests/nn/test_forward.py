@@ -13,8 +13,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 
 from lowrank_ldu.nn import LoLDULayer, inject, set_plan
-from lowrank_ldu.nn.functional import updated_output
-from lowrank_ldu.nn.fusion import planned
+from lowrank_ldu.nn.plan import planned
+from lowrank_ldu.nn.update import updated_output
 
 PLANS = ["auto", "reference", "factored", "hybrid", "materialized"]
 

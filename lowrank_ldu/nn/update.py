@@ -1,8 +1,8 @@
-"""What every adapter computes: the update of an output, and the update of a weight."""
+"""The update P L diag(delta) U: what it adds to an output, and to a weight."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -15,6 +15,27 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.nn.factors import Factors
     from lowrank_ldu.nn.kinds import LayerKind
+
+
+class Update(NamedTuple):
+    """An update P L diag(delta) U of a base layer's weight.
+
+    Attributes
+    ----------
+    factors : Factors
+    delta : Tensor, shape (r,), or (A, r) with `choice`
+    choice : Tensor, shape (B,), optional
+        The row of delta that each row of the batch uses; the last row is zero, for rows without an update.
+    """
+
+    factors: Factors
+    delta: Tensor
+    choice: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """One diagonal (r,), or one for each row of the batch (B, r)."""
+        return self.delta if self.choice is None else self.delta[self.choice]
 
 
 def updated_output(  # noqa: PLR0917  # all of it is needed, and in this order everywhere
@@ -62,7 +83,7 @@ def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tenso
 
 
 def summed_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
-    """Return what `merged_weight` does, whatever its numbers, with the gradients of its summands."""
+    """Return the sum of `merged_weight` unchecked, with the gradients of its summands."""
     total = sum(updates, torch.zeros((), device=weight.device))
     matrix = kind.as_matrix(weight)
     merged = (matrix.to(torch.promote_types(total.dtype, matrix.dtype)) + total).to(weight.dtype)
