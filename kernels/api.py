@@ -205,27 +205,27 @@ def _computed(
     if layer.upper and check_values:
         validation.check_upper(layer.right)
     chosen, packing = plan_call(x, layer, adapters, plan, packing)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     adapters = _for_every_row(adapters, x)
     implementation = IMPLEMENTATIONS[chosen]
     if implementation.linear is not None:
         y = implementation.linear(rows, layer, adapters)
     elif packing is not None:
         validation.check_packing(packing, x, layer, values=check_values)
-        diagonal = (packing.diagonal + adapters.deltas[0]).to(x.dtype)
+        diagonal = (packing.diagonal + adapters.deltas).to(x.dtype)
         y = packed_linear(rows, layer, diagonal, packing.order, packing.inverse)
     else:
         y = operator_linear(rows, layer, adapters, chosen)
-    return y.reshape(*x.shape[:-1], len(layer.weight))
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
-    """Return deltas (A, r), wide, and the adapters of each of the T rows, (T, S)."""
+    """Return wide diagonals, and the numbers and scales of the adapters of each of the T rows, (T, S)."""
     deltas, index, scales = adapters
     # In float32 at least: in bfloat16 the difference that training makes would be rounded away.
-    wide = deltas.to(torch.promote_types(torch.promote_types(deltas.dtype, x.dtype), torch.float32))
+    wide = deltas.to(torch.float64 if torch.float64 in {deltas.dtype, x.dtype} else torch.float32)
     if index is None:
-        return Adapters(wide[None])
+        return Adapters(wide)
     if scales is None:
         return Adapters(wide, _spread(index[..., None], x))
     return Adapters(wide, _spread(index, x), _spread(scales, x))

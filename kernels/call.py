@@ -35,8 +35,8 @@ class Adapters(NamedTuple):
 
     Attributes
     ----------
-    deltas : Tensor, shape (A, r)
-        Of float32 at least where a plan takes them. Callers give a single one as (r,).
+    deltas : Tensor, shape (A, r), or (r,) of a single one
+        Of float32 at least where a plan takes them.
     of_rows : Tensor, shape (T, S), optional
         Numbers of the adapters of each row; without it every row uses the only one. A number that is no adapter's makes
         the row NaN: never another adapter's, and never a read beyond the end.

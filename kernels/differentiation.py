@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def operator_linear(x: Tensor, layer: Layer, adapters: Adapters, plan: Plan) -> Tensor:
     """Return y of `lowrank_ldu::linear`, with gradients of x, bias, deltas and scales."""
     deltas, index, scales = adapters
+    if index is None:
+        deltas = deltas[None]
     if IMPLEMENTATIONS[plan].launching:
         # The kernels compute in float32 and no wider.
         deltas, scales = deltas.float(), None if scales is None else scales.float()

@@ -56,7 +56,7 @@ def reference_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
 
 
 def row_diagonals(adapters: Adapters) -> Tensor:
-    """Return the diagonal of every row, (T, r), or the only one, (1, r)."""
+    """Return the diagonal of every row, (T, r), or the only one as it is."""
     deltas, index, scales = adapters
     if index is None:
         return deltas

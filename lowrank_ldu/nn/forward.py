@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,17 +81,9 @@ def layer_output(
         return y
     if plan == "auto" and is_exporting():
         plan = "reference"  # of torch's own operators, which every runtime and ONNX know
-    call = kernel_call(base_layer, kind, factors, delta, plan=plan, index=index)
+    layer, adapters, packing = kernel_call(base_layer, kind, factors, delta, plan=plan, index=index)
     # Values are not checked: that would wait for a GPU, and a delta that is not finite shows in the output.
-    return compute(x, call.layer, call.adapters, plan, call.packing, check_values=False)
-
-
-class KernelCall(NamedTuple):
-    """What `lowrank_ldu.kernels` takes for a layer, beside x and the plan."""
-
-    layer: Layer
-    adapters: Adapters
-    packing: Callable[[], Packing | None] | None
+    return compute(x, layer, adapters, plan, packing, check_values=False)
 
 
 def kernel_call(
@@ -102,16 +94,14 @@ def kernel_call(
     *,
     plan: Plan,
     index: Tensor | None = None,
-) -> KernelCall:
-    """Return a layer's tensors, and what makes its packing where the planner wants one."""
+) -> tuple[Layer, Adapters, Callable[[], Packing | None] | None]:
+    """Return a layer's tensors for `lowrank_ldu.kernels`, and what makes its packing if the planner wants one."""
     linear = cast("nn.Linear", base_layer)
     weight = kind.as_matrix(linear.weight)
-    packing = None
-    # In a graph nothing would notice that the weight has been changed: "auto" leaves packing out there.
-    if factors.packable and not (plan == "auto" and torch.compiler.is_compiling()):
-        packing = partial(factors.packing, weight)
     layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper)
-    return KernelCall(layer, Adapters(delta * factors.scale, index), packing)
+    # In a graph nothing would notice that the weight has been changed: "auto" leaves packing out there.
+    packing = None if plan == "auto" and torch.compiler.is_compiling() else partial(factors.packing, weight)
+    return layer, Adapters(delta * factors.scale, index), packing
 
 
 def passed_by(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors: Factors) -> str | None:

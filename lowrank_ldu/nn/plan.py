@@ -71,6 +71,5 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
     kind: type[LayerKind] = layer.kind
     if passed_by(base_layer, kind, x, diagonal.factors) is not None:
         return "reference"
-    call = kernel_call(base_layer, kind, diagonal.factors, diagonal.delta, plan=layer.plan)
-    chosen, _ = plan_call(x, call.layer, call.adapters, layer.plan, call.packing)
-    return chosen
+    frozen, adapters, packing = kernel_call(base_layer, kind, diagonal.factors, diagonal.delta, plan=layer.plan)
+    return plan_call(x, frozen, adapters, layer.plan, packing)[0]
