@@ -35,7 +35,9 @@ def ldu_linear(
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
-    r"""Return x W^T + b + ((x right^T) * delta) left^T: the frozen layer and its low-rank update in one.
+    r"""Return x W^T + b + ((x right^T) * delta) left^T.
+
+    The output of the frozen layer and its low-rank update are computed together.
 
     Parameters
     ----------
@@ -54,7 +56,7 @@ def ldu_linear(
         How it is computed, one of `PLANS`: "auto" takes the cheapest by the model of `lowrank_ldu.kernels.planner`.
         "reference": plain torch, with gradients of everything and of any order. "factored": the same products,
         accumulated in place; keeps the projection x right^T (T r values) for the backward pass and not x.
-        "hybrid": rows go through the materialised weight, made anew on the way back; the gradient of delta through the
+        "hybrid": rows go through the materialized weight, made anew on the way back; the gradient of delta through the
         thin products, and keeps what "factored" keeps.
         "materialized": W + left diag(delta) right is made once for all rows. "packed": triangular products of the
         factors alone, where they are the whole weight. "triton": fused kernels, on a GPU.
@@ -108,7 +110,7 @@ def ldu_linear_multi(
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
-    """Return the layer's output for rows that use different adapters, or mixes of several.
+    """Return the layer's output for rows with different adapters, or mixes of several.
 
     The factors are the base's, so that adapters differ in their diagonal only: whatever their number, a row costs what
     it costs with one.
@@ -167,7 +169,7 @@ def compute(
     *,
     check_values: bool = True,
 ) -> Tensor:
-    """Return the layer's output, under autocast in autocast's dtype.
+    """Return the layer's output; under autocast, in its dtype.
 
     Parameters
     ----------
@@ -220,7 +222,7 @@ def _computed(
 
 
 def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
-    """Return wide diagonals, and the numbers and scales of the adapters of each of the T rows, (T, S)."""
+    """Return wide diagonals, and the adapters of each of the T rows, (T, S)."""
     deltas, index, scales = adapters
     # In float32 at least: in bfloat16 the difference that training makes would be rounded away.
     wide = deltas.to(torch.float64 if torch.float64 in {deltas.dtype, x.dtype} else torch.float32)
@@ -232,7 +234,7 @@ def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
 
 
 def _spread(values: Tensor, x: Tensor) -> Tensor:
-    """Return (T, S) of values (..., S) that may be there for the first dimensions of x only."""
+    """Return values (..., S), which x's first dimensions may have only, as (T, S)."""
     *own, uses = values.shape
     missing = x.shape[len(own) : -1]
     spread = values.reshape(*own, *(1,) * len(missing), uses).expand(*own, *missing, uses)

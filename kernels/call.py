@@ -1,4 +1,4 @@
-"""The tensors of one call of the layer, in two named tuples that every plan takes."""
+"""The tensors of one call, in two named tuples that every plan takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Layer(NamedTuple):
-    """The frozen layer and the factors of its update.
+    """Hold the frozen layer and the factors of its update.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 
 class Adapters(NamedTuple):
-    """The diagonals of adapters, and which of them each row uses.
+    """Hold the diagonals of adapters, and which of them each row uses.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The factored plan: the update is added in place to the base's output, and to its gradient."""
+"""The factored plan: the update is added in place to the base's output and gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
 def backward(
     gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and the product a * b (T, r) with b = g left, float32 at least; each None where not needed."""
+    """Return dx (T, n) and a * b (T, r), b = g left, each None if not needed; a * b in float32 at least."""
     expanded = gradient @ layer.left
     dx = None
     if need_x:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
-    """Return y = x (W + left diag(delta) right)^T + b (T, m) and the projection a = x right^T (T, r).
+    """Return y (T, m), through the summed weight, and the projection a = x right^T (T, r).
 
     Notes
     -----
@@ -28,7 +28,7 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
 def backward(
     gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and the product a * b (T, r) with b = g left, float32 at least; each None where not needed.
+    """Return dx (T, n) and a * b (T, r), b = g left, each None if not needed; a * b in float32 at least.
 
     Notes
     -----

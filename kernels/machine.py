@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Machine:
-    """The speeds of a device, which a plan's time is made of.
+    """Hold the speeds of a device, which make a plan's time.
 
     Attributes
     ----------
@@ -30,7 +30,9 @@ class Machine:
 
     @classmethod
     def of(cls, device: torch.device) -> Machine:
-        """Return rough figures of a device: only their ratios matter, and the plans are not that close.
+        """Return rough figures of a device.
+
+        Only their ratios matter, and the plans are not that close.
 
         Notes
         -----

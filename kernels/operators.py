@@ -24,7 +24,7 @@ _BIAS = "Tensor? bias, "
 
 
 def _passes(plan: str, index: Tensor | None) -> Passes:
-    """Return a plan's passes; refuse what an operator that is called directly could otherwise leave out in silence."""
+    """Return a plan's passes; refuse what a direct call could otherwise leave out in silence."""
     implementation = IMPLEMENTATIONS.get(plan)
     if implementation is None or implementation.passes is None:
         names = [repr(name) for name, known in IMPLEMENTATIONS.items() if known.passes is not None]
@@ -78,7 +78,7 @@ def compute_linear_backward(
     need_x: bool,
     need_product: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return dx (T, n) and the product a * b (T, r) in deltas' dtype; each empty where it is not needed."""
+    """Return dx (T, n) and a * b (T, r) in deltas' dtype, each empty if not needed."""
     layer, adapters = Layer(weight, None, left, right, upper), Adapters(deltas, index, scales)
     dx, product = _passes(plan, index).backward(
         gradient, projected, layer, adapters, need_x=need_x, need_product=need_product

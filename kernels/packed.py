@@ -25,14 +25,14 @@ BLOCK = 96
 _ROWS = 1024
 
 # Of the weight's own norm, by the dtype's eps: what elimination with partial pivoting leaves of W - P L D U. Its growth
-# is small on real weights (1 to 5 eps measured on all-MiniLM-L6-v2); a factorisation that is off by more than this is
+# is small on real weights (1 to 5 eps measured on all-MiniLM-L6-v2); a factorization that is off by more than this is
 # not W's.
 TOLERANCE = 1e3
 
 
 @dataclass(frozen=True)
 class Packing:
-    r"""What replaces the weight in the packed plan.
+    r"""Hold what replaces the weight in the packed plan.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Packing:
 
 @torch.no_grad()
 def pack(weight: Tensor, left: Tensor, right: Tensor, diagonal: Tensor, pivots: Tensor) -> Packing:
-    """Return what the packed plan needs, once for a weight.
+    """Return the packing of a weight, which the packed plan needs.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def _blocks(size: int) -> Iterator[tuple[int, int]]:
 
 
 def multiply_adds(r: float, n: float) -> float:
-    """Return the multiply-adds that one row of either product takes."""
+    """Return the multiply-adds of one row of either product."""
     return r * n - r * r / 2 + r * min(BLOCK, r) / 2
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class Problem(NamedTuple):
-    """One call of the layer, as the cost model sees it.
+    """Describe one call of the layer to the cost model.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """The plan, the costs and why others cannot run.
+    """Hold the chosen plan, the costs, and why others cannot run.
 
     Attributes
     ----------
@@ -109,7 +109,7 @@ _OF_ONE_DIAGONAL = [name for name, implementation in IMPLEMENTATIONS.items() if 
 
 
 def obstacles(problem: Problem) -> dict[str, str]:
-    """Return the plans that cannot compute a problem, each with the reason."""
+    """Return the plans that cannot compute a problem, with reasons."""
     found: dict[str, str] = {}
     if problem.rowwise:
         found |= dict.fromkeys(_OF_ONE_DIAGONAL, "rows with diagonals of their own have no common weight")
@@ -136,7 +136,9 @@ def obstacles(problem: Problem) -> dict[str, str]:
 
 
 def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, float]:
-    """Return the estimated seconds of each plan, forward and backward, as far as gradients are wanted.
+    """Return the estimated seconds of each plan.
+
+    They are of the forward pass, and of the backward pass as far as gradients are wanted.
 
     Examples
     --------
@@ -159,7 +161,7 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
 
 
 def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
-    """Return the products and passes of every plan: multiply-adds, and entries read and written, of each."""
+    """Return every plan's products and passes: multiply-adds, and entries read and written."""
     # Times 1.0, and not float(): a number of rows that is a symbol stays one.
     T, m, n, r = (1.0 * size for size in (problem.tokens, problem.out_features, problem.in_features, problem.rank))
     to_x, to_delta = problem.x_gradient, problem.delta_gradient
@@ -221,7 +223,7 @@ def plan_call(
     plan: Plan = "auto",
     packing: Packing | Callable[[], Packing | None] | None = None,
 ) -> tuple[Plan, Packing | None]:
-    """Return the plan that computes a call, and the packing where it takes one.
+    """Return the plan of a call, and the packing if it takes one.
 
     Parameters
     ----------
@@ -337,7 +339,7 @@ def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
 
 
 def _rounding(problem: Problem) -> list[str]:
-    """Return the plans whose rounding of the sum of W and its update is not worth what they save."""
+    """Return the plans that round the sum of W and its update and save too little by it."""
     if problem.dtype.itemsize != 2:
         return []
     adds = {name: sum(adds for adds, _ in works) for name, works in _works(problem).items()}

@@ -1,4 +1,4 @@
-"""The plans: their names, and what computes each.
+"""The names of the plans, and what computes each.
 
 A plan is listed here, and its cost is written in `lowrank_ldu.kernels.planner`; nothing else has to know of it.
 """
@@ -23,10 +23,10 @@ PLANS: tuple[Plan, ...] = get_args(Plan)
 
 
 class Passes(Protocol):
-    """The two passes of a plan: what `lowrank_ldu::linear` and its backward operator run."""
+    """Require the two passes that `lowrank_ldu::linear` and its backward operator run."""
 
     def forward(self, x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
-        """Return y (T, m) and the projection a = x right^T (T, r), which is kept for the way back."""
+        """Return y (T, m) and the projection a = x right^T (T, r), kept for the backward pass."""
         ...
 
     def backward(
@@ -39,12 +39,12 @@ class Passes(Protocol):
         need_x: bool,
         need_product: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return dx (T, n) and the product a * b (T, r) with b = g left, in deltas' dtype; each None if not needed."""
+        """Return dx (T, n) and a * b (T, r), b = g left, in deltas' dtype; each None if not needed."""
         ...
 
 
 class Implementation(NamedTuple):
-    """What computes a plan, and what the planner knows of it beside its cost.
+    """Describe what computes a plan, and its properties.
 
     Attributes
     ----------

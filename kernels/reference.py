@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def ldu_update(x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
-    """Return x (left diag(delta) right)^T, the low-rank update of a linear layer's output.
+    """Return x (left diag(delta) right)^T, the update of a linear layer's output.
 
     Parameters
     ----------
@@ -47,16 +47,16 @@ def ldu_update(x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
 
 
 def reference_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
-    """Return x W^T + b + ((x right^T) * delta) left^T for x (T, n), with the diagonals of `row_diagonals`.
+    """Return x W^T + b + ((x right^T) * delta) left^T for x (T, n).
 
-    Everything has a gradient here, of any order.
+    Rows have the diagonals of `row_diagonals`. Everything has a gradient here, of any order.
     """
     base = linear(x, layer.weight, layer.bias)
     return base + ldu_update(x, layer.left, layer.right, row_diagonals(adapters))
 
 
 def row_diagonals(adapters: Adapters) -> Tensor:
-    """Return the diagonal of every row, (T, r), or the only one as it is."""
+    """Return the diagonal of every row (T, r), or the only one as it is."""
     deltas, index, scales = adapters
     if index is None:
         return deltas
@@ -97,7 +97,7 @@ def deltas_gradient(product: Tensor, adapters: Adapters) -> Tensor:
 
 
 def scales_gradient(product: Tensor, adapters: Adapters) -> Tensor:
-    """Return the gradient of scales (T, S): of every row and use, the sum of product times the adapter's diagonal."""
+    """Return the gradient of scales (T, S): the sums of product times the adapters' diagonals."""
     deltas, index, scales = adapters
     assert index is not None  # noqa: S101  # scales are of an index
     assert scales is not None  # noqa: S101

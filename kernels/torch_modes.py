@@ -17,7 +17,7 @@ is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """Return the dtype that autocast computes products in, None where it is off or there is none for the device."""
+    """Return the dtype of products under autocast, None where it is off or unknown to the device."""
     # Devices that have none, such as meta, are not to be asked.
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -25,14 +25,14 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Return a context in which products are computed in the dtype of what they are given."""
+    """Return a context in which autocast is off."""
     if autocast_dtype(device_type) is None:
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor as autocast passes it to a product: in `dtype`, unless it is float64 or no floating tensor."""
+    """Return a tensor in autocast's dtype, as it is if it is float64 or no floating tensor."""
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         return tensor
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
@@ -47,5 +47,5 @@ def transformed() -> bool:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether values can be looked at: not while a graph is being made, nor without memory behind the tensors."""
+    """Whether values can be read: not while a graph is made, nor of tensors without memory."""
     return not (torch.compiler.is_compiling() or x.device.type == "meta" or is_fake(x))

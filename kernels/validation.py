@@ -46,7 +46,7 @@ def _check_kind(name: str, tensor: object, x: Tensor) -> None:
 
 
 def check_layer(x: Tensor, layer: Layer) -> None:
-    """Check the layer's tensors: shapes that belong together, one floating dtype, one device.
+    """Check that the layer's tensors belong together: shapes, dtype, device.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool)
 
 
 def _check_deltas(name: str, deltas: Tensor, x: Tensor, shape: tuple[int | str, ...], *, values: bool) -> None:
-    """Check the trained diagonals; `values`: also that they are finite, for which a GPU is waited for."""
+    """Check trained diagonals; `values`: also that they are finite, for which a GPU is waited for."""
     if not isinstance(deltas, torch.Tensor) or not deltas.is_floating_point():
         kind = name_of(deltas.dtype) if isinstance(deltas, torch.Tensor) else type(deltas).__name__
         raise TypeError(f"{name} is {kind}; accepted: a torch tensor of a floating dtype")
@@ -146,7 +146,7 @@ def _check_index(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int,
 
 
 def check_upper(right: Tensor) -> None:
-    """Check that what is said to be upper trapezoidal is, before half of it is left out."""
+    """Check that right is upper trapezoidal, before half of it is left out."""
     if bool(right.tril(-1).any()):
         raise ValueError(
             "right has entries left of its diagonal; accepted with upper=True: an upper trapezoidal right, as partial "
@@ -155,7 +155,9 @@ def check_upper(right: Tensor) -> None:
 
 
 def check_packing(packing: Packing, x: Tensor, layer: Layer, *, values: bool) -> None:
-    """Check that a packing is of this layer; `values`: also that it is of this weight, on one random vector.
+    """Check that a packing is of this layer.
+
+    `values`: also that it is of this weight, on one random vector.
 
     Raises
     ------

@@ -91,7 +91,7 @@ def backward(
 
 
 def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return x (T, K) times factor (R, K) transposed and, if there is an `other` (T, R), its product with the result.
+    """Return x (T, K) times factor (R, K) transposed, and its product with `other` (T, R) if there is one.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def decode(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]
 
 
 def _pointers(adapters: Adapters, y: Tensor) -> list[Tensor]:
-    """Return deltas, index and scales; y in place of what is not there, and is not read then."""
+    """Return deltas, numbers and scales; y stands for what is absent, and is not read."""
     return [y if tensor is None else tensor for tensor in adapters]
 
 
@@ -210,7 +210,7 @@ def _rowwise(adapters: Adapters) -> dict[str, Any]:
 
 
 def segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
-    """Return the sum of product's rows (T, R) for each adapter, (adapters, R), in the same order at every call."""
+    """Return the sum of product's rows (T, R) for each adapter, (adapters, R), always in the same order."""
     rank = product.shape[1]
     uses = index.flatten()
     if not (product.numel() and adapters):

@@ -1,6 +1,6 @@
 """The output of a base layer with updates of its weight.
 
-Where nothing of the base layer would be passed by, its product and the update are one call of `lowrank_ldu.kernels`.
+Where nothing of the base layer would be left out, its product and the update are one call of `lowrank_ldu.kernels`.
 Elsewhere the base layer is called, with its hooks and its own forward.
 """
 
@@ -49,7 +49,7 @@ def layer_output(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
 ) -> Tensor:
-    """Return the base layer's output for x with the update P L diag(delta) U in its weight.
+    """Return the base layer's output for x with one update.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def layer_output(
         The plan that was asked for cannot compute this layer.
     """
     further = "the base layer takes further arguments" if args or kwargs else None
-    reason = further or passed_by(base_layer, kind, x, factors)
+    reason = further or bypassed(base_layer, kind, x, factors)
     if reason is not None:
         if plan not in {"auto", "reference"}:
             raise RuntimeError(f"plan {plan!r} cannot run here: {reason}")
@@ -95,7 +95,7 @@ def kernel_call(
     plan: Plan,
     index: Tensor | None = None,
 ) -> tuple[Layer, Adapters, Callable[[], Packing | None] | None]:
-    """Return a layer's tensors for `lowrank_ldu.kernels`, and what makes its packing if the planner wants one."""
+    """Return the arguments of a kernel call: the layer, its adapters, and what makes its packing."""
     linear = cast("nn.Linear", base_layer)
     weight = kind.as_matrix(linear.weight)
     layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper)
@@ -104,8 +104,8 @@ def kernel_call(
     return layer, Adapters(delta * factors.scale, index), packing
 
 
-def passed_by(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors: Factors) -> str | None:
-    """Return what of the base layer a fused product would pass by, None if nothing."""
+def bypassed(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors: Factors) -> str | None:
+    """Return what of the base layer a fused product would leave out, None if nothing."""
     if kind not in {LinearKind, TransposedLinearKind}:
         return f"the layer is a {type(base_layer).__name__}, and fused products are of linear layers"
     plain = type(base_layer) is nn.Linear if kind is LinearKind else type(base_layer).__name__ == "Conv1D"
@@ -140,7 +140,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def first_argument(module: nn.Module, kwargs: dict[str, Any]) -> Any:
-    """Take the first argument of a layer's forward out of its keyword arguments.
+    """Take a layer's input out of its keyword arguments.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def output_with_updates(  # noqa: PLR0917  # the call's own arguments come last
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
 ) -> Any:
-    """Return what a layer would make of its arguments if the updates were in its weight.
+    """Return a layer's output with updates, by calling the layer.
 
     A layer that computes by the formula of its kind adds the product of the update, inside of its hooks: what they make
     of the input and of the output, they make of the update's, too. A layer with a forward of its own is called with the
@@ -226,7 +226,7 @@ def _hooked_output(  # noqa: PLR0917
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Call the layer with a forward that adds the updates, in between its hooks."""
+    """Call the layer with a forward that adds the updates, between its hooks."""
     own, state = base_layer.forward, vars(base_layer)
     held = state.get("forward")
 

@@ -1,4 +1,4 @@
-"""The plan of the layers of a model: choosing it, and asking for it."""
+"""Functions that set and return the plan of layers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.kernels import PLANS, Plan
 from lowrank_ldu.kernels.planner import plan_call
-from lowrank_ldu.nn.forward import kernel_call, passed_by
+from lowrank_ldu.nn.forward import bypassed, kernel_call
 from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.validation import check_choice
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def set_plan(model: nn.Module, plan: Plan) -> int:
-    """Choose how the LoLDU layers of a model compute, and return how many there are.
+    """Set the plan of a model's LoLDU layers, and return their number.
 
     Parameters
     ----------
@@ -35,6 +35,7 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
 
     Examples
     --------
+    >>> from torch import nn
     >>> from lowrank_ldu.nn import LoLDULayer
     >>> set_plan(nn.Sequential(LoLDULayer(nn.Linear(6, 4), rank=2)), "reference")
     1
@@ -51,9 +52,9 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
 
 
 def planned(layer: AdapterHost, x: Tensor) -> str:
-    """Return the plan that a layer takes for x at present.
+    """Return the plan that a layer takes for x.
 
-    It depends on the gradient mode, and is "reference" where the base layer has to be called.
+    It depends on the present gradient mode, and is "reference" where the base layer has to be called.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
     diagonal = next(iter(layer.diagonals()))
     base_layer: nn.Module = layer.base_layer
     kind: type[LayerKind] = layer.kind
-    if passed_by(base_layer, kind, x, diagonal.factors) is not None:
+    if bypassed(base_layer, kind, x, diagonal.factors) is not None:
         return "reference"
     frozen, adapters, packing = kernel_call(base_layer, kind, diagonal.factors, diagonal.delta, plan=layer.plan)
     return plan_call(x, frozen, adapters, layer.plan, packing)[0]

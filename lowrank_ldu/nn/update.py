@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Update(NamedTuple):
-    """An update P L diag(delta) U of a base layer's weight.
+    """Hold an update P L diag(delta) U of a base layer's weight.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Update(NamedTuple):
 def updated_output(  # noqa: PLR0917  # all of it is needed, and in this order everywhere
     base_layer: nn.Module, kind: type[LayerKind], x: Tensor, y: Tensor, factors: Factors, delta: Tensor
 ) -> Tensor:
-    """Return the base layer's output y plus what P L diag(delta) U adds to it.
+    """Return an output y plus what P L diag(delta) U adds to it.
 
     Parameters
     ----------
@@ -67,7 +67,9 @@ def updated_matrix(factors: Factors, delta: Tensor) -> Tensor:
 
 
 def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
-    """Return the weight plus updates (m, n), summed in their dtype and rounded once, in the weight's layout and dtype.
+    """Return the weight plus updates (m, n), in the weight's layout and dtype.
+
+    They are summed in their dtype and rounded once.
 
     Raises
     ------

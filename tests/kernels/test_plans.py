@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_problems import USES, assert_close, call, oracle, problem, values_and_gradients
+from layer_problems import TORCH_PLANS, USES, assert_close, call, oracle, problem, values_and_gradients
 
 from lowrank_ldu import ldu
 from lowrank_ldu.kernels import ldu_linear, ldu_linear_multi, ldu_update, pack, packed
@@ -24,7 +24,7 @@ sizes = st.integers(1, 40)
     n=sizes,
     rank=st.integers(1, 40),
     uses=st.sampled_from(USES),
-    plan=st.sampled_from(["reference", "factored", "hybrid", "materialized", "auto"]),
+    plan=st.sampled_from(TORCH_PLANS),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     bias=st.booleans(),
     seed=st.integers(0, 99),
