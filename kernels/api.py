@@ -184,13 +184,13 @@ def compute(
     """
     dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
     if dtype is None:
-        return _computed(x, layer, adapters, plan, packing, check_values)
+        return _computed(x, layer, adapters, plan, packing, check_values=check_values)
     # What autocast does to nn.Linear, to everything that the layer's product takes in its place.
     weight, bias, left, right, upper = layer
     bias = None if bias is None else cast(bias, dtype)
     layer = Layer(cast(weight, dtype), bias, cast(left, dtype), cast(right, dtype), upper)
     with torch.autocast(x.device.type, enabled=False):
-        return _computed(cast(x, dtype), layer, adapters, plan, packing, check_values)
+        return _computed(cast(x, dtype), layer, adapters, plan, packing, check_values=check_values)
 
 
 def _computed(
@@ -199,6 +199,7 @@ def _computed(
     adapters: Adapters,
     plan: Plan,
     packing: Packing | Callable[[], Packing | None] | None,
+    *,
     check_values: bool,
 ) -> Tensor:
     validation.check_layer(x, layer)
@@ -234,7 +235,7 @@ def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
 
 
 def _spread(values: Tensor, x: Tensor) -> Tensor:
-    """Return values (..., S), which x's first dimensions may have only, as (T, S)."""
+    """Return values (..., S) as (T, S), repeated over the dimensions of x that they lack."""
     *own, uses = values.shape
     missing = x.shape[len(own) : -1]
     spread = values.reshape(*own, *(1,) * len(missing), uses).expand(*own, *missing, uses)
