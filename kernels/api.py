@@ -207,8 +207,8 @@ def _computed(
     validation.check_adapters(x, layer, adapters, values=check_values)
     if layer.upper and check_values:
         validation.check_upper(layer.right)
-    chosen, packing = plan_call(x, layer, adapters, plan, packing)
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    chosen, packing = plan_call(rows, layer, adapters, plan, packing)
     adapters = _for_every_row(adapters, x)
     implementation = IMPLEMENTATIONS[chosen]
     if implementation.linear is not None:
@@ -229,14 +229,15 @@ def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
     wide = deltas.to(torch.float64 if torch.float64 in {deltas.dtype, x.dtype} else torch.float32)
     if index is None:
         return Adapters(wide)
-    if scales is None:
-        return Adapters(wide, _spread(index[..., None], x))
-    return Adapters(wide, _spread(index, x), _spread(scales, x))
+    uses, own = (1, index.shape) if scales is None else (index.shape[-1], index.shape[:-1])
+    weights = None if scales is None else _spread(scales, own, uses, x)
+    return Adapters(wide, _spread(index, own, uses, x), weights)
 
 
-def _spread(values: Tensor, x: Tensor) -> Tensor:
-    """Return values (..., S) as (T, S), repeated over the dimensions of x that they lack."""
-    *own, uses = values.shape
-    missing = x.shape[len(own) : -1]
-    spread = values.reshape(*own, *(1,) * len(missing), uses).expand(*own, *missing, uses)
-    return spread.reshape(math.prod(x.shape[:-1]), uses)
+def _spread(values: Tensor, own: torch.Size, uses: int, x: Tensor) -> Tensor:
+    """Return values (*own, uses) as (T, uses), repeated over the dimensions of x that they lack."""
+    leading = x.shape[:-1]
+    missing = leading[len(own) :]
+    if missing:
+        values = values.reshape(*own, *(1,) * len(missing), uses).expand(*leading, uses)
+    return values.reshape(math.prod(leading), uses)

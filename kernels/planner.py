@@ -21,7 +21,6 @@ is what decides for few rows.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -227,7 +226,7 @@ def plan_call(
 
     Parameters
     ----------
-    x : Tensor, shape (..., n)
+    x : Tensor, shape (T, n)
     layer : Layer
     adapters : Adapters
     plan : str
@@ -243,7 +242,7 @@ def plan_call(
     recorded = torch.is_grad_enabled()
     weight, _, left, right, upper = layer
     problem = Problem(
-        tokens=math.prod(x.shape[:-1]),
+        tokens=x.shape[0],
         out_features=weight.shape[0],
         in_features=weight.shape[1],
         rank=left.shape[1],

@@ -73,4 +73,4 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
     if bypassed(base_layer, kind, x, diagonal.factors) is not None:
         return "reference"
     frozen, adapters, packing = kernel_call(base_layer, kind, diagonal.factors, diagonal.delta, plan=layer.plan)
-    return plan_call(x, frozen, adapters, layer.plan, packing)[0]
+    return plan_call(x.reshape(-1, x.shape[-1]), frozen, adapters, layer.plan, packing)[0]
