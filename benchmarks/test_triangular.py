@@ -6,7 +6,7 @@ pytest benchmarks/test_triangular.py --benchmark-columns=median,iqr,rounds
 import pytest
 import torch
 
-from lowrank_ldu.kernels import trapezoid
+from lowrank_ldu.kernels import packed
 
 TOKENS, SIZE = 6304, 768
 
@@ -18,8 +18,8 @@ def test_parts(benchmark, device, part):
     order = torch.randperm(SIZE, device=device).expand(TOKENS, SIZE)
     steps = {
         "dense product": lambda: torch.mm(x, upper.T, out=out),
-        "projection": lambda: trapezoid.project(x, upper, out),
-        "expansion": lambda: trapezoid.expand(x, upper, out),
+        "projection": lambda: packed.project(x, upper, out),
+        "expansion": lambda: packed.expand(x, upper, out),
         "gather": lambda: torch.gather(x, 1, order, out=out),
     }
 

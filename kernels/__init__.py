@@ -1,8 +1,10 @@
-"""The computation at the heart of the layer: torch, and triton where a kernel of it is asked for."""
+"""The layer's computation: in torch, and in triton where a kernel of it is asked for."""
 
 from lowrank_ldu.kernels.api import ldu_linear, ldu_linear_multi
+from lowrank_ldu.kernels.machine import Machine
 from lowrank_ldu.kernels.packed import Packing, pack
-from lowrank_ldu.kernels.planner import PLANS, Choice, Machine, Plan, Problem, choose_plan, plan_costs
+from lowrank_ldu.kernels.planner import Choice, Problem, choose_plan, plan_costs
+from lowrank_ldu.kernels.plans import PLANS, Plan
 from lowrank_ldu.kernels.reference import ldu_update
 
 __all__ = [
@@ -19,3 +21,8 @@ __all__ = [
     "pack",
     "plan_costs",
 ]
+
+
+def __dir__() -> list[str]:
+    """Show the public names alone."""
+    return list(__all__)

@@ -1,21 +1,22 @@
-"""The public functions: they validate, choose a plan and hand over to it."""
+"""The public functions: they check, ask the planner and call the plan."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch._subclasses.fake_tensor import is_fake
 
 from lowrank_ldu.kernels import validation
-from lowrank_ldu.kernels.differentiation import fused_linear, packed_linear
-from lowrank_ldu.kernels.materialized import materialized_linear
-from lowrank_ldu.kernels.planner import Plan, Problem, choose_plan
-from lowrank_ldu.kernels.reference import reference_linear
-from lowrank_ldu.kernels.surroundings import autocast_dtype, cast, transformed, without_autocast
+from lowrank_ldu.kernels.call import Adapters, Layer
+from lowrank_ldu.kernels.differentiation import operator_linear, packed_linear
+from lowrank_ldu.kernels.planner import plan_call
+from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, Plan
+from lowrank_ldu.kernels.torch_modes import autocast_dtype, cast, has_values
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from lowrank_ldu.kernels.packed import Packing
@@ -34,7 +35,9 @@ def ldu_linear(
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
-    r"""Return x W^T + b + ((x right^T) * delta) left^T: the frozen layer and its low-rank update in one.
+    r"""Return x W^T + b + ((x right^T) * delta) left^T.
+
+    The output of the frozen layer and its low-rank update are computed together.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ def ldu_linear(
         How it is computed, one of `PLANS`: "auto" takes the cheapest by the model of `lowrank_ldu.kernels.planner`.
         "reference": plain torch, with gradients of everything and of any order. "factored": the same products,
         accumulated in place; keeps the projection x right^T (T r values) for the backward pass and not x.
-        "hybrid": rows go through the materialised weight, made anew on the way back; the gradient of delta through the
+        "hybrid": rows go through the materialized weight, made anew on the way back; the gradient of delta through the
         thin products, and keeps what "factored" keeps.
         "materialized": W + left diag(delta) right is made once for all rows. "packed": triangular products of the
         factors alone, where they are the whole weight. "triton": fused kernels, on a GPU.
@@ -89,34 +92,8 @@ def ldu_linear(
     >>> ldu_linear(torch.tensor([1.0, 2.0]), weight, None, left, right, torch.ones(1))
     tensor([ 4., 11.])
     """
-    dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
-    if dtype is not None:
-        # What autocast does to nn.Linear, to everything that the layer's product takes in its place.
-        x, weight, left, right = (cast(tensor, dtype) for tensor in (x, weight, left, right))
-        bias = None if bias is None else cast(bias, dtype)
-        with without_autocast(x.device.type):
-            return ldu_linear(
-                x, weight, bias, left, right, delta, plan=plan, packing=packing, upper=upper, check_values=check_values
-            )
-    validation.check_layer(x, weight, bias, left, right)
-    check_values = check_values and _has_values(x)
-    validation.check_deltas("delta", delta, x, (left.shape[1],), values=check_values)
-    if upper and check_values:
-        validation.check_upper(right)
-    chosen = choose_plan(_problem(x, weight, left, right, delta, upper=upper, packing=packing), plan).plan
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    # In float32 at least: in bfloat16 the difference that training makes would be rounded away.
-    wide = delta.to(torch.promote_types(torch.promote_types(delta.dtype, x.dtype), torch.float32))
-    if chosen == "materialized":
-        y = materialized_linear(rows, weight, bias, left, right, wide)
-    elif chosen == "packed":
-        assert packing is not None  # noqa: S101  # or it would not have been chosen
-        validation.check_packing(packing, weight, left, right, x, values=check_values)
-        diagonal = (packing.diagonal + wide).to(x.dtype)
-        y = packed_linear(rows, bias, left, right, diagonal, packing.order, packing.inverse)
-    else:
-        y = _rowwise(chosen, rows, weight, bias, left, right, wide[None], None, None, upper=upper)
-    return y.reshape(*x.shape[:-1], len(weight))
+    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(delta)
+    return compute(x, layer, adapters, plan, packing, check_values=check_values)
 
 
 def ldu_linear_multi(
@@ -133,7 +110,7 @@ def ldu_linear_multi(
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
-    """Return the layer's output for rows that use different adapters, or mixes of several.
+    """Return the layer's output for rows with different adapters, or mixes of several.
 
     The factors are the base's, so that adapters differ in their diagonal only: whatever their number, a row costs what
     it costs with one.
@@ -178,100 +155,89 @@ def ldu_linear_multi(
     tensor([[15.],
             [30.]])
     """
-    dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
-    if dtype is not None:
-        x, weight, left, right = (cast(tensor, dtype) for tensor in (x, weight, left, right))
-        bias = None if bias is None else cast(bias, dtype)
-        options: dict[str, Any] = {"scales": scales, "plan": plan, "upper": upper, "check_values": check_values}
-        with without_autocast(x.device.type):
-            return ldu_linear_multi(x, weight, bias, left, right, deltas, adapter_index, **options)
-    validation.check_layer(x, weight, bias, left, right)
-    check_values = check_values and _has_values(x)
-    validation.check_deltas("deltas", deltas, x, ("A", left.shape[1]), values=check_values)
-    validation.check_adapters(adapter_index, scales, x, len(deltas), values=check_values)
-    if upper and check_values:
-        validation.check_upper(right)
-    problem = _problem(x, weight, left, right, deltas, upper=upper, rowwise=True)
-    chosen = choose_plan(problem, plan).plan
-    wide = deltas.to(torch.promote_types(torch.promote_types(deltas.dtype, x.dtype), torch.float32))
-    uses = 1 if scales is None else adapter_index.shape[-1]
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    index = _for_every_row(adapter_index, x, uses, mixed=scales is not None)
-    weights = None if scales is None else _for_every_row(scales, x, uses, mixed=True)
-    y = _rowwise(chosen, rows, weight, bias, left, right, wide, index, weights, upper=upper)
-    return y.reshape(*x.shape[:-1], len(weight))
+    validation.check_index_dtype(adapter_index)
+    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(deltas, adapter_index, scales)
+    return compute(x, layer, adapters, plan, check_values=check_values)
 
 
-def _has_values(x: Tensor) -> bool:
-    """Whether values can be looked at: not while a graph is being made, nor without memory behind the tensors."""
-    return not (torch.compiler.is_compiling() or x.device.type == "meta" or is_fake(x))
-
-
-def _for_every_row(values: Tensor, x: Tensor, uses: int, *, mixed: bool) -> Tensor:
-    """Return (T, uses) of values that may be there for the first dimensions of x only."""
-    own = values.shape[:-1] if mixed else values.shape
-    missing = x.shape[len(own) : -1]
-    spread = values.reshape(*own, *(1,) * len(missing), uses).expand(*own, *missing, uses)
-    return spread.reshape(math.prod(x.shape[:-1]), uses)
-
-
-def _rowwise(
-    plan: str,
+def compute(
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    left: Tensor,
-    right: Tensor,
-    deltas: Tensor,
-    index: Tensor | None,
-    scales: Tensor | None,
+    layer: Layer,
+    adapters: Adapters,
+    plan: Plan = "auto",
+    packing: Packing | Callable[[], Packing | None] | None = None,
     *,
-    upper: bool,
+    check_values: bool = True,
 ) -> Tensor:
-    if plan == "reference":
-        return reference_linear(x, weight, bias, left, right, deltas, index, scales)
-    if plan == "triton":
-        # The kernels compute in float32 and no wider.
-        deltas, scales = deltas.float(), None if scales is None else scales.float()
-    y: Tensor = fused_linear(
-        x,
-        weight,
-        bias,
-        left,
-        right,
-        deltas.contiguous(),
-        None if index is None else index.contiguous(),
-        None if scales is None else scales.contiguous(),
-        upper,
-        plan,
-    )
-    return y
+    """Return the layer's output; under autocast, in its dtype.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., n)
+    layer : Layer
+    adapters : Adapters
+        One diagonal (r,); or, with an index, what `ldu_linear_multi` takes.
+    plan, check_values
+        As for `ldu_linear`.
+    packing : Packing or callable, optional
+        As for `plan_call`.
+    """
+    dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
+    if dtype is None:
+        return _computed(x, layer, adapters, plan, packing, check_values=check_values)
+    # What autocast does to nn.Linear, to everything that the layer's product takes in its place.
+    weight, bias, left, right, upper = layer
+    bias = None if bias is None else cast(bias, dtype)
+    layer = Layer(cast(weight, dtype), bias, cast(left, dtype), cast(right, dtype), upper)
+    with torch.autocast(x.device.type, enabled=False):
+        return _computed(cast(x, dtype), layer, adapters, plan, packing, check_values=check_values)
 
 
-def _problem(
+def _computed(
     x: Tensor,
-    weight: Tensor,
-    left: Tensor,
-    right: Tensor,
-    deltas: Tensor,
+    layer: Layer,
+    adapters: Adapters,
+    plan: Plan,
+    packing: Packing | Callable[[], Packing | None] | None,
     *,
-    upper: bool,
-    rowwise: bool = False,
-    packing: Packing | None = None,
-) -> Problem:
-    recorded = torch.is_grad_enabled()
-    return Problem(
-        tokens=math.prod(x.shape[:-1]),
-        out_features=weight.shape[0],
-        in_features=weight.shape[1],
-        rank=left.shape[1],
-        dtype=x.dtype,
-        device=x.device,
-        x_gradient=recorded and x.requires_grad,
-        delta_gradient=recorded and deltas.requires_grad,
-        rowwise=rowwise,
-        upper=upper,
-        packing=packing is not None,
-        transformed=transformed(),
-        constant=not (recorded and any(tensor.requires_grad for tensor in (weight, left, right))),
-    )
+    check_values: bool,
+) -> Tensor:
+    validation.check_layer(x, layer)
+    check_values = check_values and has_values(x)
+    validation.check_adapters(x, layer, adapters, values=check_values)
+    if layer.upper and check_values:
+        validation.check_upper(layer.right)
+    rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    chosen, packing = plan_call(rows, layer, adapters, plan, packing)
+    adapters = _for_every_row(adapters, x)
+    implementation = IMPLEMENTATIONS[chosen]
+    if implementation.linear is not None:
+        y = implementation.linear(rows, layer, adapters)
+    elif packing is not None:
+        validation.check_packing(packing, x, layer, values=check_values)
+        diagonal = (packing.diagonal + adapters.deltas).to(x.dtype)
+        y = packed_linear(rows, layer, diagonal, packing.order, packing.inverse)
+    else:
+        y = operator_linear(rows, layer, adapters, chosen)
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
+    """Return wide diagonals, and the adapters of each of the T rows, (T, S)."""
+    deltas, index, scales = adapters
+    # In float32 at least: in bfloat16 the difference that training makes would be rounded away.
+    wide = deltas.to(torch.float64 if torch.float64 in {deltas.dtype, x.dtype} else torch.float32)
+    if index is None:
+        return Adapters(wide)
+    uses, own = (1, index.shape) if scales is None else (index.shape[-1], index.shape[:-1])
+    weights = None if scales is None else _spread(scales, own, uses, x)
+    return Adapters(wide, _spread(index, own, uses, x), weights)
+
+
+def _spread(values: Tensor, own: torch.Size, uses: int, x: Tensor) -> Tensor:
+    """Return values (*own, uses) as (T, uses), repeated over the dimensions of x that they lack."""
+    leading = x.shape[:-1]
+    missing = leading[len(own) :]
+    if missing:
+        values = values.reshape(*own, *(1,) * len(missing), uses).expand(*leading, uses)
+    return values.reshape(math.prod(leading), uses)

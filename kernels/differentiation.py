@@ -1,32 +1,49 @@
 """The operators with their gradients.
 
-`fused_linear` and `packed_linear` go through functions of autograd, and under torch.compile through the operators
+`operator_linear` and `packed_linear` go through functions of autograd, and under torch.compile through the operators
 themselves, which are differentiable by the same rules: eagerly a registered rule takes up to 1 ms longer for each layer
-and step (T = 2048, 768 x 768), and Dynamo warns of functions of autograd. Those call what the operators compute; plan
-"triton" stays with the operators, since kernels cannot be launched on fake tensors and operators know what to do.
+and step (T = 2048, 768 x 768), and Dynamo warns of functions of autograd. Those call what the operators compute; plans
+that launch kernels stay with the operators, since kernels cannot be launched on fake tensors and operators know what to
+do.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from lowrank_ldu.kernels import operators
-from lowrank_ldu.kernels.rowwise import deltas_gradient, scales_gradient
-from lowrank_ldu.kernels.surroundings import without_autocast
+from lowrank_ldu.kernels.call import Adapters
+from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, Plan
+from lowrank_ldu.kernels.reference import deltas_gradient, scales_gradient
+from lowrank_ldu.kernels.torch_modes import without_autocast
+
+if TYPE_CHECKING:
+    from lowrank_ldu.kernels.call import Layer
 
 
-def fused_linear(*arguments: Any) -> Tensor:
+def operator_linear(x: Tensor, layer: Layer, adapters: Adapters, plan: Plan) -> Tensor:
     """Return y of `lowrank_ldu::linear`, with gradients of x, bias, deltas and scales."""
+    deltas, index, scales = adapters
+    if index is None:
+        deltas = deltas[None]
+    if IMPLEMENTATIONS[plan].launching:
+        # The kernels compute in float32 and no wider.
+        deltas, scales = deltas.float(), None if scales is None else scales.float()
+    weight, bias, left, right, upper = layer
+    index = None if index is None else index.contiguous()
+    scales = None if scales is None else scales.contiguous()
+    arguments = (x, weight, bias, left, right, deltas.contiguous(), index, scales, upper, plan)
     if torch.compiler.is_compiling():
         return operators.linear(*arguments)[0]  # type: ignore[no-any-return]
-    return _FusedLinear.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
+    return _Linear.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def packed_linear(*arguments: Any) -> Tensor:
+def packed_linear(x: Tensor, layer: Layer, diagonal: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Return y of `lowrank_ldu::packed_linear`, with gradients of x, bias and the diagonal."""
+    arguments = (x, layer.bias, layer.left, layer.right, diagonal, order, inverse)
     if torch.compiler.is_compiling():
         return operators.packed_linear(*arguments)[0]  # type: ignore[no-any-return]
     return _PackedLinear.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
@@ -48,13 +65,13 @@ def _backward(
     need_x, _, need_bias, _, _, need_deltas, _, need_scales, *_ = ctx.needs_input_grad
     constant = (weight, left, right, deltas, index, scales, ctx.upper, ctx.plan)
     dx, product = backward(gradient.contiguous(), projected, *constant, need_x, need_deltas or need_scales)
-    to_deltas = None
-    if need_deltas and index is not None and ctx.plan == "triton":
+    adapters, to_deltas = Adapters(deltas, index, scales), None
+    if need_deltas and index is not None and IMPLEMENTATIONS[ctx.plan].launching:
         to_deltas = operators.segment_sum(product, deltas.shape[0], index, scales).to(deltas.dtype)
     elif need_deltas:
-        to_deltas = deltas_gradient(product, deltas, index, scales)
+        to_deltas = deltas_gradient(product, adapters)
     to_bias = gradient.sum(dim=0) if need_bias else None
-    to_scales = scales_gradient(product, deltas, index, scales) if need_scales else None
+    to_scales = scales_gradient(product, adapters) if need_scales else None
     return dx if need_x else None, None, to_bias, None, None, to_deltas, None, to_scales, None, None
 
 
@@ -79,10 +96,10 @@ operators.linear.register_autograd(_backward, setup_context=_keep)
 operators.packed_linear.register_autograd(_backward_packed, setup_context=_keep_packed)
 
 
-class _FusedLinear(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        compute = operators.linear if inputs[-1] == "triton" else operators.compute_linear
+        compute = operators.linear if IMPLEMENTATIONS[inputs[-1]].launching else operators.compute_linear
         output = compute(*inputs)
         _keep(ctx, inputs, output)
         return output[0]
@@ -90,7 +107,8 @@ class _FusedLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:
-        backward = operators.linear_backward if ctx.plan == "triton" else operators.compute_linear_backward
+        launching = IMPLEMENTATIONS[ctx.plan].launching
+        backward = operators.linear_backward if launching else operators.compute_linear_backward
         with without_autocast("cpu" if gradient is None else gradient.device.type):
             return _backward(ctx, gradient, backward=backward)
 

@@ -1,4 +1,4 @@
-"""The factored plan in torch: the update is accumulated into the base's output, and into its gradient, in place."""
+"""The factored plan: the update is added in place to the base's output and gradient."""
 
 from __future__ import annotations
 
@@ -11,60 +11,41 @@ from lowrank_ldu.kernels.reference import row_diagonals
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowrank_ldu.kernels.call import Adapters, Layer
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    left: Tensor,
-    right: Tensor,
-    deltas: Tensor,
-    index: Tensor | None,
-    scales: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+
+def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
     """Return y (T, m) and the projection a = x right^T (T, r).
 
     Notes
     -----
     With deltas of zero y is bit for bit the base's: what is added to it is zero.
     """
-    projected = linear(x, right)
-    y = linear(x, weight, bias)
-    y.addmm_(*_scaled(projected, left.T, deltas, index, scales))
+    projected = linear(x, layer.right)
+    y = linear(x, layer.weight, layer.bias)
+    y.addmm_(*_scaled(projected, layer.left.T, adapters))
     return y, projected
 
 
 def backward(
-    gradient: Tensor,
-    projected: Tensor,
-    weight: Tensor,
-    left: Tensor,
-    right: Tensor,
-    deltas: Tensor,
-    index: Tensor | None,
-    scales: Tensor | None,
-    *,
-    need_x: bool,
-    need_product: bool,
+    gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and the product a * b (T, r) with b = g left, float32 at least; each None where not needed."""
-    expanded = gradient @ left
+    """Return dx (T, n) and a * b (T, r), b = g left, each None if not needed; a * b in float32 at least."""
+    expanded = gradient @ layer.left
     dx = None
     if need_x:
-        dx = gradient @ weight
-        dx.addmm_(*_scaled(expanded, right, deltas, index, scales))
+        dx = gradient @ layer.weight
+        dx.addmm_(*_scaled(expanded, layer.right, adapters))
     if not need_product:
         return dx, None
     # In the projection's own memory where it is as wide as the diagonal: new pages cost more than the product.
-    return dx, expanded.to(deltas.dtype).mul_(projected)
+    return dx, expanded.to(adapters.deltas.dtype).mul_(projected)
 
 
-def _scaled(
-    projected: Tensor, factor: Tensor, deltas: Tensor, index: Tensor | None, scales: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _scaled(projected: Tensor, factor: Tensor, adapters: Adapters) -> tuple[Tensor, Tensor]:
     """Return two matrices whose product is projected diag(delta) factor."""
-    diagonal = row_diagonals(deltas, index, scales)
+    diagonal = row_diagonals(adapters)
     # In their own dtype where the diagonal is as wide; else the wide diagonal is rounded once, after the product.
-    if index is None and factor.numel() < projected.numel():
+    if adapters.of_rows is None and factor.numel() < projected.numel():
         return projected, (factor * diagonal.T).to(factor.dtype)
     return (projected * diagonal).to(projected.dtype), factor

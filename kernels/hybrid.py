@@ -1,4 +1,4 @@
-"""The hybrid plan: rows go through the materialised weight, the diagonal's gradient through the thin products."""
+"""The hybrid plan: rows go through the materialized weight, the diagonal's gradient through the thin products."""
 
 from __future__ import annotations
 
@@ -11,45 +11,30 @@ from lowrank_ldu.kernels.materialized import summed_weight
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowrank_ldu.kernels.call import Adapters, Layer
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, deltas: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return y = x (W + left diag(delta) right)^T + b (T, m) and the projection a = x right^T (T, r).
 
-    Parameters
-    ----------
-    x : Tensor, shape (T, n)
-    weight, bias, left, right : Tensor
-        As for `ldu_linear`.
-    deltas : Tensor, shape (1, r)
+def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
+    """Return y (T, m), through the summed weight, and the projection a = x right^T (T, r).
 
     Notes
     -----
     T m n + m n r + T r n multiply-adds, and one pass over y, where the factored plan takes T r m more than the frozen
     layer and a second pass. The sum is rounded to W's dtype as `materialized_linear` says.
     """
-    return linear(x, summed_weight(weight, left, right, deltas[0]), bias), linear(x, right)
+    return linear(x, summed_weight(layer, adapters), layer.bias), linear(x, layer.right)
 
 
 def backward(
-    gradient: Tensor,
-    projected: Tensor,
-    weight: Tensor,
-    left: Tensor,
-    right: Tensor,
-    deltas: Tensor,
-    *,
-    need_x: bool,
-    need_product: bool,
+    gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and the product a * b (T, r) with b = g left, float32 at least; each None where not needed.
+    """Return dx (T, n) and a * b (T, r), b = g left, each None if not needed; a * b in float32 at least.
 
     Notes
     -----
     The sum is made again, m n r multiply-adds or r / T of a product with W, rather than kept between the passes: m n
     values for every layer of a model.
     """
-    dx = gradient @ summed_weight(weight, left, right, deltas[0]) if need_x else None
-    product = (gradient @ left).to(deltas.dtype).mul_(projected) if need_product else None
+    dx = gradient @ summed_weight(layer, adapters) if need_x else None
+    product = (gradient @ layer.left).to(adapters.deltas.dtype).mul_(projected) if need_product else None
     return dx, product

@@ -1,4 +1,4 @@
-"""The materialised plan: the weight with its update, made once for all rows."""
+"""The materialized plan: the weight with its update, made once for all rows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn.functional import linear
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowrank_ldu.kernels.call import Adapters, Layer
 
-def materialized_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, delta: Tensor
-) -> Tensor:
+
+def materialized_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
     """Return x (W + left diag(delta) right)^T + b for x (T, n).
 
     Notes
@@ -24,13 +24,14 @@ def materialized_linear(
     but the gradient does, and delta itself is kept in float32. With delta = 0 y is bit for bit the base's. Autograd
     keeps x (T n values) and the sum (m n).
     """
-    return linear(x, summed_weight(weight, left, right, delta), bias)
+    return linear(x, summed_weight(layer, adapters), layer.bias)
 
 
-def summed_weight(weight: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
+def summed_weight(layer: Layer, adapters: Adapters) -> Tensor:
     """Return W + left diag(delta) right (m, n), in W's dtype and layout; with delta = 0 it is W."""
-    scaled = (left * delta).to(left.dtype)
+    weight, left = layer.weight, layer.left
+    scaled = (left * adapters.deltas).to(left.dtype)
     if weight.stride(0) == 1 and weight.stride(1) != 1:
         # Stored transposed: the sum is, too, so that the product with it takes the same path, to the bit.
-        return torch.addmm(weight.T, right.T, scaled.T).T
-    return torch.addmm(weight, scaled, right)
+        return torch.addmm(weight.T, layer.right.T, scaled.T).T
+    return torch.addmm(weight, scaled, layer.right)

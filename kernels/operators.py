@@ -1,21 +1,21 @@
-"""The layer as torch operators, which torch.compile and torch.export see as one node each.
+"""The layer as torch operators: torch.compile and torch.export see each as one node.
 
-`lowrank_ldu::linear` is the factored, the hybrid and the Triton plan, `lowrank_ldu::packed_linear` the packed one. Each
-has a backward operator, and `lowrank_ldu.kernels.differentiation` ties the two together; reference and materialised
-plans are plain torch and need none. What an operator computes is a function `compute_...` of its own, which eager code
-calls: the way through the dispatcher takes 70 us more.
+`lowrank_ldu::linear` is every plan with passes (`lowrank_ldu.kernels.plans`), `lowrank_ldu::packed_linear` the packed
+plan. Each has a backward operator, and `lowrank_ldu.kernels.differentiation` ties the two together; plans in plain
+torch need none. What an operator computes is a function `compute_...` of its own, which eager code calls: the way
+through the dispatcher takes 70 us more.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowrank_ldu.kernels import factored, hybrid
+from lowrank_ldu.kernels.call import Adapters, Layer
 from lowrank_ldu.kernels.packed import packed_backward, packed_forward
+from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, Passes
 
 _LAYER = (
     "Tensor weight, {bias}Tensor left, Tensor right, Tensor deltas, Tensor? index, Tensor? scales, bool upper, str plan"
@@ -23,18 +23,15 @@ _LAYER = (
 _BIAS = "Tensor? bias, "
 
 
-def _fused() -> ModuleType:
-    from lowrank_ldu.kernels.fused import passes  # noqa: PLC0415  # imports triton
-
-    return passes
-
-
-def _check_plan(plan: str, index: Tensor | None) -> None:
-    """Refuse what an operator that is called directly could otherwise leave out in silence."""
-    if plan not in {"factored", "hybrid"}:
-        raise ValueError(f"plan is {plan!r}; accepted: 'factored', 'hybrid', 'triton'")
-    if plan == "hybrid" and index is not None:
-        raise ValueError("plan is 'hybrid' and index is given; accepted: None, as its rows share one weight")
+def _passes(plan: str, index: Tensor | None) -> Passes:
+    """Return a plan's passes; refuse what a direct call could otherwise leave out in silence."""
+    implementation = IMPLEMENTATIONS.get(plan)
+    if implementation is None or implementation.passes is None:
+        names = [repr(name) for name, known in IMPLEMENTATIONS.items() if known.passes is not None]
+        raise ValueError(f"plan is {plan!r}; accepted: {', '.join(names)}")
+    if index is not None and not implementation.rowwise:
+        raise ValueError(f"plan is {plan!r} and index is given; accepted: None, as its rows share one weight")
+    return implementation.passes()
 
 
 def compute_linear(
@@ -50,12 +47,8 @@ def compute_linear(
     plan: str,
 ) -> tuple[Tensor, Tensor]:
     """Return y (T, m) and the projection (T, r), for x (T, n) and deltas (A, r)."""
-    if plan == "triton":
-        return _fused().forward(x, weight, bias, left, right, deltas, index, scales, upper=upper)  # type: ignore[no-any-return]
-    _check_plan(plan, index)
-    if plan == "hybrid":
-        return hybrid.forward(x, weight, bias, left, right, deltas)
-    return factored.forward(x, weight, bias, left, right, deltas, index, scales)
+    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(deltas, index, scales)
+    return _passes(plan, index).forward(x, layer, adapters)
 
 
 linear = torch.library.custom_op(
@@ -85,17 +78,11 @@ def compute_linear_backward(
     need_x: bool,
     need_product: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return dx (T, n) and the product a * b (T, r) in deltas' dtype; each empty where it is not needed."""
-    needs = {"need_x": need_x, "need_product": need_product}
-    if plan == "triton":
-        dx, product = _fused().backward(
-            gradient, projected, weight, left, right, deltas, index, scales, upper=upper, **needs
-        )
-        product = None if product is None else product.to(deltas.dtype)
-    elif plan == "hybrid":
-        dx, product = hybrid.backward(gradient, projected, weight, left, right, deltas, **needs)
-    else:
-        dx, product = factored.backward(gradient, projected, weight, left, right, deltas, index, scales, **needs)
+    """Return dx (T, n) and a * b (T, r) in deltas' dtype, each empty if not needed."""
+    layer, adapters = Layer(weight, None, left, right, upper), Adapters(deltas, index, scales)
+    dx, product = _passes(plan, index).backward(
+        gradient, projected, layer, adapters, need_x=need_x, need_product=need_product
+    )
     return gradient.new_empty(0) if dx is None else dx, deltas.new_empty(0) if product is None else product
 
 
@@ -122,8 +109,8 @@ def _(
 
 
 def compute_segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
-    """Return the rows of product (T, r) summed by adapter, (adapters, r), by the Triton kernel."""
-    from lowrank_ldu.kernels.fused import launch  # noqa: PLC0415  # imports triton
+    """Return the sum of product's rows (T, r) for each adapter, (adapters, r), by the Triton kernel."""
+    from lowrank_ldu.kernels.triton_kernels import launch  # noqa: PLC0415  # imports triton
 
     return launch.segment_sum(product, adapters, index, scales)
 
@@ -137,7 +124,7 @@ def _(product: Tensor, adapters: int, *_: Any) -> Tensor:
 
 
 def compute_unchanged(order: Tensor, weight: Tensor, packed: Tensor) -> Tensor:
-    """Return a packing's order if its weight is still the one that was packed: a compiled graph asks at each run."""
+    """Return a packing's order if its weight is unchanged: a compiled graph asks at each run."""
     if weight.device != packed.device or not torch.equal(weight, packed):
         raise RuntimeError(
             "plan 'packed' cannot run here: the weight has been changed since the packing of the compiled graph was "

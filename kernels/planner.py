@@ -1,4 +1,4 @@
-r"""Which way of computing the layer is the cheapest: one cost model for every plan.
+r"""The choice of the cheapest plan: one cost model for all of them.
 
 A plan is a list of products and passes. Each takes the larger of its arithmetic, multiply-adds over the machine's rate
 for the dtype, and its traffic, bytes over the machine's bandwidth, plus the time of a call; a plan takes the sum. In
@@ -24,97 +24,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from lowrank_ldu.kernels import trapezoid
-from lowrank_ldu.kernels.fused.availability import interpreted, obstacle
+from lowrank_ldu.kernels import packed
+from lowrank_ldu.kernels.machine import Machine
+from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, PLANS, Plan
+from lowrank_ldu.kernels.torch_modes import transformed
+from lowrank_ldu.kernels.triton_kernels.availability import interpreted, obstacle
 
-Plan = Literal["auto", "reference", "factored", "hybrid", "materialized", "packed", "triton"]
-PLANS: tuple[Plan, ...] = get_args(Plan)
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+    from torch import Tensor
 
-@dataclass(frozen=True)
-class Machine:
-    """What a plan's time is made of.
-
-    Attributes
-    ----------
-    rates : dict
-        Multiply-adds a second of large products, by dtype.
-    bandwidth : float
-        Bytes a second.
-    call : float
-        Seconds that a call takes before it computes.
-    operator : float
-        Seconds that one of this package's operators takes beyond its calls, forward and backward together.
-    """
-
-    rates: dict[torch.dtype, float]
-    bandwidth: float
-    call: float
-    operator: float
-
-    @classmethod
-    def of(cls, device: torch.device) -> Machine:
-        """Return rough figures of a device: only their ratios matter, and the plans are not that close.
-
-        Notes
-        -----
-        The CPU's are of one core of an AMD EPYC (AVX2), times torch's threads, as measured; float16 and bfloat16 are
-        what oneDNN reaches there. A GPU's are of its architecture, A100, H100 and B200, in proportion to its number of
-        multiprocessors.
-        """
-        if device.type == "cuda":
-            architecture, multiprocessors = _gpu(device)
-            half, single, double, bandwidth, full = _GPUS[architecture]
-            fast = torch.get_float32_matmul_precision() != "highest"
-            share = min(1.0, multiprocessors / full)
-            rates = {
-                torch.float16: half * share,
-                torch.bfloat16: half * share,
-                torch.float32: (half / 2 if fast else single) * share,
-                torch.float64: double * share,
-            }
-            # Launches are queued while others run: what is left is the gap between two.
-            return cls(rates, bandwidth * share, call=2e-6, operator=1e-5)
-        threads = _threads()
-        rates = {
-            torch.float32: 48e9 * threads,
-            torch.float64: 24e9 * threads,
-            torch.bfloat16: 48e9 * threads,
-            torch.float16: 24e9 * threads,
-        }
-        return cls(rates, 8e9 * min(threads, 4), call=6e-6, operator=6e-5)
-
-
-# Multiply-adds a second in half, single and double precision, bytes a second, multiprocessors: some two thirds of the
-# data sheets' figures, and not measured by this project.
-_GPUS = {
-    8: (1.1e14, 0.9e13, 0.9e13, 1.6e12, 108),
-    9: (2.5e14, 2.5e13, 2.5e13, 2.8e12, 132),
-    10: (6.0e14, 3.5e13, 1.8e13, 6.5e12, 148),
-}
-
-
-# torch.compile takes these for what they are, constants of the process.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _threads() -> int:
-    return torch.get_num_threads()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _gpu(device: torch.device) -> tuple[int, int]:
-    """Return the key of `_GPUS` and the number of multiprocessors."""
-    properties = torch.cuda.get_device_properties(device)
-    architecture = 9 if torch.version.hip is not None else min(max(properties.major, 8), 10)
-    return architecture, properties.multi_processor_count
+    from lowrank_ldu.kernels.call import Adapters, Layer
+    from lowrank_ldu.kernels.packed import Packing
 
 
 class Problem(NamedTuple):
-    """One call of the layer, as the cost model sees it.
+    """Describe one call of the layer to the cost model.
 
     Attributes
     ----------
@@ -154,7 +85,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """The plan, and how it was found.
+    """Hold the chosen plan, the costs, and why others cannot run.
 
     Attributes
     ----------
@@ -171,15 +102,16 @@ class Choice:
 
 
 _PACKED_DTYPES = (torch.float32, torch.float64)
-_OPERATORS = ("factored", "hybrid", "packed", "triton")
+_OPERATORS = [name for name, implementation in IMPLEMENTATIONS.items() if implementation.linear is None]
+_SUMMING = [name for name, implementation in IMPLEMENTATIONS.items() if implementation.summing]
+_OF_ONE_DIAGONAL = [name for name, implementation in IMPLEMENTATIONS.items() if not implementation.rowwise]
 
 
 def obstacles(problem: Problem) -> dict[str, str]:
-    """Return the plans that cannot compute a problem, each with the reason."""
+    """Return the plans that cannot compute a problem, with reasons."""
     found: dict[str, str] = {}
     if problem.rowwise:
-        found["materialized"] = "rows with diagonals of their own have no common weight"
-        found |= dict.fromkeys(("hybrid", "packed"), found["materialized"])
+        found |= dict.fromkeys(_OF_ONE_DIAGONAL, "rows with diagonals of their own have no common weight")
     elif problem.dtype not in _PACKED_DTYPES:
         found["packed"] = "in lower precisions than float32 packed factors do not hold a weight"
     elif problem.rank < min(problem.out_features, problem.in_features):
@@ -203,7 +135,9 @@ def obstacles(problem: Problem) -> dict[str, str]:
 
 
 def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, float]:
-    """Return the estimated seconds of each plan, forward and backward, as far as gradients are wanted.
+    """Return the estimated seconds of each plan.
+
+    They are of the forward pass, and of the backward pass as far as gradients are wanted.
 
     Examples
     --------
@@ -226,7 +160,7 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
 
 
 def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
-    """Return the products and passes of every plan: multiply-adds, and entries read and written, of each."""
+    """Return every plan's products and passes: multiply-adds, and entries read and written."""
     # Times 1.0, and not float(): a number of rows that is a symbol stays one.
     T, m, n, r = (1.0 * size for size in (problem.tokens, problem.out_features, problem.in_features, problem.rank))
     to_x, to_delta = problem.x_gradient, problem.delta_gradient
@@ -252,34 +186,83 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
         hybrid += [left, (0.0, 3 * T * r)]
     if to_x:
         hybrid += [base, update]
-    thin = T * (trapezoid.multiply_adds(r, n) + trapezoid.multiply_adds(r, m))
+    thin = T * (packed.multiply_adds(r, n) + packed.multiply_adds(r, m))
     # Triangular products take a call for each block, and new memory for L in its order: pages that are written for the
     # first time count several times.
-    blocks = [(0.0, 0.0)] * int(2 * r // trapezoid.BLOCK)
-    packed = [(thin, T * (m + n) + r * (m + n)), (0.0, 2 * T * m), (0.0, 12 * r * m), *blocks]
+    blocks = [(0.0, 0.0)] * int(2 * r // packed.BLOCK)
+    triangular = [(thin, T * (m + n) + r * (m + n)), (0.0, 2 * T * m), (0.0, 12 * r * m), *blocks]
     if to_x or to_delta:
-        packed += [(thin if to_x else thin / 2, T * (m + n) + r * (m + n)), (0.0, 2 * T * m), (0.0, 3 * T * r)]
-        packed += [(0.0, 12 * r * m + 2 * r * n), *blocks]
+        triangular += [(thin if to_x else thin / 2, T * (m + n) + r * (m + n)), (0.0, 2 * T * m), (0.0, 3 * T * r)]
+        triangular += [(0.0, 12 * r * m + 2 * r * n), *blocks]
     skipped = T * r * r / 2 if problem.upper else 0.0
-    fused = [(base[0] + right[0] + left[0] - skipped, base[1]), (0.0, T * n)]
+    triton = [(base[0] + right[0] + left[0] - skipped, base[1]), (0.0, T * n)]
     if to_x or to_delta:
-        fused += [(0.0, T * m), (0.0, 4 * T * r)]
-        fused.append((base[0] + right[0] + left[0] - skipped, base[1]) if to_x else left)
+        triton += [(0.0, T * m), (0.0, 4 * T * r)]
+        triton.append((base[0] + right[0] + left[0] - skipped, base[1]) if to_x else left)
     return {
         "reference": [*factored, (0.0, 3 * again)],
         "factored": [*factored, (0.0, again)],
         "hybrid": hybrid,
         "materialized": materialized,
-        "packed": packed,
-        "triton": fused,
+        "packed": triangular,
+        "triton": triton,
     }
 
 
 # By how much the plans that sum W and its update have to be cheaper than the others: the model is not more exact than
 # this, and they take memory. In half precision the sum is rounded to W's own grid, where updates below half a unit in
 # the last place are lost: there they have to save multiply-adds, and not only passes and calls.
-_SUMMING = ("hybrid", "materialized")
 _TIE, _SAVED_IN_HALF_PRECISION = 1.05, 1.25
+
+
+def plan_call(
+    x: Tensor,
+    layer: Layer,
+    adapters: Adapters,
+    plan: Plan = "auto",
+    packing: Packing | Callable[[], Packing | None] | None = None,
+) -> tuple[Plan, Packing | None]:
+    """Return the plan of a call, and the packing if it takes one.
+
+    Parameters
+    ----------
+    x : Tensor, shape (T, n)
+    layer : Layer
+    adapters : Adapters
+    plan : str
+        One of `PLANS`.
+    packing : Packing or callable, optional
+        What returns one, or None if the weight has none, is called only where the packed plan would be taken.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As for `choose_plan`.
+    """
+    recorded = torch.is_grad_enabled()
+    weight, _, left, right, upper = layer
+    problem = Problem(
+        tokens=x.shape[0],
+        out_features=weight.shape[0],
+        in_features=weight.shape[1],
+        rank=left.shape[1],
+        dtype=x.dtype,
+        device=x.device,
+        x_gradient=recorded and x.requires_grad,
+        delta_gradient=recorded and adapters.deltas.requires_grad,
+        rowwise=adapters.of_rows is not None,
+        upper=upper,
+        packing=packing is not None,
+        transformed=transformed(),
+        constant=not (recorded and (weight.requires_grad or left.requires_grad or right.requires_grad)),
+    )
+    chosen = choose_plan(problem, plan).plan
+    if chosen != "packed":
+        return chosen, None
+    made = packing() if callable(packing) else packing
+    if made is None:
+        return choose_plan(problem._replace(packing=False), plan).plan, None
+    return chosen, made
 
 
 def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None = None) -> Choice:
@@ -355,7 +338,7 @@ def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
 
 
 def _rounding(problem: Problem) -> list[str]:
-    """Return the plans whose rounding of the sum of W and its update is not worth what they save."""
+    """Return the plans that round the sum of W and its update and save too little by it."""
     if problem.dtype.itemsize != 2:
         return []
     adds = {name: sum(adds for adds, _ in works) for name, works in _works(problem).items()}

@@ -1,4 +1,4 @@
-"""The definitions, in plain torch: what every other plan has to compute, and the composable way to compute it."""
+"""The definitions in plain torch: every other plan has to compute the same."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch.nn.functional import linear
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowrank_ldu.kernels.call import Adapters, Layer
+
 
 def ldu_update(x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
-    """Return x (left diag(delta) right)^T, the low-rank update of a linear layer's output.
+    """Return x (left diag(delta) right)^T, the update of a linear layer's output.
 
     Parameters
     ----------
@@ -44,18 +46,18 @@ def ldu_update(x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
     return linear(projected * delta.to(projected.dtype), left)
 
 
-def row_diagonals(deltas: Tensor, index: Tensor | None, scales: Tensor | None) -> Tensor:
-    """Return the diagonal of every row, (T, r), or the only one, (1, r).
+def reference_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
+    """Return x W^T + b + ((x right^T) * delta) left^T for x (T, n).
 
-    Parameters
-    ----------
-    deltas : Tensor, shape (A, r)
-    index : Tensor, shape (T, S), optional
-        Adapters of each row. A number that is no adapter's makes the row NaN: never another adapter's, and never a
-        read beyond the end.
-    scales : Tensor, shape (T, S), optional
-        Their weights; ones if not given.
+    Rows have the diagonals of `row_diagonals`. Everything has a gradient here, of any order.
     """
+    base = linear(x, layer.weight, layer.bias)
+    return base + ldu_update(x, layer.left, layer.right, row_diagonals(adapters))
+
+
+def row_diagonals(adapters: Adapters) -> Tensor:
+    """Return the diagonal of every row (T, r), or the only one as it is."""
+    deltas, index, scales = adapters
     if index is None:
         return deltas
     if not len(deltas):
@@ -70,18 +72,41 @@ def row_diagonals(deltas: Tensor, index: Tensor | None, scales: Tensor | None) -
     return rows[:, 0] if index.shape[1] == 1 else rows.sum(dim=1)
 
 
-def reference_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    left: Tensor,
-    right: Tensor,
-    deltas: Tensor,
-    index: Tensor | None = None,
-    scales: Tensor | None = None,
-) -> Tensor:
-    """Return x W^T + b + ((x right^T) * delta) left^T for x (T, n), with the diagonals of `row_diagonals`.
+def deltas_gradient(product: Tensor, adapters: Adapters) -> Tensor:
+    """Return the gradient of deltas (A, r): the sum of the rows that used each adapter.
 
-    Everything has a gradient here, of any order.
+    Parameters
+    ----------
+    product : Tensor, shape (T, r)
+        a * b, of deltas' dtype.
+    adapters : Adapters
+        Rows of a number that is no adapter's add to none.
     """
-    return linear(x, weight, bias) + ldu_update(x, left, right, row_diagonals(deltas, index, scales))
+    deltas, index, scales = adapters
+    if index is None:
+        return product.sum(dim=0, keepdim=True)
+    total = torch.zeros_like(deltas)
+    if not len(deltas):
+        return total
+    for use in range(index.shape[1]):
+        chosen = index[:, use]
+        known = (chosen >= 0) & (chosen < len(deltas))
+        rows = product if scales is None else product * scales[:, use, None].to(product.dtype)
+        total.index_add_(0, torch.where(known, chosen, 0), torch.where(known[:, None], rows, 0))
+    return total
+
+
+def scales_gradient(product: Tensor, adapters: Adapters) -> Tensor:
+    """Return the gradient of scales (T, S): the sums of product times the adapters' diagonals."""
+    deltas, index, scales = adapters
+    assert index is not None  # noqa: S101  # scales are of an index
+    assert scales is not None  # noqa: S101
+    if not index.shape[1] or not len(deltas):
+        return torch.full_like(scales, float("nan"))
+    parts = []
+    for use in range(index.shape[1]):
+        chosen = index[:, use]
+        known = (chosen >= 0) & (chosen < len(deltas))
+        rows = (product * deltas[torch.where(known, chosen, 0)]).sum(dim=1)
+        parts.append(torch.where(known, rows, float("nan")))
+    return torch.stack(parts, dim=1).to(scales.dtype)

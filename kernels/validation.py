@@ -1,4 +1,4 @@
-"""What the public functions accept, apart from the mathematics."""
+"""Checks of what the public functions are given."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from lowrank_ldu.kernels.packed import TOLERANCE, Packing
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowrank_ldu.kernels.call import Adapters, Layer
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDEX_DTYPES = (torch.int64, torch.int32)
 
@@ -21,9 +23,10 @@ def name_of(dtype: torch.dtype | torch.layout) -> str:
 
 
 def _shape(name: str, tensor: Tensor, accepted: tuple[int | str, ...]) -> None:
-    fits = tensor.ndim == len(accepted) and all(
-        isinstance(wanted, str) or size == wanted for size, wanted in zip(tensor.shape, accepted, strict=True)
-    )
+    fits = tensor.ndim == len(accepted)
+    # Every call comes here, several times: a loop takes half the time of all() over a generator.
+    for size, wanted in zip(tensor.shape, accepted, strict=False):
+        fits = fits and (isinstance(wanted, str) or size == wanted)
     if not fits:
         wanted = f"({', '.join(map(str, accepted))}{',' if len(accepted) == 1 else ''})"
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted: {wanted}")
@@ -43,8 +46,8 @@ def _check_kind(name: str, tensor: object, x: Tensor) -> None:
         raise ValueError(f"{name} is on {tensor.device}; accepted: x's device, {x.device}")
 
 
-def check_layer(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor) -> None:
-    """Check the layer's tensors: shapes that belong together, one floating dtype, one device.
+def check_layer(x: Tensor, layer: Layer) -> None:
+    """Check that the layer's tensors belong together: shapes, dtype, device.
 
     Raises
     ------
@@ -53,8 +56,8 @@ def check_layer(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, ri
     ValueError
         A shape or a device does not belong to the others'.
     """
-    tensors = {"x": x, "weight": weight, "bias": bias, "left": left, "right": right}
-    for name, tensor in tensors.items():
+    weight, bias, left, right, _ = layer
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("left", left), ("right", right)):
         if tensor is not None or name != "bias":
             _check_kind(name, tensor, x)
     _shape("weight", weight, ("m", "n"))
@@ -69,8 +72,37 @@ def check_layer(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, ri
         raise ValueError("left and right have no terms; accepted: a rank of at least 1")
 
 
-def check_deltas(name: str, deltas: Tensor, x: Tensor, shape: tuple[int | str, ...], *, values: bool) -> None:
-    """Check the trained diagonals; `values`: also that they are finite, for which a GPU is waited for."""
+def check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool) -> None:
+    """Check the diagonals, and which of them rows use.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., n)
+    layer : Layer
+        Checked.
+    adapters : Adapters
+        As callers give them: one diagonal (r,), or with numbers of rows (A, r).
+    values : bool
+        Also check that diagonals are finite and that there are such adapters, for which a GPU is waited for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A dtype, shape or device does not belong to the others', or a number is not finite.
+    IndexError
+        There is no such adapter.
+    """
+    deltas, index, scales = adapters
+    rank = layer.left.shape[1]
+    if index is None:
+        _check_deltas("delta", deltas, x, (rank,), values=values)
+    else:
+        _check_deltas("deltas", deltas, x, ("A", rank), values=values)
+        _check_index(index, scales, x, len(deltas), values=values)
+
+
+def _check_deltas(name: str, deltas: Tensor, x: Tensor, shape: tuple[int | str, ...], *, values: bool) -> None:
+    """Check trained diagonals; `values`: also that they are finite, for which a GPU is waited for."""
     if not isinstance(deltas, torch.Tensor) or not deltas.is_floating_point():
         kind = name_of(deltas.dtype) if isinstance(deltas, torch.Tensor) else type(deltas).__name__
         raise TypeError(f"{name} is {kind}; accepted: a torch tensor of a floating dtype")
@@ -82,11 +114,15 @@ def check_deltas(name: str, deltas: Tensor, x: Tensor, shape: tuple[int | str, .
         raise ValueError(f"{name}{first} is {float(deltas[tuple(first)])}; accepted: finite values")
 
 
-def check_adapters(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int, *, values: bool) -> None:
-    """Check which adapters the rows use; `values`: also that there are such adapters."""
+def check_index_dtype(index: Tensor) -> None:
+    """Check that the numbers of adapters are a tensor of integers."""
     if not isinstance(index, torch.Tensor) or index.dtype not in _INDEX_DTYPES:
         kind = name_of(index.dtype) if isinstance(index, torch.Tensor) else type(index).__name__
         raise TypeError(f"adapter_index is {kind}; accepted: a torch tensor, int64 or int32")
+
+
+def _check_index(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int, *, values: bool) -> None:
+    """Check which adapters the rows use; `values`: also that there are such adapters."""
     if index.device != x.device:
         raise ValueError(f"adapter_index is on {index.device}; accepted: x's device, {x.device}")
     leading = tuple(x.shape[:-1])
@@ -100,7 +136,7 @@ def check_adapters(index: Tensor, scales: Tensor | None, x: Tensor, adapters: in
             f"of them{mixed}"
         )
     if scales is not None:
-        check_deltas("scales", scales, x, tuple(index.shape), values=values)
+        _check_deltas("scales", scales, x, tuple(index.shape), values=values)
     if values and index.numel():
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= adapters:
@@ -110,7 +146,7 @@ def check_adapters(index: Tensor, scales: Tensor | None, x: Tensor, adapters: in
 
 
 def check_upper(right: Tensor) -> None:
-    """Check that what is said to be upper trapezoidal is, before half of it is left out."""
+    """Check that right is upper trapezoidal, before half of it is left out."""
     if bool(right.tril(-1).any()):
         raise ValueError(
             "right has entries left of its diagonal; accepted with upper=True: an upper trapezoidal right, as partial "
@@ -118,14 +154,17 @@ def check_upper(right: Tensor) -> None:
         )
 
 
-def check_packing(packing: Packing, weight: Tensor, left: Tensor, right: Tensor, x: Tensor, *, values: bool) -> None:
-    """Check that a packing is of this layer; `values`: also that it is of this weight, on one random vector.
+def check_packing(packing: Packing, x: Tensor, layer: Layer, *, values: bool) -> None:
+    """Check that a packing is of this layer.
+
+    `values`: also that it is of this weight, on one random vector.
 
     Raises
     ------
     TypeError, ValueError
         It is no packing, is of another shape, dtype or device, or of another weight.
     """
+    weight, _, left, right, _ = layer
     if not isinstance(packing, Packing):
         raise TypeError(f"packing is a {type(packing).__name__}; accepted: what pack(weight, ...) returns")
     m, r = left.shape

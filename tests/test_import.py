@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import lowrank_ldu
+import lowrank_ldu.kernels
 
 
 def modules_after(statement, tmp_path):
@@ -48,6 +49,10 @@ def test_the_folders_are_not_importable_under_their_bare_names(tmp_path):
 @pytest.mark.parametrize("name", lowrank_ldu.__all__)
 def test_public_names_exist_and_are_documented(name):
     assert getattr(lowrank_ldu, name).__doc__
+
+
+def test_completion_shows_public_names_alone():
+    assert dir(lowrank_ldu.kernels) == sorted(lowrank_ldu.kernels.__all__)
 
 
 def test_version_is_the_installed_one():

@@ -16,7 +16,7 @@ from lowrank_ldu.measuring.methods import FROZEN, Method, adapted_layer, base_la
 from lowrank_ldu.measuring.table import Row
 from lowrank_ldu.measuring.timing import measure
 from lowrank_ldu.nn import LoLDULayer
-from lowrank_ldu.nn.fusion import planned
+from lowrank_ldu.nn.plan import planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable

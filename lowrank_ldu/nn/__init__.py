@@ -4,12 +4,12 @@ from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_
 from lowrank_ldu.nn.basis import BASES, Basis
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, Parametrization
 from lowrank_ldu.nn.counting import ParameterCount, trainable_parameters
-from lowrank_ldu.nn.fusion import set_plan
 from lowrank_ldu.nn.injection import inject, lowrank_layers
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.merging import merge, unload, unmerge
 from lowrank_ldu.nn.optimization import ProjectedOptimizer, project_
 from lowrank_ldu.nn.options import AdapterOptions
+from lowrank_ldu.nn.plan import set_plan
 
 __all__ = [
     "BASES",

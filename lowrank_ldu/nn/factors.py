@@ -125,14 +125,11 @@ class Factors(nn.Module):
             return False
         return _same(rows, self.pivot_rows) and _same(columns, self.pivot_columns)
 
-    @property
-    def packable(self) -> bool:
-        """Whether the factors could stand for the weight in the packed plan, by their options and dtype."""
-        full = self.options.rank == min(len(self.left), self.right.shape[1])
-        return full and self.upper and self.right.dtype in {torch.float32, torch.float64}
-
     def packing(self, weight: Tensor) -> Packing | None:
         """Return what the packed plan needs, made once for a weight; None if the factors do not hold it to rounding."""
+        full = self.options.rank == min(len(self.left), self.right.shape[1])
+        if not (full and self.upper and self.right.dtype in {torch.float32, torch.float64}):
+            return None
         if torch.compiler.is_compiling() or get_proxy_mode() is not None:
             # Of a call before; none is made in the middle of a graph, which compares the weight whenever it runs.
             known = self._packing

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from lowrank_ldu.kernels.torch_modes import is_exporting
 from lowrank_ldu.nn.kinds import kind_of
-from lowrank_ldu.nn.kinds.forward import refresh_weight
+from lowrank_ldu.nn.kinds.own_forward import refresh_weight
 from lowrank_ldu.nn.memory import Owners
 from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.quantized import dense_weight
@@ -37,10 +38,6 @@ class Diagonal(NamedTuple):
     def delta(self) -> Tensor:
         """Difference sigma z - sigma_0 z_ref, shape (r,)."""
         return self.adapter.delta(self.factors)
-
-
-# Of torch 2.7 and later.
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class Seen:

@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from lowrank_ldu.decomposition import LDU
-from lowrank_ldu.nn.base_call import Update, first_argument
 from lowrank_ldu.nn.basis import ldu_terms
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import Factors
-from lowrank_ldu.nn.functional import merged_weight, updated_matrix
-from lowrank_ldu.nn.fusion import layer_output
+from lowrank_ldu.nn.forward import first_argument, layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.offloading import is_offloaded, onloaded
 from lowrank_ldu.nn.options import AdapterOptions, given_options, takes_options
 from lowrank_ldu.nn.quantized import is_quantized
+from lowrank_ldu.nn.update import Update, merged_weight, updated_matrix
 from lowrank_ldu.validation import LORA_KEYWORDS, check_flag, check_matrix, explain_keywords
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
+from lowrank_ldu.nn.forward import has_hooks, output_with_updates
 from lowrank_ldu.nn.host import is_sharded
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind
-from lowrank_ldu.nn.kinds.forward import computed_weight, own_forward
+from lowrank_ldu.nn.kinds.own_forward import computed_weight, own_forward
 from lowrank_ldu.nn.memory import share_memory
 from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.quantized import is_quantized
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.nn.host import AdapterHost
     from lowrank_ldu.nn.kinds import LayerKind
+    from lowrank_ldu.nn.update import Update
 
 _ROWS = 4
 # Roundings of a weight are independent of each other, so that an output is off by about one of them, relative to it:

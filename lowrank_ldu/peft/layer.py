@@ -17,17 +17,16 @@ from torch.fx import Proxy
 
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.initialization import is_random
-from lowrank_ldu.nn.base_call import Update, first_argument, output_with_updates
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import Factors, sample_deviation
-from lowrank_ldu.nn.functional import merged_weight, updated_matrix
-from lowrank_ldu.nn.fusion import layer_output
+from lowrank_ldu.nn.forward import first_argument, layer_output, output_with_updates
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
-from lowrank_ldu.nn.kinds.forward import own_forward
+from lowrank_ldu.nn.kinds.own_forward import own_forward
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
 from lowrank_ldu.nn.quantized import is_quantized
+from lowrank_ldu.nn.update import Update, merged_weight, updated_matrix
 from lowrank_ldu.peft.mixed_batch import mixed_output
 from lowrank_ldu.validation import check_finite
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.nn.base_call import Update, output_with_updates
 from lowrank_ldu.nn.diagonal import delta_of, stack_states
-from lowrank_ldu.nn.fusion import layer_output
+from lowrank_ldu.nn.forward import layer_output, output_with_updates
+from lowrank_ldu.nn.update import Update
 
 if TYPE_CHECKING:
     from torch import Tensor

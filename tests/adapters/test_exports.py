@@ -34,7 +34,7 @@ from lowrank_ldu.checkpoints.writer import _codes, computed, entries_of, metadat
 from lowrank_ldu.checkpoints.writer import given as in_memory
 from lowrank_ldu.decomposition import ldu
 from lowrank_ldu.nn import inject, lowrank_layers
-from lowrank_ldu.nn.functional import updated_matrix
+from lowrank_ldu.nn.update import updated_matrix
 from lowrank_ldu.peft import LolduConfig
 
 TOKENS = torch.arange(12).reshape(3, 4)

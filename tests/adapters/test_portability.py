@@ -18,7 +18,7 @@ from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, AdapterOptions, LoLDULayer, inject, lowrank_layers
 from lowrank_ldu.nn.factors import Factors
-from lowrank_ldu.nn.functional import updated_matrix
+from lowrank_ldu.nn.update import updated_matrix
 
 
 def trained(layer, seed=0):

@@ -13,8 +13,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LoLDULayer, inject, merge, unload, unmerge
-from lowrank_ldu.nn.functional import updated_output
 from lowrank_ldu.nn.kinds import KINDS, kind_of, supports
+from lowrank_ldu.nn.update import updated_output
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -16,7 +16,7 @@ from transformers.models.m2m_100.modeling_m2m_100 import M2M100ScaledWordEmbeddi
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 
 from lowrank_ldu.nn import LoLDULayer, inject, merge, unmerge
-from lowrank_ldu.nn.kinds.forward import own_forward
+from lowrank_ldu.nn.kinds.own_forward import own_forward
 from lowrank_ldu.peft import LolduConfig
 
 GENERATOR = torch.Generator().manual_seed(0)

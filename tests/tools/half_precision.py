@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
-from lowrank_ldu.nn.functional import updated_output
+from lowrank_ldu.nn.update import updated_output
 
 # The output of a plain layer is rounded once, however its sum was accumulated. An adapted one is the rounded sum of two
 # rounded outputs, and on the way to the second the projection and its multiple by the diagonal are rounded: five

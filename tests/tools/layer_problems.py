@@ -5,12 +5,15 @@ from typing import NamedTuple
 import torch
 from half_precision import assert_within, gamma
 
-from lowrank_ldu.kernels import ldu_linear, ldu_linear_multi
+from lowrank_ldu.kernels import PLANS, ldu_linear, ldu_linear_multi
 
 # Where there is a GPU the kernels run on it; elsewhere Triton interprets them.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 USES = ("one", "rows", "mixed")
+
+# Those that compute any layer on the CPU.
+TORCH_PLANS = [plan for plan in PLANS if plan not in {"packed", "triton"}]
 
 
 class Layer(NamedTuple):

@@ -14,7 +14,7 @@ from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update, is_of_base
 from lowrank_ldu.checkpoints.writer import computed, entries_of, read_tensor, write_tensors
 from lowrank_ldu.errors import AdapterError
-from lowrank_ldu.nn.functional import updated_matrix
+from lowrank_ldu.nn.update import updated_matrix
 
 if TYPE_CHECKING:
     import os

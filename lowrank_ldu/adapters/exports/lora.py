@@ -21,8 +21,8 @@ from lowrank_ldu.adapters.exports.updates import (
 )
 from lowrank_ldu.checkpoints.writer import given, read_tensor, write_tensors
 from lowrank_ldu.errors import AdapterError
-from lowrank_ldu.nn.functional import updated_matrix
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
+from lowrank_ldu.nn.update import updated_matrix
 from lowrank_ldu.validation import check_count
 
 if TYPE_CHECKING:

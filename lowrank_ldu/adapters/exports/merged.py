@@ -19,7 +19,7 @@ from lowrank_ldu.adapters.exports.updates import base_weight, bound, check_modul
 from lowrank_ldu.adapters.input_files import read_json
 from lowrank_ldu.checkpoints.writer import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.errors import AdapterError
-from lowrank_ldu.nn.functional import merged_weight, updated_matrix
+from lowrank_ldu.nn.update import merged_weight, updated_matrix
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:

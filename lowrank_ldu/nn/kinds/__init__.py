@@ -3,8 +3,8 @@
 from lowrank_ldu.nn.kinds.base import LayerKind
 from lowrank_ldu.nn.kinds.convolution import ConvolutionKind
 from lowrank_ldu.nn.kinds.embedding import EmbeddingKind
-from lowrank_ldu.nn.kinds.forward import lora_obstacle
 from lowrank_ldu.nn.kinds.linear import LinearKind
+from lowrank_ldu.nn.kinds.own_forward import lora_obstacle
 from lowrank_ldu.nn.kinds.select import (
     ACCEPTED_LAYERS,
     KINDS,

@@ -8,8 +8,8 @@ from torch import nn
 
 from lowrank_ldu.nn.kinds.convolution import ConvolutionKind
 from lowrank_ldu.nn.kinds.embedding import EmbeddingKind
-from lowrank_ldu.nn.kinds.forward import check_forward
 from lowrank_ldu.nn.kinds.linear import LinearKind
+from lowrank_ldu.nn.kinds.own_forward import check_forward
 from lowrank_ldu.nn.kinds.transposed import TransposedLinearKind
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Launching the kernels: grids, block sizes and tuning."""
+"""The Triton plan: its passes, and the launch of each kernel (grid, block sizes, tuning)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
-from lowrank_ldu.kernels.fused import configurations
-from lowrank_ldu.kernels.fused.availability import interpreted
-from lowrank_ldu.kernels.fused.decode import decode_kernel
-from lowrank_ldu.kernels.fused.expand import expand_kernel
-from lowrank_ldu.kernels.fused.project import project_kernel
-from lowrank_ldu.kernels.fused.segment import segment_kernel
+from lowrank_ldu.kernels.call import Layer
+from lowrank_ldu.kernels.triton_kernels import configurations
+from lowrank_ldu.kernels.triton_kernels.availability import interpreted
+from lowrank_ldu.kernels.triton_kernels.decode import decode_kernel
+from lowrank_ldu.kernels.triton_kernels.expand import expand_kernel
+from lowrank_ldu.kernels.triton_kernels.project import project_kernel
+from lowrank_ldu.kernels.triton_kernels.segment import segment_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from lowrank_ldu.kernels.call import Adapters
 
 _LARGEST_TERM_BLOCK = {"project": 128, "expand": 64}
 # Uses of one adapter that one program sums up; a longer list is split among several.
@@ -67,12 +70,28 @@ def _options(x: Tensor) -> dict[str, str]:
     return {"PRECISION": "tf32" if fast else "ieee", "DEVICE": device}
 
 
-def _uses(index: Tensor | None) -> int:
-    return 0 if index is None else index.shape[1]
+def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
+    """Return y (T, m) and a = x right^T (T, r): one launch for a decoding step, two for many rows."""
+    if 0 < len(x) <= configurations.DECODE_ROWS and len(layer.right) <= configurations.DECODE_RANK:
+        return decode(x, layer, adapters)
+    projected, _ = project(x, layer.right, upper=layer.upper)
+    return expand(x, layer._replace(upper=False), projected, adapters), projected
+
+
+def backward(
+    gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return dx (T, n) and a * b (T, r), b = g left: the forward kernels on the transposed matrices."""
+    expanded, product = project(gradient, layer.left.T, upper=False, other=projected if need_product else None)
+    dx = None
+    if need_x:
+        transposed = Layer(layer.weight.T, None, layer.right.T, layer.left.T, layer.upper)
+        dx = expand(gradient, transposed, expanded, adapters)
+    return dx, None if product is None else product.to(adapters.deltas.dtype)
 
 
 def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return x (T, K) times factor (R, K) transposed and, if there is an `other` (T, R), its product with the result.
+    """Return x (T, K) times factor (R, K) transposed, and its product with `other` (T, R) if there is one.
 
     Parameters
     ----------
@@ -106,106 +125,92 @@ def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = No
     return out, product
 
 
-def expand(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    projected: Tensor,
-    left: Tensor,
-    deltas: Tensor,
-    index: Tensor | None,
-    scales: Tensor | None,
-    *,
-    upper: bool,
-) -> Tensor:
+def expand(x: Tensor, layer: Layer, projected: Tensor, adapters: Adapters) -> Tensor:
     """Return x (T, K) weight (M, K)^T + bias + (projected (T, R) * delta) left (M, R)^T.
 
     Parameters
     ----------
-    upper : bool
-        left is zero where its column is greater than its row.
+    x, projected : Tensor
+    layer : Layer
+        `upper`: left is zero where its column is greater than its row. Its right is not read.
+    adapters : Adapters
     """
-    (tokens, inner), (out_features, rank) = x.shape, left.shape
+    (tokens, inner), (out_features, rank) = x.shape, layer.left.shape
     y = x.new_empty(tokens, out_features)
     if y.numel():
         _launch(
             "expand",
             lambda size: (triton.cdiv(tokens, size["BLOCK_T"]) * triton.cdiv(out_features, size["BLOCK_M"]),),
             x,
-            weight,
-            y if bias is None else bias,
+            layer.weight,
+            y if layer.bias is None else layer.bias,
             projected,
-            left,
-            deltas,
-            y if index is None else index,
-            y if scales is None else scales,
+            layer.left,
+            *_pointers(adapters, y),
             y,
             triton.next_power_of_2(tokens),
             tokens,
             inner,
             out_features,
             rank,
-            len(deltas),
+            len(adapters.deltas),
             *x.stride(),
-            *weight.stride(),
-            *left.stride(),
-            BIAS=bias is not None,
-            USES=_uses(index),
-            SCALED=scales is not None,
-            UPPER=upper,
+            *layer.weight.stride(),
+            *layer.left.stride(),
+            BIAS=layer.bias is not None,
+            UPPER=layer.upper,
             BLOCK_R=configurations.term_block(rank, _LARGEST_TERM_BLOCK["expand"]),
+            **_rowwise(adapters),
             **_options(x),
         )
     return y
 
 
-def decode(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    left: Tensor,
-    right: Tensor,
-    deltas: Tensor,
-    index: Tensor | None,
-    scales: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def decode(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
     """Return y (T, m) and a = x right^T (T, r) in one launch, for T and r up to DECODE_ROWS and DECODE_RANK."""
-    (tokens, inner), (out_features, rank) = x.shape, left.shape
+    (tokens, inner), (out_features, rank) = x.shape, layer.left.shape
     y, projected = x.new_empty(tokens, out_features), x.new_empty(tokens, rank)
     _launch(
         "decode",
         lambda size: (triton.cdiv(out_features, size["BLOCK_M"]),),
         x,
-        weight,
-        y if bias is None else bias,
-        left,
-        right,
-        deltas,
-        y if index is None else index,
-        y if scales is None else scales,
+        layer.weight,
+        y if layer.bias is None else layer.bias,
+        layer.left,
+        layer.right,
+        *_pointers(adapters, y),
         y,
         projected,
         tokens,
         inner,
         out_features,
         rank,
-        len(deltas),
+        len(adapters.deltas),
         *x.stride(),
-        *weight.stride(),
-        *left.stride(),
-        *right.stride(),
-        BIAS=bias is not None,
-        USES=_uses(index),
-        SCALED=scales is not None,
+        *layer.weight.stride(),
+        *layer.left.stride(),
+        *layer.right.stride(),
+        BIAS=layer.bias is not None,
         BLOCK_T=configurations.DECODE_ROWS,
         BLOCK_R=configurations.term_block(rank, configurations.DECODE_RANK),
+        **_rowwise(adapters),
         **_options(x),
     )
     return y, projected
 
 
+def _pointers(adapters: Adapters, y: Tensor) -> list[Tensor]:
+    """Return deltas, numbers and scales; y stands for what is absent, and is not read."""
+    return [y if tensor is None else tensor for tensor in adapters]
+
+
+def _rowwise(adapters: Adapters) -> dict[str, Any]:
+    uses = 0 if adapters.of_rows is None else adapters.of_rows.shape[1]
+    return {"USES": uses, "SCALED": adapters.scales is not None}
+
+
 def segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
-    """Return the rows of product (T, R) summed by adapter, (adapters, R), in the same order at every call."""
+    """Return the sum of product's rows (T, R) for each adapter, (adapters, R), always in the same order."""
     rank = product.shape[1]
     uses = index.flatten()
     if not (product.numel() and adapters):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-configurations = pytest.importorskip("lowrank_ldu.kernels.fused.configurations", reason="triton is not installed")
+configurations = pytest.importorskip(
+    "lowrank_ldu.kernels.triton_kernels.configurations", reason="triton is not installed"
+)
 
 pytestmark = pytest.mark.longer
 

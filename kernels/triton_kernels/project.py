@@ -1,21 +1,21 @@
-"""a = x F^T for a factor of few rows, and on the way back b = g F^T with the product a * b beside it."""
+"""The projection a = x F^T for a factor of few rows; on the way back b = g F^T, and a * b beside it."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from lowrank_ldu.kernels.fused.blocks import load_block
+from lowrank_ldu.kernels.triton_kernels.common import load_block
 
 
 @triton.jit
-def project_kernel(  # Triton's kernels take what they take by position
+def project_kernel(
     x,
     factor,
     out,
     other,
     product,
-    tokens,  # T to a power of two, likewise
+    tokens,  # T rounded up to a power of two: part of the key that tuning results are kept under
     T,
     K,
     R,

@@ -1,4 +1,4 @@
-"""The gradient of every adapter's diagonal: rows summed by the adapter that they used, in a fixed order."""
+"""The sum of rows by adapter, in a fixed order: the gradient of every adapter's diagonal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The block sizes that are tried for each kernel, and which of them fit a chip."""
+"""The block sizes to try for each kernel, and which of them fit a chip."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def term_block(rank: int, largest: int) -> int:
 
 
 def shared_bytes(config: triton.Config, blocks: Mapping[str, int], itemsize: int) -> int:
-    """Return the shared memory that a config's buffers take at most: each stage's blocks of both factors.
+    """Return the shared memory that a config's buffers take at most.
+
+    They are each stage's blocks of both factors.
 
     Parameters
     ----------
@@ -81,6 +83,6 @@ def shared_bytes(config: triton.Config, blocks: Mapping[str, int], itemsize: int
 
 
 def fitting(configs: list[triton.Config], blocks: Mapping[str, int], itemsize: int, limit: int) -> list[triton.Config]:
-    """Return the configs whose buffers fit a chip's shared memory, which may be all of them but never none."""
+    """Return the configs whose buffers fit a chip's shared memory, at least one."""
     fits = [config for config in configs if shared_bytes(config, blocks, itemsize) <= limit]
     return fits or [min(configs, key=lambda config: shared_bytes(config, blocks, itemsize))]

@@ -1,8 +1,8 @@
-"""What surrounds a call does not change what it computes: autocast, transforms, fake tensors, export, old packings."""
+"""A call computes the same under autocast, transforms, fake tensors and export, and with old packings."""
 
 import pytest
 import torch
-from layer_problems import assert_close, call, problem, values_and_gradients
+from layer_problems import TORCH_PLANS, assert_close, call, problem, values_and_gradients
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -12,11 +12,10 @@ from lowrank_ldu.kernels import Problem, choose_plan, ldu_linear, ldu_linear_mul
 from lowrank_ldu.nn import LoLDULayer, set_plan
 
 CPU = torch.device("cpu")
-PLANS = ["auto", "reference", "factored", "hybrid", "materialized"]
 
 
 class TestAutocast:
-    @pytest.mark.parametrize("plan", PLANS)
+    @pytest.mark.parametrize("plan", TORCH_PLANS)
     @pytest.mark.parametrize("tokens", [8, 600])
     @pytest.mark.parametrize("inside", [True, False])
     def test_every_plan_computes_in_its_dtype(self, plan, tokens, inside):
@@ -53,7 +52,7 @@ class TestAutocast:
         layer = LoLDULayer(nn.Linear(48, 64).double(), rank=8)
         x = torch.randn(5, 48, dtype=torch.float64)
         with torch.autocast("cpu", torch.bfloat16):
-            for plan in PLANS:
+            for plan in TORCH_PLANS:
                 set_plan(layer, plan)
                 assert torch.equal(layer(x), layer.base_layer(x))
 
@@ -212,7 +211,7 @@ class TestExport:
         if plan != "auto":
             assert any("lowrank_ldu.linear" in str(node.target) for node in exported.graph.nodes)
 
-    @pytest.mark.parametrize("plan", PLANS)
+    @pytest.mark.parametrize("plan", TORCH_PLANS)
     def test_graphs_of_symbols(self, plan):
         layer = problem(12, 6, 7, 3, device=CPU)
         graph = make_fx(lambda *tensors: ldu_linear(*tensors, plan=plan), tracing_mode="symbolic")(*layer[:6])

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_problems import USES, assert_close, call, oracle, problem, values_and_gradients
+from layer_problems import TORCH_PLANS, USES, assert_close, call, oracle, problem, values_and_gradients
 
 from lowrank_ldu import ldu
-from lowrank_ldu.kernels import ldu_linear, ldu_linear_multi, ldu_update, pack, packed, trapezoid
+from lowrank_ldu.kernels import ldu_linear, ldu_linear_multi, ldu_update, pack, packed
+from lowrank_ldu.kernels.call import Adapters, Layer
 from lowrank_ldu.kernels.reference import reference_linear
 
 CPU = torch.device("cpu")
@@ -23,7 +24,7 @@ sizes = st.integers(1, 40)
     n=sizes,
     rank=st.integers(1, 40),
     uses=st.sampled_from(USES),
-    plan=st.sampled_from(["reference", "factored", "hybrid", "materialized", "auto"]),
+    plan=st.sampled_from(TORCH_PLANS),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     bias=st.booleans(),
     seed=st.integers(0, 99),
@@ -47,7 +48,7 @@ def test_the_definition_by_finite_differences(uses):
 
     def definition(*tensors):
         deltas = tensors[5] if index is not None else tensors[5][None]
-        return reference_linear(*tensors[:5], deltas, index, layer.scales)
+        return reference_linear(tensors[0], Layer(*tensors[1:5]), Adapters(deltas, index, layer.scales))
 
     assert torch.autograd.gradcheck(definition, inputs)
     assert torch.autograd.gradgradcheck(definition, inputs)
@@ -81,7 +82,7 @@ def test_the_definition_is_the_formula():
 @given(m=st.integers(1, 30), n=st.integers(1, 30), tokens=st.integers(0, 40), seed=st.integers(0, 99))
 def test_packed(m, n, tokens, seed):
     # Small blocks, so that sizes are odd ones of several.
-    with mock.patch.object(trapezoid, "BLOCK", 4), mock.patch.object(packed, "_ROWS", 8):
+    with mock.patch.object(packed, "BLOCK", 4), mock.patch.object(packed, "_ROWS", 8):
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(m, n, generator=generator, dtype=torch.float64)
         factors = ldu(weight)

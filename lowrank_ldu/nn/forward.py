@@ -1,24 +1,35 @@
-"""The output of a base layer with updates of its weight, where no product is fused: hooks and own forwards included."""
+"""The output of a base layer with updates of its weight.
+
+Where nothing of the base layer would be left out, its product and the update are one call of `lowrank_ldu.kernels`.
+Elsewhere the base layer is called, with its hooks and its own forward.
+"""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn.modules import module as torch_module
 
-from lowrank_ldu.nn.functional import summed_weight, updated_matrix, updated_output
-from lowrank_ldu.nn.kinds.forward import check_forward, own_forward
+from lowrank_ldu.kernels.api import compute
+from lowrank_ldu.kernels.call import Adapters, Layer
+from lowrank_ldu.kernels.torch_modes import autocast_dtype, is_exporting, transformed
+from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
+from lowrank_ldu.nn.kinds.own_forward import check_forward, own_forward
+from lowrank_ldu.nn.update import Update, summed_weight, updated_matrix, updated_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import nn
-
+    from lowrank_ldu.kernels import Packing, Plan
     from lowrank_ldu.nn.factors import Factors
     from lowrank_ldu.nn.kinds import LayerKind
+
+_PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Held while a layer is called with another weight or forward than its own: threads may share the layer. One for all
@@ -26,25 +37,101 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _LOCK = threading.RLock()
 
 
-class Update(NamedTuple):
-    """An update P L diag(delta) U of a base layer's weight.
+def layer_output(
+    base_layer: nn.Module,
+    kind: type[LayerKind],
+    x: Tensor,
+    factors: Factors,
+    delta: Tensor,
+    *,
+    plan: Plan = "auto",
+    index: Tensor | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """Return the base layer's output for x with one update.
 
-    Attributes
+    Parameters
     ----------
+    base_layer : nn.Module
+    kind : LayerKind
+        Its kind.
+    x : Tensor
+        Its input.
     factors : Factors
-    delta : Tensor, shape (r,), or (A, r) with `choice`
-    choice : Tensor, shape (B,), optional
+    delta : Tensor, shape (r,), or (A, r) with `index`
+    plan : str
+        One of `PLANS`.
+    index : Tensor, shape (B,), optional
         The row of delta that each row of the batch uses; the last row is zero, for rows without an update.
+    args, kwargs
+        Further arguments of the base layer.
+
+    Raises
+    ------
+    RuntimeError
+        The plan that was asked for cannot compute this layer.
     """
+    further = "the base layer takes further arguments" if args or kwargs else None
+    reason = further or bypassed(base_layer, kind, x, factors)
+    if reason is not None:
+        if plan not in {"auto", "reference"}:
+            raise RuntimeError(f"plan {plan!r} cannot run here: {reason}")
+        y: Tensor = output_with_updates(base_layer, base_layer, kind, [Update(factors, delta, index)], x, args, kwargs)
+        return y
+    if plan == "auto" and is_exporting():
+        plan = "reference"  # of torch's own operators, which every runtime and ONNX know
+    layer, adapters, packing = kernel_call(base_layer, kind, factors, delta, plan=plan, index=index)
+    # Values are not checked: that would wait for a GPU, and a delta that is not finite shows in the output.
+    return compute(x, layer, adapters, plan, packing, check_values=False)
 
-    factors: Factors
-    delta: Tensor
-    choice: Tensor | None = None
 
-    @property
-    def rows(self) -> Tensor:
-        """One diagonal (r,), or one for each row of the batch (B, r)."""
-        return self.delta if self.choice is None else self.delta[self.choice]
+def kernel_call(
+    base_layer: nn.Module,
+    kind: type[LayerKind],
+    factors: Factors,
+    delta: Tensor,
+    *,
+    plan: Plan,
+    index: Tensor | None = None,
+) -> tuple[Layer, Adapters, Callable[[], Packing | None] | None]:
+    """Return the arguments of a kernel call: the layer, its adapters, and what makes its packing."""
+    linear = cast("nn.Linear", base_layer)
+    weight = kind.as_matrix(linear.weight)
+    layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper)
+    # In a graph nothing would notice that the weight has been changed: "auto" leaves packing out there.
+    packing = None if plan == "auto" and torch.compiler.is_compiling() else partial(factors.packing, weight)
+    return layer, Adapters(delta * factors.scale, index), packing
+
+
+def bypassed(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors: Factors) -> str | None:
+    """Return what of the base layer a fused product would leave out, None if nothing."""
+    if kind not in {LinearKind, TransposedLinearKind}:
+        return f"the layer is a {type(base_layer).__name__}, and fused products are of linear layers"
+    plain = type(base_layer) is nn.Linear if kind is LinearKind else type(base_layer).__name__ == "Conv1D"
+    if not plain or "forward" in vars(base_layer) or "parametrizations" in base_layer._modules:  # noqa: SLF001
+        return f"the base layer ({type(base_layer).__name__}) has a forward of its own"
+    if has_hooks(base_layer):
+        return "the base layer has hooks, which a fused product would not call"
+    return _not_plain(cast("nn.Linear", base_layer), x, factors)
+
+
+def _not_plain(base_layer: nn.Linear, x: Tensor, factors: Factors) -> str | None:
+    """Return which tensor a fused product does not take, None if it takes all of them."""
+    weight: Tensor = base_layer.weight
+    tensors = (weight,) if base_layer.bias is None else (weight, base_layer.bias)
+    if any(type(tensor) not in _PLAIN_TENSORS and not is_fake(tensor) for tensor in tensors):
+        return f"the base layer's weight is a {type(weight).__name__}"
+    if weight.requires_grad:
+        return "the base layer's weight is trained"
+    alike = x.dtype == weight.dtype or autocast_dtype(x.device.type) is not None
+    if not (x.is_floating_point() and factors.right.dtype == weight.dtype and alike):
+        return "the input, the weight and the factors have different dtypes"
+    if torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+        return "torch.jit traces the layer"
+    if transformed():
+        return "a transform of torch.func or forward-mode differentiation is under way"
+    return None
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -53,7 +140,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def first_argument(module: nn.Module, kwargs: dict[str, Any]) -> Any:
-    """Take the first argument of a layer's forward out of its keyword arguments.
+    """Take a layer's input out of its keyword arguments.
 
     Raises
     ------
@@ -78,7 +165,7 @@ def output_with_updates(  # noqa: PLR0917  # the call's own arguments come last
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
 ) -> Any:
-    """Return what a layer would make of its arguments if the updates were in its weight.
+    """Return a layer's output with updates, by calling the layer.
 
     A layer that computes by the formula of its kind adds the product of the update, inside of its hooks: what they make
     of the input and of the output, they make of the update's, too. A layer with a forward of its own is called with the
@@ -139,7 +226,7 @@ def _hooked_output(  # noqa: PLR0917
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Call the layer with a forward that adds the updates, in between its hooks."""
+    """Call the layer with a forward that adds the updates, between its hooks."""
     own, state = base_layer.forward, vars(base_layer)
     held = state.get("forward")
 

@@ -8,15 +8,14 @@ import torch
 from half_precision import assert_as_near
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layer_problems import TORCH_PLANS
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 
 from lowrank_ldu.nn import LoLDULayer, inject, set_plan
-from lowrank_ldu.nn.functional import updated_output
-from lowrank_ldu.nn.fusion import planned
-
-PLANS = ["auto", "reference", "factored", "hybrid", "materialized"]
+from lowrank_ldu.nn.plan import planned
+from lowrank_ldu.nn.update import updated_output
 
 
 def layer(m=12, n=10, rank=4, dtype=torch.float32, **options):
@@ -49,7 +48,7 @@ def joined(results):
     n=st.integers(1, 30),
     rank=st.integers(1, 30),
     tokens=st.integers(0, 12),
-    plan=st.sampled_from(PLANS),
+    plan=st.sampled_from(TORCH_PLANS),
     pivoting=st.sampled_from(["partial", "complete", "rook"]),
     parametrization=st.sampled_from(["diagonal", "normalized", "gram"]),
     seed=st.integers(0, 99),
@@ -290,7 +289,7 @@ class TestNothingIsPassedBy:
         assert bool(module.offset.grad.any())
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", TORCH_PLANS)
 def test_autocast(plan):
     module = layer()
     x = torch.randn(30, 10)

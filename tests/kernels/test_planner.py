@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lowrank_ldu.kernels import PLANS, Machine, Problem, choose_plan, ldu_linear, plan_costs, planner
-from lowrank_ldu.kernels.fused import availability
+from lowrank_ldu.kernels.triton_kernels import availability
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 # Round figures of a GPU, so that the choice can be seen without one.

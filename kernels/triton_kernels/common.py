@@ -1,9 +1,19 @@
-"""The scaled projection, as the kernels that expand it read it: (a * delta) of a block of rows and terms."""
+"""What several kernels load: blocks of a matrix, and the diagonals of rows."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def load_block(matrix, rows, columns, height, width, row_stride, column_stride):
+    """Return matrix[rows][:, columns], zero beyond the matrix (height, width); numbers are int64."""
+    return tl.load(
+        matrix + rows[:, None] * row_stride + columns[None, :] * column_stride,
+        mask=(rows[:, None] < height) & (columns[None, :] < width),
+        other=0.0,
+    )
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels can run for given tensors, and if not, why. Imports no triton to say so."""
+"""Whether the Triton kernels can run for given tensors, and why not; imports no triton."""
 
 from __future__ import annotations
 

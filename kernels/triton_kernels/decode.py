@@ -1,12 +1,11 @@
-"""The whole layer in one launch, for the few rows of a decoding step, which are bound by reading the weight."""
+"""The whole layer in one launch, for the few rows of a decoding step: reading the weight takes their time."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from lowrank_ldu.kernels.fused.blocks import load_block
-from lowrank_ldu.kernels.fused.diagonal import row_deltas
+from lowrank_ldu.kernels.triton_kernels.common import load_block, row_deltas
 
 
 @triton.jit

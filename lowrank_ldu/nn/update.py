@@ -1,8 +1,8 @@
-"""What every adapter computes: the update of an output, and the update of a weight."""
+"""The update P L diag(delta) U: what it adds to an output, and to a weight."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -17,10 +17,31 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.kinds import LayerKind
 
 
+class Update(NamedTuple):
+    """Hold an update P L diag(delta) U of a base layer's weight.
+
+    Attributes
+    ----------
+    factors : Factors
+    delta : Tensor, shape (r,), or (A, r) with `choice`
+    choice : Tensor, shape (B,), optional
+        The row of delta that each row of the batch uses; the last row is zero, for rows without an update.
+    """
+
+    factors: Factors
+    delta: Tensor
+    choice: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """One diagonal (r,), or one for each row of the batch (B, r)."""
+        return self.delta if self.choice is None else self.delta[self.choice]
+
+
 def updated_output(  # noqa: PLR0917  # all of it is needed, and in this order everywhere
     base_layer: nn.Module, kind: type[LayerKind], x: Tensor, y: Tensor, factors: Factors, delta: Tensor
 ) -> Tensor:
-    """Return the base layer's output y plus what P L diag(delta) U adds to it.
+    """Return an output y plus what P L diag(delta) U adds to it.
 
     Parameters
     ----------
@@ -46,7 +67,9 @@ def updated_matrix(factors: Factors, delta: Tensor) -> Tensor:
 
 
 def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
-    """Return the weight plus updates (m, n), summed in their dtype and rounded once, in the weight's layout and dtype.
+    """Return the weight plus updates (m, n), in the weight's layout and dtype.
+
+    They are summed in their dtype and rounded once.
 
     Raises
     ------
@@ -62,7 +85,7 @@ def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tenso
 
 
 def summed_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
-    """Return what `merged_weight` does, whatever its numbers, with the gradients of its summands."""
+    """Return the sum of `merged_weight` unchecked, with the gradients of its summands."""
     total = sum(updates, torch.zeros((), device=weight.device))
     matrix = kind.as_matrix(weight)
     merged = (matrix.to(torch.promote_types(total.dtype, matrix.dtype)) + total).to(weight.dtype)

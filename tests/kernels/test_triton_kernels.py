@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_problems import DEVICE, USES, assert_close, call, problem, values_and_gradients
 
-launch = pytest.importorskip("lowrank_ldu.kernels.fused.launch", reason="triton is not installed")
+from lowrank_ldu.kernels.call import Adapters, Layer
+
+launch = pytest.importorskip("lowrank_ldu.kernels.triton_kernels.launch", reason="triton is not installed")
 
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])
 
@@ -82,9 +84,8 @@ def test_zero_blocks_of_upper_are_not_read():
     if DEVICE.type == "cpu":  # on a GPU the tuned block of columns may be wider
         _, product = launch.project(gradient, layer.left.T, upper=False, other=forward)
         expanded, _ = launch.project(gradient, layer.left.T, upper=False)
-        dx = launch.expand(
-            gradient, layer.weight.T, None, expanded, spoiled.T, layer.deltas[None], None, None, upper=True
-        )
+        transposed = Layer(layer.weight.T, None, spoiled.T, layer.left.T, upper=True)
+        dx = launch.expand(gradient, transposed, expanded, Adapters(layer.deltas[None]))
         assert_close({"x": dx, "deltas": product.sum(dim=0)}, layer, gradient, torch.float32)
 
 

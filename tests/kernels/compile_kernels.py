@@ -11,11 +11,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lowrank_ldu.kernels.fused import configurations
-from lowrank_ldu.kernels.fused.decode import decode_kernel
-from lowrank_ldu.kernels.fused.expand import expand_kernel
-from lowrank_ldu.kernels.fused.project import project_kernel
-from lowrank_ldu.kernels.fused.segment import segment_kernel
+from lowrank_ldu.kernels.triton_kernels import configurations
+from lowrank_ldu.kernels.triton_kernels.decode import decode_kernel
+from lowrank_ldu.kernels.triton_kernels.expand import expand_kernel
+from lowrank_ldu.kernels.triton_kernels.project import project_kernel
+from lowrank_ldu.kernels.triton_kernels.segment import segment_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

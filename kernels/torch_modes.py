@@ -1,4 +1,4 @@
-"""What surrounds a call: autocast, and transforms of its function."""
+"""The modes that torch may be in during a call: autocast, transforms, graphs without values."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Of torch 2.7 and later.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """Return the dtype that autocast computes products in, None where it is off or there is none for the device."""
+    """Return the dtype of products under autocast, None where it is off or unknown to the device."""
     # Devices that have none, such as meta, are not to be asked.
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -21,15 +25,15 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Return a context in which products are computed in the dtype of what they are given."""
+    """Return a context in which autocast is off."""
     if autocast_dtype(device_type) is None:
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
 
 
-def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return a tensor as autocast passes it to a product: in `dtype`, unless it is float64 or none is given."""
-    if dtype is None or not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in autocast's dtype, as it is if it is float64 or no floating tensor."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         return tensor
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
@@ -40,3 +44,8 @@ def transformed() -> bool:
         return False
     # There is no public question for either.
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether values can be read: not while a graph is made, nor of tensors without memory."""
+    return not (torch.compiler.is_compiling() or x.device.type == "meta" or is_fake(x))

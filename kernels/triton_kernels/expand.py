@@ -1,12 +1,11 @@
-"""y = x W^T + b + (a * delta) L^T in one pass over y: the update is the tail of the base product's own sum."""
+"""The expansion y = x W^T + b + (a * delta) L^T in one pass over y: the update ends the base product's own sum."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from lowrank_ldu.kernels.fused.blocks import load_block
-from lowrank_ldu.kernels.fused.diagonal import row_deltas
+from lowrank_ldu.kernels.triton_kernels.common import load_block, row_deltas
 
 
 @triton.jit
@@ -20,7 +19,7 @@ def expand_kernel(
     index,
     scales,
     y,
-    tokens,  # T to a power of two, likewise
+    tokens,  # T rounded up to a power of two: part of the key that tuning results are kept under
     T,
     K,
     M,

@@ -1,0 +1,49 @@
+"""The tensors of one call, in two named tuples that every plan takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Layer(NamedTuple):
+    """Hold the frozen layer and the factors of its update.
+
+    Attributes
+    ----------
+    weight : Tensor, shape (m, n)
+    bias : Tensor, shape (m,), optional
+    left : Tensor, shape (m, r)
+        P L.
+    right : Tensor, shape (r, n)
+        U.
+    upper : bool
+        Whether right is known to be upper trapezoidal.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    left: Tensor
+    right: Tensor
+    upper: bool = False
+
+
+class Adapters(NamedTuple):
+    """Hold the diagonals of adapters, and which of them each row uses.
+
+    Attributes
+    ----------
+    deltas : Tensor, shape (A, r), or (r,) of a single one
+        Of float32 at least where a plan takes them.
+    of_rows : Tensor, shape (T, S), optional
+        Numbers of the adapters of each row; without it every row uses the only one. A number that is no adapter's makes
+        the row NaN: never another adapter's, and never a read beyond the end.
+    scales : Tensor, shape (T, S), optional
+        Their weights; ones if not given.
+    """
+
+    deltas: Tensor
+    of_rows: Tensor | None = None
+    scales: Tensor | None = None

@@ -1,1 +1,0 @@
-"""The Triton kernels: projection, expansion, both in one launch for few rows, and the sum by adapters."""

@@ -1,0 +1,1 @@
+"""The Triton kernels: projection, expansion, both in one launch for few rows, and the sum by adapter."""

@@ -1,0 +1,76 @@
+"""Functions that set and return the plan of layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.kernels import PLANS, Plan
+from lowrank_ldu.kernels.planner import plan_call
+from lowrank_ldu.nn.forward import bypassed, kernel_call
+from lowrank_ldu.nn.host import hosts
+from lowrank_ldu.validation import check_choice
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lowrank_ldu.nn.host import AdapterHost
+    from lowrank_ldu.nn.kinds import LayerKind
+
+
+def set_plan(model: nn.Module, plan: Plan) -> int:
+    """Set the plan of a model's LoLDU layers, and return their number.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With layers of `inject`, of `LoLDULayer`, or of PEFT.
+    plan : str
+        One of `lowrank_ldu.kernels.PLANS`; "auto" at first. The choice is the process's and is not saved.
+
+    Raises
+    ------
+    ValueError
+        There is no such plan, or the model has no such layer. Whether a plan can run is seen when a layer is called,
+        which raises if it cannot.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from lowrank_ldu.nn import LoLDULayer
+    >>> set_plan(nn.Sequential(LoLDULayer(nn.Linear(6, 4), rank=2)), "reference")
+    1
+    """
+    check_choice(plan, "plan", PLANS)
+    layers = [layer for _, layer in hosts(model)]
+    if not layers:
+        raise ValueError(
+            f"the model ({type(model).__name__}) has no LoLDU layer; accepted: one that inject or PEFT put some into"
+        )
+    for layer in layers:
+        layer.plan = plan
+    return len(layers)
+
+
+def planned(layer: AdapterHost, x: Tensor) -> str:
+    """Return the plan that a layer takes for x.
+
+    It depends on the present gradient mode, and is "reference" where the base layer has to be called.
+
+    Parameters
+    ----------
+    layer : LoLDULayer or PEFT's LolduLayer
+        With one adapter.
+    x : Tensor
+
+    Raises
+    ------
+    RuntimeError
+        The plan that was asked for cannot run.
+    """
+    diagonal = next(iter(layer.diagonals()))
+    base_layer: nn.Module = layer.base_layer
+    kind: type[LayerKind] = layer.kind
+    if bypassed(base_layer, kind, x, diagonal.factors) is not None:
+        return "reference"
+    frozen, adapters, packing = kernel_call(base_layer, kind, diagonal.factors, diagonal.delta, plan=layer.plan)
+    return plan_call(x.reshape(-1, x.shape[-1]), frozen, adapters, layer.plan, packing)[0]
