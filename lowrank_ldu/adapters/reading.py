@@ -13,7 +13,7 @@ from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG, read_peft
 from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:
-    from lowrank_ldu.adapters.file import AdapterFile
+    from lowrank_ldu.adapters.stored_layer import AdapterFile
 
 
 def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:

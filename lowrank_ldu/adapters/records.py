@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from lowrank_ldu.adapters.layout import LayerRecord
-from lowrank_ldu.adapters.sketch import PROBES
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.initialization import INITIALIZATIONS, is_random
+from lowrank_ldu.nn.base_identity import PROBES, SAMPLES
 from lowrank_ldu.nn.basis import check_basis, check_seed
 from lowrank_ldu.nn.coordinates import check_parametrization
-from lowrank_ldu.nn.factors import SAMPLES, FactorOptions
+from lowrank_ldu.nn.factors import FactorOptions
 from lowrank_ldu.nn.kinds import KINDS
 from lowrank_ldu.validation import check_choice, check_count, check_positive, dtype_name
 

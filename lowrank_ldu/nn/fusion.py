@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import is_fake
 
 from lowrank_ldu.kernels import PLANS, Plan, Problem, choose_plan, ldu_linear, ldu_linear_multi
 from lowrank_ldu.kernels.surroundings import autocast_dtype, transformed
 from lowrank_ldu.nn.base_call import Update, has_hooks, output_with_updates
-from lowrank_ldu.nn.host import hosts, is_exporting
+from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
+from lowrank_ldu.nn.tracing import is_exporting, is_fake
 from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
@@ -131,8 +131,7 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
         The plan that was asked for cannot run.
     """
     diagonal = next(iter(layer.diagonals()))
-    base_layer: nn.Module = layer.base_layer
-    kind: type[LayerKind] = layer.kind
+    base_layer, kind = layer.base_layer, layer.kind
     if _passed_by(base_layer, kind, x, diagonal.factors) is not None:
         return "reference"
     weight, factors = kind.as_matrix(cast("Tensor", base_layer.weight)), diagonal.factors

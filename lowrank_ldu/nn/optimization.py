@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from lowrank_ldu.nn.host import check_model
+from lowrank_ldu.nn.modules import check_model
 from lowrank_ldu.nn.projection import project_
 from lowrank_ldu.validation import check_positive
 

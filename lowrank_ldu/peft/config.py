@@ -12,6 +12,7 @@ from peft.utils import PeftType
 
 from lowrank_ldu.decomposition.lower_diagonal_upper import check_pivoting
 from lowrank_ldu.initialization import INITIALIZATIONS
+from lowrank_ldu.nn.base_identity import BaseCheck
 from lowrank_ldu.nn.basis import check_basis, check_seed
 from lowrank_ldu.nn.coordinates import check_parametrization
 from lowrank_ldu.nn.kinds import KINDS
@@ -28,7 +29,6 @@ from lowrank_ldu.validation import (
     shown,
 )
 
-BaseCheck = Literal["error", "warn", "ignore"]
 Bias = Literal["none", "all", "loldu_only"]
 
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from lowrank_ldu import ldu, ldu_at_pivots
 from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter, save_adapter
-from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LoLDULayer, inject, lowrank_layers
+from lowrank_ldu.nn.base_identity import update_sketch
 from lowrank_ldu.nn.factors import FactorOptions, Factors
 from lowrank_ldu.nn.functional import updated_matrix
 

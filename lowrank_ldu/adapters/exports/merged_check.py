@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
     from lowrank_ldu.adapters.exports.merged import MergePlan
     from lowrank_ldu.adapters.exports.naming import BaseModel
-    from lowrank_ldu.adapters.file import AdapterFile
+    from lowrank_ldu.adapters.stored_layer import AdapterFile
 from lowrank_ldu.adapters.tensor_stream import Entry
 
 
