@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -216,7 +216,7 @@ class AdapterHost(nn.Module, ABC):
             merged = merged_weight(start.detach(), self.kind, [_matrix(update) for update in added])
             # What is merged already is in the weight that the updates are added to.
             with tried_out(base, self.kind, weight, merged, new):
-                weight.copy_(merged)
+                _write(weight, merged)
             self._kept_base = None if kept is None else KeptBase.of(kept, weight)
         self._merged_updates |= {name: Update(update.factors, update.delta.clone()) for name, update in updates.items()}
 
@@ -232,10 +232,10 @@ class AdapterHost(nn.Module, ABC):
         with self._weight_to_write() as weight:
             if self._kept_base is None:
                 updates = [-_matrix(update) for update in self._merged_updates.values()]
-                weight.copy_(merged_weight(weight, self.kind, updates))
+                _write(weight, merged_weight(weight, self.kind, updates))
             else:
                 self._kept_base.check(weight)
-                weight.copy_(self._kept_base.weight)
+                _write(weight, self._kept_base.weight)
         self._kept_base = None
         self._merged_updates.clear()
 
@@ -283,6 +283,12 @@ class AdapterHost(nn.Module, ABC):
                 "weight is another tensor than the one that the layer's adapter was made on; accepted: the same one, "
                 "or to set base_layer.weight and make the adapter anew"
             )
+
+
+def _write(weight: Tensor, numbers: Tensor) -> None:
+    # What was made in inference mode is written to in it alone. Not through .data: autograd would not notice.
+    with torch.inference_mode() if weight.is_inference() else nullcontext():
+        weight.copy_(numbers)
 
 
 def _matrix(update: Update) -> Tensor:

@@ -28,7 +28,7 @@ _NUMBERS = ("offset", "sigma", "initial_sigma", "initial_diagonal")
 
 
 class SharedFactors(nn.ModuleDict):
-    """The factors of one base weight, and which adapter is expressed in which of them.
+    """Hold the factors of one base weight for its adapters.
 
     Adapters of equal options share their factors: what they differ in is r + 1 numbers. An adapter is settled once its
     factors are known to be those at its pivots, of the base that it was trained on.
@@ -93,7 +93,10 @@ class SharedFactors(nn.ModuleDict):
         self._drop_unused()
 
     def unsettled(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[str]:
-        """Return those adapters whose factors are not there, or whose numbers others were put in the place of."""
+        """Return those of the adapters that have to be settled.
+
+        Their factors are not there, or their numbers were replaced since they were settled.
+        """
         # Asked at every call of a layer: a module's attributes are slow to find.
         modules: dict[str, Any] = adapters._modules  # noqa: SLF001
         held: dict[str, Any] = self._modules
@@ -106,8 +109,10 @@ class SharedFactors(nn.ModuleDict):
                 names.append(name)
         return names
 
-    def added_up(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[Update]:
-        """Return the sum of adapters' updates, those that share their factors added up before the products.
+    def summed_updates(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[Update]:
+        """Return the updates of adapters, one for all that share their factors.
+
+        Their diagonals add up before the products.
 
         Parameters
         ----------
@@ -122,8 +127,10 @@ class SharedFactors(nn.ModuleDict):
             deltas[key] = deltas[key] + delta if key in deltas else delta
         return [Update(cast("Factors", self[key]), delta) for key, delta in deltas.items()]
 
-    def by_row(self, adapters: nn.ModuleDict, adapter_names: list[str]) -> list[Update]:
-        """Return the updates of a batch whose rows use different adapters, one for all that share their factors.
+    def updates_by_row(self, adapters: nn.ModuleDict, adapter_names: list[str]) -> list[Update]:
+        """Return the updates of a batch whose rows use different adapters.
+
+        One for all adapters that share their factors.
 
         Parameters
         ----------

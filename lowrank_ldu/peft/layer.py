@@ -204,7 +204,11 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         used = self.active_adapters if adapter_names is None else dict.fromkeys(adapter_names)
         names = [name for name in used if name in adapters]
         self._settle_new(names)
-        updates = shared.added_up(adapters, names) if adapter_names is None else shared.by_row(adapters, adapter_names)
+        updates = (
+            shared.summed_updates(adapters, names)
+            if adapter_names is None
+            else shared.updates_by_row(adapters, adapter_names)
+        )
         base = self.get_base_layer()
         if len(updates) == 1 and base is self.base_layer and not (args or kwargs):
             factors, delta, choice = updates[0]
