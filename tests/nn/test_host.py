@@ -182,3 +182,25 @@ def test_a_merged_weight_that_was_changed_is_not_unmerged(make, dtype, change):
         host.unmerge()
     assert host.merged
     assert torch.equal(host.base_layer.weight, changed)
+
+
+@both
+def test_a_weight_of_inference_mode_is_merged_into_and_comes_back(make):
+    with torch.inference_mode():
+        base = nn.Linear(12, 10)
+    weight = base.weight.clone()
+    host = trained(make(base)[0])
+    host.merge()
+    assert not torch.equal(base.weight, weight)
+    host.unmerge()
+    assert torch.equal(base.weight, weight)
+
+
+@both
+def test_autograd_notices_a_merge_before_the_backward_pass(make):
+    """It would differentiate by the merged weight."""
+    host = trained(make(nn.Conv1d(12, 10, 3))[0])
+    y = host(torch.randn(5, 12, 7, requires_grad=True))
+    host.merge()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
