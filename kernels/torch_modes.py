@@ -1,4 +1,8 @@
-"""The modes that torch may be in during a call: autocast, transforms, graphs without values."""
+"""Ask torch for its modes during a call: autocast, transforms, graphs without values.
+
+Two of the questions have no public name in torch: `torch.compiler` and `torch.func` do not say whether a tensor is one
+of their stand-ins. They are imported here alone, for one place to look at where a version of torch moves them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = [
+    "autocast_dtype", "cast", "has_values", "is_exporting", "is_fake", "is_stand_in", "transformed", "without_autocast",
+]  # fmt: skip
 
 # Of torch 2.7 and later.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -44,6 +53,11 @@ def transformed() -> bool:
         return False
     # There is no public question for either.
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001
+
+
+def is_stand_in(tensor: Tensor) -> bool:
+    """Whether torch.export or a transform of torch.func has put a tensor without numbers in the place of another."""
+    return bool(is_fake(tensor) or is_functorch_wrapped_tensor(tensor))
 
 
 def has_values(x: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrank_ldu import untrusted
 from lowrank_ldu.errors import AdapterError
-from lowrank_ldu.nn.host import check_model
+from lowrank_ldu.nn.modules import check_model
 from lowrank_ldu.validation import shown
 
 

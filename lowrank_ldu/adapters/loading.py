@@ -9,26 +9,28 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.format import CONFIG_FILE
 from lowrank_ldu.adapters.input_files import checked_model_and_path, checked_path
 from lowrank_ldu.adapters.native_folder import read_native
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG, read_peft
 from lowrank_ldu.adapters.ties import check_ties
 from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.host import AdapterHost, plain_name, plain_submodule, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost
 from lowrank_ldu.nn.injection import outside_inference_mode, replace_module, restore_trainable_on_error
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.modules import plain_name, plain_submodule, unwrapped
 from lowrank_ldu.nn.weight_reads import reader_of
+from lowrank_ldu.nn.weights import weight_matrix
 from lowrank_ldu.validation import check_flag, dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lowrank_ldu.adapters.deviation import Deviation
-    from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+    from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+    from lowrank_ldu.nn.base_identity import Deviation
 
 
 def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
@@ -139,7 +141,7 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
         raise AdapterError(
             f"layer {name!r} is a {type(base_layer).__name__} in the model; accepted: kind {stored.kind.name!r}"
         )
-    diagonal, deviation = stored.rebuild(matrix, force=force)
+    diagonal, deviation = stored.rebuild(matrix, "warn" if force else "error")
     if deviation is not None:
         deviations.append(deviation)
     return LoLDULayer.of(base_layer, diagonal)

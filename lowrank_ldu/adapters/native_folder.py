@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load
 
-from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 from lowrank_ldu.adapters.format import (
     CONFIG_FILE,
     FORMAT,
@@ -19,6 +18,7 @@ from lowrank_ldu.adapters.format import (
     is_sealed,
 )
 from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
+from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
 from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:

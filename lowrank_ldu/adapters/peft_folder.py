@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load
 
-from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 from lowrank_ldu.adapters.format import check_numbers, checked_record
 from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
+from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 from lowrank_ldu.nn.options import OPTION_NAMES

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from lowrank_ldu.adapters.file import check_finite_update
 from lowrank_ldu.adapters.input_files import check_regular, one_line
+from lowrank_ldu.adapters.stored_layer import check_finite_update
 from lowrank_ldu.checkpoints.writer import entries_of, read_entry
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn import AdapterOptions, LoLDULayer
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.host import check_model, weight_matrix
 from lowrank_ldu.nn.injection import replace_module, restore_trainable_on_error
 from lowrank_ldu.nn.kinds import EmbeddingKind, LinearKind, kind_of
+from lowrank_ldu.nn.modules import check_model
+from lowrank_ldu.nn.weights import weight_matrix
 from lowrank_ldu.pickles import check_calls
 from lowrank_ldu.untrusted import check_inflated
 from lowrank_ldu.validation import check_choice, check_count, check_positive

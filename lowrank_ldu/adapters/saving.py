@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.adapters.file import StoredLayer
-from lowrank_ldu.adapters.fingerprint import fingerprint
 from lowrank_ldu.adapters.format import (
     CONFIG_FILE,
     FORMAT,
@@ -23,14 +21,17 @@ from lowrank_ldu.adapters.format import (
 )
 from lowrank_ldu.adapters.input_files import checked_model_and_path
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG
-from lowrank_ldu.adapters.sketch import update_sketch
+from lowrank_ldu.adapters.stored_layer import StoredLayer
 from lowrank_ldu.adapters.ties import tied_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LoLDULayer, lowrank_layers
+from lowrank_ldu.nn.base_identity import fingerprint, update_sketch
 from lowrank_ldu.nn.calls import warn_of_passed_by
-from lowrank_ldu.nn.host import hosts, is_sharded, places, plain_name, plain_submodule, unwrapped, weight_matrix
+from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.kinds import lora_obstacle
+from lowrank_ldu.nn.modules import is_sharded, places, plain_name, plain_submodule, unwrapped
+from lowrank_ldu.nn.weights import weight_matrix
 from lowrank_ldu.validation import check_names, dtype_name
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _warn_of_rounding(layer: LoLDULayer, stored: StoredLayer) -> None:
     if stored.record.options.basis != "ldu" or sizes.min() > noise * sizes.max():
         return
     try:
-        stored.rebuild(weight_matrix(layer.base_layer), force=False)
+        stored.rebuild(weight_matrix(layer.base_layer), "error")
     except AdapterError as error:
         warnings.warn(f"saved, but load_adapter will refuse it: {error}", UserWarning, stacklevel=3)
 

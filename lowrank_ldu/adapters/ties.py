@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.errors import AdapterError
-from lowrank_ldu.nn.host import plain_name
 from lowrank_ldu.nn.memory import Owners
+from lowrank_ldu.nn.modules import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

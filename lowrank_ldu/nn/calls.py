@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.nn.host import Seen, hosts, note_sharers
+from lowrank_ldu.nn.host import Seen, hosts
+from lowrank_ldu.nn.modules import innermost
 from lowrank_ldu.nn.weight_reads import occasional_reader_of
+from lowrank_ldu.nn.weights import users_of_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,9 +28,13 @@ class ForwardWatch(Seen):
 
 def observe(model: nn.Module) -> None:
     """Note what else uses the weights of adapted layers, and from now on whether the model is called."""
-    note_sharers(model)
-    for name, layer in hosts(model):
+    layers = dict(hosts(model))
+    for name, layer in layers.items():
         layer.reader = occasional_reader_of(model, name)
+    bases = {name: innermost(layer) for name, layer in layers.items()}
+    for name, users in users_of_weights(model, bases):
+        # So that no layer is merged on its own into a weight that is another module's, too.
+        layers[name].sharers = tuple(module for _, module in users if module is not bases[name])
     if not _watches(model):
         model.register_forward_hook(ForwardWatch())
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_ldu.initialization import initial_diagonal, is_random
+from lowrank_ldu.nn.base_identity import SAMPLES
 from lowrank_ldu.nn.coordinates import from_diagonal, to_diagonal
-from lowrank_ldu.nn.factors import SAMPLES
 from lowrank_ldu.nn.offloading import is_offloaded, onloaded
 
 if TYPE_CHECKING:

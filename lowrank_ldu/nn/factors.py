@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from lowrank_ldu.kernels import operators, pack
+from lowrank_ldu.nn.base_identity import SAMPLES, sample_of
 from lowrank_ldu.nn.basis import Terms, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import coordinates_of
 
 if TYPE_CHECKING:
     from lowrank_ldu.kernels import Packing
     from lowrank_ldu.nn.options import AdapterOptions
-
-# Entries of the weight that are kept to tell another base from a rounding of the same one.
-SAMPLES = 32
 
 
 class Factors(nn.Module):
@@ -114,7 +112,7 @@ class Factors(nn.Module):
         self._keep("frame", None if frame is None else frame.to(diagonal.dtype))
         self._keep("pivot_rows", terms.rows)
         self._keep("pivot_columns", terms.columns)
-        self._keep("sample", self.sample_of(matrix))
+        self._keep("sample", sample_of(matrix))
         self.ready = True
         self.upper = options.basis == "ldu" and terms.columns is None and not bool(self.right.tril(-1).any())
         self._packing, self._packed, self._packed_weight = None, (), torch.empty(0)
@@ -147,14 +145,6 @@ class Factors(nn.Module):
                 self._packing = None
             self._packed, self._packed_weight = key, weight.detach().clone()
         return self._packing
-
-    @staticmethod
-    def sample_of(matrix: Tensor) -> Tensor:
-        """Return evenly spaced entries of a weight (m, n), float32, to tell it from another one."""
-        m, n = matrix.shape
-        positions = torch.arange(SAMPLES, device=matrix.device) * (m * n - 1) // (SAMPLES - 1)
-        # What float32 cannot hold counts as its largest number: infinities could not be compared.
-        return matrix[positions // n, positions % n].detach().float().nan_to_num()
 
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, tensor, persistent=False)
@@ -194,13 +184,3 @@ def _same(ours: Tensor | None, theirs: Tensor | None) -> bool:
     if ours is None or theirs is None:
         return ours is theirs
     return torch.equal(ours.to(theirs), theirs)
-
-
-def sample_deviation(saved: Tensor, present: Tensor) -> float:
-    """Return how far a base is from the one that was sampled, relative to that: 0 for the same, about 1 for another."""
-    saved, present = saved.detach().double().cpu(), present.detach().double().cpu()
-    size = float(saved.norm())
-    difference = float((present - saved).norm())
-    if size == 0.0:
-        return 0.0 if difference == 0.0 else float("inf")
-    return difference / size

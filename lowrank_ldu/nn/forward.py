@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 from torch.nn.modules import module as torch_module
 
 from lowrank_ldu.kernels.api import compute
 from lowrank_ldu.kernels.call import Adapters, Layer
-from lowrank_ldu.kernels.torch_modes import autocast_dtype, is_exporting, transformed
+from lowrank_ldu.kernels.torch_modes import autocast_dtype, is_exporting, is_fake, transformed
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 from lowrank_ldu.nn.kinds.own_forward import check_forward, own_forward
 from lowrank_ldu.nn.update import Update, summed_weight, updated_matrix, updated_output

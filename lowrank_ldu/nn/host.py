@@ -1,30 +1,32 @@
-"""What the standalone layer and the PEFT layer have in common: a base layer with adapters on it."""
+"""The host of adapters: a base layer with adapters on it, in whose weight their updates can be merged."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from lowrank_ldu.kernels.torch_modes import is_exporting
 from lowrank_ldu.nn.kinds import kind_of
-from lowrank_ldu.nn.kinds.own_forward import refresh_weight
-from lowrank_ldu.nn.memory import Owners
+from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
+from lowrank_ldu.nn.modules import check_model, innermost
 from lowrank_ldu.nn.offloading import onloaded
-from lowrank_ldu.nn.quantized import dense_weight
+from lowrank_ldu.nn.quantized import is_quantized
+from lowrank_ldu.nn.update import Update, merged_weight, updated_matrix
+from lowrank_ldu.nn.weights import stored_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
-    from torch.fx import Proxy
 
     from lowrank_ldu.kernels import Plan
     from lowrank_ldu.nn.diagonal import DiagonalAdapter
     from lowrank_ldu.nn.factors import Factors
+    from lowrank_ldu.nn.kinds import LayerKind
 
 
 class Diagonal(NamedTuple):
@@ -54,13 +56,68 @@ class Seen:
             self.seen = True
 
 
-class AdapterHost:
+class KeptBase(NamedTuple):
+    """The base weight before a merge, and what tells whether the merged one is still as merging left it.
+
+    Attributes
+    ----------
+    weight : Tensor
+        The base.
+    dtype : torch.dtype
+        Of the merged weight.
+    sums : tuple of Tensor
+        Sums of its bits, by row and by column: every entry counts, however it was written to, and no copy of the merged
+        weight is kept for it.
+    """
+
+    weight: Tensor
+    dtype: torch.dtype
+    sums: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, weight: Tensor, merged: Tensor) -> KeptBase:
+        """Keep a base weight, and sum up the merged one."""
+        return cls(weight, merged.dtype, _sums_of_bits(merged))
+
+    def check(self, merged: Tensor) -> None:
+        """Refuse a merged weight of the same dtype with other entries, which unmerging would lose.
+
+        Raises
+        ------
+        RuntimeError
+        """
+        if merged.dtype != self.dtype or merged.device.type == "meta":
+            return  # cast or moved away since: what is put back is cast as well
+        present = _sums_of_bits(merged)
+        if not all(torch.equal(now, then.to(now.device)) for now, then in zip(present, self.sums, strict=True)):
+            raise RuntimeError(
+                "the merged weight has been changed since it was merged, which putting the base back would lose; "
+                "accepted: the weight as merging left it"
+            )
+
+
+def _sums_of_bits(weight: Tensor) -> tuple[Tensor, ...]:
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize]
+    bits = weight.detach().flatten(1).contiguous().view(integers)
+    return tuple(bits.sum(axis, dtype=torch.int64) for axis in (0, 1))
+
+
+class AdapterHost(nn.Module, ABC):
     """A module that holds LoLDU adapters of one base layer; what optimisation, counting and saving ask for.
 
     Attributes it lacks are those of its base layer: `weight`, `bias`, sizes, and whatever else a model looks at.
 
+    Parameters
+    ----------
+    base_layer : nn.Module
+        Of a kind that adapters fit, or another method's layer around one.
+
     Attributes
     ----------
+    base_layer : nn.Module
+        Written to by merging alone.
+    kind : LayerKind
+        Kind of the base layer.
     plan : str
         How the layer computes, one of `lowrank_ldu.kernels.PLANS`.
     called : Seen
@@ -75,16 +132,118 @@ class AdapterHost:
         Modules that used the base layer's weight, too, when the adapter was made.
     """
 
+    base_layer: nn.Module
+    kind: type[LayerKind]
     plan: Plan = "auto"
-    called: Seen = Seen()
-    weight_read: Seen = Seen()
     reader: str | None = None
     warned: bool = False
     sharers: tuple[nn.Module, ...] = ()
 
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.kind = kind_of(base_layer)
+        self.called, self.weight_read = Seen(), Seen()
+        # What was merged, r numbers each: the adapters' own may change before they are unmerged.
+        self._merged_updates: dict[str, Update] = {}
+        self._kept_base: KeptBase | None = None
+
     @abstractmethod
     def diagonals(self) -> Iterator[Diagonal]:
         """Yield the adapters of the layer."""
+
+    @abstractmethod
+    def merge(self) -> None:
+        """Add the update to the base weight in place, summed in float32 and rounded once."""
+
+    @abstractmethod
+    def unmerge(self) -> None:
+        """Put back the base weight."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether an update is in the base weight at present."""
+        return bool(self._merged_updates)
+
+    def check_mergeable(self) -> None:
+        """Refuse to merge into a weight that is not kept, or that another module uses.
+
+        Raises
+        ------
+        TypeError
+            The weight is computed from other tensors, or sharded.
+        RuntimeError
+            It is another module's, too.
+        """
+        check_mergeable(innermost(self), self.sharers)
+
+    @torch.no_grad()
+    def _add_to_weight(self, updates: Mapping[str, Update], *, keep_base: bool) -> None:
+        """Add updates to the base weight, all that are merged summed in float32 and rounded once.
+
+        Parameters
+        ----------
+        updates : mapping of str to Update
+            By the adapter's name; none that is merged already.
+        keep_base : bool
+            Keep a copy of the weight. What was merged without one is not to be had any more.
+
+        Raises
+        ------
+        TypeError
+            The base is quantised: no sum of its weight and an update is in its format. Or as for `check_mergeable`.
+        RuntimeError
+            As for `check_mergeable`; the merged weight was changed; or the merged layer, tried out where the base has
+            hooks or a forward of its own, does not compute what this one does. The weight is not changed.
+        OverflowError
+            The sum is not finite in the weight's dtype. The weight is not changed then.
+        """
+        base, new = innermost(self), list(updates.values())
+        if is_quantized(base):
+            raise TypeError(
+                f"the base layer is a quantised {type(base).__name__}, which would lose the update in rounding; "
+                "accepted: a floating weight, or the adapter as it is beside the quantised base"
+            )
+        self.check_mergeable()
+        with self._weight_to_write() as weight:
+            kept = None if self._kept_base is None else self._kept_base.weight
+            if self._kept_base is not None:
+                self._kept_base.check(weight)
+            elif keep_base and not self.merged:
+                kept = weight.detach().clone()
+            start, added = (weight, new) if kept is None else (kept, [*self._merged_updates.values(), *new])
+            merged = merged_weight(start.detach(), self.kind, [_matrix(update) for update in added])
+            # What is merged already is in the weight that the updates are added to.
+            with tried_out(base, self.kind, weight, merged, new):
+                _write(weight, merged)
+            self._kept_base = None if kept is None else KeptBase.of(kept, weight)
+        self._merged_updates |= {name: Update(update.factors, update.delta.clone()) for name, update in updates.items()}
+
+    @torch.no_grad()
+    def _restore_weight(self) -> None:
+        """Put back the base weight: the kept copy, or without one the difference, with its rounding errors.
+
+        Raises
+        ------
+        RuntimeError
+            The merged weight was changed since.
+        """
+        with self._weight_to_write() as weight:
+            if self._kept_base is None:
+                updates = [-_matrix(update) for update in self._merged_updates.values()]
+                _write(weight, merged_weight(weight, self.kind, updates))
+            else:
+                self._kept_base.check(weight)
+                _write(weight, self._kept_base.weight)
+        self._kept_base = None
+        self._merged_updates.clear()
+
+    @contextmanager
+    def _weight_to_write(self) -> Iterator[Tensor]:
+        """Bring the weight into memory, and keep what the block writes to it."""
+        base = innermost(self)
+        with onloaded(base, written=True):
+            yield stored_weight(base)
 
     @property
     def weight(self) -> Any:
@@ -98,7 +257,7 @@ class AdapterHost:
         if name in modules:
             return modules[name]
         try:
-            return super().__getattr__(name)  # type: ignore[misc]  # nn.Module's, the next class
+            return super().__getattr__(name)
         except AttributeError:
             # What begins with an underscore belongs to the one module: flags and hooks of libraries, ways to copy it.
             if name.startswith("_") or "base_layer" not in modules or not hasattr(modules["base_layer"], name):
@@ -125,187 +284,15 @@ class AdapterHost:
             )
 
 
-# What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap; the first two may wrap one layer.
-LAYER_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
-_WRAPPED = (*LAYER_WRAPPED, "_fsdp_wrapped_module")
-_NOTHING = nn.Module()
-_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+def _write(weight: Tensor, numbers: Tensor) -> None:
+    # What was made in inference mode is written to in it alone. Not through .data: autograd would not notice.
+    with torch.inference_mode() if weight.is_inference() else nullcontext():
+        weight.copy_(numbers)
 
 
-def check_model(model: object) -> None:
-    """Raise TypeError unless `model` is a module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; accepted: a torch.nn.Module")
-
-
-def stored_weight(base_layer: nn.Module) -> nn.Parameter:
-    """Return a layer's weight as it is stored."""
-    # HQQ's layers have no `weight`, but for the packed integers.
-    return base_layer.weight if hasattr(base_layer, "weight") else base_layer.W_q  # type: ignore[return-value]
-
-
-def weight_matrix(base_layer: nn.Module) -> Tensor:
-    """Return a layer's weight as W (m, n), dequantised where it is stored quantised, in memory if it is offloaded.
-
-    Raises
-    ------
-    TypeError
-        The layer or its weight is of a kind that cannot be factored.
-    """
-    kind = kind_of(base_layer)
-    with onloaded(base_layer):
-        with torch.no_grad():
-            refresh_weight(base_layer)
-        return kind.as_matrix(dense_weight(base_layer))
-
-
-class MergedWeight(NamedTuple):
-    """What tells whether a merged weight is still as merging left it: sums of its bits, by row and by column.
-
-    Every entry counts, however it was written to, and no copy of the weight is kept for it.
-    """
-
-    dtype: torch.dtype
-    sums: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, weight: Tensor) -> MergedWeight:
-        """Sum up a weight."""
-        integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize]
-        bits = weight.detach().flatten(1).contiguous().view(integers)
-        return cls(weight.dtype, tuple(bits.sum(axis, dtype=torch.int64) for axis in (0, 1)))
-
-    def check(self, weight: Tensor) -> None:
-        """Refuse a weight of the same dtype with other entries, which unmerging would lose.
-
-        Raises
-        ------
-        RuntimeError
-        """
-        if weight.dtype != self.dtype or weight.device.type == "meta":
-            return  # cast or moved away since: what is put back is cast as well
-        present = MergedWeight.of(weight).sums
-        if not all(torch.equal(now, then.to(now.device)) for now, then in zip(present, self.sums, strict=True)):
-            raise RuntimeError(
-                "the merged weight has been changed since it was merged, which putting the base back would lose; "
-                "accepted: the weight as merging left it"
-            )
-
-
-def plain_name(name: str, model: nn.Module) -> str:
-    """Return a qualified name in a model without what wrappers of modules put into it.
-
-    Parameters
-    ----------
-    name : str
-        Of a module, or of a tensor in a state dict, which may have been left out of it already.
-    model : nn.Module
-
-    Examples
-    --------
-    >>> plain_name("0.module.1.weight", nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU(), nn.Linear(1, 1)))))
-    '0.1.weight'
-    """
-    parts, module = [], model
-    for part in name.split("."):
-        if part not in _WRAPPED and not (part == "module" and isinstance(module, _WRAPPERS)):
-            parts.append(part)
-        module = _child(module, part)
-    return ".".join(parts)
-
-
-def _child(module: nn.Module, name: str) -> nn.Module:
-    """Return a submodule, from inside of wrappers if need be; of what has none of the name, a module without any."""
-    if name not in module._modules:  # noqa: SLF001
-        module = unwrapped(module)
-    child = module._modules.get(name)  # noqa: SLF001
-    return _NOTHING if child is None else child
-
-
-def places(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """Return the names of every module, one for each place that has to be written to replace it.
-
-    The second name of what a module that itself stands twice has inside is no further place.
-
-    Parameters
-    ----------
-    model : nn.Module
-
-    Examples
-    --------
-    >>> layer = nn.Linear(1, 1)
-    >>> places(nn.Sequential(layer, layer))[layer]
-    ['0', '1']
-    """
-    found: dict[nn.Module, list[str]] = {}
-    for name, parent in model.named_modules():
-        for key, child in parent._modules.items():  # noqa: SLF001  # named_children() leaves out what it has seen
-            if child is not None:
-                found.setdefault(child, []).append(f"{name}.{key}" if name else key)
-    return found
-
-
-def plain_submodule(model: nn.Module, name: str) -> nn.Module:
-    """Return the module that has a qualified name in the plain model, without wrappers of it.
-
-    Raises
-    ------
-    AttributeError
-    """
-    module = unwrapped(model)
-    for part in name.split("."):
-        module = unwrapped(module.get_submodule(part))
-    return module
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside of torch.compile's, DistributedDataParallel's and similar wrappers of a whole model."""
-    while True:
-        inner = next((model._modules[key] for key in _WRAPPED if key in model._modules), None)  # noqa: SLF001
-        if isinstance(model, _WRAPPERS):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def recorded_call(layer: nn.Module, x: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Record the call of a layer as one node of torch.fx's graph.
-
-    What a layer does depends on the values of its input, which are not there yet.
-
-    Raises
-    ------
-    RuntimeError
-        The layer is all that is traced.
-    """
-    tracer: Any = x.tracer
-    if layer is tracer.root:
-        raise RuntimeError(
-            f"torch.fx traces a {type(layer).__name__} by itself, whose forward depends on its input; accepted: a "
-            "model with the layer inside, which becomes one node"
-        )
-    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x, *args), kwargs)  # type: ignore[no-any-return]
-
-
-def check_not_distributed(model: nn.Module) -> None:
-    """Refuse a model whose new parameters no wrapper would average gradients of.
-
-    Raises
-    ------
-    ValueError
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel) or "_fsdp_wrapped_module" in module._modules:  # noqa: SLF001
-            raise ValueError(
-                f"{f'module {name!r}' if name else 'the model'} is wrapped by {type(module).__name__} already, which "
-                "would not average the gradients of new parameters; accepted: the model inside, wrapped afterwards"
-            )
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether fully_shard has left a module only its part of its parameters."""
-    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+def _matrix(update: Update) -> Tensor:
+    # The layer may have moved since.
+    return updated_matrix(update.factors, update.delta.to(update.factors.scale.device))
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
@@ -314,54 +301,3 @@ def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
     for name, module in model.named_modules():
         if isinstance(module, AdapterHost):
             yield name, module
-
-
-def tied_weights(model: nn.Module, base_layers: dict[str, nn.Module]) -> dict[str, list[str]]:
-    """Return, for each of these layers whose weight other modules use too, the names of those modules.
-
-    They have the same parameter, or another parameter or buffer in the same memory.
-
-    Parameters
-    ----------
-    model : nn.Module
-    base_layers : dict of str to nn.Module
-        Qualified name of each layer with adapters to its base layer.
-    """
-    tied = {
-        name: [owner or type(module).__name__ for owner, module in users if module is not base_layers[name]]
-        for name, users in _users_of_weights(model, base_layers)
-    }
-    return {name: others for name, others in tied.items() if others}
-
-
-def note_sharers(model: nn.Module) -> None:
-    """Let every layer with adapters know which other modules use its weight, so that it is not merged on its own."""
-    layers = {name: host for name, host in hosts(model) if "base_layer" in host._modules}  # noqa: SLF001
-    bases = {name: innermost(host) for name, host in layers.items()}
-    for name, users in _users_of_weights(model, bases):
-        layers[name].sharers = tuple(module for _, module in users if module is not bases[name])
-
-
-def innermost(layer: Any) -> nn.Module:
-    """Return the module that is adapted, below the layers of other methods around it."""
-    while "base_layer" in layer._modules:  # noqa: SLF001
-        layer = layer.base_layer
-    return layer  # type: ignore[no-any-return]
-
-
-def _users_of_weights(
-    model: nn.Module, base_layers: dict[str, nn.Module]
-) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
-    """Yield each layer's name with the names and modules of all that have some of its weight's memory."""
-    owners = Owners(
-        ((name, module), tensor)
-        for name, module in model.named_modules()
-        # The plain parameters() and buffers() leave out what they have seen.
-        for tensor in (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
-        if tensor is not None
-    )
-    for name, base_layer in base_layers.items():
-        weight = stored_weight(base_layer)
-        # What a parametrization computes may be a view of what it is computed from, which is no tie.
-        own = any(weight is parameter for parameter in base_layer._parameters.values())  # noqa: SLF001
-        yield name, list(dict.fromkeys(owners.of(weight))) if own else []

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.host import AdapterHost, check_model, check_not_distributed, plain_name, weight_matrix
+from lowrank_ldu.nn.host import AdapterHost
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.modules import check_model, check_not_distributed, plain_name
 from lowrank_ldu.nn.options import given_options, takes_options
 from lowrank_ldu.nn.weight_reads import reader_of
+from lowrank_ldu.nn.weights import weight_matrix
 from lowrank_ldu.validation import (
     LORA_KEYWORDS,
     check_flag,
@@ -232,8 +234,8 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
     modules = dict(model.named_modules(remove_duplicate=False))
     hosting = {module for module in modules.values() if isinstance(module, AdapterHost)}
     # The base of an adapted layer has an adapter wherever it stands.
-    hosting |= {module._modules["base_layer"] for module in hosting if "base_layer" in module._modules}  # noqa: SLF001
-    taken = [name for name, module in modules.items() if module in hosting]
+    adapted = hosting | {module.base_layer for module in hosting}
+    taken = [name for name, module in modules.items() if module in adapted]
     candidates = {
         name: module
         for name, module in modules.items()

@@ -15,20 +15,23 @@ from lowrank_ldu.nn.basis import ldu_terms
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
 from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.forward import first_argument, layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
-from lowrank_ldu.nn.kinds import kind_of
-from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
-from lowrank_ldu.nn.offloading import is_offloaded, onloaded
+from lowrank_ldu.nn.host import AdapterHost, Diagonal
+from lowrank_ldu.nn.modules import recorded_call
+from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.options import AdapterOptions, given_options, takes_options
-from lowrank_ldu.nn.quantized import is_quantized
-from lowrank_ldu.nn.update import Update, merged_weight, updated_matrix
+from lowrank_ldu.nn.update import Update, updated_matrix
+from lowrank_ldu.nn.weights import stored_weight, weight_matrix
 from lowrank_ldu.validation import LORA_KEYWORDS, check_flag, check_matrix, explain_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-class LoLDULayer(AdapterHost, nn.Module):
+# Of the one adapter that the layer has.
+_ADAPTER = "default"
+
+
+class LoLDULayer(AdapterHost):
     r"""Layer with frozen weight W0 = P L diag(z) U + residual, of which z_r and one scale sigma are trained.
 
     Computes `W0 x + b + P L_r diag(sigma z - sigma_0 z_ref) U_r x`. That is the paper's `RSM x + DSM x`, with the
@@ -104,9 +107,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         factors: LDU | None = None,
         **fields: Any,
     ) -> None:
-        super().__init__()
         options = given_options(options, rank, fields)
-        self.kind = kind_of(base_layer)
         matrix = weight_matrix(base_layer)
         if matrix.device.type == "meta":
             raise ValueError(
@@ -129,19 +130,13 @@ class LoLDULayer(AdapterHost, nn.Module):
     def of(cls, base_layer: nn.Module, diagonal: Diagonal) -> LoLDULayer:
         """Return the layer of an adapter that is there already, with its factors."""
         layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.kind = kind_of(base_layer)
         layer._hold(base_layer, diagonal.adapter, diagonal.factors)  # noqa: SLF001
         return layer
 
     def _hold(self, base_layer: nn.Module, adapter: DiagonalAdapter, factors: Factors) -> None:
-        self.base_layer = base_layer.requires_grad_(requires_grad=False)
+        super().__init__(base_layer.requires_grad_(requires_grad=False))
         self.factors = factors
         self.adapter = adapter
-        self._base_weight: Tensor | None = None
-        self._merged_weight: MergedWeight | None = None
-        self._merged = False
-        self.called, self.weight_read = Seen(), Seen()
         self.register_state_dict_pre_hook(_refuse_while_merged)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_rebuild_factors)  # type: ignore[no-untyped-call]
 
@@ -184,14 +179,9 @@ class LoLDULayer(AdapterHost, nn.Module):
         """Difference sigma z - sigma_0 z_ref, shape (r,): exactly zero at step 0 of the preserving form."""
         return self.adapter.delta(self.factors)
 
-    @property
-    def merged(self) -> bool:
-        """Whether the update is in the base weight at present."""
-        return self._merged
-
     def diagonals(self) -> Iterator[Diagonal]:
         """Yield the one adapter."""
-        yield Diagonal("default", self.adapter, self.factors)
+        yield Diagonal(_ADAPTER, self.adapter, self.factors)
 
     def delta_weight(self) -> Tensor:
         """Return the update of the matrix W, P L diag(delta) U, shape (m, n), in float32 (float64 for such a base)."""
@@ -204,7 +194,7 @@ class LoLDULayer(AdapterHost, nn.Module):
         if isinstance(x, Proxy):
             return recorded_call(self, x, args, kwargs)
         self.called.note()
-        if self._merged:
+        if self._merged_updates:
             y: Tensor = self.base_layer(x, *args, **kwargs)
             return y
         return layer_output(
@@ -233,24 +223,10 @@ class LoLDULayer(AdapterHost, nn.Module):
             The sum is not finite in the weight's dtype. The weight is not changed then.
         """
         keep_base = check_flag(keep_base, "keep_base")
-        if self._merged:
+        if self.merged:
             raise RuntimeError("the layer is merged already; accepted: one merge, then unmerge")
-        if is_quantized(self.base_layer):
-            raise TypeError(
-                f"the base layer is a quantised {type(self.base_layer).__name__}, which would lose the update in "
-                "rounding; accepted: a floating weight, or the adapter as it is beside the quantised base"
-            )
-        check_mergeable(self, self.base_layer)
-        with onloaded(self.base_layer, written=True):
-            weight = stored_weight(self.base_layer)
-            merged = merged_weight(weight, self.kind, [self.delta_weight()])
-            kept = weight.detach().clone() if keep_base else None
-            with tried_out(self.base_layer, self.kind, weight, merged, [Update(self.factors, self.delta)]):
-                weight.copy_(merged)
-            self._base_weight, self._merged = kept, True
-            self._merged_weight = MergedWeight.of(weight) if keep_base else None
+        self._add_to_weight({_ADAPTER: Update(self.factors, self.delta)}, keep_base=keep_base)
 
-    @torch.no_grad()
     def unmerge(self) -> None:
         """Put back the base weight that `merge` kept.
 
@@ -259,16 +235,11 @@ class LoLDULayer(AdapterHost, nn.Module):
         RuntimeError
             The layer is not merged, or was merged without keeping the base; or the merged weight was changed since.
         """
-        if not self._merged:
+        if not self.merged:
             raise RuntimeError("the layer is not merged; accepted: unmerge after merge")
-        if self._base_weight is None:
+        if self._kept_base is None:
             raise RuntimeError("the base weight was not kept; accepted: unmerge after merge(keep_base=True)")
-        with onloaded(self.base_layer, written=True):
-            if self._merged_weight is not None:
-                self._merged_weight.check(stored_weight(self.base_layer))
-            stored_weight(self.base_layer).copy_(self._base_weight)
-        self._base_weight = self._merged_weight = None
-        self._merged = False
+        self._restore_weight()
 
 
 def _check_factors(factors: LDU, matrix: Tensor, options: AdapterOptions) -> None:

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 
+from lowrank_ldu.kernels.torch_modes import is_fake
 from lowrank_ldu.nn.forward import has_hooks, output_with_updates
-from lowrank_ldu.nn.host import is_sharded
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind
 from lowrank_ldu.nn.kinds.own_forward import computed_weight, own_forward
 from lowrank_ldu.nn.memory import share_memory
+from lowrank_ldu.nn.modules import is_sharded
 from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.quantized import is_quantized
+from lowrank_ldu.nn.update import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from lowrank_ldu.nn.host import AdapterHost
     from lowrank_ldu.nn.kinds import LayerKind
     from lowrank_ldu.nn.update import Update
 
@@ -113,7 +113,7 @@ class Trial:
                     buffer.copy_(kept)
 
 
-def check_mergeable(layer: AdapterHost, base_layer: nn.Module) -> None:
+def check_mergeable(base_layer: nn.Module, sharers: Iterable[nn.Module]) -> None:
     """Refuse to merge into a weight that is not kept, or that another module uses.
 
     Raises
@@ -134,7 +134,7 @@ def check_mergeable(layer: AdapterHost, base_layer: nn.Module) -> None:
             "adapter unmerged, or a layer whose parametrization, norm or pruning was removed before it was adapted"
         )
     weight = base_layer._parameters.get("weight")  # noqa: SLF001
-    for sharer in layer.sharers:
+    for sharer in sharers:
         # Offloading puts another parameter in the place of each of those that share their memory.
         away = is_offloaded(base_layer) or is_offloaded(sharer)
         if sharer is not base_layer and (away or _has_memory_of(sharer, weight)):

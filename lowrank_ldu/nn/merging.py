@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.nn.calls import unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import check_model, tied_weights
 from lowrank_ldu.nn.injection import lowrank_layers, replace_module
 from lowrank_ldu.nn.layer import LoLDULayer
-from lowrank_ldu.nn.merge_check import check_mergeable
+from lowrank_ldu.nn.modules import check_model
+from lowrank_ldu.nn.weights import check_untied
 from lowrank_ldu.validation import check_flag
 
 if TYPE_CHECKING:
@@ -63,22 +63,13 @@ def _merge_layer(name: str, layer: LoLDULayer, *, keep_base: bool) -> None:
 
 def _check_mergeable(model: nn.Module) -> None:
     """Refuse, before anything is changed, what no layer's merge would accept."""
-    _refuse_tied_weights(model)
-    for name, layer in lowrank_layers(model):
+    layers = dict(lowrank_layers(model))
+    check_untied(model, {name: layer.base_layer for name, layer in layers.items()})
+    for name, layer in layers.items():
         try:
-            check_mergeable(layer, layer.base_layer)
+            layer.check_mergeable()
         except (TypeError, RuntimeError) as error:
             raise type(error)(f"layer {name!r}: {error}") from error
-
-
-def _refuse_tied_weights(model: nn.Module) -> None:
-    """Refuse to write an update into a weight that another module uses too: that one would change with it."""
-    tied = tied_weights(model, {name: layer.base_layer for name, layer in lowrank_layers(model)})
-    for name, others in tied.items():
-        raise RuntimeError(
-            f"the weight of layer {name!r} is tied to {', '.join(map(repr, others))}, which merging would change; "
-            "accepted: weights of their own (give one module a clone)"
-        )
 
 
 def unmerge(model: nn.Module) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim import Optimizer
 
-from lowrank_ldu.nn.host import check_model, hosts
+from lowrank_ldu.nn.host import hosts
+from lowrank_ldu.nn.modules import check_model
 from lowrank_ldu.validation import check_positive
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import linecache
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lowrank_ldu.nn.host import plain_name, unwrapped
 from lowrank_ldu.nn.kinds import READ_PAST_ADAPTERS
+from lowrank_ldu.nn.modules import plain_name, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

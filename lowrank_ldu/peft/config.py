@@ -12,6 +12,7 @@ from peft.utils import PeftType
 
 from lowrank_ldu.initialization import INITIALIZATIONS
 from lowrank_ldu.nn import AdapterOptions
+from lowrank_ldu.nn.base_identity import BaseCheck
 from lowrank_ldu.nn.kinds import KINDS
 from lowrank_ldu.nn.options import OPTION_NAMES
 from lowrank_ldu.validation import (
@@ -27,7 +28,6 @@ from lowrank_ldu.validation import (
     shown,
 )
 
-BaseCheck = Literal["error", "warn", "ignore"]
 Bias = Literal["none", "all", "loldu_only"]
 
 

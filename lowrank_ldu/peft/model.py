@@ -23,19 +23,13 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
-from lowrank_ldu.nn.host import (
-    LAYER_WRAPPED,
-    check_not_distributed,
-    hosts,
-    innermost,
-    places,
-    plain_name,
-    tied_weights,
-)
+from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, outside_inference_mode, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, lora_obstacle, supports
+from lowrank_ldu.nn.modules import LAYER_WRAPPED, check_not_distributed, innermost, places, plain_name
 from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.weight_reads import reader_of
+from lowrank_ldu.nn.weights import check_untied
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
 from lowrank_ldu.peft.unmatched import PEFT_ON_PATTERNS, warn_of_unmatched
@@ -291,12 +285,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         for layer in layers.values():
             layer.check_mergeable()
         warn_of_passed_by(self.model, stacklevel=4)
-        tied = tied_weights(self.model, {name: layer.get_base_layer() for name, layer in layers.items()})
-        for name, others in tied.items():
-            raise ValueError(
-                f"the weight of layer {name!r} is tied to {', '.join(map(repr, others))}, which merging would change; "
-                "accepted: weights of their own (give one module a clone)"
-            )
+        try:
+            check_untied(self.model, {name: layer.get_base_layer() for name, layer in layers.items()})
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -396,7 +388,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         for key, layer in hosts(self.model):
             if not isinstance(layer, LolduLayer):
                 continue
-            if len({layer.loldu_terms[name] for name in adapters if name in layer.loldu_adapter}) > 1:
+            if len({layer.loldu_factors.key_of[name] for name in adapters if name in layer.loldu_adapter}) > 1:
                 raise ValueError(
                     f"layer {key!r}: adapters {adapters} do not share their factors, so that no diagonal is their sum; "
                     "accepted: adapters of equal rank, basis, parametrization, pivoting and pivots"
@@ -448,7 +440,8 @@ def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: st
     if not present:
         return
     # The sum is expressed in the factors of its summands.
-    layer.share_factors(adapter_name, next(iter(present)))
+    layer.loldu_factors.share(adapter_name, next(iter(present)))
+    layer.adapter(adapter_name).start_from(layer.loldu_factors.of(adapter_name))
     _, adapter, factors = layer.diagonal(adapter_name)
     deltas = [weight * layer.diagonal(name).delta for name, weight in present.items()]
     adapter.set_delta(sum(deltas[1:], deltas[0]), factors)

@@ -14,9 +14,9 @@ from torch import nn
 
 from lowrank_ldu import ldu, ldu_at_pivots
 from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter, save_adapter
-from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, AdapterOptions, LoLDULayer, inject, lowrank_layers
+from lowrank_ldu.nn.base_identity import update_sketch
 from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.update import updated_matrix
 

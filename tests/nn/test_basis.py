@@ -16,9 +16,10 @@ from torch import nn
 
 from lowrank_ldu.decomposition import PIVOTING
 from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LoLDULayer, trainable_parameters
+from lowrank_ldu.nn.base_identity import relative_difference, sample_of
 from lowrank_ldu.nn.basis import terms_at_pivots, terms_of
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
-from lowrank_ldu.nn.factors import Factors, sample_deviation
+from lowrank_ldu.nn.factors import Factors
 
 
 def linear(weight):
@@ -198,12 +199,12 @@ def test_an_adapter_of_deferred_factors_starts_when_they_are_there():
 def test_samples_tell_another_base_from_a_rounding_of_the_same(dtype):
     weight = torch.randn(30, 20, dtype=torch.float64)
     sample = Factors(weight, AdapterOptions(rank=2)).sample
-    rounded = Factors.sample_of(weight.to(dtype))
+    rounded = sample_of(weight.to(dtype))
     # Half a unit in the last place of bfloat16 is 2^-9.
-    assert sample_deviation(sample, rounded) <= 2**-8
-    assert sample_deviation(sample, Factors.sample_of(torch.randn(30, 20))) > 0.5
-    assert len(Factors.sample_of(torch.ones(1, 1))) == len(sample)
-    assert sample_deviation(torch.zeros(32), torch.zeros(32)) == 0.0
-    assert sample_deviation(torch.zeros(32), torch.ones(32)) == float("inf")
+    assert relative_difference(sample, rounded) <= 2**-8
+    assert relative_difference(sample, sample_of(torch.randn(30, 20))) > 0.5
+    assert len(sample_of(torch.ones(1, 1))) == len(sample)
+    assert relative_difference(torch.zeros(32), torch.zeros(32)) == 0.0
+    assert relative_difference(torch.zeros(32), torch.ones(32)) == float("inf")
     # Numbers beyond float32 can still be compared.
-    assert sample_deviation(Factors.sample_of(weight * 1e300), Factors.sample_of(weight * 1e300)) == 0.0
+    assert relative_difference(sample_of(weight * 1e300), sample_of(weight * 1e300)) == 0.0

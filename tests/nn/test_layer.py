@@ -223,18 +223,6 @@ def test_float16_input_as_large_as_it_gets_along_a_row_of_u():
         assert torch.equal(layer(x), base(x))
 
 
-def test_a_merge_that_overflows_is_refused_and_changes_nothing():
-    base = nn.Linear(8, 8).half()
-    weight = base.weight.detach().clone()
-    layer = LoLDULayer(base, 4)
-    with torch.no_grad():
-        layer.offset.fill_(1e6)
-    with pytest.raises(OverflowError, match="the merged weight overflows float16"):
-        layer.merge()
-    assert torch.equal(base.weight, weight)
-    assert not layer.merged
-
-
 def test_a_default_device_does_not_matter():
     """Neither for what is computed nor for what later calls reuse."""
     base = nn.Linear(12, 10)

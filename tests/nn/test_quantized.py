@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.functional import linear
 
 from lowrank_ldu.nn import LoLDULayer, inject, merge
-from lowrank_ldu.nn.host import weight_matrix
 from lowrank_ldu.nn.quantized import dense_weight, is_quantized
+from lowrank_ldu.nn.weights import weight_matrix
 from lowrank_ldu.peft import LolduConfig
 
 
@@ -176,7 +176,7 @@ def test_under_peft(make, step):
     adapter = model.base_model.model[0].adapter("default")
     assert adapter.offset.dtype == torch.float32
     assert adapter.offset.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="layer '0' is a quantised"):
+    with pytest.raises(ValueError, match="layer '0': the base layer is a quantised"):
         model.merge_and_unload()
     assert torch.equal(model.unload()(x), before)
 

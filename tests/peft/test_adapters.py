@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import math
 import pickle
 import weakref
 
@@ -138,7 +139,7 @@ def test_a_deleted_adapter_leaves_nothing():
     model = get_peft_model(tiny_bert(), LolduConfig(r=8))
     keys, modules = set(model.state_dict()), len(list(model.modules()))
     model.add_adapter("other", LolduConfig(r=4, pivoting="complete"))
-    factors = [weakref.ref(layer.factors_of("other")) for layer in layers(model)]
+    factors = [weakref.ref(layer.loldu_factors.of("other")) for layer in layers(model)]
     model.delete_adapter("other")
     gc.collect()
     assert not any(reference() for reference in factors)
@@ -245,7 +246,7 @@ def test_a_base_on_meta_is_factored_when_its_numbers_come(tmp_path):
     with torch.device("meta"):
         base = tiny_bert()
     model = get_peft_model(base, LolduConfig(r=8))
-    assert not any(layer.factors_of("default").ready for layer in layers(model))
+    assert not any(layer.loldu_factors.of("default").ready for layer in layers(model))
     model.load_state_dict(source.state_dict(), assign=True)
     model.base_model.model.bert.embeddings.load_state_dict(source.base_model.model.bert.embeddings.state_dict())
     for name, buffer in tiny_bert().named_buffers():
@@ -269,7 +270,8 @@ def test_gathered_weights_are_what_is_factored_and_merged(monkeypatch):
 
         def __exit__(self, *_):
             if id(self.parameter) in full:
-                full[id(self.parameter)] = self.parameter.data
+                full[id(self.parameter)] = self.parameter.data.clone()
+                self.parameter.data.fill_(math.nan)  # views of it that are kept hold nothing
                 self.parameter.data = torch.empty(0)
 
     weight = model[0].weight
@@ -277,8 +279,14 @@ def test_gathered_weights_are_what_is_factored_and_merged(monkeypatch):
     monkeypatch.setattr("lowrank_ldu.peft.layer.gather_params_ctx", Gathered)
     adapted = get_peft_model(model, LolduConfig(r=4, target_modules=["0"]))
     layer, reference = layers(adapted)[0], layers(expected)[0]
-    assert torch.equal(layer.factors_of("default").left, reference.factors_of("default").left)
-    layer.adapter("default").load_state_dict(reference.adapter("default").state_dict())
+    assert torch.equal(layer.loldu_factors.of("default").left, reference.loldu_factors.of("default").left)
+    state = reference.loldu_adapter.state_dict(prefix="loldu_adapter.")
+    state["loldu_adapter.default.pivot_rows"] = state["loldu_adapter.default.pivot_rows"].flip(0)
+    for each in (layer, reference):
+        before = each.loldu_factors.of("default").left.clone()
+        each.load_state_dict(state, strict=False)
+        assert not torch.equal(each.loldu_factors.of("default").left, before)
+    assert torch.equal(layer.loldu_factors.of("default").left, reference.loldu_factors.of("default").left)
     adapted.merge_adapter()
     expected.merge_adapter()
     assert torch.equal(full[id(weight)], reference.get_base_layer().weight)

@@ -278,7 +278,7 @@ def test_merging_without_a_copy_of_the_base_comes_back_to_rounding():
     before = model.state_dict()[name].clone()
     model.merge_adapter()
     merged = layers(model)[0].get_base_layer().weight.detach().clone()
-    assert all(layer._base_weight is None for layer in layers(model))
+    assert all(layer._kept_base is None for layer in layers(model))
     model.unmerge_adapter()
     after = model.state_dict()[name]
     # The same update is added and taken off: each sum is rounded once.

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update, is_of_base
 from lowrank_ldu.checkpoints.writer import computed, entries_of, read_tensor, write_tensors
 from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.update import updated_matrix
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
-    from lowrank_ldu.adapters.deviation import Deviation
-    from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+    from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+    from lowrank_ldu.nn.base_identity import Deviation
 
 DELTA_WEIGHTS = "delta.safetensors"
 

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
 from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
@@ -21,6 +20,7 @@ from lowrank_ldu.adapters.exports.updates import (
 )
 from lowrank_ldu.checkpoints.writer import given, read_tensor, write_tensors
 from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
 from lowrank_ldu.nn.update import updated_matrix
 from lowrank_ldu.validation import check_count
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
-    from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.exports.naming import BaseNames
-    from lowrank_ldu.adapters.file import AdapterFile
+    from lowrank_ldu.adapters.stored_layer import AdapterFile
+    from lowrank_ldu.nn.base_identity import Deviation
 
 LORA_WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."

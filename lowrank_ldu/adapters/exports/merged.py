@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.adapters.deviation import warn_of
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, architecture_of, read_config
 from lowrank_ldu.adapters.exports.merged_check import check_merged
@@ -19,6 +18,7 @@ from lowrank_ldu.adapters.exports.updates import base_weight, bound, check_modul
 from lowrank_ldu.adapters.input_files import read_json
 from lowrank_ldu.checkpoints.writer import Entry, computed, entries_of, given, metadata_of, write_tensors
 from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.update import merged_weight, updated_matrix
 from lowrank_ldu.validation import dtype_name
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
-    from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.exports.naming import BaseNames, Place
-    from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+    from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+    from lowrank_ldu.nn.base_identity import Deviation
 
 
 @dataclass

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
     from lowrank_ldu.adapters.exports.merged import MergePlan
     from lowrank_ldu.adapters.exports.naming import BaseModel
-    from lowrank_ldu.adapters.file import AdapterFile
-from lowrank_ldu.checkpoints.writer import Entry
+    from lowrank_ldu.adapters.stored_layer import AdapterFile
+    from lowrank_ldu.checkpoints.writer import Entry
 
 
 def check_merged(adapter: AdapterFile, model: BaseModel, plan: MergePlan, folder: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
-    from lowrank_ldu.adapters.file import AdapterFile
+    from lowrank_ldu.adapters.stored_layer import AdapterFile
 
 # Loaded with a model by their names alone, if they are there.
 _LOADED = re.compile(

@@ -10,13 +10,13 @@ import torch
 
 from lowrank_ldu.adapters.exports.architecture import Architecture, architecture_of
 from lowrank_ldu.errors import AdapterError
-from lowrank_ldu.nn.factors import Factors, sample_deviation
+from lowrank_ldu.nn.base_identity import relative_difference, sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
-    from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+    from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
 
 _ACCEPTED = "accepted: the base that the adapter is of"
 # Components of names that have to agree where one prefix stands for another: the module's own and the weight's.
@@ -264,7 +264,7 @@ def _agrees(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name
     weight = base.tensor(name)
     if not weight.is_floating_point() or weight.dtype.itemsize == 1:
         return False
-    return sample_deviation(layer.tensors["base_sample"], Factors.sample_of(layer.kind.as_matrix(weight))) == 0.0
+    return relative_difference(layer.tensors["base_sample"], sample_of(layer.kind.as_matrix(weight))) == 0.0
 
 
 def _refuse_twice(base: BaseCheckpoint) -> None:

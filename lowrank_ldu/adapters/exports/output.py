@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
-from lowrank_ldu.adapters.file import AdapterFile
 from lowrank_ldu.adapters.input_files import checked_path
+from lowrank_ldu.adapters.stored_layer import AdapterFile
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.validation import check_flag

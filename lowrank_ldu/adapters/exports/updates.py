@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
-    from lowrank_ldu.adapters.deviation import Deviation
-    from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+    from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+    from lowrank_ldu.nn.base_identity import Deviation
     from lowrank_ldu.nn.host import Diagonal
 
 # Of the rows that are compared at a time: a weight larger than this in float64 is checked part by part.
@@ -90,7 +90,7 @@ def bound(
         As for `StoredLayer.bind`.
     """
     weight = base_weight(adapter, layer, base, name)
-    diagonal, deviation = layer.rebuild(layer.kind.as_matrix(weight), force=force)
+    diagonal, deviation = layer.rebuild(layer.kind.as_matrix(weight), "warn" if force else "error")
     passed.extend([] if deviation is None else [deviation])
     return Bound(weight, diagonal)
 
@@ -98,7 +98,7 @@ def bound(
 def bound_again(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> Bound:
     """Do what `bound` did, without a word about what was let pass then."""
     weight = base_weight(adapter, layer, base, name)
-    diagonal, _ = layer.rebuild(layer.kind.as_matrix(weight), force=True)
+    diagonal, _ = layer.rebuild(layer.kind.as_matrix(weight), "ignore")
     return Bound(weight, diagonal)
 
 

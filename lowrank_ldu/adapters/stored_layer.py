@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.adapters.deviation import Deviation, warn_of
-from lowrank_ldu.adapters.fingerprint import fingerprint
-from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.nn.base_identity import (
+    UNRELATED,
+    UPDATE_AGREES,
+    BaseCheck,
+    Deviation,
+    fingerprint,
+    outcome,
+    relative_difference,
+    sample_of,
+    update_sketch,
+    warn_of,
+)
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
-from lowrank_ldu.nn.factors import Factors, sample_deviation
+from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.host import Diagonal
 from lowrank_ldu.nn.kinds import kind_named
 from lowrank_ldu.validation import check_flag, dtype_name
@@ -24,12 +33,6 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.adapters.format import LayerRecord
     from lowrank_ldu.nn.kinds import LayerKind
-
-# Of the update. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms are nothing but
-# rounding (a rank above the base's own) or singular vectors came out turned, they agree to 1 or worse.
-_AGREE = 0.01
-# Of a sample of the base, relative: no rounded or quantised copy is as far off.
-_UNRELATED = 0.5
 
 
 def check_finite_update(name: str, factors: Factors, delta: Tensor) -> None:
@@ -90,12 +93,12 @@ class StoredLayer:
         """
         if not isinstance(matrix, torch.Tensor):
             raise TypeError(f"matrix is a {type(matrix).__name__}; accepted: a torch.Tensor")
-        diagonal, deviation = self.rebuild(matrix, force=check_flag(force, "force"))
+        diagonal, deviation = self.rebuild(matrix, "warn" if check_flag(force, "force") else "error")
         warn_of([] if deviation is None else [deviation])
         return diagonal
 
-    def rebuild(self, matrix: Tensor, *, force: bool) -> tuple[Diagonal, Deviation | None]:
-        """Do what `bind` does, and return what `force` let pass instead of warning of it."""
+    def rebuild(self, matrix: Tensor, policy: BaseCheck) -> tuple[Diagonal, Deviation | None]:
+        """Do what `bind` does, and return what a policy other than "error" let pass instead of warning of it."""
         record = self.record
         # PEFT's files say nothing of shapes.
         if record.shape != (0, 0) and tuple(matrix.shape) != record.shape:
@@ -105,21 +108,20 @@ class StoredLayer:
             )
         if matrix.device.type == "meta":
             raise AdapterError(f"layer {self.name!r} is on the meta device and has no data; accepted: a base with data")
-        base = self._base_deviation(matrix)
+        deviation = self._base_deviation(matrix)
         # Before the factorisation, which has no meaning on another base and may fail there.
-        if base is not None and not force:
+        if deviation is not None and outcome(deviation, policy) == "error":
             accepted = "the same base, or force=True (--force of export) for a rounded copy of it"
-            if base > _UNRELATED:
+            if deviation.size > UNRELATED:
                 # Rows that were added to an embedding move the rows that are sampled.
                 accepted = "the same base, with as many rows (saved after its vocabulary was resized, if it was)"
-            seen = self._deviation(matrix, base, None)
-            raise AdapterError(f"{seen}, so that its diagonal means something else; accepted: {accepted}")
+            raise AdapterError(f"{deviation}, so that its diagonal means something else; accepted: {accepted}")
         diagonal = self._diagonal(matrix)
         update = self._update_deviation(diagonal)
-        if base is None and (update is None or update <= _AGREE):
+        if deviation is None and (update is None or update <= UPDATE_AGREES):
             return diagonal, None
-        deviation = self._deviation(matrix, base, update)
-        if not force:
+        deviation = replace(deviation or Deviation(self.name), update=update)
+        if outcome(deviation, policy) == "error":
             raise AdapterError(
                 f"{deviation}: {self._reason()}; accepted: an adapter that can be rebuilt, or force=True "
                 "(--force of export) to take it as it is"
@@ -152,22 +154,21 @@ class StoredLayer:
         check_finite_update(self.name, diagonal.factors, diagonal.delta)
         return diagonal
 
-    def _base_deviation(self, matrix: Tensor) -> float | None:
+    def _base_deviation(self, matrix: Tensor) -> Deviation | None:
         """Return how far off the weight is where it was sampled, or None if it is the one of training."""
+        trained, present = self.record.base_dtype, dtype_name(matrix)
         if self.record.base_sha256 and fingerprint(matrix) == self.record.base_sha256:
             return None
-        deviation = sample_deviation(self.tensors["base_sample"], Factors.sample_of(matrix))
+        difference = relative_difference(self.tensors["base_sample"], sample_of(matrix))
         # Where there is no fingerprint, as in PEFT's files, a sample has to do.
-        return None if not self.record.base_sha256 and deviation == 0.0 else deviation
+        if not self.record.base_sha256 and difference == 0.0:
+            return None
+        return Deviation(self.name, difference, None if trained in {"", present} else (present, trained))
 
     def _update_deviation(self, diagonal: Diagonal) -> float | None:
         if "update_sketch" not in self.tensors:
             return None
-        return sample_deviation(self.tensors["update_sketch"], update_sketch(diagonal.factors, diagonal.delta))
-
-    def _deviation(self, matrix: Tensor, base: float | None, update: float | None) -> Deviation:
-        trained, present = self.record.base_dtype, dtype_name(matrix)
-        return Deviation(self.name, base, None if trained in {"", present} else (present, trained), update)
+        return relative_difference(self.tensors["update_sketch"], update_sketch(diagonal.factors, diagonal.delta))
 
     def _reason(self) -> str:
         if self.record.options.basis == "svd":

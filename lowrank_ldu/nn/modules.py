@@ -1,0 +1,147 @@
+"""Modules of a model: their names, the wrappers around them, and the layers inside of other layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.fx import Proxy
+
+# What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap; the first two may wrap one layer.
+LAYER_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+_WRAPPED = (*LAYER_WRAPPED, "_fsdp_wrapped_module")
+_NOTHING = nn.Module()
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; accepted: a torch.nn.Module")
+
+
+def plain_name(name: str, model: nn.Module) -> str:
+    """Return a qualified name in a model without what wrappers of modules put into it.
+
+    Parameters
+    ----------
+    name : str
+        Of a module, or of a tensor in a state dict, which may have been left out of it already.
+    model : nn.Module
+
+    Examples
+    --------
+    >>> plain_name("0.module.1.weight", nn.Sequential(nn.DataParallel(nn.Sequential(nn.ReLU(), nn.Linear(1, 1)))))
+    '0.1.weight'
+    """
+    parts, module = [], model
+    for part in name.split("."):
+        if part not in _WRAPPED and not (part == "module" and isinstance(module, _WRAPPERS)):
+            parts.append(part)
+        module = _child(module, part)
+    return ".".join(parts)
+
+
+def _child(module: nn.Module, name: str) -> nn.Module:
+    """Return a submodule, from inside of wrappers if need be; of what has none of the name, a module without any."""
+    if name not in module._modules:  # noqa: SLF001
+        module = unwrapped(module)
+    child = module._modules.get(name)  # noqa: SLF001
+    return _NOTHING if child is None else child
+
+
+def places(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Return the names of every module, one for each place that has to be written to replace it.
+
+    The second name of what a module that itself stands twice has inside is no further place.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1, 1)
+    >>> places(nn.Sequential(layer, layer))[layer]
+    ['0', '1']
+    """
+    found: dict[nn.Module, list[str]] = {}
+    for name, parent in model.named_modules():
+        for key, child in parent._modules.items():  # noqa: SLF001  # named_children() leaves out what it has seen
+            if child is not None:
+                found.setdefault(child, []).append(f"{name}.{key}" if name else key)
+    return found
+
+
+def plain_submodule(model: nn.Module, name: str) -> nn.Module:
+    """Return the module that has a qualified name in the plain model, without wrappers of it.
+
+    Raises
+    ------
+    AttributeError
+    """
+    module = unwrapped(model)
+    for part in name.split("."):
+        module = unwrapped(module.get_submodule(part))
+    return module
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of torch.compile's, DistributedDataParallel's and similar wrappers of a whole model."""
+    while True:
+        inner = next((model._modules[key] for key in _WRAPPED if key in model._modules), None)  # noqa: SLF001
+        if isinstance(model, _WRAPPERS):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def innermost(layer: Any) -> nn.Module:
+    """Return the module that is adapted, below the layers of other methods around it."""
+    while "base_layer" in layer._modules:  # noqa: SLF001
+        layer = layer.base_layer
+    return layer  # type: ignore[no-any-return]
+
+
+def check_not_distributed(model: nn.Module) -> None:
+    """Refuse a model whose new parameters no wrapper would average gradients of.
+
+    Raises
+    ------
+    ValueError
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel) or "_fsdp_wrapped_module" in module._modules:  # noqa: SLF001
+            raise ValueError(
+                f"{f'module {name!r}' if name else 'the model'} is wrapped by {type(module).__name__} already, which "
+                "would not average the gradients of new parameters; accepted: the model inside, wrapped afterwards"
+            )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether fully_shard has left a module only its part of its parameters."""
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
+def recorded_call(layer: nn.Module, x: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Record the call of a layer as one node of torch.fx's graph.
+
+    What a layer does depends on the values of its input, which are not there yet.
+
+    Raises
+    ------
+    RuntimeError
+        The layer is all that is traced.
+    """
+    tracer: Any = x.tracer
+    if layer is tracer.root:
+        raise RuntimeError(
+            f"torch.fx traces a {type(layer).__name__} by itself, whose forward depends on its input; accepted: a "
+            "model with the layer inside, which becomes one node"
+        )
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x, *args), kwargs)  # type: ignore[no-any-return]

@@ -1,0 +1,80 @@
+"""The weight of a layer: as it is stored, as a matrix, and which other modules use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.nn.kinds import kind_of
+from lowrank_ldu.nn.kinds.own_forward import refresh_weight
+from lowrank_ldu.nn.memory import Owners
+from lowrank_ldu.nn.offloading import onloaded
+from lowrank_ldu.nn.quantized import dense_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+
+def stored_weight(base_layer: nn.Module) -> nn.Parameter:
+    """Return a layer's weight as it is stored."""
+    # HQQ's layers have no `weight`, but for the packed integers.
+    return base_layer.weight if hasattr(base_layer, "weight") else base_layer.W_q  # type: ignore[return-value]
+
+
+def weight_matrix(base_layer: nn.Module) -> Tensor:
+    """Return a layer's weight as W (m, n), dequantised where it is stored quantised, in memory if it is offloaded.
+
+    Raises
+    ------
+    TypeError
+        The layer or its weight is of a kind that cannot be factored.
+    """
+    kind = kind_of(base_layer)
+    with onloaded(base_layer):
+        with torch.no_grad():
+            refresh_weight(base_layer)
+        return kind.as_matrix(dense_weight(base_layer))
+
+
+def check_untied(model: nn.Module, base_layers: Mapping[str, nn.Module]) -> None:
+    """Refuse to write an update into a weight that another module uses too: that one would change with it.
+
+    Parameters
+    ----------
+    model : nn.Module
+    base_layers : mapping of str to nn.Module
+        Qualified name of each layer with adapters to its base layer.
+
+    Raises
+    ------
+    RuntimeError
+        Another module has the same parameter, or another parameter or buffer in the same memory.
+    """
+    for name, users in users_of_weights(model, base_layers):
+        others = [owner or type(module).__name__ for owner, module in users if module is not base_layers[name]]
+        if others:
+            raise RuntimeError(
+                f"the weight of layer {name!r} is tied to {', '.join(map(repr, others))}, which merging would change; "
+                "accepted: weights of their own (give one module a clone)"
+            )
+
+
+def users_of_weights(
+    model: nn.Module, base_layers: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
+    """Yield each layer's name with the names and modules of all that have some of its weight's memory."""
+    owners = Owners(
+        ((name, module), tensor)
+        for name, module in model.named_modules()
+        # The plain parameters() and buffers() leave out what they have seen.
+        for tensor in (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
+        if tensor is not None
+    )
+    for name, base_layer in base_layers.items():
+        weight = stored_weight(base_layer)
+        # What a parametrization computes may be a view of what it is computed from, which is no tie.
+        own = any(weight is parameter for parameter in base_layer._parameters.values())  # noqa: SLF001
+        yield name, list(dict.fromkeys(owners.of(weight))) if own else []
