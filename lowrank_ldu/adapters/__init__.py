@@ -6,8 +6,8 @@ from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
 from lowrank_ldu.adapters.loading import load_adapter
 from lowrank_ldu.adapters.published import import_published
 from lowrank_ldu.adapters.reading import read_adapter
-from lowrank_ldu.adapters.records import stored_numbers
 from lowrank_ldu.adapters.saving import save_adapter
+from lowrank_ldu.diagnostics import stored_numbers
 from lowrank_ldu.errors import AdapterError
 
 __all__ = [

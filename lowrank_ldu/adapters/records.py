@@ -114,36 +114,6 @@ def _expected(record: LayerRecord, *, sketched: bool) -> tuple[dict[str, int], d
     return sizes | dict.fromkeys(limits, record.rank), limits
 
 
-def stored_numbers(rank: int) -> int:
-    """Return how many numbers `save_adapter` writes for a layer with the default options, whatever its shape.
-
-    Offset and pivots, r each, sigma and its start, and the two samples that tell a changed base from the right one.
-
-    Examples
-    --------
-    >>> stored_numbers(8), stored_numbers(64)
-    (82, 194)
-    """
-    check_count(rank, "rank", 1)
-    record = LayerRecord(
-        kind="linear",
-        shape=(rank, rank),
-        base_dtype="float32",
-        base_sha256="",
-        rank=rank,
-        alpha=float(rank),
-        init="regular_ldu",
-        preserving=True,
-        pivoting="partial",
-        basis="ldu",
-        parametrization="diagonal",
-        train_sigma=True,
-        seed=0,
-    )
-    sizes, _ = _expected(record, sketched=True)
-    return sum(sizes.values())
-
-
 def _check_pivots(where: str, key: str, pivots: Tensor, size: int) -> None:
     if pivots.is_floating_point() or pivots.is_complex():
         raise AdapterError(f"{where}: {key} is {dtype_name(pivots)}; accepted: integers")

@@ -3,70 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from lowrank_ldu.backend import Array, Backend, backend_of
-from lowrank_ldu.decomposition import LDU, SVD, Factorization, PiSSA
+from lowrank_ldu.decomposition import LDU, Factorization
 from lowrank_ldu.decomposition.gram import wide
-from lowrank_ldu.diagnostics.measures import condition_number, condition_of_factor, frobenius_norm, orthogonality_defect
+from lowrank_ldu.diagnostics.cost import apply_flops, factor_flops
+from lowrank_ldu.diagnostics.measures import (
+    condition_number,
+    condition_of_factor,
+    frobenius_norm,
+    orthogonality_defect,
+    quiet,
+)
 from lowrank_ldu.diagnostics.rank_errors import Norms, RankErrors
 from lowrank_ldu.diagnostics.record import Diagnostics
 from lowrank_ldu.diagnostics.storage import StorageErrors
 from lowrank_ldu.diagnostics.terms import Terms
-from lowrank_ldu.validation import check_rank, dtype_name, kind_of
+from lowrank_ldu.validation import check_rank, dtype_name
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lowrank_ldu.diagnostics.target import Target
-
-
-def factor_flops(factors: Factorization, rank: int) -> int:
-    """Return the operations that `rank` terms of this kind of factorization cost.
-
-    With k = min(m, n) and l = max(m, n):
-
-    - partial: getrf of the panel and trsm, m r^2 - r^3 / 3 + r^2 (n - r);
-    - rook: the same, the columns and rows that its search forms counted once;
-    - randomized: the same, and 2 s m n for a sketch of s = min(r, 64) + 8 rows;
-    - complete: the rank-one updates, 2 m n r; comparisons are not counted;
-    - svd, pissa, exact: 6 l k^2 + 20 k^3, whatever the rank (Golub and Van Loan, Matrix Computations, R-SVD);
-    - svd, pissa, randomized with q power iterations: 4 (q + 1) m n w products with the w = r sketched columns.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lowrank_ldu import ldu
-    >>> factor_flops(ldu(np.eye(6, 4), 3), 3)
-    54
-    """
-    m, n = factors.shape[-2:]
-    k, longest = min(m, n), max(m, n)
-    if isinstance(factors, (SVD, PiSSA)):
-        if factors.niter is None:
-            return 6 * longest * k**2 + 20 * k**3
-        return 4 * (factors.niter + 1) * m * n * rank
-    eliminate = m * rank**2 - rank**3 // 3 + rank**2 * (n - rank)
-    pivoting = factors.pivoting if isinstance(factors, LDU) else None
-    if pivoting == "complete":
-        return 2 * m * n * rank
-    if pivoting == "randomized":
-        return eliminate + 2 * (min(rank, 64) + 8) * m * n
-    return eliminate
-
-
-def apply_flops(m: int, n: int, rank: int) -> int:
-    """Return the operations per input vector of L (z * (U x)).
-
-    Examples
-    --------
-    >>> apply_flops(768, 768, 64)
-    196672
-    """
-    return 2 * rank * (m + n) + rank
 
 
 _BFLOAT16_TIE = 2.0**-8
@@ -102,20 +63,9 @@ class Examination:
     """
 
     def __init__(self, target: Target, factors: Factorization) -> None:
-        if not isinstance(factors, Factorization):
-            raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
-        if backend_of(factors.left).name != target.library.name:
-            raise TypeError(
-                f"W is of another library than the factors; accepted: a {kind_of(factors.left)}, as the factors"
-            )
-        if tuple(target.W.shape) != factors.shape:
-            raise ValueError(
-                f"W has shape {tuple(target.W.shape)}; accepted: {factors.shape}, the shape that was factored"
-            )
-        if target.backend.name != target.library.name:
-            factors = _on_host(factors, target.library)
+        factors = target.matching(factors)
         self._target, self._factors, self._backend = target, factors, target.backend
-        with _quiet():
+        with quiet():
             self._terms = Terms(factors, self._backend, target.exponent)
             self._errors = RankErrors(target, factors, self._terms)
             self._storage = {
@@ -134,7 +84,7 @@ class Examination:
         known = int(self._target.scaled_values.shape[0])
         if known < rank:
             raise ValueError(f"rank is {rank}; accepted: at most {known}, the leading_values that are known")
-        with _quiet():
+        with quiet():
             figures = self._measure(rank)
         unknown = [name for name, value in vars(figures).items() if isinstance(value, float) and math.isnan(value)]
         if unknown:
@@ -159,7 +109,7 @@ class Examination:
         if norm == 0.0:
             nothing = np.zeros(self._factors.rank)
             return nothing, nothing.copy()
-        with _quiet():
+        with quiet():
             plain, refit = (np.sqrt(np.maximum(squares, 0.0)) / norm for squares in self._errors.squares())
         return plain, refit
 
@@ -187,20 +137,6 @@ class Examination:
             factor_bytes=size * (rank * (m + n) + rank),
             dense_bytes=size * m * n,
         )
-
-
-def _on_host(factors: Factorization, library: Backend) -> Factorization:
-    arrays = {
-        field.name: np.asarray(library.to_numpy(value))
-        for field in fields(factors)
-        if hasattr(value := getattr(factors, field.name), "shape")
-    }
-    return replace(factors, **arrays)
-
-
-def _quiet() -> np.errstate:
-    """NumPy's warnings would speak of what is looked for here, and then taken another way."""
-    return np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore")
 
 
 def _relative(value: float, norm: float) -> float:

@@ -18,6 +18,14 @@ _LANCZOS_FROM = 128
 _LANCZOS_TOLERANCE = 1e-8
 
 
+def quiet() -> np.errstate:
+    """Silence NumPy's warnings about overflow and the like.
+
+    They would speak of what is looked for here, and then taken another way.
+    """
+    return np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore")
+
+
 def frobenius_norm(matrix: Array, backend: Backend) -> float:
     """Return the Frobenius norm, of entries scaled first so that their squares can neither overflow nor vanish."""
     xp = backend.xp

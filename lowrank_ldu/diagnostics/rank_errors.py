@@ -88,12 +88,26 @@ class RankErrors:
         )
         products = gram * z[:, None] * z[None, :]
         steps = np.diagonal(products) + 2 * np.tril(products, -1).sum(axis=1) - 2 * z * overlap
-        triangle, size = self._cholesky
-        count = int(triangle.shape[0])
-        solved = scipy.linalg.solve_triangular(triangle, overlap[:count] / size[:count], lower=True)
         refit = unknown.copy()
-        refit[:count] = energy - np.cumsum(solved * solved)
+        refit[: len(self._held)] = energy - self._held
         return energy + np.cumsum(steps), refit
+
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Return the shares of the energy of W that the first 1, 2, ... r terms hold with their best diagonal.
+
+        NaN from where terms depend on each other too closely, and for the zero matrix.
+        """
+        shares = np.full(int(self._terms.unit_z.shape[0]), np.nan)
+        if self._target.in_range:
+            shares[: len(self._held)] = np.clip(self._held / self._target.energy, 0.0, 1.0)
+        return shares
+
+    def residual(self, rank: int) -> float:
+        """Return the Frobenius norm of what the first `rank` terms leave with their best diagonal.
+
+        From the difference of the matrices, by least squares of least norm: it answers whatever the terms are.
+        """
+        return self._difference_norm(self._refit(rank))
 
     @cached_property
     def _projection(self) -> Array:
@@ -138,6 +152,15 @@ class RankErrors:
         dependent = np.flatnonzero(~(pivots**2 > _INDEPENDENT))  # NaN as well
         count = int(dependent[0]) if dependent.size else len(pivots)
         return triangle[:count, :count], size
+
+    @cached_property
+    def _held(self) -> npt.NDArray[np.float64]:
+        """Squares of W's projections on the first 1, 2, ... terms, as many as `_cholesky` answers for."""
+        triangle, size = self._cholesky
+        count = len(triangle)
+        overlap = np.asarray(self._backend.to_numpy(self._overlap))[:count]
+        solved = scipy.linalg.solve_triangular(triangle, overlap / size[:count], lower=True)
+        return np.cumsum(solved * solved)
 
     def _best_diagonal(self, rank: int) -> Array | None:
         """Return G^-1 h of the leading terms, or None where they depend on each other too closely for this way."""
@@ -189,8 +212,14 @@ class RankErrors:
         if self._spectral:
             error = self._target.wide - scaled_product(left, z, right)
             return Norms(frobenius_norm(error, backend), spectral_norm(error, backend))
+        return Norms(self._difference_norm(z), None)
+
+    def _difference_norm(self, z: Array) -> float:
+        backend, terms = self._backend, self._terms
+        rank = int(z.shape[0])
+        left, right = terms.unit_left[:, :rank], terms.unit_right[:rank, :]
         norms = [
             frobenius_norm(self._target.block(rows) - scaled_product(left[rows, :], z, right), backend)
             for rows in blocks_of_rows(self._W.shape)
         ]
-        return Norms(frobenius_norm(backend.xp.asarray(norms, dtype=left.dtype), backend), None)
+        return frobenius_norm(backend.xp.asarray(norms, dtype=left.dtype), backend)

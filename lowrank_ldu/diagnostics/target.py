@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowrank_ldu.backend import backend_of
+from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
 from lowrank_ldu.decomposition.powers import scaled_by
 from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
 from lowrank_ldu.diagnostics.record import times_power_of_two
-from lowrank_ldu.validation import check_matrix
+from lowrank_ldu.validation import check_matrix, kind_of
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array
@@ -30,7 +32,7 @@ class Target:
     W : array, shape (m, n)
         As for `ldu`.
     singular_values : array, shape (k,), optional
-        Of W, not increasing, where they are known already; they are the dearest part.
+        Of W, not increasing, where they are known already; they are the costliest part.
     leading_values : array, shape (l,) with l <= k, optional
         Lower bounds of the leading singular values, not increasing, such as those of a randomized SVD. What the best
         approximation leaves is then an upper bound, from them and the norm of W, and ranks may be no larger than l.
@@ -84,6 +86,33 @@ class Target:
                 f"{name} has shape {tuple(values.shape)}; accepted: {count} of W, in an array of its library"
             )
         return wide(values if self.library.in_place else np.asarray(self.library.to_numpy(values)), self.backend)
+
+    def matching(self, factors: Factorization) -> Factorization:
+        """Return factors of W's shape and library, on the host where W is measured there.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `factors` is no factorization, of another library, or of another shape.
+        """
+        if not isinstance(factors, Factorization):
+            raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
+        if backend_of(factors.left).name != self.library.name:
+            raise TypeError(
+                f"W is of another library than the factors; accepted: a {kind_of(factors.left)}, as the factors"
+            )
+        if tuple(self.W.shape) != factors.shape:
+            raise ValueError(
+                f"W has shape {tuple(self.W.shape)}; accepted: {factors.shape}, the shape that was factored"
+            )
+        if self.backend.name == self.library.name:
+            return factors
+        arrays = {
+            field.name: np.asarray(self.library.to_numpy(value))
+            for field in fields(factors)
+            if hasattr(value := getattr(factors, field.name), "shape")
+        }
+        return replace(factors, **arrays)
 
     @cached_property
     def largest(self) -> float:
