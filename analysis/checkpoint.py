@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from lowrank_ldu.analysis.engine.pool import Progress
+    from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.engine.survey import Engine
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -54,8 +54,7 @@ class Analysis:
     @property
     def headline_rank(self) -> int:
         """The rank that summaries are about: the largest one asked for that some matrix does not reach in full."""
-        largest = max(min(matrix.m, matrix.n) for _, matrix in self.matrices)
-        return max((rank for rank in self.options.ranks if rank < largest), default=self.options.ranks[-1])
+        return self.options.headline_rank(max(min(matrix.m, matrix.n) for _, matrix in self.matrices))
 
     @property
     def skipped(self) -> list[TensorResult]:

@@ -11,7 +11,7 @@ from lowrank_ldu.validation import DTYPES
 if TYPE_CHECKING:
     import torch
 
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.options import CompareOptions, SurveyOptions
     from lowrank_ldu.checkpoints import TensorInfo
 
 _INTEGERS = re.compile(r"u?int\d+|bool")
@@ -48,7 +48,7 @@ def skip_reason(info: TensorInfo, options: SurveyOptions) -> str | None:
     return name_reason(info.name, options) or storage_reason(info)
 
 
-def name_reason(name: str, options: SurveyOptions) -> str | None:
+def name_reason(name: str, options: SurveyOptions | CompareOptions) -> str | None:
     """Return why a name is not among those asked for, or None if it is."""
     if options.select is not None and not re.search(options.select, name):
         return "its name does not match the selection"

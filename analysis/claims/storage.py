@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import (
+    Claim,
+    Finding,
+    MatrixCase,
+    NamedScope,
+    full_rank_scope,
+    medians,
+    scopes_below_full_rank,
+)
+from lowrank_ldu.diagnostics import stored_numbers
 from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
@@ -18,17 +27,10 @@ if TYPE_CHECKING:
 LARGEST_SHARE = 0.5
 
 
-def storage(analysis: Analysis, stored_numbers: Callable[[int], int]) -> Claim:
-    """Count the numbers that are trained, that are written to the adapter's file, and that training keeps in memory.
-
-    Parameters
-    ----------
-    analysis : Analysis
-    stored_numbers : callable
-        Of the rank: how many numbers an adapter's file holds for a layer.
-    """
+def storage(analysis: Analysis) -> Claim:
+    """Count the numbers that are trained, that are written to the adapter's file, and that training keeps in memory."""
     findings = []
-    for place in (*places_below_full_rank(analysis), full_rank(analysis)):
+    for place in (*scopes_below_full_rank(analysis), full_rank_scope(analysis)):
         findings += [
             _finding("trained", place, lambda item: item.diagnostics.rank + 1),
             _finding("adapter file", place, lambda item: stored_numbers(item.diagnostics.rank)),
@@ -52,13 +54,13 @@ def _in_memory(item: Measurement) -> int:
     return figures.factor_bytes * figures.m * figures.n // figures.dense_bytes + 1
 
 
-def _finding(test: str, place: Place, count: Callable[[Measurement], int]) -> Finding:
+def _finding(test: str, place: NamedScope, count: Callable[[Measurement], int]) -> Finding:
     cases = []
     for name, matrix, item in place.ldu():
         rank, numbers = item.diagnostics.rank, count(item)
         pair = rank * (matrix.m + matrix.n)
         cases.append(
-            Case(
+            MatrixCase(
                 name,
                 rank,
                 {"numbers": numbers, "lora_numbers": pair, "share_of_lora": numbers / pair},

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.verdict import PAPER, Case, Claim, Finding, Place, medians, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import (
+    PAPER,
+    Claim,
+    Finding,
+    MatrixCase,
+    NamedScope,
+    medians,
+    scopes_below_full_rank,
+)
 from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
@@ -32,21 +40,21 @@ def structure(analysis: Analysis) -> Claim:
         ),
         findings=[
             _finding(place, pivoting, refit=refit)
-            for place in places_below_full_rank(analysis)
+            for place in scopes_below_full_rank(analysis)
             for pivoting in strategies
             for refit in (False, True)
         ],
     )
 
 
-def _finding(place: Place, pivoting: Pivoting, *, refit: bool) -> Finding:
+def _finding(place: NamedScope, pivoting: Pivoting, *, refit: bool) -> Finding:
     cases = []
     for name, _, item in place.ldu(pivoting):
         figures = item.diagnostics
         error = figures.refit_frobenius_error if refit else figures.frobenius_error
         best = figures.svd_frobenius_error
         cases.append(
-            Case(
+            MatrixCase(
                 name,
                 figures.rank,
                 {"error": error, "svd_error": best, "energy": 1 - error**2, "svd_energy": 1 - best**2},

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Case:
+class MatrixCase:
     """One matrix under one test.
 
     Attributes
@@ -50,7 +50,7 @@ class Finding:
         None is the full rank of each matrix.
     measured : str
         The figures in words; empty where there is no case.
-    cases : list of Case
+    cases : list of MatrixCase
         A case a matrix; at a rank, the matrices whose full rank is above it.
     counts : dict of str to int
         Numbers of matrices that the measured text speaks of, beside those for which the rule is met.
@@ -59,7 +59,7 @@ class Finding:
     test: str
     rank: int | None
     measured: str
-    cases: list[Case]
+    cases: list[MatrixCase]
     counts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -123,12 +123,12 @@ def verdict(outcomes: Sequence[bool]) -> str:
     return f"holds for {held} of {len(outcomes)} matrices" if held else "does not hold"
 
 
-def medians(cases: Sequence[Case]) -> dict[str, float]:
+def medians(cases: Sequence[MatrixCase]) -> dict[str, float]:
     """Return the median of each figure over the cases, which all have the same figures.
 
     Examples
     --------
-    >>> medians([Case("a", 1, {"error": 0.5}, True), Case("b", 1, {"error": 0.7}, True)])
+    >>> medians([MatrixCase("a", 1, {"error": 0.5}, True), MatrixCase("b", 1, {"error": 0.7}, True)])
     {'error': 0.6}
     """
     return {name: median(case.figures[name] for case in cases) for name in (cases[0].figures if cases else ())}
@@ -139,7 +139,7 @@ PAPER: Pivoting = "partial"
 
 
 @dataclass(frozen=True)
-class Place:
+class NamedScope:
     """Matrices at one rank, with their names.
 
     Attributes
@@ -162,17 +162,17 @@ class Place:
         yield from zip(self.names, self.scope.matrices, self.scope.ldu(pivoting), strict=True)
 
 
-def places_below_full_rank(analysis: Analysis) -> list[Place]:
+def scopes_below_full_rank(analysis: Analysis) -> list[NamedScope]:
     """Return a place for each rank asked for, with the matrices whose full rank is above it."""
     places = []
     for rank in analysis.options.ranks:
         larger = [(tensor.name, matrix) for tensor, matrix in analysis.matrices if min(matrix.m, matrix.n) > rank]
-        places.append(Place([name for name, _ in larger], Scope([matrix for _, matrix in larger], rank)))
+        places.append(NamedScope([name for name, _ in larger], Scope([matrix for _, matrix in larger], rank)))
     return places
 
 
-def full_rank(analysis: Analysis) -> Place:
+def full_rank_scope(analysis: Analysis) -> NamedScope:
     """Return all matrices at full rank."""
-    return Place(
+    return NamedScope(
         [tensor.name for tensor, _ in analysis.matrices], Scope([matrix for _, matrix in analysis.matrices], None)
     )

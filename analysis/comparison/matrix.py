@@ -14,7 +14,7 @@ from lowrank_ldu.decomposition import Pivoting, ldu, svd
 from lowrank_ldu.diagnostics import Expression, Target, express
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.options import CompareOptions
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class MatrixComparison:
         return independent / self.size
 
 
-def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOptions) -> MatrixComparison:
+def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: CompareOptions) -> MatrixComparison:
     """Measure an update beside the weight that it is added to.
 
     Parameters
@@ -85,7 +85,7 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOp
         Finite, float32 or float64, on the CPU.
     update : torch.Tensor, shape (m, n)
         As `base`, and not zero.
-    options : SurveyOptions
+    options : CompareOptions
         Which ranks and pivoting strategies.
 
     Returns

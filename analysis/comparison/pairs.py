@@ -9,7 +9,7 @@ from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.options import CompareOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
 Status = Literal["compared", "unchanged", "only in the base", "only in the tuned checkpoint", "not compared"]
@@ -83,7 +83,7 @@ def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> list[Pair]:
     ]
 
 
-def leave_out(pairs: list[Pair], options: SurveyOptions) -> dict[str, PairResult]:
+def leave_out(pairs: list[Pair], options: CompareOptions) -> dict[str, PairResult]:
     """Return the results of the pairs that names, shapes and dtypes tell not to be comparable, by name."""
     results: dict[str, PairResult] = {}
     for pair in pairs:

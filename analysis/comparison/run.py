@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
-from lowrank_ldu.analysis.engine.pool import describe_error, work_through
+from lowrank_ldu.analysis.engine.executor import describe_error, work_through
 from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
 from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.checkpoints.weights import open_weights
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lowrank_ldu.analysis.engine.pool import Progress
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.engine.executor import Progress
+    from lowrank_ldu.analysis.options import CompareOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
 _REASONS_SHOWN = 3
@@ -38,7 +38,7 @@ class CheckpointComparison:
     ----------
     base, tuned : str
         The paths that were opened.
-    options : SurveyOptions
+    options : CompareOptions
     environment : Environment
     seconds : float
         Wall-clock time.
@@ -48,7 +48,7 @@ class CheckpointComparison:
 
     base: str
     tuned: str
-    options: SurveyOptions
+    options: CompareOptions
     environment: Environment
     seconds: float
     tensors: list[PairResult]
@@ -57,6 +57,11 @@ class CheckpointComparison:
     def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
         """The matrices that were changed, each with its comparison."""
         return [(tensor, tensor.comparison) for tensor in self.tensors if tensor.comparison is not None]
+
+    @property
+    def headline_rank(self) -> int:
+        """The largest rank asked for that some matrix does not reach in full."""
+        return self.options.headline_rank(max(matrix.full_rank for _, matrix in self.matrices))
 
     @property
     def others(self) -> list[PairResult]:
@@ -72,7 +77,7 @@ class CheckpointComparison:
 def compare_checkpoints(
     base: str | os.PathLike[str],
     tuned: str | os.PathLike[str],
-    options: SurveyOptions,
+    options: CompareOptions,
     progress: Callable[[Progress], None] | None = None,
 ) -> CheckpointComparison:
     """Open a base checkpoint and a fine-tuned one, and measure the update of every matrix that both hold.
@@ -81,10 +86,10 @@ def compare_checkpoints(
     ----------
     base, tuned : str or os.PathLike
         As for `lowrank_ldu.checkpoints.weights.open_weights`. Tensors are matched by name; the formats may differ.
-    options : SurveyOptions
+    options : CompareOptions
         With `threads` = 1 a single pair of weights is in memory at any time; with more, at most that many.
     progress : callable, optional
-        As for `lowrank_ldu.analysis.engine.pool.work_through`.
+        As for `lowrank_ldu.analysis.engine.executor.work_through`.
 
     Returns
     -------
@@ -128,7 +133,7 @@ def _load(info: TensorInfo, base: CheckpointReader, tuned: CheckpointReader) -> 
         return describe_error(error)
 
 
-def _compare(pair: Pair, holder: list[tuple[torch.Tensor, torch.Tensor] | str], options: SurveyOptions) -> PairResult:
+def _compare(pair: Pair, holder: list[tuple[torch.Tensor, torch.Tensor] | str], options: CompareOptions) -> PairResult:
     loaded = holder.pop()
     if isinstance(loaded, str):
         return pair.result("not compared", loaded)

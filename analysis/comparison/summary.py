@@ -107,7 +107,7 @@ def _at(rank: int | None, scope: list[MatrixComparison], strategies: Iterable[Pi
         yield row("LoRA", lambda matrix, at: at * matrix.least_lora, lambda matrix, at: matrix.spectrum.energy[at])
 
 
-def headlines(comparison: CheckpointComparison) -> list[str]:
+def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
     """Return sentences computed from the results."""
     matrices = [matrix for _, matrix in comparison.matrices]
     norm, stable, effective = (

@@ -181,7 +181,7 @@ class Cluster:
         threads = self._client.nthreads()
         return f"dask, workers: {len(threads)}, threads: {sum(threads.values())}"
 
-    def crew(self, reader: CheckpointReader, options: SurveyOptions) -> Workers:
+    def executor(self, reader: CheckpointReader, options: SurveyOptions) -> Workers:
         """Return the workers, who open the checkpoint of `reader` themselves."""
         return Workers(self._client, self._scheduler, partial(analyze_remotely, Source.of(reader), options))
 

@@ -16,13 +16,13 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from filelock import BaseFileLock, FileLock, Timeout
 
 import lowrank_ldu
+from lowrank_ldu.analysis.document import finite_json, floats_of
 from lowrank_ldu.analysis.engine.survey import TensorResult
 from lowrank_ldu.analysis.measures.curves import Curve
 from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
 from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
 from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation
 from lowrank_ldu.analysis.measures.spectrum import Spectrum
-from lowrank_ldu.analysis.strict_json import finite_json, floats_of
 from lowrank_ldu.checkpoints.file_states import file_states
 from lowrank_ldu.diagnostics import Diagnostics
 from lowrank_ldu.errors import JournalError

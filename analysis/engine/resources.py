@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from lowrank_ldu.analysis.selection import matrix_shape
+from lowrank_ldu.environment import physical_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 BYTES_PER_ENTRY = 12 * 8
 _BYTES_IN_BLOCKS = 4 * 8
 _limiting = Lock()
-_UNKNOWN_MEMORY = 8 * 2**30
-# Of control groups of version 2 and 1; without a limit the latter says an enormous number.
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -57,25 +53,6 @@ def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None,
     needs = [each * math.prod(matrix_shape(info.shape, info.order)) for info in tensors]
     at_once = max(1, min(threads, len(needs), memory // 2 // max(needs, default=1)))
     return Layout(at_once, max(1, threads // at_once))
-
-
-def physical_memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or what its container is limited to."""
-    try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems other names
-        machine = _UNKNOWN_MEMORY
-    return min(machine, _container_limit() or machine)
-
-
-def _container_limit() -> int:
-    """Return the limit of the control group that a container sees as its own, 0 if there is none."""
-    for file in _LIMITS:
-        try:
-            return int(file.read_text(encoding="ascii"))
-        except (OSError, ValueError):  # another version, or "max"
-            continue
-    return 0
 
 
 @contextmanager

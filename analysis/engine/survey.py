@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from lowrank_ldu.analysis.engine.pool import describe_error, work_through
-from lowrank_ldu.analysis.engine.resources import bytes_per_entry, physical_memory, size_reason
+from lowrank_ldu.analysis.engine.executor import describe_error, work_through
+from lowrank_ldu.analysis.engine.resources import bytes_per_entry, size_reason
 from lowrank_ldu.analysis.engine.threads import Threads
 from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, analyze_matrix
 from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
+from lowrank_ldu.environment import physical_memory
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.validation import check_matrix
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lowrank_ldu.analysis.engine.pool import Crew, Progress
+    from lowrank_ldu.analysis.engine.executor import Executor, Progress
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
@@ -58,8 +59,10 @@ class Engine(Protocol):
     def description(self) -> str:
         """What it is and how large, in words."""
 
-    def crew(self, reader: CheckpointReader, options: SurveyOptions) -> Crew[tuple[MatrixAnalysis | str, float]]:
-        """Return a crew that does for each tensor of `reader` what `load` and `timed_analysis` do."""
+    def executor(
+        self, reader: CheckpointReader, options: SurveyOptions
+    ) -> Executor[tuple[MatrixAnalysis | str, float]]:
+        """Return an executor that does for each tensor of `reader` what `load` and `timed_analysis` do."""
 
 
 def survey(
@@ -107,14 +110,14 @@ def survey(
             yield _result(info, reason)
     for info, (outcome, seconds) in work_through(
         (info for info in chosen if info.name not in finished),
-        _threads(reader, options) if engine is None else engine.crew(reader, options),
+        _threads(reader, options) if engine is None else engine.executor(reader, options),
         progress,
         finished=[info for info in chosen if info.name in finished],
     ):
         yield _result(info, outcome) if isinstance(outcome, str) else _result(info, None, outcome, seconds)
 
 
-def _threads(reader: CheckpointReader, options: SurveyOptions) -> Crew[tuple[MatrixAnalysis | str, float]]:
+def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[tuple[MatrixAnalysis | str, float]]:
     return Threads(
         options.threads,
         lambda info: load(reader, info),

@@ -1,4 +1,4 @@
-"""A crew of threads in this process: a few matrices in memory at a time."""
+"""A executor of threads in this process: a few matrices in memory at a time."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@
 
 from lowrank_ldu.demo.comparison import (
     Comparison,
+    ComparisonProgress,
     ComparisonSettings,
     MethodResult,
     Pretrained,
-    Progress,
     compare_methods,
     fine_tune,
     pretrain,
@@ -30,6 +30,7 @@ from lowrank_ldu.demo.vit import VisionTransformerSettings, build_vision_transfo
 __all__ = [
     "SHIFTS",
     "Comparison",
+    "ComparisonProgress",
     "ComparisonSettings",
     "DigitsSplit",
     "FullFineTuning",
@@ -42,7 +43,6 @@ __all__ = [
     "PiSSA",
     "PreparedModel",
     "Pretrained",
-    "Progress",
     "TrainingResult",
     "TrainingSettings",
     "VisionTransformerSettings",

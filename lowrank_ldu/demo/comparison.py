@@ -46,7 +46,7 @@ class ComparisonSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ComparisonProgress:
     """Where a comparison stands.
 
     Attributes
@@ -62,7 +62,7 @@ class Progress:
     total: int
 
 
-ProgressCallback = Callable[[Progress], None]
+ProgressCallback = Callable[[ComparisonProgress], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,6 +348,6 @@ class _StepCounter:
 
         def on_step(_step: int, _steps: int, _loss: float) -> None:
             self._done += 1
-            on_progress(Progress(name, self._done, self._total))
+            on_progress(ComparisonProgress(name, self._done, self._total))
 
         return on_step

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lowrank_ldu.analysis.report.panel import Panel
+from lowrank_ldu.analysis import Panel
 from lowrank_ldu.formatting import duration
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def comparison_section(comparison: Comparison, saved: RoundTrip) -> Markup:
         loader=PackageLoader("lowrank_ldu.demo"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     html = environment.get_template("comparison.html.j2").render(
-        columns=COLUMNS,
+        columns=HEADINGS,
         rows=comparison_rows(comparison),
         sentences=sentences(comparison, saved),
         plot=Markup(_accuracy_panel(comparison)),  # noqa: S704  # drawn from numbers and the methods' names
@@ -79,7 +79,7 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 # Short, so that the table fits 80 columns.
-COLUMNS = ("method", "lr", "adapter", "+ head", "accuracy %", "seed sd", "time")
+HEADINGS = ("method", "lr", "adapter", "+ head", "accuracy %", "seed sd", "time")
 
 
 def sentences(comparison: Comparison, saved: RoundTrip) -> list[str]:
@@ -112,7 +112,7 @@ def _brief(result: MethodResult) -> str:
     return f"{result.method.name} {percent(result.mean_accuracy)}"
 
 
-def write_comparison(comparison: Comparison, path: Path) -> None:
+def write_results(comparison: Comparison, path: Path) -> None:
     """Write a row for each method and seed."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

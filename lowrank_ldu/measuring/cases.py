@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from lowrank_ldu.errors import OptionError
 
-Mode = Literal["forward", "training"]
+StepMode = Literal["forward", "training"]
 Preset = Literal["base", "llama", "decode"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
@@ -31,7 +31,7 @@ class Case:
     in_features: int
     tokens: int
     rank: int
-    modes: tuple[Mode, ...] = ("forward", "training")
+    modes: tuple[StepMode, ...] = ("forward", "training")
 
     @property
     def title(self) -> str:

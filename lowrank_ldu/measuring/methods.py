@@ -74,7 +74,7 @@ _OFFSET = 0.1
 
 
 @dataclass
-class Method:
+class LayerMethod:
     """One way of computing the layer.
 
     Attributes
@@ -149,7 +149,7 @@ def adapted_layer(base: nn.Linear, rank: int, plan: Plan) -> LoLDULayer:
     return layer
 
 
-def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True) -> Iterator[Method]:
+def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True) -> Iterator[LayerMethod]:
     """Yield the methods one by one, so that one that cannot be made does not stop the rest.
 
     Parameters
@@ -162,11 +162,11 @@ def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True
     compared : bool
         Whether to yield others' methods, too.
     """
-    yield Method(FROZEN, "", _copy(base).requires_grad_(requires_grad=False))
+    yield LayerMethod(FROZEN, "", _copy(base).requires_grad_(requires_grad=False))
     if compared:
-        yield Method("full fine-tuning", "", _copy(base).requires_grad_())
+        yield LayerMethod("full fine-tuning", "", _copy(base).requires_grad_())
         if importlib.util.find_spec("peft") is not None:
-            yield Method(f"PEFT LoRA r = {LORA_RANK}", "", _lora(base))
+            yield LayerMethod(f"PEFT LoRA r = {LORA_RANK}", "", _lora(base))
     layers: dict[str, LoLDULayer] = {}
     first: LoLDULayer | None = None
     for plan in PLANS:
@@ -175,14 +175,14 @@ def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True
             layers[plan] = first
         else:
             layers[plan] = _sharing(first, plan)
-        yield Method("lowrank-ldu", plan, layers[plan], adapted=True)
+        yield LayerMethod("lowrank-ldu", plan, layers[plan], adapted=True)
     assert first is not None  # noqa: S101  # there are plans
     if compared:
-        yield Method("naive (dense P, diag as a matrix)", "", NaiveLayer(first), adapted=True)
+        yield LayerMethod("naive (dense P, diag as a matrix)", "", NaiveLayer(first), adapted=True)
     generator = torch.Generator().manual_seed(2)
     for count in (1, adapters):
         index = torch.randint(0, count, (case.tokens,), generator=generator).to(base.weight.device)
-        yield Method(
+        yield LayerMethod(
             f"lowrank-ldu, {count} adapter{'s' * (count > 1)} in a batch",
             "auto",
             Batch(_sharing(first, "auto"), count, index),

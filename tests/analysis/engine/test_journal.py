@@ -12,10 +12,9 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, lock_journal
 from lowrank_ldu.analysis.engine import journal as journal_module
-from lowrank_ldu.analysis.engine.journal import FORMAT, lock_journal
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis.engine.journal import FORMAT
 from lowrank_ldu.errors import JournalError
 from lowrank_ldu.untrusted import Limit
 

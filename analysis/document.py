@@ -1,11 +1,25 @@
-"""JSON has no infinite numbers: they are the strings "inf", "-inf" and "nan", which float() reads."""
+"""Write results as strict JSON, and read its numbers back.
+
+JSON has no infinite numbers: they are the strings "inf", "-inf" and "nan", which float() reads.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+_NOTE = (
+    "JSON has no infinite numbers: they are the strings 'inf', '-inf' and 'nan', which float() in Python reads. "
+    "null is a figure that the method does not have."
+)
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def json_document(kind: str, content: dict[str, Any]) -> str:
+    """Return `content` as strict JSON under the name of its format, with a note on numbers that JSON lacks."""
+    whole = {"format": kind, "note": _NOTE, **content}
+    return json.dumps(finite_json(whole), allow_nan=False, separators=(",", ":"))
 
 
 def finite_json(value: Any) -> Any:

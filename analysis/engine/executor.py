@@ -17,7 +17,7 @@ _Outcome = TypeVar("_Outcome")
 _Outcome_co = TypeVar("_Outcome_co", covariant=True)
 
 
-class Crew(Protocol[_Outcome_co]):
+class Executor(Protocol[_Outcome_co]):
     """Who works through tensors: threads of this process, or the workers of a cluster."""
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
@@ -52,18 +52,18 @@ class Progress:
 
 def work_through(
     tensors: Iterable[TensorInfo],
-    crew: Crew[_Outcome],
+    executor: Executor[_Outcome],
     progress: Callable[[Progress], None] | None = None,
     *,
     finished: Iterable[TensorInfo] = (),
 ) -> Iterator[tuple[TensorInfo, _Outcome]]:
-    """Have a crew work on every one of `tensors`.
+    """Have a executor work on every one of `tensors`.
 
     Parameters
     ----------
     tensors : iterable of TensorInfo
         Matrices.
-    crew : Crew
+    executor : Executor
     progress : callable, optional
         Called in the caller's thread when a tensor is begun or finished.
     finished : iterable of TensorInfo
@@ -72,7 +72,7 @@ def work_through(
     Yields
     ------
     tuple of TensorInfo and its outcome
-        As they are finished. What the crew raises ends the iteration.
+        As they are finished. What the executor raises ends the iteration.
     """
     waiting = _in_order(tensors)
     if not waiting:
@@ -80,7 +80,7 @@ def work_through(
     before = list(finished)
     count, done = len(before), sum(map(_work, before))
     total, whole = count + len(waiting), done + sum(map(_work, waiting))
-    at_once = crew.at_once(waiting)
+    at_once = executor.at_once(waiting)
     left = dict.fromkeys(waiting)
 
     def report() -> None:
@@ -90,7 +90,7 @@ def work_through(
             progress(Progress(running, count, total, done / whole))
 
     report()
-    for info, outcome in crew.run(waiting):
+    for info, outcome in executor.run(waiting):
         del left[info]
         count, done = count + 1, done + _work(info)
         report()
