@@ -1,4 +1,4 @@
-"""The journal of a survey: each result is on disk as soon as there is one, so that a survey can go on after a kill."""
+"""Keep the results of a survey on disk as they come, so that it can go on after a kill."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ import stat
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
+import msgspec
 from filelock import BaseFileLock, FileLock, Timeout
 
 import lowrank_ldu
 from lowrank_ldu.analysis.document import finite_json, floats_of
 from lowrank_ldu.analysis.engine.survey import TensorResult
-from lowrank_ldu.analysis.measures.curves import Curve
-from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
-from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
-from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation
-from lowrank_ldu.analysis.measures.spectrum import Spectrum
 from lowrank_ldu.checkpoints.file_states import file_states
-from lowrank_ldu.diagnostics import Diagnostics
 from lowrank_ldu.errors import JournalError
 from lowrank_ldu.untrusted import CONFIGURATION, open_regular, strict_json
 
@@ -157,7 +152,7 @@ class Journal:
                 if number == 0:
                     self._check(record)
                 else:
-                    result = _result_of(record["result"])
+                    result = _decoded(record["result"], TensorResult, numbers=("analysis",))
                     if result.name in names:
                         raise JournalError(
                             f"{self.path}: line {number + 1} has a second result of {result.name!r}; remove the file "
@@ -184,7 +179,7 @@ class Journal:
 
     def _check(self, record: dict[str, Any]) -> None:
         del record["crc32"]
-        difference = Origin(**record).difference(self._origin)
+        difference = _decoded(record, Origin).difference(self._origin)
         if difference is not None:
             raise JournalError(f"{self.path}: cannot be continued: {difference}; remove the file to begin anew")
 
@@ -246,6 +241,9 @@ def lock_journal(path: Path) -> Iterator[None]:
         _let_go(lock)
 
 
+_Record = TypeVar("_Record", Origin, TensorResult)
+
+
 def _line(record: dict[str, Any]) -> bytes:
     text = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
     return b'%s,"crc32":"%08x"}\n' % (text[:-1], zlib.crc32(text))
@@ -292,33 +290,19 @@ def _locked(path: Path) -> BaseFileLock:
     return lock
 
 
-def _result_of(record: dict[str, Any]) -> TensorResult:
-    """Return the result that `asdict` made a record of."""
-    analysis = record.pop("analysis")
-    record["shape"] = tuple(record["shape"])
-    return TensorResult(**record, analysis=_analysis_of(floats_of(analysis)))
+def _decoded(record: dict[str, Any], kind: type[_Record], numbers: tuple[str, ...] = ()) -> _Record:
+    """Return the dataclass that `asdict` and `finite_json` made a record of.
 
+    Only the fields in `numbers` have texts that stand for numbers: a tensor may be called "inf".
 
-def _analysis_of(record: dict[str, Any]) -> MatrixAnalysis:
-    spectrum = record.pop("spectrum")
-    for name in ("energy", "energy_bound"):
-        spectrum[name] = {int(rank): share for rank, share in spectrum[name].items()}
-    measurements = [
-        Measurement(
-            Diagnostics(**measurement["diagnostics"]),
-            measurement["seconds"],
-            measurement["exact"],
-            {start: InitializationChange(**change) for start, change in measurement["starts"].items()},
-        )
-        for measurement in record.pop("measurements")
-    ]
-    needed_ranks, recommendation = record.pop("needed"), record.pop("recommendation")
-    curves = {pivoting: Curve(**curve) for pivoting, curve in record.pop("curves").items()}
-    return MatrixAnalysis(
-        **record,
-        spectrum=Spectrum(**spectrum),
-        measurements=measurements,
-        curves=curves,
-        needed=[NeededRank(**needed) for needed in needed_ranks],
-        recommendation=Recommendation(**recommendation),
-    )
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        The record has other fields, or values of other types.
+    """
+    content = record | {name: floats_of(record[name]) for name in numbers}
+    decoded = msgspec.convert(content, kind, str_keys=True)
+    # Fields that are unknown, or missing where there is a default, are passed over by the library.
+    if finite_json(asdict(decoded)) != record:
+        raise ValueError("its fields are others")
+    return decoded

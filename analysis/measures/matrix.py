@@ -19,10 +19,10 @@ from lowrank_ldu.decomposition.pissa import split_evenly
 from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
 from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
 from lowrank_ldu.diagnostics.record import times_power_of_two
+from lowrank_ldu.initialization import Initialization  # noqa: TC001  # journals are decoded by the annotations
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.initialization import Initialization
 
 # As in PEFT's "pissa_niter_4", the quick start that its users take.
 PISSA_ITERATIONS = 4

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from lowrank_ldu.decomposition import Pivoting  # noqa: TC001  # journals are decoded by the annotations
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
-    from lowrank_ldu.decomposition import Pivoting
     from lowrank_ldu.diagnostics import Diagnostics
 
 
