@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.engine.executor import list_reasons
 from lowrank_ldu.analysis.engine.journal import Journal, Origin
 from lowrank_ldu.analysis.engine.survey import TensorResult, survey
 from lowrank_ldu.analysis.engine.threads import describe_threads
@@ -125,11 +126,11 @@ def analyze_checkpoint(
     results.sort(key=lambda result: order[result.name])
     analysis = Analysis(opened, options, environment, before + time.perf_counter() - start, results)
     if not analysis.matrices:
-        raise NothingToAnalyzeError(f"{opened}: {_why_nothing(results)}")
+        raise NothingToAnalyzeError(f"{opened}: {_nothing_analyzed(results)}")
     return analysis
 
 
-def _why_nothing(results: list[TensorResult]) -> str:
+def _nothing_analyzed(results: list[TensorResult]) -> str:
     if not results:
         return "holds no tensors at all"
     examples: dict[str, list[str]] = {}
@@ -139,5 +140,4 @@ def _why_nothing(results: list[TensorResult]) -> str:
         f"{names[0]!r}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
         for reason, names in examples.items()
     ]
-    more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
-    return f"none of its {len(results)} tensors can be analyzed; {'; '.join(reasons[:3])}{more}"
+    return f"none of its {len(results)} tensors can be analyzed; {list_reasons(reasons)}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
-from lowrank_ldu.analysis.engine.executor import describe_error, work_through
+from lowrank_ldu.analysis.engine.executor import describe_error, list_reasons, work_through
 from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
 from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.checkpoints.weights import open_weights
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.options import CompareOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
-
-_REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def compare_checkpoints(
             Threads(
                 options.threads,
                 lambda info: _load(info, base_reader, tuned_reader),
-                lambda info, holder: _compare(pairs[info.name], holder, options),
+                lambda info, loaded: _compare(pairs[info.name], loaded, options),
             ),
             progress,
         ):
@@ -122,7 +120,7 @@ def compare_checkpoints(
     environment = describe_environment(describe_threads(options.threads))
     comparison = CheckpointComparison(*opened, options, environment, time.perf_counter() - start, ordered)
     if not comparison.matrices:
-        raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_why_nothing(ordered)}")
+        raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_nothing_compared(ordered)}")
     return comparison
 
 
@@ -133,15 +131,15 @@ def _load(info: TensorInfo, base: CheckpointReader, tuned: CheckpointReader) -> 
         return describe_error(error)
 
 
-def _compare(pair: Pair, holder: list[tuple[torch.Tensor, torch.Tensor] | str], options: CompareOptions) -> PairResult:
-    loaded = holder.pop()
-    if isinstance(loaded, str):
-        return pair.result("not compared", loaded)
+def _compare(pair: Pair, loaded: list[tuple[torch.Tensor, torch.Tensor] | str], options: CompareOptions) -> PairResult:
+    tensors = loaded.pop()
+    if isinstance(tensors, str):
+        return pair.result("not compared", tensors)
     orders = [info.order if info else () for info in (pair.base, pair.tuned)]
     try:
-        base, _ = check_matrix(as_matrix(loaded[0], orders[0]), "the base's tensor")
-        tuned, _ = check_matrix(as_matrix(loaded[1], orders[1]), "the tuned tensor")
-        del loaded
+        base, _ = check_matrix(as_matrix(tensors[0], orders[0]), "the base's tensor")
+        tuned, _ = check_matrix(as_matrix(tensors[1], orders[1]), "the tuned tensor")
+        del tensors
         # float64 if either is; half precision has been widened to float32 by then, so that nothing is rounded away.
         update, _ = check_matrix(tuned - base, "the update")
     except ValueError as error:
@@ -155,10 +153,9 @@ def _compare(pair: Pair, holder: list[tuple[torch.Tensor, torch.Tensor] | str], 
         return pair.result("not compared", describe_error(error))
 
 
-def _why_nothing(results: list[PairResult]) -> str:
+def _nothing_compared(results: list[PairResult]) -> str:
     if not results:
         return "they hold no tensors at all"
     counts = Counter(f"{result.status}: {result.reason}" for result in results)
-    reasons = [f"{count} x {reason}" for reason, count in counts.most_common(_REASONS_SHOWN)]
-    more = f"; and {len(counts) - len(reasons)} other reasons" if len(counts) > len(reasons) else ""
-    return f"no matrix is in both and changed; {'; '.join(reasons)}{more}"
+    reasons = [f"{count} x {reason}" for reason, count in counts.most_common()]
+    return f"no matrix is in both and changed; {list_reasons(reasons)}"

@@ -78,8 +78,8 @@ def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -
     with _opening:
         reader, reading = _opened(source)
     with reading:
-        holder = [load(reader, info)]
-    return timed_analysis(info, holder, options)
+        loaded = [load(reader, info)]
+    return timed_analysis(info, loaded, options)
 
 
 # Kept from task to task. Readers that are pushed out are closed when the last thread has let go of them.

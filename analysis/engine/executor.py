@@ -102,6 +102,18 @@ def describe_error(error: Exception) -> str:
     return f"error: {str(error) or type(error).__name__}"
 
 
+def list_reasons(reasons: Sequence[str], shown: int = 3) -> str:
+    """Return the first reasons in one line, and how many others there are.
+
+    Examples
+    --------
+    >>> list_reasons(["a", "b", "c", "d", "e"])
+    'a; b; c; and 2 other reasons'
+    """
+    more = f"; and {len(reasons) - shown} other reasons" if len(reasons) > shown else ""
+    return f"{'; '.join(reasons[:shown])}{more}"
+
+
 def _in_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     """Return the largest first: one that is begun last would keep one core busy alone.
 

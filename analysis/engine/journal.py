@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader
 
-FORMAT = "lowrank-ldu journal 3"
+JOURNAL_FORMAT = "lowrank-ldu journal 3"
 # What every journal begins with, of whatever version: nothing else is opened for writing.
 _BEGINNING = b'{"format":"lowrank-ldu journal'
 # A result has some kilobytes.
@@ -171,10 +171,10 @@ class Journal:
         file.seek(whole)
         file.truncate()
         if whole == 0:
-            self._write(_line({"format": FORMAT, **asdict(self._origin)}))
+            self._write(_line({"format": JOURNAL_FORMAT, **asdict(self._origin)}))
 
     def _check_format(self, record: dict[str, Any]) -> None:
-        if record.pop("format", None) != FORMAT:
+        if record.pop("format", None) != JOURNAL_FORMAT:
             raise JournalError(f"{self.path}: is no journal of this version; remove the file to begin anew")
 
     def _check(self, record: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self.path.open("xb")
-                self._write(_line({"format": FORMAT, **asdict(self._origin)}))
+                self._write(_line({"format": JOURNAL_FORMAT, **asdict(self._origin)}))
             line = _line({"result": finite_json(asdict(result)), "seconds": self.seconds + seconds})
             # Of a name of megabytes, say: it could not be read again, and is done again instead.
             if len(line) <= _LINE.size:

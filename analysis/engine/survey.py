@@ -121,7 +121,7 @@ def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[tuple
     return Threads(
         options.threads,
         lambda info: load(reader, info),
-        lambda info, holder: timed_analysis(info, holder, options),
+        lambda info, loaded: timed_analysis(info, loaded, options),
         bytes_per_entry(options),
     )
 
@@ -135,24 +135,27 @@ def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
 
 
 def timed_analysis(
-    info: TensorInfo, holder: list[torch.Tensor | str], options: SurveyOptions
+    info: TensorInfo, loaded: list[torch.Tensor | str], options: SurveyOptions
 ) -> tuple[MatrixAnalysis | str, float]:
-    """Take what was loaded out of `holder`; return its analysis, or why there is none, and the seconds it took."""
+    """Return the analysis of the one tensor in `loaded`, or why there is none, and its seconds.
+
+    The tensor is taken out of the list, so that nothing else keeps it in memory.
+    """
     start = time.perf_counter()
-    outcome = _analyze(holder, info.order, options)
+    outcome = _analyze(loaded, info.order, options)
     return outcome, time.perf_counter() - start
 
 
-def _analyze(holder: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
+def _analyze(loaded: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
     """Return the analysis, or why there is none."""
-    loaded = holder.pop()
-    if isinstance(loaded, str):
-        return loaded
+    tensor = loaded.pop()
+    if isinstance(tensor, str):
+        return tensor
     try:
-        matrix, _ = check_matrix(as_matrix(loaded, order), "it")
+        matrix, _ = check_matrix(as_matrix(tensor, order), "it")
     except ValueError as error:
         return str(error)
-    del loaded
+    del tensor
     try:
         return analyze_matrix(matrix, options)
     except ValueError as error:  # its numbers are out of the range of a method

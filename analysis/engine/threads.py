@@ -74,8 +74,8 @@ class Threads(Generic[_Loaded, _Outcome]):
             with reading:
                 if stopped:
                     raise CancelledError
-                holder = [self._load(info)]
-            return info, self._analyze(info, holder)
+                loaded = [self._load(info)]
+            return info, self._analyze(info, loaded)
 
         layout = self._plan(tensors)
         with pinned_threads(layout.threads_each):

@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.colors import Colormap, Normalize, to_hex
 
 from lowrank_ldu.analysis.report.panel import Panel, plain
-from lowrank_ldu.analysis.report.places import places
+from lowrank_ldu.analysis.report.places import module_places
 from lowrank_ldu.analysis.report.scope import headline_matrices
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ class HeatMap:
 
 
 def heat_map(analysis: Analysis) -> HeatMap:
-    """Arrange the matrices that the headline rank is low for by what their names say (`places`)."""
+    """Arrange the matrices that the headline rank is low for by what their names say (`module_places`)."""
     chosen = headline_matrices(analysis)
-    found = places(tensor.name for tensor, _ in chosen)
+    found = module_places(tensor.name for tensor, _ in chosen)
     errors: dict[tuple[str, int | None], dict[str, tuple[float, float]]] = {}
     for tensor, matrix in chosen:
         figures = matrix.at("ldu", analysis.headline_rank, analysis.options.pivoting[0]).diagnostics

@@ -15,7 +15,7 @@ from lowrank_ldu.analysis.report.heat import heat_map, ink, shade
 from lowrank_ldu.analysis.report.panel import COLORS
 from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.scope import svd_name
-from lowrank_ldu.analysis.report.tables import write_figures, write_tensors
+from lowrank_ldu.analysis.report.tables import write_figure_table, write_tensor_table
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.views import view_of
 
@@ -46,8 +46,8 @@ def write_report(analysis: Analysis, folder: Path, sections: Sequence[Markup] = 
     OSError
         A file cannot be written.
     """
-    write_figures(analysis, folder)
-    write_tensors(analysis, folder)
+    write_figure_table(analysis, folder)
+    write_tensor_table(analysis, folder)
     (folder / "analysis.json").write_text(analysis_json(analysis), encoding="utf-8")
     plots = draw_plots(analysis)
     (folder / "figures").mkdir(exist_ok=True)

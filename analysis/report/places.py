@@ -17,7 +17,7 @@ _WEIGHT = {"weight", "kernel"}
 
 
 @dataclass(frozen=True)
-class Place:
+class ModulePlace:
     """What a name says.
 
     Attributes
@@ -32,7 +32,7 @@ class Place:
     layer: int | None
 
 
-def places(names: Iterable[str]) -> dict[str, Place]:
+def module_places(names: Iterable[str]) -> dict[str, ModulePlace]:
     """Return the place of each tensor of one checkpoint.
 
     Names are taken apart at dots and slashes. The layer is the first component that is a number; where none is, the
@@ -44,7 +44,7 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     Examples
     --------
     >>> names = ["embed.weight", "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.experts.7.up.weight"]
-    >>> for place in places(names).values():
+    >>> for place in module_places(names).values():
     ...     print(place.layer, place.module)
     None embed.weight
     0 mlp.down_proj
@@ -55,11 +55,11 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     result = {}
     for name, found in split.items():
         if found is None:
-            result[name] = Place(name, None)
+            result[name] = ModulePlace(name, None)
             continue
         prefix, layer, rest = found
         components = [*(prefix if len(prefixes) > 1 or not rest else ()), *rest]
-        result[name] = Place(".".join(components) or name, layer)
+        result[name] = ModulePlace(".".join(components) or name, layer)
     return result
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from lowrank_ldu.analysis.report.panel import COLORS, MARKERS, Panel, plain
-from lowrank_ldu.analysis.report.places import places
+from lowrank_ldu.analysis.report.places import module_places
 from lowrank_ldu.analysis.report.scope import headline_matrices, svd_name
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows
 def _groups(analysis: Analysis) -> list[tuple[str, list[MatrixAnalysis]]]:
     """Return the matrices by module type, the types in the checkpoint's order and each in the order of its layers."""
     chosen = headline_matrices(analysis)
-    found = places(tensor.name for tensor, _ in chosen)
+    found = module_places(tensor.name for tensor, _ in chosen)
     groups: dict[str, list[tuple[int, MatrixAnalysis]]] = {}
     for tensor, matrix in chosen:
         place = found[tensor.name]

@@ -1,7 +1,8 @@
 """Write the two tables, each as CSV and as Parquet.
 
 A missing figure is an empty field or null, an infinite one `inf` or infinite. The CSV is not pyarrow's, which quotes
-every text and writes `true` and `1e-07`; and what a spreadsheet would run is escaped in it, but not in Parquet.
+every text and writes `true` for `True` and `1e-7` for `1e-07`; and what a spreadsheet would run is escaped in it, but
+not in Parquet.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _TYPES: dict[Any, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()
 _TYPES |= {held | None: stored for held, stored in _TYPES.items()}
 
 
-def write_figures(analysis: Analysis, folder: Path) -> None:
+def write_figure_table(analysis: Analysis, folder: Path) -> None:
     """Write a row for each tensor, method and rank: `Diagnostics`, the seconds to factor, and the kind of PiSSA."""
     hints = get_type_hints(Diagnostics)
     columns: dict[str, Any] = {
@@ -52,7 +53,7 @@ def write_figures(analysis: Analysis, folder: Path) -> None:
     _write(folder, "figures", columns, rows)
 
 
-def write_tensors(analysis: Analysis, folder: Path) -> None:
+def write_tensor_table(analysis: Analysis, folder: Path) -> None:
     """Write a row for each tensor; the timings are at `Analysis.headline_rank`.
 
     A rank for a target error that is missing was not reached in the ranks that were looked at.

@@ -73,8 +73,7 @@ def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
 def _advice(matrix: MatrixAnalysis) -> str:
     advice = matrix.recommendation
     rank = f"more than {matrix.curve_ranks[-1]} terms" if advice.rank is None else f"rank {advice.rank}"
-    storage = "" if advice.storage is None else f", factors stored in {advice.storage}"
-    return f"{advice.pivoting} pivoting, {rank}, the diagonal refitted{storage}"
+    return f"{advice.pivoting} pivoting, {rank}, the diagonal refitted, factors stored in {advice.storage}"
 
 
 def _needed(matrix: MatrixAnalysis) -> list[tuple[str, list[str]]]:

@@ -149,7 +149,7 @@ class FullFineTuning:
 
 
 @dataclass(frozen=True)
-class LoLDU:
+class LoLDUMethod:
     """LoLDU on the query and value projections (arXiv 2410.13618, section III): r diagonal entries and sigma a layer.
 
     sigma starts at alpha / r = 1 and is kept in (0, 1] (section III-D).
@@ -177,7 +177,7 @@ class LoLDU:
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRAMethod:
     """LoRA on the query and value projections (arXiv 2106.09685), by PEFT, with alpha = r.
 
     Attributes
@@ -202,7 +202,7 @@ class LoRA:
 
 
 @dataclass(frozen=True)
-class PiSSA:
+class PiSSAMethod:
     """PiSSA on the query and value projections (arXiv 2404.02948), by PEFT, with alpha = r.
 
     Attributes
@@ -240,10 +240,10 @@ def default_methods() -> tuple[Method, ...]:
     # seeds; `python -m lowrank_ldu.demo.grid` runs that search again and prints it.
     return (
         LinearProbe(learning_rate=1e-1),
-        LoLDU(learning_rate=1e-1, rank=32),
-        LoLDU(learning_rate=1e-1, rank=96),
-        LoRA(learning_rate=1e-2, rank=8),
-        PiSSA(learning_rate=3e-2, rank=8),
+        LoLDUMethod(learning_rate=1e-1, rank=32),
+        LoLDUMethod(learning_rate=1e-1, rank=96),
+        LoRAMethod(learning_rate=1e-2, rank=8),
+        PiSSAMethod(learning_rate=3e-2, rank=8),
         FullFineTuning(learning_rate=1e-3),
     )
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lowrank_ldu.adapters import load_adapter, save_adapter
 from lowrank_ldu.adapters.layout import CONFIG_FILE, WEIGHTS_FILE
-from lowrank_ldu.demo import LoLDU, accuracy, build_vision_transformer
+from lowrank_ldu.demo import LoLDUMethod, accuracy, build_vision_transformer
 from lowrank_ldu.demo.methods import HEAD
 from lowrank_ldu.errors import RoundTripError
 from lowrank_ldu.nn import ParameterCount, trainable_parameters, unload
@@ -26,7 +26,7 @@ BASE_FILE = "base.safetensors"
 MERGED_FILE = "merged.safetensors"
 
 # Rebuilt factors and merged weights round differently in float32; the sums have a few hundred terms.
-TOLERANCE = 1e-4
+LOGIT_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,19 @@ def round_trip(comparison: Comparison, folder: Path) -> RoundTrip:
         merged_difference=_difference(merged, trained),
         accuracies=(accuracy(result.model, test), reloaded_accuracy, merged_accuracy),
     )
-    if not max(outcome.reloaded_difference, outcome.merged_difference) <= TOLERANCE:
+    if not max(outcome.reloaded_difference, outcome.merged_difference) <= LOGIT_TOLERANCE:
         raise RoundTripError(
             f"logits of the reloaded and the merged model differ from the trained model's by "
-            f"{outcome.reloaded_difference:.1e} and {outcome.merged_difference:.1e}; accepted: at most {TOLERANCE:.0e}"
+            f"{outcome.reloaded_difference:.1e} and {outcome.merged_difference:.1e}; accepted: at most "
+            f"{LOGIT_TOLERANCE:.0e}"
         )
     return outcome
 
 
 def _largest(comparison: Comparison) -> MethodResult:
-    candidates = [(result.method.rank, result) for result in comparison.results if isinstance(result.method, LoLDU)]
+    candidates = [
+        (result.method.rank, result) for result in comparison.results if isinstance(result.method, LoLDUMethod)
+    ]
     return max(candidates, key=lambda candidate: candidate[0])[1]
 
 
