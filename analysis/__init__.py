@@ -89,7 +89,7 @@ __all__ = [
     "write_report",
 ]
 
-# Imported when they are first asked for: torch, matplotlib and pyarrow take seconds.
+# The module of each name, imported at its first use: torch, matplotlib and pyarrow take seconds.
 _HOMES = {
     "Analysis": "checkpoint",
     "analyze_checkpoint": "checkpoint",

@@ -1,4 +1,4 @@
-"""One whole analysis of a checkpoint: the results with what is needed to read them."""
+"""Analyze a whole checkpoint, with a journal if one is wanted."""
 
 from __future__ import annotations
 
@@ -49,17 +49,20 @@ class Analysis:
 
     @property
     def matrices(self) -> list[tuple[TensorResult, MatrixAnalysis]]:
-        """The tensors that were analyzed, each with its analysis."""
+        """Analyzed tensors, each with its analysis."""
         return [(tensor, tensor.analysis) for tensor in self.tensors if tensor.analysis is not None]
 
     @property
     def headline_rank(self) -> int:
-        """The rank that summaries are about: the largest one asked for that some matrix does not reach in full."""
+        """Rank of the summaries.
+
+        The largest one asked for that is below the full rank of some matrix.
+        """
         return self.options.headline_rank(max(min(matrix.m, matrix.n) for _, matrix in self.matrices))
 
     @property
     def skipped(self) -> list[TensorResult]:
-        """The tensors that were not."""
+        """Tensors that were not analyzed."""
         return [tensor for tensor in self.tensors if tensor.analysis is None]
 
 
@@ -121,7 +124,7 @@ def analyze_checkpoint(
                 for result in survey(reader, options, progress, known=kept.results, engine=engine):
                     results.append(result)
                     if result.analysis is not None:
-                        # What could not be analyzed is tried again: it may have been for want of memory.
+                        # Failures are not kept: they may be for want of memory, and are tried again.
                         kept.append(result, time.perf_counter() - start)
     results.sort(key=lambda result: order[result.name])
     analysis = Analysis(opened, options, environment, before + time.perf_counter() - start, results)

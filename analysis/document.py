@@ -17,13 +17,18 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def json_document(kind: str, content: dict[str, Any]) -> str:
-    """Return `content` as strict JSON under the name of its format, with a note on numbers that JSON lacks."""
+    """Return a document as strict JSON.
+
+    It begins with the name of its format and a note on numbers that JSON lacks.
+    """
     whole = {"format": kind, "note": _NOTE, **content}
     return json.dumps(finite_json(whole), allow_nan=False, separators=(",", ":"))
 
 
 def finite_json(value: Any) -> Any:
-    """Return a value of dicts, lists and plain numbers with the numbers that are not finite as strings.
+    """Replace numbers that are not finite by strings.
+
+    In dicts, lists and tuples, however deep.
 
     Examples
     --------
@@ -40,7 +45,9 @@ def finite_json(value: Any) -> Any:
 
 
 def floats_of(value: Any) -> Any:
-    """Return what `finite_json` made with the numbers as they were; for values without texts of these names.
+    """Replace the strings of `finite_json` by numbers.
+
+    Texts that are equal to one of them become numbers as well.
 
     Examples
     --------

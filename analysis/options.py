@@ -1,4 +1,4 @@
-"""What a survey is asked to do, checked before any weight is read."""
+"""Check the options of surveys and comparisons."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ ComputeDtype = Literal["float32", "float64"]
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 _LARGEST_RANK = 2**31 - 1
-# Systems refuse to start many more.
+# Systems refuse to start many more threads.
 _MOST_THREADS = 1024
 _LARGEST_SEED = 2**63 - 1
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Count the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """The options that surveys and comparisons share; their meaning stands in both classes."""
+    """Hold the options that surveys and comparisons share.
+
+    `SurveyOptions` says what they mean.
+    """
 
     ranks: tuple[int, ...] = (8, 64)
     pivoting: tuple[Pivoting, ...] = ("partial", "complete")
@@ -60,7 +63,7 @@ class _Options:
             check_rank(self.threads, _MOST_THREADS, "threads", optional=False)
 
     def _make_tuples(self, *names: str) -> None:
-        """Store each of these options as a tuple, also where a single value was given."""
+        """Store single values as tuples of one."""
         for name in names:
             value = getattr(self, name)
             if value is None:
@@ -69,11 +72,17 @@ class _Options:
             object.__setattr__(self, name, (value,) if single else tuple(value))
 
     def ranks_of(self, k: int) -> list[int]:
-        """Return the ranks to measure on a matrix of full rank k, the last one k; ranks above k become k."""
+        """Return the ranks to measure on a matrix.
+
+        Ranks above its full rank k become k, and the last one is k.
+        """
         return sorted({min(rank, k) for rank in self.ranks} | {k})
 
     def headline_rank(self, largest: int) -> int:
-        """Return the largest rank asked for that is below `largest`, or the last one if none is."""
+        """Return the largest rank asked for below `largest`.
+
+        The last rank where none is below.
+        """
         return max((rank for rank in self.ranks if rank < largest), default=self.ranks[-1])
 
 
@@ -155,7 +164,7 @@ class CompareOptions(_Options):
     """
 
 
-# Dataclasses make their own.
+# Dataclasses make their own __init__, which is wrapped here.
 for _kind, _hints in (
     (
         SurveyOptions,

@@ -1,4 +1,4 @@
-"""Claim: whatever the diagonal starts from, training starts from the pre-trained model."""
+"""Test the claim that training starts from the pre-trained model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
 
-# About what rounding every entry to float32 and summing some hundred of them can do.
+# About the effect of rounding every entry to float32 and summing some hundred of them.
 LARGEST_CHANGE = 1e-6
 
 
 def initialization(analysis: Analysis) -> Claim:
-    """Measure how far the layer is from its weight before the first step, for each start and in either form."""
+    """Judge the change of the weight before the first step.
+
+    Each initialization of the diagonal is tested in either form of the layer.
+    """
     findings = []
     for place in (*scopes_below_full_rank(analysis), full_rank_scope(analysis)):
         findings.append(_finding("Algorithm 1 as written", place, lambda start: start.algorithm_1))

@@ -1,4 +1,4 @@
-"""Claim: the triangular factors are orthogonal."""
+"""Test the claim that the triangular factors are orthogonal."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lowrank_ldu.formatting import figure
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
 
-# Orthonormal vectors computed in float32 have about 1e-6.
+# Orthonormal vectors computed in float32 have a defect of about 1e-6.
 LARGEST_DEFECT = 1e-3
 
 
 def orthogonality(analysis: Analysis) -> Claim:
-    """Look at the angles between the columns of L and between the rows of U."""
+    """Judge the angles between columns of L and rows of U."""
     return Claim(
         name="orthogonality",
         statement="The lower and upper triangular factors are orthogonal.",

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def write_claims(claims: Sequence[Claim], analysis: Analysis, folder: Path) -> None:
-    """Write `claims.json`, which holds every figure, and `claims.html`, a page that needs nothing else.
+    """Write the claims into a folder.
+
+    `claims.json` holds every figure, and `claims.html` is a page that needs nothing else.
 
     Parameters
     ----------
@@ -39,7 +41,10 @@ def write_claims(claims: Sequence[Claim], analysis: Analysis, folder: Path) -> N
 
 
 def claims_json(claims: Sequence[Claim], analysis: Analysis) -> str:
-    """Return the claims as strict JSON, with what is needed to repeat the test."""
+    """Return the claims as strict JSON.
+
+    It has what is needed to repeat the test.
+    """
     content = {
         "paper": "arXiv 2410.13618",
         "checkpoint": analysis.checkpoint,
@@ -74,7 +79,9 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def render_claims(claims: Sequence[Claim], analysis: Analysis) -> str:
-    """Return the claims as HTML, a row a test and below it a table of its matrices.
+    """Return the claims as an HTML page.
+
+    A test is a row, and below it stands a table of its matrices.
 
     Everything from the checkpoint is escaped.
     """

@@ -1,4 +1,4 @@
-"""Claim: the decomposition costs less than what other methods start from."""
+"""Test the claim that LDU costs less than an SVD."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def speed(analysis: Analysis) -> Claim:
-    """Compare the seconds of LDU that the analysis holds with those of the exact SVD and of quick PiSSA."""
+    """Judge the seconds of LDU beside those of the SVD.
+
+    The exact SVD and quick PiSSA; all seconds are those of the analysis.
+    """
 
     def exact(matrix: MatrixAnalysis, _: int) -> float:
         return matrix.svd_seconds

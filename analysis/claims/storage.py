@@ -1,4 +1,4 @@
-"""Claim: a layer costs r + 1 numbers of storage."""
+"""Test the claim that a layer stores r + 1 numbers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import Measurement
 
-# "Considerably less" is at least half. Packed triangles save at most half of the factors, so that the verdict on memory
-# does not hang on how they are held.
+# "Considerably less" is taken as at most half. Packed triangles save at most half of the factors, so the verdict on
+# memory does not depend on packing.
 LARGEST_SHARE = 0.5
 
 
 def storage(analysis: Analysis) -> Claim:
-    """Count the numbers that are trained, that are written to the adapter's file, and that training keeps in memory."""
+    """Judge the numbers of a layer beside those of LoRA.
+
+    They are counted as trained, as written to the adapter's file, and as kept in memory by training.
+    """
     findings = []
     for place in (*scopes_below_full_rank(analysis), full_rank_scope(analysis)):
         findings += [
@@ -48,9 +51,9 @@ def storage(analysis: Analysis) -> Claim:
 
 
 def _in_memory(item: Measurement) -> int:
-    """Return the numbers of L, z and U, and sigma."""
+    """Count the numbers of L, z, U and sigma."""
     figures = item.diagnostics
-    # In the factors' dtype, as the dense weight is counted: their quotient is free of it.
+    # Both counts of bytes are in the factors' dtype, so it cancels in their quotient.
     return figures.factor_bytes * figures.m * figures.n // figures.dense_bytes + 1
 
 

@@ -1,4 +1,4 @@
-"""Claim: the leading terms hold what is essential of the weight."""
+"""Test the claim that leading terms hold the essential structure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
-# Of the energy that the best terms hold. Less than that can hardly be called the essential part.
+# Share of the energy of the best terms. Less can hardly be called the essential part.
 LEAST_SHARE = 0.5
 
 
 def structure(analysis: Analysis) -> Claim:
-    """Put the error of the leading terms beside those of the zero matrix and of the SVD.
+    """Judge the error of the leading terms beside the SVD's.
 
     The paper's partial pivoting comes first; complete pivoting, where the analysis has it, and the least-squares refit
     of the diagonal are remedies.

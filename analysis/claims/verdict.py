@@ -1,4 +1,4 @@
-"""What a claim, a test of it and a verdict are."""
+"""Define claims, their tests and verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MatrixCase:
-    """One matrix under one test.
+    """Hold the figures of one matrix under one test.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class MatrixCase:
 
 @dataclass(frozen=True)
 class Finding:
-    """One test of a claim at one rank, over the matrices.
+    """Hold one test of a claim at one rank.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Finding:
 
     @property
     def place(self) -> str:
-        """Where in words: "rank 64" or "full rank"."""
+        """Rank in words: "rank 64" or "full rank"."""
         return "full rank" if self.rank is None else f"rank {self.rank}"
 
     @property
@@ -80,7 +80,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, with what was found.
+    """Hold a claim of the paper and its tests.
 
     Attributes
     ----------
@@ -103,7 +103,9 @@ class Claim:
 
 
 def verdict(outcomes: Sequence[bool]) -> str:
-    """Return the verdict on a claim that is true of some matrices and false of others.
+    """Return the verdict on a claim in words.
+
+    A claim may be true of some matrices and false of others.
 
     Parameters
     ----------
@@ -124,7 +126,9 @@ def verdict(outcomes: Sequence[bool]) -> str:
 
 
 def medians(cases: Sequence[MatrixCase]) -> dict[str, float]:
-    """Return the median of each figure over the cases, which all have the same figures.
+    """Return the median of each figure over the cases.
+
+    All cases have the same figures.
 
     Examples
     --------
@@ -134,7 +138,7 @@ def medians(cases: Sequence[MatrixCase]) -> dict[str, float]:
     return {name: median(case.figures[name] for case in cases) for name in (cases[0].figures if cases else ())}
 
 
-# Of the LDU in the paper and in its published code.
+# Pivoting of the LDU in the paper and in its published code.
 PAPER: Pivoting = "partial"
 
 
@@ -163,7 +167,10 @@ class NamedScope:
 
 
 def scopes_below_full_rank(analysis: Analysis) -> list[NamedScope]:
-    """Return a place for each rank asked for, with the matrices whose full rank is above it."""
+    """Return the matrices at each rank asked for.
+
+    At a rank they are those whose full rank is above it.
+    """
     places = []
     for rank in analysis.options.ranks:
         larger = [(tensor.name, matrix) for tensor, matrix in analysis.matrices if min(matrix.m, matrix.n) > rank]

@@ -1,4 +1,4 @@
-"""Everything that is measured on the update of one weight matrix."""
+"""Measure the update of one weight matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MatrixComparison:
-    r"""The results for one matrix; plain numbers only, so that the weights themselves can go.
+    r"""Hold the results for one matrix.
+
+    Plain numbers only, so that the weights themselves can be freed.
 
     Attributes
     ----------
@@ -68,7 +70,7 @@ class MatrixComparison:
         return self.m + self.n
 
     def random(self, independent: int) -> float:
-        """Return the share of a random update that a space of that dimension is expected to hold.
+        """Return the expected share of a random update in a space.
 
         The entries are independent, of mean 0 and one variance: every direction holds the same, whether the terms that
         span the space are orthogonal or not.
@@ -125,6 +127,9 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: CompareO
 
 
 def _scaled(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the matrix with 1 as its largest entry, so that squares neither overflow nor vanish."""
+    """Scale a matrix so that its largest entry is 1.
+
+    Its squares then neither overflow nor vanish.
+    """
     largest = matrix.abs().max()
     return matrix / torch.where(largest > 0, largest, torch.ones_like(largest))

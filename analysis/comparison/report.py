@@ -39,7 +39,7 @@ TABLE_COLUMNS = (
 
 
 def write_table(comparison: CheckpointComparison, path: Path) -> None:
-    """Write the table; names of tensors are as the checkpoints have them."""
+    """Write a row for each matrix, pivoting and rank."""
     rows = (row for tensor, matrix in comparison.matrices for row in _rows(tensor, matrix))
     write_csv(path, list(TABLE_COLUMNS), rows)
 
@@ -79,7 +79,10 @@ def _rows(tensor: PairResult, matrix: MatrixComparison) -> Iterator[dict[str, ob
 
 
 def comparison_columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixComparison]]:
-    """Return the columns after the tensor's name, shape and dtypes; `rank` is the one of the partial bases."""
+    """Return the columns of the page's table.
+
+    They come after the tensor's name, shape and dtypes; `rank` is that of the partial bases.
+    """
 
     def at(matrix: MatrixComparison) -> int:
         return min(rank, matrix.full_rank)
@@ -144,12 +147,12 @@ def _of_ldu(pivoting: Pivoting, at: Callable[[MatrixComparison], int]) -> _Value
 _SHARE = "share of ‖update‖² explained"
 _LORA_COLOR = "#C78500"
 _RANDOM_COLOR = "#666666"
-# Where a share of nothing at all would pull the logarithmic axis to.
+# Least share on a logarithmic axis: smaller ones would flatten all others.
 _LEAST_DRAWN = 1e-6
 
 
 def share_panels(comparison: CheckpointComparison) -> list[str]:
-    """Return three panels: against rank on two scales, and against the numbers trained."""
+    """Draw shares against rank, twice, and against trained numbers."""
     panels = [_against_rank(comparison, logarithmic=False), _against_rank(comparison, logarithmic=True)]
     return [panel.to_svg() for panel in (*panels, _against_numbers(comparison))]
 
@@ -181,7 +184,10 @@ def _against_rank(comparison: CheckpointComparison, *, logarithmic: bool) -> Pan
 
 
 def _against_numbers(comparison: CheckpointComparison) -> Panel:
-    """Draw the diagonals and LoRA over one measure of size that fits matrices of every shape: LoRA's least."""
+    """Draw shares against trained numbers.
+
+    Divided by the least number that LoRA trains, so that matrices of every shape fit.
+    """
     panel = Panel("explained-numbers", "Against trained numbers", "trained numbers / (m + n)", _SHARE)
     matrices = [matrix for _, matrix in comparison.matrices]
     for label, color, style, curve in _lines(comparison):
@@ -211,7 +217,9 @@ def _limit(panel: Panel, *, logarithmic: bool) -> None:
 
 
 def write_comparison(comparison: CheckpointComparison, folder: Path) -> None:
-    """Write compare.csv, compare.json and compare.html into an existing folder.
+    """Write a comparison into an existing folder.
+
+    The files are compare.csv, compare.json and compare.html.
 
     Raises
     ------
@@ -225,7 +233,10 @@ def write_comparison(comparison: CheckpointComparison, folder: Path) -> None:
 
 
 def render_comparison(comparison: CheckpointComparison) -> str:
-    """Return the page, which loads nothing; what comes from the checkpoints is escaped."""
+    """Return a comparison as an HTML page.
+
+    It loads nothing; everything from the checkpoints is escaped.
+    """
     rank = comparison.headline_rank
     table = comparison_columns(comparison.options.pivoting, rank)
     return page_template("compare.html.j2").render(

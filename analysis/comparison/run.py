@@ -1,4 +1,4 @@
-"""One whole comparison of two checkpoints: the results with what is needed to read them."""
+"""Compare two whole checkpoints."""
 
 from __future__ import annotations
 
@@ -53,12 +53,15 @@ class CheckpointComparison:
 
     @property
     def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
-        """The matrices that were changed, each with its comparison."""
+        """Changed matrices, each with its comparison."""
         return [(tensor, tensor.comparison) for tensor in self.tensors if tensor.comparison is not None]
 
     @property
     def headline_rank(self) -> int:
-        """The largest rank asked for that some matrix does not reach in full."""
+        """Rank of the summaries.
+
+        The largest one asked for that is below the full rank of some matrix.
+        """
         return self.options.headline_rank(max(matrix.full_rank for _, matrix in self.matrices))
 
     @property
@@ -68,7 +71,7 @@ class CheckpointComparison:
 
     @property
     def unchanged(self) -> list[PairResult]:
-        """The matrices that are equal in every entry."""
+        """Matrices that are equal in every entry."""
         return [tensor for tensor in self.tensors if tensor.status == "unchanged"]
 
 
@@ -78,7 +81,9 @@ def compare_checkpoints(
     options: CompareOptions,
     progress: Callable[[Progress], None] | None = None,
 ) -> CheckpointComparison:
-    """Open a base checkpoint and a fine-tuned one, and measure the update of every matrix that both hold.
+    """Measure the updates between two checkpoints.
+
+    Every matrix that both hold is compared.
 
     Parameters
     ----------
@@ -140,7 +145,7 @@ def _compare(pair: Pair, loaded: list[tuple[torch.Tensor, torch.Tensor] | str], 
         base, _ = check_matrix(as_matrix(tensors[0], orders[0]), "the base's tensor")
         tuned, _ = check_matrix(as_matrix(tensors[1], orders[1]), "the tuned tensor")
         del tensors
-        # float64 if either is; half precision has been widened to float32 by then, so that nothing is rounded away.
+        # In float64 if either is. Half precision has been widened to float32 before, so that no difference is lost.
         update, _ = check_matrix(tuned - base, "the update")
     except ValueError as error:
         return pair.result("not compared", str(error))

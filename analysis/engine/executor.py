@@ -1,4 +1,4 @@
-"""Work through the matrices of a checkpoint, the dearest first, whoever does the work."""
+"""Work through the matrices of a checkpoint, the costliest first."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ _Outcome_co = TypeVar("_Outcome_co", covariant=True)
 
 
 class Executor(Protocol[_Outcome_co]):
-    """Who works through tensors: threads of this process, or the workers of a cluster."""
+    """Work through tensors.
+
+    By threads of this process, or by the workers of a cluster.
+    """
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
-        """Return how many of `tensors` will be worked on at the same time."""
+        """Count the tensors that are worked on at the same time."""
 
     def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome_co]]:
-        """Begin `tensors` in their order and yield each with its outcome when it is finished.
+        """Yield each tensor with its outcome.
+
+        They are begun in their order, and yielded as they are finished.
 
         Closing the iterator, or an exception in it, gives up what is not finished.
         """
@@ -32,7 +37,7 @@ class Executor(Protocol[_Outcome_co]):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the work stands.
+    """Report how far a survey or comparison is.
 
     Attributes
     ----------
@@ -57,7 +62,7 @@ def work_through(
     *,
     finished: Iterable[TensorInfo] = (),
 ) -> Iterator[tuple[TensorInfo, _Outcome]]:
-    """Have a executor work on every one of `tensors`.
+    """Yield every tensor with its outcome, and report progress.
 
     Parameters
     ----------
@@ -85,7 +90,7 @@ def work_through(
 
     def report() -> None:
         if progress is not None:
-            # They are begun in this order, the next one as soon as one is finished.
+            # Tensors are started in this order, the next one as soon as one is finished.
             running = tuple(info.name for info in islice(left, at_once))
             progress(Progress(running, count, total, done / whole))
 
@@ -98,12 +103,12 @@ def work_through(
 
 
 def describe_error(error: Exception) -> str:
-    """Return the reason that stands in a report for a tensor which failed."""
+    """Return the reason that a report gives for a failure."""
     return f"error: {str(error) or type(error).__name__}"
 
 
 def list_reasons(reasons: Sequence[str], shown: int = 3) -> str:
-    """Return the first reasons in one line, and how many others there are.
+    """Join the first reasons and count the others.
 
     Examples
     --------
@@ -115,7 +120,9 @@ def list_reasons(reasons: Sequence[str], shown: int = 3) -> str:
 
 
 def _in_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
-    """Return the largest first: one that is begun last would keep one core busy alone.
+    """Return tensors with the largest first.
+
+    A large one that is begun last would keep one core busy alone.
 
     Parts of one stored tensor stay together, so that it is read once.
     """

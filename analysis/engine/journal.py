@@ -1,4 +1,4 @@
-"""Keep the results of a survey on disk as they come, so that it can go on after a kill."""
+"""Keep the results of a survey on disk as they come."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.checkpoints import CheckpointReader
 
 JOURNAL_FORMAT = "lowrank-ldu journal 3"
-# What every journal begins with, of whatever version: nothing else is opened for writing.
+# Every journal of any version begins so; no other file is opened for writing.
 _BEGINNING = b'{"format":"lowrank-ldu journal'
 # A result has some kilobytes.
 _LINE = CONFIGURATION
@@ -40,7 +40,9 @@ _CHECKSUM = re.compile(rb'(.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 @dataclass(frozen=True)
 class Origin:
-    """What results belong to: they are those of the same files, analyzed in the same way by the same version.
+    """Identify the survey that results belong to.
+
+    The same files, analyzed in the same way by the same version.
 
     Attributes
     ----------
@@ -58,13 +60,13 @@ class Origin:
 
     @classmethod
     def of(cls, reader: CheckpointReader, options: SurveyOptions) -> Origin:
-        """Return the origin of the results of a survey that is about to begin."""
+        """Return the origin of a survey that is about to begin."""
         asked = asdict(options)
         del asked["threads"]
         return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), file_states(reader))
 
     def difference(self, other: Origin) -> str | None:
-        """Return what the other one has otherwise, None if nothing."""
+        """Describe the first difference to another origin, None without one."""
         if self.version != other.version:
             return f"it is of version {self.version}, and this is {other.version}"
         for name, value in self.options.items():
@@ -77,7 +79,9 @@ class Origin:
 
 
 class Journal:
-    """The results of an unfinished survey, a line each, after a line that says what they belong to.
+    """Hold the results of an unfinished survey on disk.
+
+    A line each, after a line that says what they belong to.
 
     Parameters
     ----------
@@ -141,7 +145,7 @@ class Journal:
         whole, names = 0, set()
         for number in itertools.count():
             line = file.readline(_LINE.size + 1)
-            # Longer than any line: it is parsed, and refused.
+            # A line that is too long is parsed, and refused.
             if not line.endswith(b"\n") and len(line) <= _LINE.size:
                 break
             try:
@@ -184,7 +188,9 @@ class Journal:
             raise JournalError(f"{self.path}: cannot be continued: {difference}; remove the file to begin anew")
 
     def append(self, result: TensorResult, seconds: float) -> None:
-        """Write a result, so that it outlives this process and this machine's power.
+        """Write a result to the disk.
+
+        It outlives this process and a power cut.
 
         Parameters
         ----------
@@ -197,7 +203,7 @@ class Journal:
                 self._file = self.path.open("xb")
                 self._write(_line({"format": JOURNAL_FORMAT, **asdict(self._origin)}))
             line = _line({"result": finite_json(asdict(result)), "seconds": self.seconds + seconds})
-            # Of a name of megabytes, say: it could not be read again, and is done again instead.
+            # A result with a name of megabytes could not be read again: it is left out, and computed again.
             if len(line) <= _LINE.size:
                 self._write(line)
         except OSError as error:
@@ -210,7 +216,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file and leave it; let go of the lock."""
+        """Close the file and release the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -227,7 +233,9 @@ class Journal:
 
 @contextlib.contextmanager
 def lock_journal(path: Path) -> Iterator[None]:
-    """Keep other processes from a journal, also before it is opened and after it is closed by this one.
+    """Lock a journal for this process.
+
+    Also before it is opened and after it is closed.
 
     Raises
     ------
@@ -257,9 +265,12 @@ def _check_sum(line: bytes) -> None:
 
 
 def _let_go(lock: BaseFileLock) -> None:
-    """Release a lock once; who took it last in this process removes its file."""
+    """Release a lock once.
+
+    The last release in this process removes its file.
+    """
     if lock.lock_counter == 1:
-        # Removed while it is held: who opened it before finds it unlinked, and makes a new one.
+        # It is removed while it is held: a process that opened it before finds it unlinked, and makes a new one.
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink()
     if lock.is_locked:
@@ -267,12 +278,14 @@ def _let_go(lock: BaseFileLock) -> None:
 
 
 def _locked(path: Path) -> BaseFileLock:
-    """Lock a journal that may not be there yet, by a file beside it; again, if this process has it already.
+    """Lock a journal by a file beside it.
+
+    The journal need not exist yet. A process may lock it more than once.
 
     The system lets go of the lock when this process ends, however it ends; the empty file that is left then locks
     nothing.
     """
-    if not path.parent.is_dir():  # it would be made
+    if not path.parent.is_dir():  # the library would make it
         raise JournalError(f"{path}: cannot be written (there is no such folder)")
     beside = Path(f"{path.absolute()}.lock")
     lock = FileLock(beside, is_singleton=True)
@@ -282,7 +295,7 @@ def _locked(path: Path) -> BaseFileLock:
             raise JournalError(f"{beside}: is no lock of a journal; accepted: another name, or remove the file")
         lock.acquire(blocking=False)
     except Timeout:
-        if not beside.exists():  # as the library has it, of folders that take no files
+        if not beside.exists():  # the library raises this error for folders that take no files, too
             raise JournalError(f"{path}: cannot be created in this folder; accepted: another place") from None
         raise JournalError(f"{path}: is being written by another process; accepted: wait for it, or stop it") from None
     except OSError as error:
@@ -291,7 +304,7 @@ def _locked(path: Path) -> BaseFileLock:
 
 
 def _decoded(record: dict[str, Any], kind: type[_Record], numbers: tuple[str, ...] = ()) -> _Record:
-    """Return the dataclass that `asdict` and `finite_json` made a record of.
+    """Rebuild a dataclass from its record.
 
     Only the fields in `numbers` have texts that stand for numbers: a tensor may be called "inf".
 
@@ -302,7 +315,7 @@ def _decoded(record: dict[str, Any], kind: type[_Record], numbers: tuple[str, ..
     """
     content = record | {name: floats_of(record[name]) for name in numbers}
     decoded = msgspec.convert(content, kind, str_keys=True)
-    # Fields that are unknown, or missing where there is a default, are passed over by the library.
+    # The library passes over fields that are unknown, or missing where there is a default.
     if finite_json(asdict(decoded)) != record:
         raise ValueError("its fields are others")
     return decoded

@@ -1,4 +1,4 @@
-"""The survey of a checkpoint: one result for every tensor, a few in memory at a time."""
+"""Survey a checkpoint: one result for every tensor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorResult:
-    """What came of one tensor: either `analysis` or `reason` is None.
+    """Hold the result for one tensor.
+
+    Either `analysis` or `reason` is None.
 
     Attributes
     ----------
@@ -53,16 +55,19 @@ class TensorResult:
 
 
 class Engine(Protocol):
-    """What does a survey other than the threads of this process."""
+    """Run surveys elsewhere than in this process's threads."""
 
     @property
     def description(self) -> str:
-        """What it is and how large, in words."""
+        """Kind and size of the engine in words."""
 
     def executor(
         self, reader: CheckpointReader, options: SurveyOptions
     ) -> Executor[tuple[MatrixAnalysis | str, float]]:
-        """Return an executor that does for each tensor of `reader` what `load` and `timed_analysis` do."""
+        """Return an executor for the tensors of a checkpoint.
+
+        For each of them it does what `load` and `timed_analysis` do.
+        """
 
 
 def survey(
@@ -127,7 +132,7 @@ def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[tuple
 
 
 def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
-    """Return a tensor, or why it cannot be read."""
+    """Load a tensor, or return why it cannot be read."""
     try:
         return reader.load(info.name)
     except (CheckpointError, MemoryError) as error:
@@ -137,7 +142,9 @@ def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
 def timed_analysis(
     info: TensorInfo, loaded: list[torch.Tensor | str], options: SurveyOptions
 ) -> tuple[MatrixAnalysis | str, float]:
-    """Return the analysis of the one tensor in `loaded`, or why there is none, and its seconds.
+    """Analyze the one tensor in a list, and time it.
+
+    Where there is no analysis the reason is returned.
 
     The tensor is taken out of the list, so that nothing else keeps it in memory.
     """
@@ -147,7 +154,7 @@ def timed_analysis(
 
 
 def _analyze(loaded: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
-    """Return the analysis, or why there is none."""
+    """Analyze the tensor, or return why it cannot be analyzed."""
     tensor = loaded.pop()
     if isinstance(tensor, str):
         return tensor

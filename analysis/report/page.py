@@ -56,14 +56,17 @@ def write_report(analysis: Analysis, folder: Path, sections: Sequence[Markup] = 
 
 
 def analysis_json(analysis: Analysis) -> str:
-    """Return the analysis as strict JSON, each dataclass an object with the names of its fields."""
+    """Return the analysis as strict JSON.
+
+    Each dataclass is an object with the names of its fields.
+    """
     return json_document("lowrank-ldu analysis 1", asdict(analysis))
 
 
 def render_report(analysis: Analysis, plots: Plots, sections: Sequence[Markup] = ()) -> str:
-    """Return the report as HTML, with `sections` before the analysis.
+    """Return the report as an HTML page.
 
-    Everything from the checkpoint is escaped; the plots are SVG made here.
+    `sections` come before the analysis. Everything from the checkpoint is escaped; the plots are SVG made here.
     """
     table = columns(analysis.options, analysis.headline_rank)
     return page_template("report.html.j2", ink=ink, shade=shade).render(

@@ -1,4 +1,4 @@
-"""Where in a model a tensor belongs, told from its name: its layer and the module it is there."""
+"""Tell layer and module type from the names of tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WEIGHT = {"weight", "kernel"}
 
 @dataclass(frozen=True)
 class ModulePlace:
-    """What a name says.
+    """Hold the module type and the layer of a tensor.
 
     Attributes
     ----------
@@ -64,7 +64,10 @@ def module_places(names: Iterable[str]) -> dict[str, ModulePlace]:
 
 
 def _split(name: str) -> tuple[tuple[str, ...], int, tuple[str, ...]] | None:
-    """Return what is before the layer, the layer, and what is after it; None outside layers."""
+    """Split a name at its layer.
+
+    Return what is before the layer, the layer, and what is after it; None outside layers.
+    """
     parts = _PARTS.search(name)
     components = _SEPARATOR.split(name[: parts.start()] if parts else name)
     for at, component in enumerate(components):
@@ -87,5 +90,5 @@ def _split(name: str) -> tuple[tuple[str, ...], int, tuple[str, ...]] | None:
 
 
 def _is_number(text: str) -> bool:
-    # Fewer digits than would be a hash, or more than any model has layers.
+    # A longer number is a hash: no model has so many layers.
     return text.isascii() and text.isdigit() and len(text) <= 4

@@ -31,7 +31,10 @@ _TYPES |= {held | None: stored for held, stored in _TYPES.items()}
 
 
 def write_figure_table(analysis: Analysis, folder: Path) -> None:
-    """Write a row for each tensor, method and rank: `Diagnostics`, the seconds to factor, and the kind of PiSSA."""
+    """Write a row for each tensor, method and rank.
+
+    `Diagnostics`, the seconds to factor, and the kind of PiSSA.
+    """
     hints = get_type_hints(Diagnostics)
     columns: dict[str, Any] = {
         "tensor": str,
@@ -44,7 +47,7 @@ def write_figure_table(analysis: Analysis, folder: Path) -> None:
             "tensor": tensor.name,
             **asdict(measurement.diagnostics),
             "seconds": measurement.seconds,
-            # Of PiSSA alone: the others come in one kind.
+            # PiSSA alone comes in two kinds.
             "exact": measurement.exact if measurement.diagnostics.method == "pissa" else None,
         }
         for tensor, matrix in analysis.matrices
@@ -54,7 +57,9 @@ def write_figure_table(analysis: Analysis, folder: Path) -> None:
 
 
 def write_tensor_table(analysis: Analysis, folder: Path) -> None:
-    """Write a row for each tensor; the timings are at `Analysis.headline_rank`.
+    """Write a row for each tensor.
+
+    The timings are at `Analysis.headline_rank`.
 
     A rank for a target error that is missing was not reached in the ranks that were looked at.
     """
@@ -123,11 +128,14 @@ def _needed_column(pivoting: Pivoting | None, error: float, *, refit: bool) -> s
 
 
 def _write(folder: Path, name: str, columns: Mapping[str, Any], rows: list[dict[str, object]]) -> None:
-    """Write rows as CSV and as Parquet; a column that a row lacks is missing there."""
+    """Write rows as CSV and as Parquet.
+
+    A column that a row lacks is missing there.
+    """
     write_csv(folder / f"{name}.csv", list(columns), rows)
     schema = pa.schema([(column, _TYPES[held]) for column, held in columns.items()])
     table = pa.table({column: [_storable(row.get(column)) for row in rows] for column in columns}, schema=schema)
-    # Not the path, which the library takes for UTF-8.
+    # The library takes paths for UTF-8, so it gets an open file.
     with (folder / f"{name}.parquet").open("wb") as file:
         parquet.write_table(table, file)
 
@@ -138,7 +146,10 @@ def _storable(value: object) -> object:
 
 
 def write_csv(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:
-    """Write a CSV file that a spreadsheet only shows; a column that a row lacks is an empty field."""
+    """Write rows as CSV that a spreadsheet cannot run.
+
+    A column that a row lacks is an empty field.
+    """
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

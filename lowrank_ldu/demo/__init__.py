@@ -1,4 +1,6 @@
-"""Fine-tuning of a small vision transformer by LoLDU and the methods it is compared with (``finetune`` extra).
+"""Fine-tune a small vision transformer by several methods.
+
+By LoLDU and the methods it is compared with (``finetune`` extra).
 
 `compare_methods` is the entry; the other names are its parts and results.
 """
@@ -55,3 +57,7 @@ __all__ = [
     "pretrain",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

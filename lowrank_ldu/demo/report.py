@@ -1,4 +1,4 @@
-"""Report the comparison: rows of a table, sentences, a section of the page."""
+"""Report a comparison in a table, sentences and a section."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _MARKERS = ("x", "o", "v", "s", "^", "D")
 
 
 def comparison_section(comparison: Comparison, saved: RoundTrip) -> Markup:
-    """Return the table, a plot of accuracy against trained parameters, and what was saved, as HTML."""
+    """Return the comparison as a section of HTML.
+
+    The table, a plot of accuracy against trained parameters, and what was saved.
+    """
     environment = Environment(
         loader=PackageLoader("lowrank_ldu.demo"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -58,7 +61,10 @@ def _accuracy_panel(comparison: Comparison) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in per cent, with one decimal; a dash where there is none."""
+    """Return a share in per cent, with one decimal.
+
+    A dash where there is none.
+    """
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
@@ -83,7 +89,7 @@ HEADINGS = ("method", "lr", "adapter", "+ head", "accuracy %", "seed sd", "time"
 
 
 def sentences(comparison: Comparison, saved: RoundTrip) -> list[str]:
-    """Say what was run and what came of it."""
+    """Return the settings and results in sentences."""
     settings, start = comparison.settings, comparison.pretrained
     ranking = sorted(comparison.results, key=lambda result: -result.mean_accuracy)
     return [

@@ -1,4 +1,4 @@
-"""The trained adapter to disk and back, and merged: three models that have to agree."""
+"""Save, reload and merge the trained adapter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOGIT_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What came of saving, reloading and merging.
+    """Hold the results of saving, reloading and merging.
 
     Attributes
     ----------
@@ -57,7 +57,9 @@ class RoundTrip:
 
 
 def round_trip(comparison: Comparison, folder: Path) -> RoundTrip:
-    """Save the LoLDU model of the largest rank into `folder`, reload it onto a fresh base, merge it, and compare.
+    """Save, reload and merge the largest LoLDU model.
+
+    It is reloaded onto a fresh base, and all three are compared.
 
     Raises
     ------

@@ -60,7 +60,9 @@ def apply_flops(m: int, n: int, rank: int) -> int:
 
 
 def stored_numbers(rank: int) -> int:
-    """Count the numbers that `save_adapter` writes for a layer with the default options, whatever its shape.
+    """Count the numbers that `save_adapter` writes for a layer.
+
+    With the default options, whatever its shape.
 
     Offset and pivots, r each, sigma and its start, and the two samples that tell a changed base from the right one.
 

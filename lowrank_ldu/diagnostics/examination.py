@@ -1,4 +1,4 @@
-"""Examine one factorization beside its target: figures at any rank."""
+"""Examine one factorization beside its target."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BFLOAT16_TIE = 2.0**-8
 
 
 class Examination:
-    """A factorization and what was factored, measured together.
+    """Measure a factorization of a target at any rank.
 
     Parameters
     ----------
@@ -100,7 +100,9 @@ class Examination:
         return self._terms.gram
 
     def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        r"""Return the relative Frobenius errors of the first 1, 2, ... terms, with their own and the best diagonal.
+        r"""Return the relative Frobenius errors at all ranks.
+
+        Of the first 1, 2, ... terms, with their own and with the best diagonal.
 
         From sums of squares at all ranks at once: rounding below about 1e-7. NaN where terms depend on each other so
         closely that this way has no answer; 0 for the zero matrix.
@@ -179,12 +181,12 @@ def _errors(rank: int, target: Target, errors: RankErrors) -> _Errors:
 
 
 def _best(rank: int, target: Target) -> Norms:
-    """Return the norms of what the truncated SVD leaves."""
+    """Return the norms of the truncated SVD's error."""
     values, norm = target.scaled_values, target.scaled_frobenius_norm
     if int(values.shape[0]) == target.full_rank:
         tail = values[rank:]
         return Norms(frobenius_norm(tail, target.backend), float(tail[0])) if tail.shape[0] else Norms(0.0, 0.0)
-    # What is not in the leading values is in the rest.
+    # The energy beyond the leading values is that of the rest.
     held = _relative(frobenius_norm(values[:rank], target.backend), norm)
     return Norms(norm * math.sqrt(max(1.0 - held * held, 0.0)), None)
 
@@ -250,7 +252,7 @@ def _pivots(target: Target, factors: Factorization, z: Array, backend: Backend) 
 def _runner_up(factors: LDU, backend: Backend) -> Array:
     if factors.runner_up is not None:
         return wide(factors.runner_up, backend)
-    # Partial pivoting: what stands below the diagonal of L is each candidate over the pivot.
+    # With partial pivoting the entries of L below the diagonal are the candidates over the pivot.
     xp = backend_of(factors.lower).xp
     return wide(xp.max(xp.abs(xp.tril(factors.lower, k=-1)), axis=0), backend)
 

@@ -1,4 +1,4 @@
-"""Measure how much of a matrix the diagonal of a factorization can express."""
+"""Measure the share of a matrix that a diagonal can express."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expression:
-    r"""Shares of a matrix D that the leading terms l_i u_i of a factorization express.
+    r"""Hold the shares of a matrix D that leading terms express.
+
+    The terms are those of a factorization, l_i u_i.
 
     Attributes
     ----------
@@ -86,7 +88,7 @@ def express(
     ranks = [check_rank(rank, factors.rank, "ranks", optional=False) for rank in ranks]
     with quiet():
         left, right = wide(factors.left, backend), wide(factors.right, backend)
-        # From zero: the diagonal of the factors says nothing of another matrix.
+        # The fit starts from zero: the diagonal of the factors says nothing of another matrix.
         start = Factorization(left, backend.xp.zeros_like(left[0, :]), right)
         terms = Terms(start, backend, target.exponent)
         errors = RankErrors(target, start, terms)
@@ -99,7 +101,7 @@ def express(
             if math.isnan(share):
                 share = _share_by_residual(target, errors, rank)
                 independent[rank] = _numerical_rank(terms.unit_gram[:rank, :rank], backend)
-            # The fewer terms are among the more, so what they reach is reached.
+            # More terms include the fewer ones, and express no less.
             reached = explained[rank] = max(reached, share)
     sampled = [float(shares[rank - 1]) for rank in curve_ranks]
     curve = [None if math.isnan(share) else share for share in sampled]

@@ -1,4 +1,4 @@
-"""The figures of one factorization at one rank."""
+"""Hold the figures of one factorization at one rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Diagnostics:
-    r"""Figures of `W ~ L diag(z) U` with L = left (m, r), z = diagonal (r,), U = right (r, n).
+    r"""Hold the figures of a factorization W ~ L diag(z) U.
+
+    L = left (m, r), z = diagonal (r,), U = right (r, n).
 
     Plain Python numbers, so that a list of these is a table. All are computed in float64 where the device has it,
     whatever the factors are stored in. Errors are relative to the norm of W: 1 is what the zero matrix gives, and
@@ -106,7 +108,10 @@ class Diagnostics:
     dense_bytes: int
 
     def scaled(self, exponent: int) -> Diagnostics:
-        """Return the figures of the matrix times 2 ** exponent, factored by the same factors but for the diagonal."""
+        """Return the figures of the matrix times 2 ** exponent.
+
+        Factored by the same factors but for the diagonal.
+        """
 
         def pivot(value: float | None) -> float | None:
             return None if value is None else times_power_of_two(value, exponent)
@@ -121,7 +126,9 @@ class Diagnostics:
 
 
 def times_power_of_two(figure: float, exponent: int) -> float:
-    """Return figure * 2 ** exponent, inf if that is beyond the largest number.
+    """Return figure * 2 ** exponent.
+
+    inf if that is beyond the largest number.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The matrix that factorizations are measured against, and what is known of it whatever they are."""
+"""Hold a matrix that factorizations are measured against."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _MODERATE, _MODERATE_SINGLE = (1e-100, 1e100), (1e-12, 1e12)
 
 
 class Target:
-    """A matrix W, so that several factorizations of it can be measured without measuring W itself each time.
+    """Hold a matrix W and its own figures.
+
+    Several factorizations can be measured without measuring W itself each time.
 
     Parameters
     ----------
@@ -88,7 +90,9 @@ class Target:
         return wide(values if self.library.in_place else np.asarray(self.library.to_numpy(values)), self.backend)
 
     def matching(self, factors: Factorization) -> Factorization:
-        """Return factors of W's shape and library, on the host where W is measured there.
+        """Return factors that fit W, or raise an error.
+
+        They are brought to the host where W is measured there.
 
         Raises
         ------
@@ -122,13 +126,19 @@ class Target:
 
     @cached_property
     def exponent(self) -> int:
-        """Exponent e of the unit 2 ** e of what is computed: 0 where squares stay in range, or else W's size."""
+        """Exponent e of the unit 2 ** e of the figures.
+
+        0 where squares stay in range, or else W's size.
+        """
         smallest, largest = _MODERATE if self.backend.has_float64(self.W) else _MODERATE_SINGLE
         ordinary = self.largest == 0.0 or smallest < self.largest < largest
         return 0 if ordinary else math.frexp(self.largest)[1]
 
     def unscaled(self, figure: float) -> float:
-        """Return a figure of the scaled matrix in W's own unit, inf if that is beyond the largest number."""
+        """Return a figure of the scaled matrix in W's own unit.
+
+        inf if that is beyond the largest number.
+        """
         return times_power_of_two(figure, self.exponent)
 
     def _scaled(self, array: Array) -> Array:
@@ -156,7 +166,7 @@ class Target:
 
     @property
     def in_range(self) -> bool:
-        """Whether there are squares of entries, in a precision that leaves something of their differences."""
+        """Whether W is not zero, and measured in float64."""
         return self.backend.has_float64(self.W) and self.largest > 0.0
 
     @cached_property
@@ -176,17 +186,20 @@ class Target:
 
     @cached_property
     def scaled_frobenius_norm(self) -> float:
-        """Of the scaled W."""
+        """Frobenius norm of the scaled W."""
         return float(np.sqrt(self.energy)) if self.in_range else frobenius_norm(self.wide, self.backend)
 
     @property
     def frobenius_norm(self) -> float:
-        """Of W; inf if it is beyond the largest number."""
+        """Frobenius norm of W; inf beyond the largest number."""
         return self.unscaled(self.scaled_frobenius_norm)
 
     @cached_property
     def scaled_spectral_norm(self) -> float:
-        """Of the scaled W, measured if spectral norms are, or else the largest of the singular values."""
+        """Spectral norm of the scaled W.
+
+        Measured if spectral norms are, or else the largest of the singular values.
+        """
         if not self.spectral:
             return float(self.scaled_values[0])
         if self.in_range:

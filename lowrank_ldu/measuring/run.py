@@ -1,4 +1,4 @@
-"""Measure one case: methods are checked first, then they take turns."""
+"""Measure one case, after checking every method."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 # Products of several hundred terms, of the largest entry: rounding comes to some eps, and TF32 where it is allowed to
 # 1e-3. The dense formula subtracts and adds what the factorization leaves, with the growth of its rounding errors.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-# Rows that are looked at.
+# Rows of the output that are checked.
 _ROWS = 64
 
 
 def deviation(method: LayerMethod, base: nn.Linear, adapted: LoLDULayer, x: Tensor) -> float:
-    """Return the largest error of a method's output over the largest output, against float64.
+    """Return the relative error of a method's output.
+
+    The largest error over the largest output, against float64.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ def is_right(error: float, dtype: torch.dtype) -> bool:
 
 @dataclass
 class Result:
-    """What came of a case.
+    """Hold the rows of a case.
 
     Attributes
     ----------
@@ -185,7 +187,7 @@ def _step(method: LayerMethod, x: Tensor, gradient: Tensor, mode: StepMode) -> C
 
 
 def _chosen(method: LayerMethod, x: Tensor, mode: StepMode) -> str:
-    """Return the plan that "auto" comes to."""
+    """Return the plan that "auto" chooses."""
     if not isinstance(method.module, LoLDULayer):
         return ""
     with torch.set_grad_enabled(mode == "training"):
