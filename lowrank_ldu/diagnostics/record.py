@@ -64,7 +64,7 @@ class Diagnostics:
     storage_error_float16, storage_error_bfloat16 : float
         \|L diag(z) U - L' diag(z) U'\|_F / \|W\|_F, L' and U' rounded to that dtype; inf if an entry overflows it.
     factor_flops : int
-        Additions and multiplications to compute the factors, leading order (`lowrank_ldu.diagnostics.examination`).
+        Additions and multiplications to compute the factors, leading order (`lowrank_ldu.diagnostics.cost`).
     apply_flops, dense_apply_flops : int
         Additions and multiplications per input vector, L (z * (U x)) and W x.
     factor_bytes, dense_bytes : int
