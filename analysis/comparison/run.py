@@ -11,10 +11,11 @@ from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_mat
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
 from lowrank_ldu.analysis.engine.executor import describe_error, list_reasons, work_through
 from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
+from lowrank_ldu.analysis.options import CompareOptions
 from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.environment import Environment, describe_environment
-from lowrank_ldu.errors import CheckpointError, NothingToCompareError
+from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from lowrank_ldu.analysis.engine.executor import Progress
-    from lowrank_ldu.analysis.options import CompareOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
 
@@ -100,11 +100,15 @@ def compare_checkpoints(
 
     Raises
     ------
+    OptionError
+        The options are not those of a comparison.
     CheckpointError
         A checkpoint cannot be read.
     NothingToCompareError
         No matrix of them is changed.
     """
+    if not isinstance(options, CompareOptions):  # a survey's have more, which would be ignored
+        raise OptionError(f"options is a {type(options).__name__}; accepted: CompareOptions")
     start = time.perf_counter()
     with open_weights(base) as base_reader, open_weights(tuned) as tuned_reader:
         pairs = {pair.name: pair for pair in pair_up(base_reader, tuned_reader)}

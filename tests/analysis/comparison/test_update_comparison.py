@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
 from lowrank_ldu import ldu
-from lowrank_ldu.analysis import CompareOptions, compare_checkpoints
+from lowrank_ldu.analysis import CompareOptions, SurveyOptions, compare_checkpoints
 from lowrank_ldu.analysis.comparison.matrix import compare_matrices
-from lowrank_ldu.errors import NothingToCompareError
+from lowrank_ldu.errors import NothingToCompareError, OptionError
 
 sizes = st.tuples(st.integers(2, 12), st.integers(2, 12), st.integers(0, 2**32 - 1))
 
@@ -90,6 +90,13 @@ def test_figures_are_those_of_the_two_matrices(checkpoints):
         factors = ldu(base, pivoting=pivoting)
         expected = {rank: dense_share(update, factors, rank)[0] for rank in (2, 6)}
         assert result.ldu[pivoting].explained == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_option_is_ignored(checkpoints):
+    with pytest.raises(TypeError, match=r"CompareOptions\(\) got an unexpected keyword argument 'mode'"):
+        CompareOptions(mode="cheap")
+    with pytest.raises(OptionError, match="options is a SurveyOptions; accepted: CompareOptions"):
+        compare_checkpoints(*checkpoints, SurveyOptions(mode="cheap"))
 
 
 def test_formats_may_differ(tmp_path):
