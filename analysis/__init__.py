@@ -1,1 +1,142 @@
-"""Analysis of model checkpoints: readers, survey, report."""
+"""Analyze checkpoints, compare two of them, and test the paper's claims.
+
+`analyze_checkpoint`, `compare_checkpoints` and `examine_claims` compute; `write_report`, `write_comparison` and
+`write_claims` write what they return. The other names are options, results and errors.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lowrank_ldu.errors import (
+    CheckpointError,
+    ClusterError,
+    JournalError,
+    NothingToAnalyzeError,
+    NothingToCompareError,
+    OptionError,
+)
+
+if TYPE_CHECKING:
+    from lowrank_ldu.analysis.checkpoint import Analysis, analyze_checkpoint
+    from lowrank_ldu.analysis.claims import examine_claims
+    from lowrank_ldu.analysis.claims.report import write_claims
+    from lowrank_ldu.analysis.claims.verdict import Claim, Finding, MatrixCase, verdict
+    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
+    from lowrank_ldu.analysis.comparison.pairs import PairResult
+    from lowrank_ldu.analysis.comparison.report import write_comparison
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison, compare_checkpoints
+    from lowrank_ldu.analysis.comparison.summary import SummaryRow, comparison_headlines, summary_rows
+    from lowrank_ldu.analysis.engine.cluster import connect
+    from lowrank_ldu.analysis.engine.executor import Progress
+    from lowrank_ldu.analysis.engine.journal import lock_journal
+    from lowrank_ldu.analysis.engine.survey import Engine, TensorResult
+    from lowrank_ldu.analysis.measures.curves import Curve
+    from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation
+    from lowrank_ldu.analysis.measures.spectrum import Spectrum
+    from lowrank_ldu.analysis.options import CompareOptions, ComputeDtype, Mode, SurveyOptions
+    from lowrank_ldu.analysis.report.headlines import headlines
+    from lowrank_ldu.analysis.report.page import write_report
+    from lowrank_ldu.analysis.report.panel import Panel
+    from lowrank_ldu.analysis.report.scope import Scope, headline_scope
+
+__all__ = [
+    "Analysis",
+    "CheckpointComparison",
+    "CheckpointError",
+    "Claim",
+    "ClusterError",
+    "CompareOptions",
+    "ComputeDtype",
+    "Curve",
+    "Engine",
+    "Finding",
+    "InitializationChange",
+    "JournalError",
+    "MatrixAnalysis",
+    "MatrixCase",
+    "MatrixComparison",
+    "Measurement",
+    "Mode",
+    "NeededRank",
+    "NothingToAnalyzeError",
+    "NothingToCompareError",
+    "OptionError",
+    "PairResult",
+    "Panel",
+    "Progress",
+    "Recommendation",
+    "Scope",
+    "Spectrum",
+    "SummaryRow",
+    "SurveyOptions",
+    "TensorResult",
+    "analyze_checkpoint",
+    "compare_checkpoints",
+    "comparison_headlines",
+    "connect",
+    "examine_claims",
+    "headline_scope",
+    "headlines",
+    "lock_journal",
+    "summary_rows",
+    "verdict",
+    "write_claims",
+    "write_comparison",
+    "write_report",
+]
+
+# The module of each name, imported at its first use: torch, matplotlib and pyarrow take seconds.
+_HOMES = {
+    "Analysis": "checkpoint",
+    "analyze_checkpoint": "checkpoint",
+    "examine_claims": "claims",
+    "write_claims": "claims.report",
+    "Claim": "claims.verdict",
+    "Finding": "claims.verdict",
+    "MatrixCase": "claims.verdict",
+    "verdict": "claims.verdict",
+    "MatrixComparison": "comparison.matrix",
+    "PairResult": "comparison.pairs",
+    "write_comparison": "comparison.report",
+    "CheckpointComparison": "comparison.run",
+    "compare_checkpoints": "comparison.run",
+    "SummaryRow": "comparison.summary",
+    "comparison_headlines": "comparison.summary",
+    "summary_rows": "comparison.summary",
+    "connect": "engine.cluster",
+    "Progress": "engine.executor",
+    "lock_journal": "engine.journal",
+    "Engine": "engine.survey",
+    "TensorResult": "engine.survey",
+    "Curve": "measures.curves",
+    "InitializationChange": "measures.initialization_change",
+    "MatrixAnalysis": "measures.matrix",
+    "Measurement": "measures.matrix",
+    "NeededRank": "measures.recommendation",
+    "Recommendation": "measures.recommendation",
+    "Spectrum": "measures.spectrum",
+    "CompareOptions": "options",
+    "ComputeDtype": "options",
+    "Mode": "options",
+    "SurveyOptions": "options",
+    "headlines": "report.headlines",
+    "write_report": "report.page",
+    "Panel": "report.panel",
+    "Scope": "report.scope",
+    "headline_scope": "report.scope",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""One whole analysis of a checkpoint: the results with what is needed to read them."""
+"""Analyze a whole checkpoint, with a journal if one is wanted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.engine.executor import list_reasons
 from lowrank_ldu.analysis.engine.journal import Journal, Origin
 from lowrank_ldu.analysis.engine.survey import TensorResult, survey
 from lowrank_ldu.analysis.engine.threads import describe_threads
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from lowrank_ldu.analysis.engine.pool import Progress
+    from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.engine.survey import Engine
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -48,18 +49,20 @@ class Analysis:
 
     @property
     def matrices(self) -> list[tuple[TensorResult, MatrixAnalysis]]:
-        """The tensors that were analyzed, each with its analysis."""
+        """Analyzed tensors, each with its analysis."""
         return [(tensor, tensor.analysis) for tensor in self.tensors if tensor.analysis is not None]
 
     @property
     def headline_rank(self) -> int:
-        """The rank that summaries are about: the largest one asked for that some matrix does not reach in full."""
-        largest = max(min(matrix.m, matrix.n) for _, matrix in self.matrices)
-        return max((rank for rank in self.options.ranks if rank < largest), default=self.options.ranks[-1])
+        """Rank of the summaries.
+
+        The largest one asked for that is below the full rank of some matrix.
+        """
+        return self.options.headline_rank(max(min(matrix.m, matrix.n) for _, matrix in self.matrices))
 
     @property
     def skipped(self) -> list[TensorResult]:
-        """The tensors that were not."""
+        """Tensors that were not analyzed."""
         return [tensor for tensor in self.tensors if tensor.analysis is None]
 
 
@@ -121,16 +124,16 @@ def analyze_checkpoint(
                 for result in survey(reader, options, progress, known=kept.results, engine=engine):
                     results.append(result)
                     if result.analysis is not None:
-                        # What could not be analyzed is tried again: it may have been for want of memory.
+                        # Failures are not kept: they may be for want of memory, and are tried again.
                         kept.append(result, time.perf_counter() - start)
     results.sort(key=lambda result: order[result.name])
     analysis = Analysis(opened, options, environment, before + time.perf_counter() - start, results)
     if not analysis.matrices:
-        raise NothingToAnalyzeError(f"{opened}: {_why_nothing(results)}")
+        raise NothingToAnalyzeError(f"{opened}: {_nothing_analyzed(results)}")
     return analysis
 
 
-def _why_nothing(results: list[TensorResult]) -> str:
+def _nothing_analyzed(results: list[TensorResult]) -> str:
     if not results:
         return "holds no tensors at all"
     examples: dict[str, list[str]] = {}
@@ -140,5 +143,4 @@ def _why_nothing(results: list[TensorResult]) -> str:
         f"{names[0]!r}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
         for reason, names in examples.items()
     ]
-    more = f"; and {len(reasons) - 3} other reasons" if len(reasons) > 3 else ""
-    return f"none of its {len(results)} tensors can be analyzed; {'; '.join(reasons[:3])}{more}"
+    return f"none of its {len(results)} tensors can be analyzed; {list_reasons(reasons)}"

@@ -1,4 +1,4 @@
-"""What a survey is asked to do, checked before any weight is read."""
+"""Check the options of surveys and comparisons."""
 
 from __future__ import annotations
 
@@ -24,19 +24,70 @@ ComputeDtype = Literal["float32", "float64"]
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)
 
 _LARGEST_RANK = 2**31 - 1
-# Systems refuse to start many more.
+# Systems refuse to start many more threads.
 _MOST_THREADS = 1024
 _LARGEST_SEED = 2**63 - 1
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Count the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class SurveyOptions:
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """Hold the options that surveys and comparisons share.
+
+    `SurveyOptions` says what they mean.
+    """
+
+    ranks: tuple[int, ...] = (8, 64)
+    pivoting: tuple[Pivoting, ...] = ("partial", "complete")
+    select: str | None = None
+    exclude: str | None = None
+    seed: int = 0
+    threads: int = field(default_factory=available_cores)
+
+    def __post_init__(self) -> None:
+        self._make_tuples("ranks", "pivoting")
+        object.__setattr__(self, "ranks", _checked_ranks(self.ranks))
+        _check_choices("pivoting", self.pivoting, PIVOTING)
+        object.__setattr__(self, "pivoting", tuple(dict.fromkeys(self.pivoting)))
+        for name in ("select", "exclude"):
+            _check_pattern(name, getattr(self, name))
+        with _option_errors():
+            check_count(self.seed, "seed")
+            if self.seed > _LARGEST_SEED:
+                raise ValueError(f"seed is {self.seed}; accepted: at most {_LARGEST_SEED}")
+            check_rank(self.threads, _MOST_THREADS, "threads", optional=False)
+
+    def _make_tuples(self, *names: str) -> None:
+        """Store single values as tuples of one."""
+        for name in names:
+            value = getattr(self, name)
+            if value is None:
+                raise OptionError(f"{name} is None; accepted: one or a sequence of them")
+            single = isinstance(value, str) or not isinstance(value, Iterable)
+            object.__setattr__(self, name, (value,) if single else tuple(value))
+
+    def ranks_of(self, k: int) -> list[int]:
+        """Return the ranks to measure on a matrix.
+
+        Ranks above its full rank k become k, and the last one is k.
+        """
+        return sorted({min(rank, k) for rank in self.ranks} | {k})
+
+    def headline_rank(self, largest: int) -> int:
+        """Return the largest rank asked for below `largest`.
+
+        The last rank where none is below.
+        """
+        return max((rank for rank in self.ranks if rank < largest), default=self.ranks[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveyOptions(_Options):
     """Options of a survey.
 
     Attributes
@@ -77,53 +128,57 @@ class SurveyOptions:
     (8,)
     """
 
-    ranks: tuple[int, ...] = (8, 64)
-    pivoting: tuple[Pivoting, ...] = ("partial", "complete")
-    select: str | None = None
-    exclude: str | None = None
     mode: Mode = "exact"
     targets: tuple[float, ...] = (0.5, 0.1)
     dtype: ComputeDtype | None = None
-    seed: int = 0
-    threads: int = field(default_factory=available_cores)
 
     def __post_init__(self) -> None:
-        for name in ("ranks", "pivoting", "targets"):
-            value = getattr(self, name)
-            if value is None:
-                raise OptionError(f"{name} is None; accepted: one or a sequence of them")
-            single = isinstance(value, str) or not isinstance(value, Iterable)
-            object.__setattr__(self, name, (value,) if single else tuple(value))
-        object.__setattr__(self, "ranks", _checked_ranks(self.ranks))
-        _check_choices("pivoting", self.pivoting, PIVOTING)
-        object.__setattr__(self, "pivoting", tuple(dict.fromkeys(self.pivoting)))
-        for name in ("select", "exclude"):
-            _check_pattern(name, getattr(self, name))
+        super().__post_init__()
         _check_choices("mode", (self.mode,), MODES)
+        self._make_tuples("targets")
         object.__setattr__(self, "targets", _checked_targets(self.targets))
         if self.dtype is not None:
             _check_choices("dtype", (self.dtype,), COMPUTE_DTYPES)
-        with _option_errors():
-            check_count(self.seed, "seed")
-            if self.seed > _LARGEST_SEED:
-                raise ValueError(f"seed is {self.seed}; accepted: at most {_LARGEST_SEED}")
-            check_rank(self.threads, _MOST_THREADS, "threads", optional=False)
-
-    def ranks_of(self, k: int) -> list[int]:
-        """Return the ranks to measure on a matrix of full rank k, the last one k; ranks above k become k."""
-        return sorted({min(rank, k) for rank in self.ranks} | {k})
 
 
-# Dataclasses make their own.
-SurveyOptions.__init__ = explain_keywords(  # type: ignore[method-assign]
-    {
-        "rank": "it is ranks here",
-        "r": "it is ranks here",
-        "target": "it is targets here",
-        "target_error": "it is targets here",
-        "target_errors": "it is targets here",
-    }
-)(SurveyOptions.__init__)
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(_Options):
+    """Options of a comparison.
+
+    Attributes
+    ----------
+    ranks, pivoting, select, exclude, threads
+        As of `SurveyOptions`.
+    seed : int
+        Draws the sketches of randomized pivoting; at least 0.
+
+    Raises
+    ------
+    OptionError
+        One of them is out of range.
+
+    Examples
+    --------
+    >>> CompareOptions(ranks=8).headline_rank(largest=384)
+    8
+    """
+
+
+# Dataclasses make their own __init__, which is wrapped here.
+for _kind, _hints in (
+    (
+        SurveyOptions,
+        {
+            "target": "it is targets here",
+            "target_error": "it is targets here",
+            "target_errors": "it is targets here",
+        },
+    ),
+    (CompareOptions, dict.fromkeys(("mode", "targets", "dtype"), "comparisons have no such option")),
+):
+    _kind.__init__ = explain_keywords(  # type: ignore[method-assign]
+        {"rank": "it is ranks here", "r": "it is ranks here", **_hints}
+    )(_kind.__init__)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which stored tensors are matrices to factor, and why the others are not."""
+"""Select the stored tensors that are matrices to factor."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from lowrank_ldu.validation import DTYPES
 if TYPE_CHECKING:
     import torch
 
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.options import CompareOptions, SurveyOptions
     from lowrank_ldu.checkpoints import TensorInfo
 
 _INTEGERS = re.compile(r"u?int\d+|bool")
 
 
 def matrix_shape(shape: tuple[int, ...], order: tuple[int, ...] = ()) -> tuple[int, int]:
-    """Return the shape (out, in) in which a weight is factored; of a convolution (out, in * kh * kw).
+    """Return the shape (out, in) in which a weight is factored.
+
+    (out, in * kh * kw) of a convolution.
 
     Parameters
     ----------
@@ -39,17 +41,23 @@ def matrix_shape(shape: tuple[int, ...], order: tuple[int, ...] = ()) -> tuple[i
 
 
 def as_matrix(tensor: torch.Tensor, order: tuple[int, ...] = ()) -> torch.Tensor:
-    """Return the weight as a matrix of `matrix_shape`; memory is shared where the layout allows it."""
+    """Return a weight as a matrix of `matrix_shape`.
+
+    Memory is shared where the layout allows it.
+    """
     return (tensor.permute(order) if order else tensor).reshape(matrix_shape(tuple(tensor.shape), order))
 
 
 def skip_reason(info: TensorInfo, options: SurveyOptions) -> str | None:
-    """Return why a tensor is not analyzed, as far as its name, shape and dtype tell, or None if it is to be."""
+    """Return why a tensor is skipped, None if it is not.
+
+    As far as its name, shape and dtype tell.
+    """
     return name_reason(info.name, options) or storage_reason(info)
 
 
-def name_reason(name: str, options: SurveyOptions) -> str | None:
-    """Return why a name is not among those asked for, or None if it is."""
+def name_reason(name: str, options: SurveyOptions | CompareOptions) -> str | None:
+    """Return why a name is left out, None if it is not."""
     if options.select is not None and not re.search(options.select, name):
         return "its name does not match the selection"
     if options.exclude is not None and re.search(options.exclude, name):
@@ -58,7 +66,7 @@ def name_reason(name: str, options: SurveyOptions) -> str | None:
 
 
 def storage_reason(info: TensorInfo) -> str | None:
-    """Return why a tensor of that dtype and shape is not a matrix to factor, or None if it is one."""
+    """Return why a stored tensor is no matrix, None if it is."""
     return info.reason or _dtype_reason(info.dtype) or _shape_reason(info)
 
 

@@ -13,9 +13,8 @@ from minilm import checkpoint
 from safetensors.torch import load_file
 
 from lowrank_ldu import pissa, svd
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.engine.resources import pinned_threads
-from lowrank_ldu.analysis.options import SurveyOptions
 
 RANKS = (8, 16, 32, 64, 128)
 

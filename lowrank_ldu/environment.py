@@ -1,4 +1,4 @@
-"""The machine and the versions that figures were measured with."""
+"""Describe the machine: its processor, memory and versions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import scipy
 import torch
 
 import lowrank_ldu
+
+_UNKNOWN_MEMORY = 8 * 2**30
+# Of control groups of version 2 and 1; without a limit the latter says an enormous number.
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -74,3 +78,22 @@ def _cpu_model() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
+
+
+def physical_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or what its container is limited to."""
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems other names
+        machine = _UNKNOWN_MEMORY
+    return min(machine, _container_limit() or machine)
+
+
+def _container_limit() -> int:
+    """Return the limit of the control group that a container sees as its own, 0 if there is none."""
+    for file in _LIMITS:
+        try:
+            return int(file.read_text(encoding="ascii"))
+        except (OSError, ValueError):  # another version, or "max"
+            continue
+    return 0

@@ -11,8 +11,8 @@ from torch import nn
 
 from lowrank_ldu import diagnose, ldu, pissa, svd
 from lowrank_ldu.adapters import read_adapter
+from lowrank_ldu.analysis import SurveyOptions
 from lowrank_ldu.analysis.measures.matrix import analyze_matrix
-from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.kernels.planner import Problem, choose_plan
 from lowrank_ldu.nn import LoLDULayer, inject, set_plan

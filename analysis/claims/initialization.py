@@ -1,10 +1,18 @@
-"""Claim: whatever the diagonal starts from, training starts from the pre-trained model."""
+"""Test the claim that training starts from the pre-trained model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import (
+    Claim,
+    Finding,
+    MatrixCase,
+    NamedScope,
+    full_rank_scope,
+    medians,
+    scopes_below_full_rank,
+)
 from lowrank_ldu.formatting import figure
 from lowrank_ldu.initialization import INITIALIZATIONS
 
@@ -14,14 +22,17 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
 
-# About what rounding every entry to float32 and summing some hundred of them can do.
+# About the effect of rounding every entry to float32 and summing some hundred of them.
 LARGEST_CHANGE = 1e-6
 
 
 def initialization(analysis: Analysis) -> Claim:
-    """Measure how far the layer is from its weight before the first step, for each start and in either form."""
+    """Judge the change of the weight before the first step.
+
+    Each initialization of the diagonal is tested in either form of the layer.
+    """
     findings = []
-    for place in (*places_below_full_rank(analysis), full_rank(analysis)):
+    for place in (*scopes_below_full_rank(analysis), full_rank_scope(analysis)):
         findings.append(_finding("Algorithm 1 as written", place, lambda start: start.algorithm_1))
         findings.append(_finding("preserving form", place, lambda start: start.preserving))
     return Claim(
@@ -39,10 +50,10 @@ def initialization(analysis: Analysis) -> Claim:
     )
 
 
-def _finding(test: str, place: Place, change: Callable[[InitializationChange], float]) -> Finding:
+def _finding(test: str, place: NamedScope, change: Callable[[InitializationChange], float]) -> Finding:
     cases = []
     for name, _, item in place.ldu():
         figures: dict[str, float] = {init: change(start) for init, start in item.starts.items()}
-        cases.append(Case(name, item.diagnostics.rank, figures, max(figures.values()) <= LARGEST_CHANGE))
+        cases.append(MatrixCase(name, item.diagnostics.rank, figures, max(figures.values()) <= LARGEST_CHANGE))
     measured = "change: " + ", ".join(f"{init} {figure(value)}" for init, value in medians(cases).items())
     return Finding(test, place.rank, measured if cases else "", cases)

@@ -1,21 +1,29 @@
-"""Claim: the triangular factors are orthogonal."""
+"""Test the claim that the triangular factors are orthogonal."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import (
+    Claim,
+    Finding,
+    MatrixCase,
+    NamedScope,
+    full_rank_scope,
+    medians,
+    scopes_below_full_rank,
+)
 from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
 
-# Orthonormal vectors computed in float32 have about 1e-6.
+# Orthonormal vectors computed in float32 have a defect of about 1e-6.
 LARGEST_DEFECT = 1e-3
 
 
 def orthogonality(analysis: Analysis) -> Claim:
-    """Look at the angles between the columns of L and between the rows of U."""
+    """Judge the angles between columns of L and rows of U."""
     return Claim(
         name="orthogonality",
         statement="The lower and upper triangular factors are orthogonal.",
@@ -24,17 +32,17 @@ def orthogonality(analysis: Analysis) -> Claim:
             "the columns of L and the rows of U, scaled to unit length, have a defect ‖CᵀC - I‖_F / √r of at most "
             f"{LARGEST_DEFECT:g} each"
         ),
-        findings=[_finding(place) for place in (*places_below_full_rank(analysis), full_rank(analysis))],
+        findings=[_finding(place) for place in (*scopes_below_full_rank(analysis), full_rank_scope(analysis))],
     )
 
 
-def _finding(place: Place) -> Finding:
+def _finding(place: NamedScope) -> Finding:
     cases = []
     for name, _, item in place.ldu():
         figures = item.diagnostics
         defects = (figures.orthogonality_left, figures.orthogonality_right)
         cases.append(
-            Case(
+            MatrixCase(
                 name,
                 figures.rank,
                 {

@@ -1,10 +1,18 @@
-"""Claim: the decomposition costs less than what other methods start from."""
+"""Test the claim that LDU costs less than an SVD."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import (
+    Claim,
+    Finding,
+    MatrixCase,
+    NamedScope,
+    full_rank_scope,
+    medians,
+    scopes_below_full_rank,
+)
 from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
@@ -15,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def speed(analysis: Analysis) -> Claim:
-    """Compare the seconds of LDU that the analysis holds with those of the exact SVD and of quick PiSSA."""
+    """Judge the seconds of LDU beside those of the SVD.
+
+    The exact SVD and quick PiSSA; all seconds are those of the analysis.
+    """
 
     def exact(matrix: MatrixAnalysis, _: int) -> float:
         return matrix.svd_seconds
@@ -24,10 +35,10 @@ def speed(analysis: Analysis) -> Claim:
         return matrix.at("pissa", rank).seconds
 
     findings = []
-    for place in places_below_full_rank(analysis):
+    for place in scopes_below_full_rank(analysis):
         findings.append(_finding("LDU against exact SVD", place, "svd", exact))
         findings.append(_finding("LDU against quick PiSSA", place, "pissa", quick))
-    findings.append(_finding("full LDU against full SVD", full_rank(analysis), "svd", exact))
+    findings.append(_finding("full LDU against full SVD", full_rank_scope(analysis), "svd", exact))
     return Claim(
         name="speed",
         statement="An LDU factorization is cheaper to compute than an SVD.",
@@ -37,13 +48,13 @@ def speed(analysis: Analysis) -> Claim:
     )
 
 
-def _finding(test: str, place: Place, other: str, seconds_of: Callable[[MatrixAnalysis, int], float]) -> Finding:
+def _finding(test: str, place: NamedScope, other: str, seconds_of: Callable[[MatrixAnalysis, int], float]) -> Finding:
     cases = []
     for name, matrix, item in place.ldu():
         rank = item.diagnostics.rank
         ours, theirs = item.seconds, seconds_of(matrix, rank)
         figures = {"ldu_seconds": ours, f"{other}_seconds": theirs, f"{other}_over_ldu": theirs / ours}
-        cases.append(Case(name, rank, figures, ours < theirs))
+        cases.append(MatrixCase(name, rank, figures, ours < theirs))
     typical = medians(cases)
     measured = (
         f"LDU {duration(typical['ldu_seconds'])}, the other {duration(typical[f'{other}_seconds'])}: "

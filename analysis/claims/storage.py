@@ -1,10 +1,19 @@
-"""Claim: a layer costs r + 1 numbers of storage."""
+"""Test the claim that a layer stores r + 1 numbers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.verdict import Case, Claim, Finding, Place, full_rank, medians, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import (
+    Claim,
+    Finding,
+    MatrixCase,
+    NamedScope,
+    full_rank_scope,
+    medians,
+    scopes_below_full_rank,
+)
+from lowrank_ldu.diagnostics import stored_numbers
 from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
@@ -13,22 +22,18 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import Measurement
 
-# "Considerably less" is at least half. Packed triangles save at most half of the factors, so that the verdict on memory
-# does not hang on how they are held.
+# "Considerably less" is taken as at most half. Packed triangles save at most half of the factors, so the verdict on
+# memory does not depend on packing.
 LARGEST_SHARE = 0.5
 
 
-def storage(analysis: Analysis, stored_numbers: Callable[[int], int]) -> Claim:
-    """Count the numbers that are trained, that are written to the adapter's file, and that training keeps in memory.
+def storage(analysis: Analysis) -> Claim:
+    """Judge the numbers of a layer beside those of LoRA.
 
-    Parameters
-    ----------
-    analysis : Analysis
-    stored_numbers : callable
-        Of the rank: how many numbers an adapter's file holds for a layer.
+    They are counted as trained, as written to the adapter's file, and as kept in memory by training.
     """
     findings = []
-    for place in (*places_below_full_rank(analysis), full_rank(analysis)):
+    for place in (*scopes_below_full_rank(analysis), full_rank_scope(analysis)):
         findings += [
             _finding("trained", place, lambda item: item.diagnostics.rank + 1),
             _finding("adapter file", place, lambda item: stored_numbers(item.diagnostics.rank)),
@@ -46,19 +51,19 @@ def storage(analysis: Analysis, stored_numbers: Callable[[int], int]) -> Claim:
 
 
 def _in_memory(item: Measurement) -> int:
-    """Return the numbers of L, z and U, and sigma."""
+    """Count the numbers of L, z, U and sigma."""
     figures = item.diagnostics
-    # In the factors' dtype, as the dense weight is counted: their quotient is free of it.
+    # Both counts of bytes are in the factors' dtype, so it cancels in their quotient.
     return figures.factor_bytes * figures.m * figures.n // figures.dense_bytes + 1
 
 
-def _finding(test: str, place: Place, count: Callable[[Measurement], int]) -> Finding:
+def _finding(test: str, place: NamedScope, count: Callable[[Measurement], int]) -> Finding:
     cases = []
     for name, matrix, item in place.ldu():
         rank, numbers = item.diagnostics.rank, count(item)
         pair = rank * (matrix.m + matrix.n)
         cases.append(
-            Case(
+            MatrixCase(
                 name,
                 rank,
                 {"numbers": numbers, "lora_numbers": pair, "share_of_lora": numbers / pair},

@@ -1,22 +1,30 @@
-"""Claim: the leading terms hold what is essential of the weight."""
+"""Test the claim that leading terms hold the essential structure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.claims.verdict import PAPER, Case, Claim, Finding, Place, medians, places_below_full_rank
+from lowrank_ldu.analysis.claims.verdict import (
+    PAPER,
+    Claim,
+    Finding,
+    MatrixCase,
+    NamedScope,
+    medians,
+    scopes_below_full_rank,
+)
 from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
-# Of the energy that the best terms hold. Less than that can hardly be called the essential part.
+# Share of the energy of the best terms. Less can hardly be called the essential part.
 LEAST_SHARE = 0.5
 
 
 def structure(analysis: Analysis) -> Claim:
-    """Put the error of the leading terms beside those of the zero matrix and of the SVD.
+    """Judge the error of the leading terms beside the SVD's.
 
     The paper's partial pivoting comes first; complete pivoting, where the analysis has it, and the least-squares refit
     of the diagonal are remedies.
@@ -32,21 +40,21 @@ def structure(analysis: Analysis) -> Claim:
         ),
         findings=[
             _finding(place, pivoting, refit=refit)
-            for place in places_below_full_rank(analysis)
+            for place in scopes_below_full_rank(analysis)
             for pivoting in strategies
             for refit in (False, True)
         ],
     )
 
 
-def _finding(place: Place, pivoting: Pivoting, *, refit: bool) -> Finding:
+def _finding(place: NamedScope, pivoting: Pivoting, *, refit: bool) -> Finding:
     cases = []
     for name, _, item in place.ldu(pivoting):
         figures = item.diagnostics
         error = figures.refit_frobenius_error if refit else figures.frobenius_error
         best = figures.svd_frobenius_error
         cases.append(
-            Case(
+            MatrixCase(
                 name,
                 figures.rank,
                 {"error": error, "svd_error": best, "energy": 1 - error**2, "svd_energy": 1 - best**2},

@@ -1,4 +1,4 @@
-"""What a claim, a test of it and a verdict are."""
+"""Define claims, their tests and verdicts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One matrix under one test.
+class MatrixCase:
+    """Hold the figures of one matrix under one test.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """One test of a claim at one rank, over the matrices.
+    """Hold one test of a claim at one rank.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Finding:
         None is the full rank of each matrix.
     measured : str
         The figures in words; empty where there is no case.
-    cases : list of Case
+    cases : list of MatrixCase
         A case a matrix; at a rank, the matrices whose full rank is above it.
     counts : dict of str to int
         Numbers of matrices that the measured text speaks of, beside those for which the rule is met.
@@ -59,12 +59,12 @@ class Finding:
     test: str
     rank: int | None
     measured: str
-    cases: list[Case]
+    cases: list[MatrixCase]
     counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
-        """Where in words: "rank 64" or "full rank"."""
+        """Rank in words: "rank 64" or "full rank"."""
         return "full rank" if self.rank is None else f"rank {self.rank}"
 
     @property
@@ -80,7 +80,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, with what was found.
+    """Hold a claim of the paper and its tests.
 
     Attributes
     ----------
@@ -103,7 +103,9 @@ class Claim:
 
 
 def verdict(outcomes: Sequence[bool]) -> str:
-    """Return the verdict on a claim that is true of some matrices and false of others.
+    """Return the verdict on a claim in words.
+
+    A claim may be true of some matrices and false of others.
 
     Parameters
     ----------
@@ -123,23 +125,25 @@ def verdict(outcomes: Sequence[bool]) -> str:
     return f"holds for {held} of {len(outcomes)} matrices" if held else "does not hold"
 
 
-def medians(cases: Sequence[Case]) -> dict[str, float]:
-    """Return the median of each figure over the cases, which all have the same figures.
+def medians(cases: Sequence[MatrixCase]) -> dict[str, float]:
+    """Return the median of each figure over the cases.
+
+    All cases have the same figures.
 
     Examples
     --------
-    >>> medians([Case("a", 1, {"error": 0.5}, True), Case("b", 1, {"error": 0.7}, True)])
+    >>> medians([MatrixCase("a", 1, {"error": 0.5}, True), MatrixCase("b", 1, {"error": 0.7}, True)])
     {'error': 0.6}
     """
     return {name: median(case.figures[name] for case in cases) for name in (cases[0].figures if cases else ())}
 
 
-# Of the LDU in the paper and in its published code.
+# Pivoting of the LDU in the paper and in its published code.
 PAPER: Pivoting = "partial"
 
 
 @dataclass(frozen=True)
-class Place:
+class NamedScope:
     """Matrices at one rank, with their names.
 
     Attributes
@@ -162,17 +166,20 @@ class Place:
         yield from zip(self.names, self.scope.matrices, self.scope.ldu(pivoting), strict=True)
 
 
-def places_below_full_rank(analysis: Analysis) -> list[Place]:
-    """Return a place for each rank asked for, with the matrices whose full rank is above it."""
+def scopes_below_full_rank(analysis: Analysis) -> list[NamedScope]:
+    """Return the matrices at each rank asked for.
+
+    At a rank they are those whose full rank is above it.
+    """
     places = []
     for rank in analysis.options.ranks:
         larger = [(tensor.name, matrix) for tensor, matrix in analysis.matrices if min(matrix.m, matrix.n) > rank]
-        places.append(Place([name for name, _ in larger], Scope([matrix for _, matrix in larger], rank)))
+        places.append(NamedScope([name for name, _ in larger], Scope([matrix for _, matrix in larger], rank)))
     return places
 
 
-def full_rank(analysis: Analysis) -> Place:
+def full_rank_scope(analysis: Analysis) -> NamedScope:
     """Return all matrices at full rank."""
-    return Place(
+    return NamedScope(
         [tensor.name for tensor, _ in analysis.matrices], Scope([matrix for _, matrix in analysis.matrices], None)
     )

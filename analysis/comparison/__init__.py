@@ -1,1 +1,1 @@
-"""Comparison of a base checkpoint with a fine-tuned one: what of the update the base's own terms can express."""
+"""Compare a base checkpoint with a fine-tuned one."""

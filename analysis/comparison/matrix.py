@@ -1,4 +1,4 @@
-"""Everything that is measured on the update of one weight matrix."""
+"""Measure the update of one weight matrix."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.analysis.comparison.expression import Expression, express
 from lowrank_ldu.analysis.measures.curves import sample_ranks
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, summarize_spectrum
 from lowrank_ldu.decomposition import Pivoting, ldu, svd
+from lowrank_ldu.diagnostics import Expression, Target, express
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.options import CompareOptions
 
 
 @dataclass(frozen=True)
 class MatrixComparison:
-    r"""The results for one matrix; plain numbers only, so that the weights themselves can go.
+    r"""Hold the results for one matrix.
+
+    Plain numbers only, so that the weights themselves can be freed.
 
     Attributes
     ----------
@@ -68,7 +70,7 @@ class MatrixComparison:
         return self.m + self.n
 
     def random(self, independent: int) -> float:
-        """Return the share of a random update that a space of that dimension is expected to hold.
+        """Return the expected share of a random update in a space.
 
         The entries are independent, of mean 0 and one variance: every direction holds the same, whether the terms that
         span the space are orthogonal or not.
@@ -76,7 +78,7 @@ class MatrixComparison:
         return independent / self.size
 
 
-def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOptions) -> MatrixComparison:
+def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: CompareOptions) -> MatrixComparison:
     """Measure an update beside the weight that it is added to.
 
     Parameters
@@ -85,7 +87,7 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOp
         Finite, float32 or float64, on the CPU.
     update : torch.Tensor, shape (m, n)
         As `base`, and not zero.
-    options : SurveyOptions
+    options : CompareOptions
         Which ranks and pivoting strategies.
 
     Returns
@@ -100,23 +102,23 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOp
     m, n = (int(size) for size in base.shape)
     k = min(m, n)
     ranks, curve_ranks = options.ranks_of(k), sample_ranks(k)
+    target = Target(update)
     ldu_terms = {
-        pivoting: express(update, ldu(base, pivoting=pivoting, seed=options.seed), ranks, curve_ranks)
+        pivoting: express(target, ldu(base, pivoting=pivoting, seed=options.seed), ranks, curve_ranks)
         for pivoting in options.pivoting
     }
     # Singular vectors do not depend on the scale, and numbers near the end of the range are refused.
-    svd_terms = express(update, svd(_scaled(base)), ranks, curve_ranks)
-    scale = float(update.abs().max())
+    svd_terms = express(target, svd(_scaled(base)), ranks, curve_ranks)
     values = torch.linalg.svdvals(_scaled(update))
     spectrum = summarize_spectrum(values, sorted({1, *ranks}))
-    base_norm, update_norm = _norm(base), _norm(update)
+    base_norm, update_norm = Target(base).frobenius_norm, target.frobenius_norm
     return MatrixComparison(
         m=m,
         n=n,
         base_norm=base_norm,
         update_norm=update_norm,
         relative_norm=update_norm / base_norm if base_norm else math.inf,
-        spectrum=spectrum.scaled(scale),
+        spectrum=spectrum.scaled(target.largest),
         ldu=ldu_terms,
         svd=svd_terms,
         curve_ranks=curve_ranks,
@@ -125,10 +127,9 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: SurveyOp
 
 
 def _scaled(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the matrix with 1 as its largest entry, so that squares neither overflow nor vanish."""
+    """Scale a matrix so that its largest entry is 1.
+
+    Its squares then neither overflow nor vanish.
+    """
     largest = matrix.abs().max()
     return matrix / torch.where(largest > 0, largest, torch.ones_like(largest))
-
-
-def _norm(matrix: torch.Tensor) -> float:
-    return float(matrix.abs().max()) * float(torch.linalg.vector_norm(_scaled(matrix), dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Which tensors of two checkpoints are compared, and why the others are not."""
+"""Pair the tensors of two checkpoints by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.options import CompareOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
 Status = Literal["compared", "unchanged", "only in the base", "only in the tuned checkpoint", "not compared"]
@@ -17,7 +17,7 @@ Status = Literal["compared", "unchanged", "only in the base", "only in the tuned
 
 @dataclass(frozen=True)
 class PairResult:
-    """What came of one name.
+    """Hold the result for one name.
 
     Attributes
     ----------
@@ -48,7 +48,10 @@ class PairResult:
 
 @dataclass(frozen=True)
 class Pair:
-    """One name in both checkpoints; None, or not a plain tensor but `base_is` or `tuned_is`, where a side lacks it."""
+    """Hold one name of two checkpoints.
+
+    A side that lacks it has None, and `base_is` or `tuned_is` where it is there but is not a plain tensor.
+    """
 
     name: str
     base: TensorInfo | None
@@ -59,7 +62,7 @@ class Pair:
     def result(
         self, status: Status, reason: str | None = None, comparison: MatrixComparison | None = None
     ) -> PairResult:
-        """Return what came of it."""
+        """Return the result for this name."""
         return PairResult(
             self.name,
             status,
@@ -73,7 +76,10 @@ class Pair:
 
 
 def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> list[Pair]:
-    """Return every name of either checkpoint once: those of the base first, in its order."""
+    """Pair every name of either checkpoint.
+
+    Names of the base come first, in its order.
+    """
     of_base = {info.name: info for info in base.tensors}
     of_tuned = {info.name: info for info in tuned.tensors}
     names = dict.fromkeys([*of_base, *of_tuned, *base.ignored, *tuned.ignored])
@@ -83,8 +89,8 @@ def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> list[Pair]:
     ]
 
 
-def leave_out(pairs: list[Pair], options: SurveyOptions) -> dict[str, PairResult]:
-    """Return the results of the pairs that names, shapes and dtypes tell not to be comparable, by name."""
+def leave_out(pairs: list[Pair], options: CompareOptions) -> dict[str, PairResult]:
+    """Return results for pairs that cannot be compared, by name."""
     results: dict[str, PairResult] = {}
     for pair in pairs:
         unwanted = name_reason(pair.name, options)
@@ -126,6 +132,9 @@ def _one_sided(pair: Pair, pairs: list[Pair]) -> PairResult:
 
 
 def _hint(name: str, others: list[str]) -> str:
-    """Name the one that differs by a prefix alone: what wraps a model puts one before every name."""
+    """Name the tensor that differs by a prefix alone.
+
+    A wrapper around a model puts one before every name.
+    """
     same = next((other for other in others if other.endswith(f".{name}") or name.endswith(f".{other}")), None)
     return "" if same is None else f"; it has {same!r}"

@@ -9,23 +9,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows
+from lowrank_ldu.analysis.comparison.summary import comparison_headlines, summary_rows
+from lowrank_ldu.analysis.document import json_document
 from lowrank_ldu.analysis.measures.curves import sample_ranks
 from lowrank_ldu.analysis.report.columns import Column, cells
-from lowrank_ldu.analysis.report.document import strict_json
 from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band
-from lowrank_ldu.analysis.report.tables import write_rows
+from lowrank_ldu.analysis.report.tables import write_csv
 from lowrank_ldu.analysis.report.templating import page_template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.comparison.pairs import PairResult
     from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.decomposition import Pivoting
 
-COLUMNS = (
+    _Value = Callable[[MatrixComparison], float | None]
+    _CurveOf = Callable[[MatrixComparison], list[float | None]]
+
+TABLE_COLUMNS = (
     "tensor", "shape", "m", "n", "base_dtype", "tuned_dtype",
     "base_norm", "update_norm", "relative_norm", "stable_rank", "effective_rank", "largest_singular_value",
     "pivoting", "rank", "independent_terms",
@@ -35,9 +39,9 @@ COLUMNS = (
 
 
 def write_table(comparison: CheckpointComparison, path: Path) -> None:
-    """Write the table; names of tensors are as the checkpoints have them."""
+    """Write a row for each matrix, pivoting and rank."""
     rows = (row for tensor, matrix in comparison.matrices for row in _rows(tensor, matrix))
-    write_rows(path, list(COLUMNS), rows)
+    write_csv(path, list(TABLE_COLUMNS), rows)
 
 
 def _rows(tensor: PairResult, matrix: MatrixComparison) -> Iterator[dict[str, object]]:
@@ -74,17 +78,11 @@ def _rows(tensor: PairResult, matrix: MatrixComparison) -> Iterator[dict[str, ob
             }
 
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+def comparison_columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixComparison]]:
+    """Return the columns of the page's table.
 
-    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.decomposition import Pivoting
-
-    Value = Callable[[MatrixComparison], float | None]
-
-
-def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixComparison]]:
-    """Return the columns after the tensor's name, shape and dtypes; `rank` is the one of the partial bases."""
+    They come after the tensor's name, shape and dtypes; `rank` is that of the partial bases.
+    """
 
     def at(matrix: MatrixComparison) -> int:
         return min(rank, matrix.full_rank)
@@ -142,33 +140,24 @@ def columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixComp
     return listed
 
 
-def _of_ldu(pivoting: Pivoting, at: Callable[[MatrixComparison], int]) -> Value:
+def _of_ldu(pivoting: Pivoting, at: Callable[[MatrixComparison], int]) -> _Value:
     return lambda matrix: matrix.ldu[pivoting].explained[at(matrix)]
 
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
-    from lowrank_ldu.decomposition import Pivoting
-
-    Curve = Callable[[MatrixComparison], list[float | None]]
 
 _SHARE = "share of ‖update‖² explained"
 _LORA_COLOR = "#C78500"
 _RANDOM_COLOR = "#666666"
-# Where a share of nothing at all would pull the logarithmic axis to.
+# Least share on a logarithmic axis: smaller ones would flatten all others.
 _LEAST_DRAWN = 1e-6
 
 
 def share_panels(comparison: CheckpointComparison) -> list[str]:
-    """Return three panels: against rank on two scales, and against the numbers trained."""
+    """Draw shares against rank, twice, and against trained numbers."""
     panels = [_against_rank(comparison, logarithmic=False), _against_rank(comparison, logarithmic=True)]
     return [panel.to_svg() for panel in (*panels, _against_numbers(comparison))]
 
 
-def _lines(comparison: CheckpointComparison) -> Iterator[tuple[str, str, str, Curve]]:
+def _lines(comparison: CheckpointComparison) -> Iterator[tuple[str, str, str, _CurveOf]]:
     for pivoting in comparison.options.pivoting:
         yield f"LDU, {pivoting} pivoting", COLORS[pivoting], "-", _curve_of_ldu(pivoting)
     yield "base's singular vectors", COLORS["svd"], "-", lambda matrix: matrix.svd.curve
@@ -176,7 +165,7 @@ def _lines(comparison: CheckpointComparison) -> Iterator[tuple[str, str, str, Cu
     yield "random update", _RANDOM_COLOR, ":", lambda matrix: [matrix.random(rank) for rank in matrix.curve_ranks]
 
 
-def _curve_of_ldu(pivoting: Pivoting) -> Curve:
+def _curve_of_ldu(pivoting: Pivoting) -> _CurveOf:
     return lambda matrix: matrix.ldu[pivoting].curve
 
 
@@ -195,7 +184,10 @@ def _against_rank(comparison: CheckpointComparison, *, logarithmic: bool) -> Pan
 
 
 def _against_numbers(comparison: CheckpointComparison) -> Panel:
-    """Draw the diagonals and LoRA over one measure of size that fits matrices of every shape: LoRA's least."""
+    """Draw shares against trained numbers.
+
+    Divided by the least number that LoRA trains, so that matrices of every shape fit.
+    """
     panel = Panel("explained-numbers", "Against trained numbers", "trained numbers / (m + n)", _SHARE)
     matrices = [matrix for _, matrix in comparison.matrices]
     for label, color, style, curve in _lines(comparison):
@@ -225,7 +217,9 @@ def _limit(panel: Panel, *, logarithmic: bool) -> None:
 
 
 def write_comparison(comparison: CheckpointComparison, folder: Path) -> None:
-    """Write compare.csv, compare.json and compare.html into an existing folder.
+    """Write a comparison into an existing folder.
+
+    The files are compare.csv, compare.json and compare.html.
 
     Raises
     ------
@@ -233,29 +227,25 @@ def write_comparison(comparison: CheckpointComparison, folder: Path) -> None:
         A file cannot be written.
     """
     write_table(comparison, folder / "compare.csv")
-    document = strict_json("lowrank-ldu comparison 1", asdict(comparison))
+    document = json_document("lowrank-ldu comparison 1", asdict(comparison))
     (folder / "compare.json").write_text(document, encoding="utf-8")
     (folder / "compare.html").write_text(render_comparison(comparison), encoding="utf-8")
 
 
 def render_comparison(comparison: CheckpointComparison) -> str:
-    """Return the page, which loads nothing; what comes from the checkpoints is escaped."""
-    rank = _table_rank(comparison)
-    table = columns(comparison.options.pivoting, rank)
+    """Return a comparison as an HTML page.
+
+    It loads nothing; everything from the checkpoints is escaped.
+    """
+    rank = comparison.headline_rank
+    table = comparison_columns(comparison.options.pivoting, rank)
     return page_template("compare.html.j2").render(
         analysis=comparison,
         titles=[PurePath(path).name for path in (comparison.base, comparison.tuned)],
-        headlines=headlines(comparison),
+        headlines=comparison_headlines(comparison),
         summary=summary_rows(comparison),
         panels=[Markup(panel) for panel in share_panels(comparison)],  # noqa: S704  # drawn from numbers alone
         columns=table,
         rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in comparison.matrices],
         rank=rank,
     )
-
-
-def _table_rank(comparison: CheckpointComparison) -> int:
-    """Return the largest rank asked for that some matrix does not reach in full."""
-    largest = max(matrix.full_rank for _, matrix in comparison.matrices)
-    ranks = comparison.options.ranks
-    return max((rank for rank in ranks if rank < largest), default=ranks[-1])

@@ -1,4 +1,4 @@
-"""One whole comparison of two checkpoints: the results with what is needed to read them."""
+"""Compare two whole checkpoints."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
-from lowrank_ldu.analysis.engine.pool import describe_error, work_through
+from lowrank_ldu.analysis.engine.executor import describe_error, list_reasons, work_through
 from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
+from lowrank_ldu.analysis.options import CompareOptions
 from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.environment import Environment, describe_environment
-from lowrank_ldu.errors import CheckpointError, NothingToCompareError
+from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -23,11 +24,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lowrank_ldu.analysis.engine.pool import Progress
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
-
-_REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class CheckpointComparison:
     ----------
     base, tuned : str
         The paths that were opened.
-    options : SurveyOptions
+    options : CompareOptions
     environment : Environment
     seconds : float
         Wall-clock time.
@@ -48,15 +46,23 @@ class CheckpointComparison:
 
     base: str
     tuned: str
-    options: SurveyOptions
+    options: CompareOptions
     environment: Environment
     seconds: float
     tensors: list[PairResult]
 
     @property
     def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
-        """The matrices that were changed, each with its comparison."""
+        """Changed matrices, each with its comparison."""
         return [(tensor, tensor.comparison) for tensor in self.tensors if tensor.comparison is not None]
+
+    @property
+    def headline_rank(self) -> int:
+        """Rank of the summaries.
+
+        The largest one asked for that is below the full rank of some matrix.
+        """
+        return self.options.headline_rank(max(matrix.full_rank for _, matrix in self.matrices))
 
     @property
     def others(self) -> list[PairResult]:
@@ -65,26 +71,28 @@ class CheckpointComparison:
 
     @property
     def unchanged(self) -> list[PairResult]:
-        """The matrices that are equal in every entry."""
+        """Matrices that are equal in every entry."""
         return [tensor for tensor in self.tensors if tensor.status == "unchanged"]
 
 
 def compare_checkpoints(
     base: str | os.PathLike[str],
     tuned: str | os.PathLike[str],
-    options: SurveyOptions,
+    options: CompareOptions,
     progress: Callable[[Progress], None] | None = None,
 ) -> CheckpointComparison:
-    """Open a base checkpoint and a fine-tuned one, and measure the update of every matrix that both hold.
+    """Measure the updates between two checkpoints.
+
+    Every matrix that both hold is compared.
 
     Parameters
     ----------
     base, tuned : str or os.PathLike
         As for `lowrank_ldu.checkpoints.weights.open_weights`. Tensors are matched by name; the formats may differ.
-    options : SurveyOptions
+    options : CompareOptions
         With `threads` = 1 a single pair of weights is in memory at any time; with more, at most that many.
     progress : callable, optional
-        As for `lowrank_ldu.analysis.engine.pool.work_through`.
+        As for `lowrank_ldu.analysis.engine.executor.work_through`.
 
     Returns
     -------
@@ -92,11 +100,15 @@ def compare_checkpoints(
 
     Raises
     ------
+    OptionError
+        The options are not those of a comparison.
     CheckpointError
         A checkpoint cannot be read.
     NothingToCompareError
         No matrix of them is changed.
     """
+    if not isinstance(options, CompareOptions):  # a survey's have more, which would be ignored
+        raise OptionError(f"options is a {type(options).__name__}; accepted: CompareOptions")
     start = time.perf_counter()
     with open_weights(base) as base_reader, open_weights(tuned) as tuned_reader:
         pairs = {pair.name: pair for pair in pair_up(base_reader, tuned_reader)}
@@ -107,7 +119,7 @@ def compare_checkpoints(
             Threads(
                 options.threads,
                 lambda info: _load(info, base_reader, tuned_reader),
-                lambda info, holder: _compare(pairs[info.name], holder, options),
+                lambda info, loaded: _compare(pairs[info.name], loaded, options),
             ),
             progress,
         ):
@@ -117,7 +129,7 @@ def compare_checkpoints(
     environment = describe_environment(describe_threads(options.threads))
     comparison = CheckpointComparison(*opened, options, environment, time.perf_counter() - start, ordered)
     if not comparison.matrices:
-        raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_why_nothing(ordered)}")
+        raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_nothing_compared(ordered)}")
     return comparison
 
 
@@ -128,16 +140,16 @@ def _load(info: TensorInfo, base: CheckpointReader, tuned: CheckpointReader) -> 
         return describe_error(error)
 
 
-def _compare(pair: Pair, holder: list[tuple[torch.Tensor, torch.Tensor] | str], options: SurveyOptions) -> PairResult:
-    loaded = holder.pop()
-    if isinstance(loaded, str):
-        return pair.result("not compared", loaded)
+def _compare(pair: Pair, loaded: list[tuple[torch.Tensor, torch.Tensor] | str], options: CompareOptions) -> PairResult:
+    tensors = loaded.pop()
+    if isinstance(tensors, str):
+        return pair.result("not compared", tensors)
     orders = [info.order if info else () for info in (pair.base, pair.tuned)]
     try:
-        base, _ = check_matrix(as_matrix(loaded[0], orders[0]), "the base's tensor")
-        tuned, _ = check_matrix(as_matrix(loaded[1], orders[1]), "the tuned tensor")
-        del loaded
-        # float64 if either is; half precision has been widened to float32 by then, so that nothing is rounded away.
+        base, _ = check_matrix(as_matrix(tensors[0], orders[0]), "the base's tensor")
+        tuned, _ = check_matrix(as_matrix(tensors[1], orders[1]), "the tuned tensor")
+        del tensors
+        # In float64 if either is. Half precision has been widened to float32 before, so that no difference is lost.
         update, _ = check_matrix(tuned - base, "the update")
     except ValueError as error:
         return pair.result("not compared", str(error))
@@ -150,10 +162,9 @@ def _compare(pair: Pair, holder: list[tuple[torch.Tensor, torch.Tensor] | str], 
         return pair.result("not compared", describe_error(error))
 
 
-def _why_nothing(results: list[PairResult]) -> str:
+def _nothing_compared(results: list[PairResult]) -> str:
     if not results:
         return "they hold no tensors at all"
     counts = Counter(f"{result.status}: {result.reason}" for result in results)
-    reasons = [f"{count} x {reason}" for reason, count in counts.most_common(_REASONS_SHOWN)]
-    more = f"; and {len(counts) - len(reasons)} other reasons" if len(counts) > len(reasons) else ""
-    return f"no matrix is in both and changed; {'; '.join(reasons)}{more}"
+    reasons = [f"{count} x {reason}" for reason, count in counts.most_common()]
+    return f"no matrix is in both and changed; {list_reasons(reasons)}"

@@ -1,4 +1,4 @@
-"""What is said of all matrices together: medians with the least and the greatest, and sentences."""
+"""Summarize a comparison in rows and sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spread:
-    """The least, the median and the greatest of a figure over matrices."""
+    """Hold the least, median and greatest of a figure."""
 
     least: float
     median: float
@@ -26,7 +26,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Return the spread of values, at least one."""
+        """Return the spread of one or more values."""
         listed = list(values)
         return cls(min(listed), median(listed), max(listed))
 
@@ -36,7 +36,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One way to write an update down, at one rank, over the matrices whose full rank is above it.
+    """Hold the shares of one method at one rank.
+
+    Over the matrices whose full rank is above it.
 
     Attributes
     ----------
@@ -58,7 +60,10 @@ class SummaryRow:
 
 
 def summary_rows(comparison: CheckpointComparison) -> list[SummaryRow]:
-    """Return the rows of the summary: for each rank asked for and the full one, every method; then LoRA of rank 1."""
+    """Return the rows of the summary.
+
+    Every method at each rank asked for and at the full one, then LoRA of rank 1.
+    """
     matrices = [matrix for _, matrix in comparison.matrices]
     rows: list[SummaryRow] = []
     for rank in (*comparison.options.ranks, None):
@@ -107,8 +112,8 @@ def _at(rank: int | None, scope: list[MatrixComparison], strategies: Iterable[Pi
         yield row("LoRA", lambda matrix, at: at * matrix.least_lora, lambda matrix, at: matrix.spectrum.energy[at])
 
 
-def headlines(comparison: CheckpointComparison) -> list[str]:
-    """Return sentences computed from the results."""
+def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
+    """Return the results of a comparison in sentences."""
     matrices = [matrix for _, matrix in comparison.matrices]
     norm, stable, effective = (
         Spread.of(values)

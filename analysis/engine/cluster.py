@@ -1,4 +1,4 @@
-"""Have a survey done by the workers of a Dask cluster."""
+"""Run a survey on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
-# Threads of a worker that begin together must not open a checkpoint twice.
+# Threads of a worker that start together must not open a checkpoint twice.
 _opening = Lock()
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a worker has to know to find the tensors, and to know that they are the right ones.
+    """Identify a checkpoint for the workers.
+
+    They find its tensors by it, and see whether these are the right ones.
 
     Attributes
     ----------
@@ -56,7 +58,9 @@ class Source:
 
 
 def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -> tuple[MatrixAnalysis | str, float]:
-    """Read a tensor and analyze it with one thread: a worker has as many tasks at once as it has threads.
+    """Read and analyze a tensor on a worker.
+
+    With one thread: a worker has as many tasks at once as it has threads.
 
     Parameters
     ----------
@@ -78,11 +82,11 @@ def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -
     with _opening:
         reader, reading = _opened(source)
     with reading:
-        holder = [load(reader, info)]
-    return timed_analysis(info, holder, options)
+        loaded = [load(reader, info)]
+    return timed_analysis(info, loaded, options)
 
 
-# Kept from task to task. Readers that are pushed out are closed when the last thread has let go of them.
+# Readers are kept from task to task. One that is pushed out is closed when no thread uses it any more.
 @lru_cache(maxsize=2)
 def _opened(source: Source) -> tuple[CheckpointReader, Lock]:
     if source.version != lowrank_ldu.__version__:
@@ -99,7 +103,7 @@ def _opened(source: Source) -> tuple[CheckpointReader, Lock]:
 
 
 def forget_checkpoints() -> None:
-    """Let go of the checkpoints that are open in this process."""
+    """Close the checkpoints that are open in this process."""
     with _opening:
         _opened.cache_clear()
 
@@ -112,7 +116,7 @@ _Outcome = tuple["MatrixAnalysis | str", float]
 
 @contextmanager
 def connect(scheduler: str) -> Iterator[Cluster]:
-    """Connect to the scheduler of a cluster, and let go of it in the end.
+    """Connect to the scheduler of a cluster for a while.
 
     Parameters
     ----------
@@ -151,7 +155,10 @@ def _client(scheduler: str) -> Client:
 
 @contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Have one of Dask's loggers say nothing: what it has to say about a lost connection is raised as an error."""
+    """Silence one of Dask's loggers.
+
+    What it says about a lost connection is raised as an error.
+    """
     log = logging.getLogger(logger)
     before = log.level
     log.setLevel(logging.CRITICAL)
@@ -162,7 +169,7 @@ def _quiet(logger: str) -> Iterator[None]:
 
 
 class Cluster:
-    """A cluster as the engine of surveys.
+    """Run surveys on a Dask cluster.
 
     Parameters
     ----------
@@ -177,17 +184,20 @@ class Cluster:
 
     @property
     def description(self) -> str:
-        """The numbers of workers and of their threads at present."""
+        """Numbers of workers and threads at present."""
         threads = self._client.nthreads()
         return f"dask, workers: {len(threads)}, threads: {sum(threads.values())}"
 
-    def crew(self, reader: CheckpointReader, options: SurveyOptions) -> Workers:
-        """Return the workers, who open the checkpoint of `reader` themselves."""
+    def executor(self, reader: CheckpointReader, options: SurveyOptions) -> Workers:
+        """Return the workers for one checkpoint.
+
+        They open it themselves.
+        """
         return Workers(self._client, self._scheduler, partial(analyze_remotely, Source.of(reader), options))
 
 
 class Workers:
-    """The workers of a cluster, for one survey.
+    """Run the tasks of one survey on a cluster.
 
     Parameters
     ----------
@@ -204,12 +214,17 @@ class Workers:
         self._task = task
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
-        """Return how many of `tensors` will be worked on at the same time, unless workers come or go."""
+        """Count the tensors that are analyzed at the same time.
+
+        The number changes when workers come or go.
+        """
         threads: int = sum(self._client.nthreads().values())
         return min(len(tensors), threads)
 
     def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
-        """Yield every one of `tensors` with its outcome; those of workers that die are done again by others.
+        """Yield each tensor with its outcome.
+
+        Tensors of workers that die are done again by others.
 
         Raises
         ------
@@ -221,8 +236,8 @@ class Workers:
         run = uuid4().hex
         pending: dict[Future[Any], TensorInfo] = {}
         try:
-            # All of them, so that workers which come later find work. Without the timeout those of the same moment
-            # would be equal, and not be begun in this order.
+            # All tasks are submitted, so that workers which come later find work. Without the timeout tasks of the
+            # same moment would be equal, and would not start in this order.
             for info in tensors:
                 key = f"lowrank-ldu-{run}-{len(pending)}"
                 pending[self._client.submit(self._task, info, key=key, pure=False, fifo_timeout="0 ms")] = info

@@ -1,4 +1,4 @@
-"""The journal of a survey: each result is on disk as soon as there is one, so that a survey can go on after a kill."""
+"""Keep the results of a survey on disk as they come."""
 
 from __future__ import annotations
 
@@ -11,20 +11,15 @@ import stat
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
+import msgspec
 from filelock import BaseFileLock, FileLock, Timeout
 
 import lowrank_ldu
+from lowrank_ldu.analysis.document import finite_json, floats_of
 from lowrank_ldu.analysis.engine.survey import TensorResult
-from lowrank_ldu.analysis.measures.curves import Curve
-from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
-from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
-from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation
-from lowrank_ldu.analysis.measures.spectrum import Spectrum
-from lowrank_ldu.analysis.strict_json import finite_json, floats_of
 from lowrank_ldu.checkpoints.file_states import file_states
-from lowrank_ldu.diagnostics import Diagnostics
 from lowrank_ldu.errors import JournalError
 from lowrank_ldu.untrusted import CONFIGURATION, open_regular, strict_json
 
@@ -35,8 +30,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader
 
-FORMAT = "lowrank-ldu journal 3"
-# What every journal begins with, of whatever version: nothing else is opened for writing.
+JOURNAL_FORMAT = "lowrank-ldu journal 3"
+# Every journal of any version begins so; no other file is opened for writing.
 _BEGINNING = b'{"format":"lowrank-ldu journal'
 # A result has some kilobytes.
 _LINE = CONFIGURATION
@@ -45,7 +40,9 @@ _CHECKSUM = re.compile(rb'(.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 @dataclass(frozen=True)
 class Origin:
-    """What results belong to: they are those of the same files, analyzed in the same way by the same version.
+    """Identify the survey that results belong to.
+
+    The same files, analyzed in the same way by the same version.
 
     Attributes
     ----------
@@ -63,13 +60,13 @@ class Origin:
 
     @classmethod
     def of(cls, reader: CheckpointReader, options: SurveyOptions) -> Origin:
-        """Return the origin of the results of a survey that is about to begin."""
+        """Return the origin of a survey that is about to begin."""
         asked = asdict(options)
         del asked["threads"]
         return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), file_states(reader))
 
     def difference(self, other: Origin) -> str | None:
-        """Return what the other one has otherwise, None if nothing."""
+        """Describe the first difference to another origin, None without one."""
         if self.version != other.version:
             return f"it is of version {self.version}, and this is {other.version}"
         for name, value in self.options.items():
@@ -82,7 +79,9 @@ class Origin:
 
 
 class Journal:
-    """The results of an unfinished survey, a line each, after a line that says what they belong to.
+    """Hold the results of an unfinished survey on disk.
+
+    A line each, after a line that says what they belong to.
 
     Parameters
     ----------
@@ -146,7 +145,7 @@ class Journal:
         whole, names = 0, set()
         for number in itertools.count():
             line = file.readline(_LINE.size + 1)
-            # Longer than any line: it is parsed, and refused.
+            # A line that is too long is parsed, and refused.
             if not line.endswith(b"\n") and len(line) <= _LINE.size:
                 break
             try:
@@ -157,7 +156,7 @@ class Journal:
                 if number == 0:
                     self._check(record)
                 else:
-                    result = _result_of(record["result"])
+                    result = _decoded(record["result"], TensorResult, numbers=("analysis",))
                     if result.name in names:
                         raise JournalError(
                             f"{self.path}: line {number + 1} has a second result of {result.name!r}; remove the file "
@@ -176,20 +175,22 @@ class Journal:
         file.seek(whole)
         file.truncate()
         if whole == 0:
-            self._write(_line({"format": FORMAT, **asdict(self._origin)}))
+            self._write(_line({"format": JOURNAL_FORMAT, **asdict(self._origin)}))
 
     def _check_format(self, record: dict[str, Any]) -> None:
-        if record.pop("format", None) != FORMAT:
+        if record.pop("format", None) != JOURNAL_FORMAT:
             raise JournalError(f"{self.path}: is no journal of this version; remove the file to begin anew")
 
     def _check(self, record: dict[str, Any]) -> None:
         del record["crc32"]
-        difference = Origin(**record).difference(self._origin)
+        difference = _decoded(record, Origin).difference(self._origin)
         if difference is not None:
             raise JournalError(f"{self.path}: cannot be continued: {difference}; remove the file to begin anew")
 
     def append(self, result: TensorResult, seconds: float) -> None:
-        """Write a result, so that it outlives this process and this machine's power.
+        """Write a result to the disk.
+
+        It outlives this process and a power cut.
 
         Parameters
         ----------
@@ -200,9 +201,9 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self.path.open("xb")
-                self._write(_line({"format": FORMAT, **asdict(self._origin)}))
+                self._write(_line({"format": JOURNAL_FORMAT, **asdict(self._origin)}))
             line = _line({"result": finite_json(asdict(result)), "seconds": self.seconds + seconds})
-            # Of a name of megabytes, say: it could not be read again, and is done again instead.
+            # A result with a name of megabytes could not be read again: it is left out, and computed again.
             if len(line) <= _LINE.size:
                 self._write(line)
         except OSError as error:
@@ -215,7 +216,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file and leave it; let go of the lock."""
+        """Close the file and release the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -232,7 +233,9 @@ class Journal:
 
 @contextlib.contextmanager
 def lock_journal(path: Path) -> Iterator[None]:
-    """Keep other processes from a journal, also before it is opened and after it is closed by this one.
+    """Lock a journal for this process.
+
+    Also before it is opened and after it is closed.
 
     Raises
     ------
@@ -244,6 +247,9 @@ def lock_journal(path: Path) -> Iterator[None]:
         yield
     finally:
         _let_go(lock)
+
+
+_Record = TypeVar("_Record", Origin, TensorResult)
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -259,9 +265,12 @@ def _check_sum(line: bytes) -> None:
 
 
 def _let_go(lock: BaseFileLock) -> None:
-    """Release a lock once; who took it last in this process removes its file."""
+    """Release a lock once.
+
+    The last release in this process removes its file.
+    """
     if lock.lock_counter == 1:
-        # Removed while it is held: who opened it before finds it unlinked, and makes a new one.
+        # It is removed while it is held: a process that opened it before finds it unlinked, and makes a new one.
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink()
     if lock.is_locked:
@@ -269,12 +278,14 @@ def _let_go(lock: BaseFileLock) -> None:
 
 
 def _locked(path: Path) -> BaseFileLock:
-    """Lock a journal that may not be there yet, by a file beside it; again, if this process has it already.
+    """Lock a journal by a file beside it.
+
+    The journal need not exist yet. A process may lock it more than once.
 
     The system lets go of the lock when this process ends, however it ends; the empty file that is left then locks
     nothing.
     """
-    if not path.parent.is_dir():  # it would be made
+    if not path.parent.is_dir():  # the library would make it
         raise JournalError(f"{path}: cannot be written (there is no such folder)")
     beside = Path(f"{path.absolute()}.lock")
     lock = FileLock(beside, is_singleton=True)
@@ -284,7 +295,7 @@ def _locked(path: Path) -> BaseFileLock:
             raise JournalError(f"{beside}: is no lock of a journal; accepted: another name, or remove the file")
         lock.acquire(blocking=False)
     except Timeout:
-        if not beside.exists():  # as the library has it, of folders that take no files
+        if not beside.exists():  # the library raises this error for folders that take no files, too
             raise JournalError(f"{path}: cannot be created in this folder; accepted: another place") from None
         raise JournalError(f"{path}: is being written by another process; accepted: wait for it, or stop it") from None
     except OSError as error:
@@ -292,33 +303,19 @@ def _locked(path: Path) -> BaseFileLock:
     return lock
 
 
-def _result_of(record: dict[str, Any]) -> TensorResult:
-    """Return the result that `asdict` made a record of."""
-    analysis = record.pop("analysis")
-    record["shape"] = tuple(record["shape"])
-    return TensorResult(**record, analysis=_analysis_of(floats_of(analysis)))
+def _decoded(record: dict[str, Any], kind: type[_Record], numbers: tuple[str, ...] = ()) -> _Record:
+    """Rebuild a dataclass from its record.
 
+    Only the fields in `numbers` have texts that stand for numbers: a tensor may be called "inf".
 
-def _analysis_of(record: dict[str, Any]) -> MatrixAnalysis:
-    spectrum = record.pop("spectrum")
-    for name in ("energy", "energy_bound"):
-        spectrum[name] = {int(rank): share for rank, share in spectrum[name].items()}
-    measurements = [
-        Measurement(
-            Diagnostics(**measurement["diagnostics"]),
-            measurement["seconds"],
-            measurement["exact"],
-            {start: InitializationChange(**change) for start, change in measurement["starts"].items()},
-        )
-        for measurement in record.pop("measurements")
-    ]
-    needed_ranks, recommendation = record.pop("needed"), record.pop("recommendation")
-    curves = {pivoting: Curve(**curve) for pivoting, curve in record.pop("curves").items()}
-    return MatrixAnalysis(
-        **record,
-        spectrum=Spectrum(**spectrum),
-        measurements=measurements,
-        curves=curves,
-        needed=[NeededRank(**needed) for needed in needed_ranks],
-        recommendation=Recommendation(**recommendation),
-    )
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        The record has other fields, or values of other types.
+    """
+    content = record | {name: floats_of(record[name]) for name in numbers}
+    decoded = msgspec.convert(content, kind, str_keys=True)
+    # The library passes over fields that are unknown, or missing where there is a default.
+    if finite_json(asdict(decoded)) != record:
+        raise ValueError("its fields are others")
+    return decoded

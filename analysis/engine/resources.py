@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from lowrank_ldu.analysis.selection import matrix_shape
+from lowrank_ldu.environment import physical_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,31 +21,29 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.checkpoints import TensorInfo
 
-# Bytes at the peak of an analysis for each entry of the matrix: a dozen copies in float64, or four where it is taken in
-# blocks.
+# Peak bytes of an analysis per matrix entry: a dozen copies in float64, or four where the matrix is taken in blocks.
 BYTES_PER_ENTRY = 12 * 8
 _BYTES_IN_BLOCKS = 4 * 8
 _limiting = Lock()
-_UNKNOWN_MEMORY = 8 * 2**30
-# Of control groups of version 2 and 1; without a limit the latter says an enormous number.
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Matrices worked on at the same time, and threads of linear algebra inside each."""
+    """Hold numbers of parallel matrices and of threads inside each."""
 
     matrices: int
     threads_each: int
 
 
 def bytes_per_entry(options: SurveyOptions) -> int:
-    """Return the bytes for each entry of a matrix that its analysis takes at its peak."""
+    """Return the peak bytes of an analysis per matrix entry."""
     return BYTES_PER_ENTRY if options.mode == "exact" else _BYTES_IN_BLOCKS
 
 
 def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None, each: int = BYTES_PER_ENTRY) -> Layout:
-    """Spread `threads` over matrices as far as half of `memory` bytes allows (all of this machine's if not given).
+    """Spread threads over matrices, as far as memory allows.
+
+    Half of `memory` bytes may be taken, of this machine's if not given.
 
     An analysis takes `each` bytes for an entry of its matrix.
 
@@ -59,28 +56,12 @@ def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None,
     return Layout(at_once, max(1, threads // at_once))
 
 
-def physical_memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or what its container is limited to."""
-    try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems other names
-        machine = _UNKNOWN_MEMORY
-    return min(machine, _container_limit() or machine)
-
-
-def _container_limit() -> int:
-    """Return the limit of the control group that a container sees as its own, 0 if there is none."""
-    for file in _LIMITS:
-        try:
-            return int(file.read_text(encoding="ascii"))
-        except (OSError, ValueError):  # another version, or "max"
-            continue
-    return 0
-
-
 @contextmanager
 def pinned_threads(count: int) -> Iterator[None]:
-    """Let torch, in every thread that is started inside the context, and BLAS use `count` threads each."""
+    """Limit the threads of torch and BLAS for a while.
+
+    Of torch, in every thread that is started inside the context.
+    """
     before = torch.get_num_threads()
     with threadpool_limits(count):
         torch.set_num_threads(count)
@@ -91,11 +72,13 @@ def pinned_threads(count: int) -> Iterator[None]:
 
 
 def limit_threads(count: int) -> None:
-    """Let torch, in this thread, and BLAS, in this process, use `count` threads from now on.
+    """Limit the threads of torch and BLAS from now on.
+
+    Of torch in this thread, of BLAS in this process.
 
     For a process that runs several analyses at once and does nothing else: there is no moment to undo it.
     """
-    with _limiting:  # no thread begins before it is done
+    with _limiting:  # other threads wait until the limit is set
         _limit_blas(count)
     torch.set_num_threads(count)
 
@@ -109,7 +92,9 @@ _GIBIBYTE = 2**30
 
 
 def size_reason(info: TensorInfo, bytes_per_entry: int, memory: int) -> str | None:
-    """Return why a matrix is too large to analyze, None if it is not: the kernel would end the whole analysis.
+    """Return why a matrix is too large, None if it is not.
+
+    The kernel would end the whole analysis.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The survey of a checkpoint: one result for every tensor, a few in memory at a time."""
+"""Survey a checkpoint: one result for every tensor."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from lowrank_ldu.analysis.engine.pool import describe_error, work_through
-from lowrank_ldu.analysis.engine.resources import bytes_per_entry, physical_memory, size_reason
+from lowrank_ldu.analysis.engine.executor import describe_error, work_through
+from lowrank_ldu.analysis.engine.resources import bytes_per_entry, size_reason
 from lowrank_ldu.analysis.engine.threads import Threads
 from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, analyze_matrix
 from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
+from lowrank_ldu.environment import physical_memory
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.validation import check_matrix
 
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lowrank_ldu.analysis.engine.pool import Crew, Progress
+    from lowrank_ldu.analysis.engine.executor import Executor, Progress
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
 
 @dataclass(frozen=True)
 class TensorResult:
-    """What came of one tensor: either `analysis` or `reason` is None.
+    """Hold the result for one tensor.
+
+    Either `analysis` or `reason` is None.
 
     Attributes
     ----------
@@ -52,14 +55,19 @@ class TensorResult:
 
 
 class Engine(Protocol):
-    """What does a survey other than the threads of this process."""
+    """Run surveys elsewhere than in this process's threads."""
 
     @property
     def description(self) -> str:
-        """What it is and how large, in words."""
+        """Kind and size of the engine in words."""
 
-    def crew(self, reader: CheckpointReader, options: SurveyOptions) -> Crew[tuple[MatrixAnalysis | str, float]]:
-        """Return a crew that does for each tensor of `reader` what `load` and `timed_analysis` do."""
+    def executor(
+        self, reader: CheckpointReader, options: SurveyOptions
+    ) -> Executor[tuple[MatrixAnalysis | str, float]]:
+        """Return an executor for the tensors of a checkpoint.
+
+        For each of them it does what `load` and `timed_analysis` do.
+        """
 
 
 def survey(
@@ -107,24 +115,24 @@ def survey(
             yield _result(info, reason)
     for info, (outcome, seconds) in work_through(
         (info for info in chosen if info.name not in finished),
-        _threads(reader, options) if engine is None else engine.crew(reader, options),
+        _threads(reader, options) if engine is None else engine.executor(reader, options),
         progress,
         finished=[info for info in chosen if info.name in finished],
     ):
         yield _result(info, outcome) if isinstance(outcome, str) else _result(info, None, outcome, seconds)
 
 
-def _threads(reader: CheckpointReader, options: SurveyOptions) -> Crew[tuple[MatrixAnalysis | str, float]]:
+def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[tuple[MatrixAnalysis | str, float]]:
     return Threads(
         options.threads,
         lambda info: load(reader, info),
-        lambda info, holder: timed_analysis(info, holder, options),
+        lambda info, loaded: timed_analysis(info, loaded, options),
         bytes_per_entry(options),
     )
 
 
 def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
-    """Return a tensor, or why it cannot be read."""
+    """Load a tensor, or return why it cannot be read."""
     try:
         return reader.load(info.name)
     except (CheckpointError, MemoryError) as error:
@@ -132,24 +140,29 @@ def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
 
 
 def timed_analysis(
-    info: TensorInfo, holder: list[torch.Tensor | str], options: SurveyOptions
+    info: TensorInfo, loaded: list[torch.Tensor | str], options: SurveyOptions
 ) -> tuple[MatrixAnalysis | str, float]:
-    """Take what was loaded out of `holder`; return its analysis, or why there is none, and the seconds it took."""
+    """Analyze the one tensor in a list, and time it.
+
+    Where there is no analysis the reason is returned.
+
+    The tensor is taken out of the list, so that nothing else keeps it in memory.
+    """
     start = time.perf_counter()
-    outcome = _analyze(holder, info.order, options)
+    outcome = _analyze(loaded, info.order, options)
     return outcome, time.perf_counter() - start
 
 
-def _analyze(holder: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
-    """Return the analysis, or why there is none."""
-    loaded = holder.pop()
-    if isinstance(loaded, str):
-        return loaded
+def _analyze(loaded: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
+    """Analyze the tensor, or return why it cannot be analyzed."""
+    tensor = loaded.pop()
+    if isinstance(tensor, str):
+        return tensor
     try:
-        matrix, _ = check_matrix(as_matrix(loaded, order), "it")
+        matrix, _ = check_matrix(as_matrix(tensor, order), "it")
     except ValueError as error:
         return str(error)
-    del loaded
+    del tensor
     try:
         return analyze_matrix(matrix, options)
     except ValueError as error:  # its numbers are out of the range of a method

@@ -1,4 +1,4 @@
-"""A crew of threads in this process: a few matrices in memory at a time."""
+"""Work through matrices with threads of this process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _Outcome = TypeVar("_Outcome")
 
 
 def describe_threads(threads: int) -> str:
-    """Return what a report calls this engine."""
+    """Describe the threads of this process in words."""
     return f"local, threads: {threads}"
 
 
 class Threads(Generic[_Loaded, _Outcome]):
-    """Threads that load tensors, one after the other, and analyze them side by side.
+    """Load tensors one by one and analyze them in parallel.
 
     Linear algebra lets go of the interpreter's lock, so that processes would be no faster, and each of them would
     have to import torch and open the checkpoint.
@@ -60,28 +60,31 @@ class Threads(Generic[_Loaded, _Outcome]):
         self._each = each
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
-        """Return how many of `tensors` will be worked on at the same time."""
+        """Count the tensors that are worked on at the same time."""
         return self._plan(tensors).matrices
 
     def _plan(self, tensors: Sequence[TensorInfo]) -> Layout:
         return plan(tensors, self._threads, each=self._each)
 
     def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
-        """Yield every one of `tensors` with what `analyze` returned; what a callable raises ends the iteration."""
+        """Yield each tensor with the value of `analyze`.
+
+        An exception of a callable ends the iteration.
+        """
         reading, stopped = Lock(), False
 
         def work(info: TensorInfo) -> tuple[TensorInfo, _Outcome]:
             with reading:
                 if stopped:
                     raise CancelledError
-                holder = [self._load(info)]
-            return info, self._analyze(info, holder)
+                loaded = [self._load(info)]
+            return info, self._analyze(info, loaded)
 
         layout = self._plan(tensors)
         with pinned_threads(layout.threads_each):
             outcomes = Parallel(
-                # joblib does a single job in the caller's thread, where Ctrl-C would wait for the end of LAPACK's
-                # work. What limits the number of loaded tensors is how many are dispatched.
+                # joblib runs a single job in the caller's thread, where Ctrl-C would wait for the end of LAPACK's
+                # work. The number of dispatched tensors limits the number of loaded ones.
                 n_jobs=max(2, layout.matrices),
                 pre_dispatch=layout.matrices,
                 batch_size=1,
@@ -92,17 +95,20 @@ class Threads(Generic[_Loaded, _Outcome]):
                 for outcome in outcomes:  # noqa: UP028  # `yield from` would close them, with the warning
                     yield outcome
             finally:
-                # Who stops the work should not have to wait for linear algebra, which cannot be interrupted. The
-                # reader, however, may be closed next: no thread may be in it.
-                with _no_word_about_the_rest():
+                # Linear algebra cannot be interrupted, and stopping does not wait for it. The caller may close the
+                # reader next, however: no thread may be reading then.
+                with _without_warnings():
                     outcomes.close()
                 with reading:
                     stopped = True
 
 
 @contextmanager
-def _no_word_about_the_rest() -> Iterator[None]:
-    """Silence joblib's warning that tasks were cancelled, for who means to cancel them."""
+def _without_warnings() -> Iterator[None]:
+    """Silence joblib's warning about cancelled tasks.
+
+    They are cancelled on purpose here.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

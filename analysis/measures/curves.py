@@ -1,4 +1,4 @@
-"""Errors at all ranks at once, for plots: one pass instead of one reconstruction a rank."""
+"""Sample errors along the rank for plots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve:
-    r"""One LDU factorization along its steps, at sampled ranks.
+    r"""Hold an LDU factorization at sampled ranks.
 
     Attributes
     ----------
@@ -32,7 +32,9 @@ class Curve:
 
 
 def sample_ranks(k: int, count: int = 96) -> list[int]:
-    """Return up to `count` ranks from 1 to k, evenly spaced in their logarithm, both ends included.
+    """Return up to `count` ranks from 1 to k.
+
+    Evenly spaced in their logarithm, both ends included.
 
     Examples
     --------
@@ -69,11 +71,14 @@ def best_errors(values: torch.Tensor, norm: float | None = None) -> list[float]:
     held = torch.cumsum((values.to(torch.float64) / largest) ** 2, 0)
     whole = float(held[-1])
     if norm is not None:
-        whole = max(whole, (norm / largest) ** 2)  # the two round differently
+        whole = max(whole, (norm / largest) ** 2)  # the two sums round differently
     return [math.sqrt((whole - float(part)) / whole) for part in held]
 
 
 def sampled(errors: Iterable[float], ranks: Sequence[int]) -> list[float | None]:
-    """Return the errors at some ranks, from those at ranks 1, 2, ...; None where there is none."""
+    """Return the errors at some ranks.
+
+    From those at ranks 1, 2, ...; None where one is not finite.
+    """
     listed = [float(error) for error in errors]
     return [listed[rank - 1] if math.isfinite(listed[rank - 1]) else None for rank in ranks]

@@ -27,7 +27,9 @@ STEPS = 24
 def largest_eigenvalue_bound(
     multiply: Callable[[torch.Tensor], torch.Tensor], size: int, seed: int, noise: float
 ) -> float:
-    r"""Return an upper bound of the largest eigenvalue, which holds with probability 1 - 1e-6 over the starts.
+    r"""Return an upper bound of the largest eigenvalue.
+
+    It holds with probability 1 - 1e-6 over the starts.
 
     Lanczos's iteration from a random start gives a lower bound xi of it. Kuczynski and Wozniakowski (SIAM J. Matrix
     Anal. Appl. 13, 1992, theorem 4.2): after j steps in n dimensions xi < (1 - epsilon) lambda has a probability of at
@@ -54,7 +56,7 @@ def largest_eigenvalue_bound(
     alphas, betas = _lanczos(multiply, size, seed, steps)
     tridiagonal = np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1)
     estimate = max(float(np.linalg.eigvalsh(tridiagonal)[-1]), 0.0)
-    # In as many steps as there are dimensions it has them all.
+    # In as many steps as dimensions the iteration finds all eigenvalues.
     if size < STEPS:
         return estimate + noise
     shortfall = (math.log(1.648 * math.sqrt(size) / FAILURE) / (2 * STEPS - 1)) ** 2
@@ -64,7 +66,9 @@ def largest_eigenvalue_bound(
 def _lanczos(
     multiply: Callable[[torch.Tensor], torch.Tensor], size: int, seed: int, steps: int
 ) -> tuple[list[float], list[float]]:
-    """Return the diagonals of the tridiagonal matrix, each vector made orthogonal to all before it.
+    """Return the diagonals of Lanczos's tridiagonal matrix.
+
+    Each vector is made orthogonal to all before it.
 
     Small residuals do not end it: a start can have so little of the largest eigenvalue's vector that they do not show
     it. Directions that are nothing but rounding do no harm.
@@ -79,7 +83,7 @@ def _lanczos(
         image = multiply(vector)
         alphas.append(float(image @ vector))
         stacked = torch.stack(basis)
-        for _ in range(2):  # once leaves rounding
+        for _ in range(2):  # the second pass removes rounding
             image = image - stacked.T @ (stacked @ image)
         beta = float(torch.linalg.vector_norm(image))
         if len(basis) == steps or beta == 0.0:
@@ -97,7 +101,7 @@ _ROUNDINGS = 4
 
 
 def value_bounds(W: torch.Tensor, directions: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Return lower and upper bounds of the squares of the leading singular values of W.
+    r"""Bound the squares of the leading singular values of W.
 
     With V an orthonormal basis of the subspace, turned so that V^T A V = diag(theta) for A = W^T W, and with beta no
     less than the largest eigenvalue of the rest of A, that of F^T F, F = W (I - V V^T):
@@ -126,7 +130,7 @@ def value_bounds(W: torch.Tensor, directions: torch.Tensor, count: int, seed: in
     upper : torch.Tensor, shape (count,), float64
     """
     basis, theta, images = _turned(W, directions)
-    # The rest is only multiplied with in W's own precision.
+    # Products with the rest are computed in W's own precision.
     single = basis.to(W.dtype)
     noise = _ROUNDINGS * math.sqrt(max(W.shape)) * torch.finfo(W.dtype).eps * float(theta[0])
     beta = largest_eigenvalue_bound(lambda vector: _rest_product(W, single, vector), int(W.shape[1]), seed, noise)
@@ -147,7 +151,9 @@ def _places(count: int) -> Sequence[int]:
 
 
 def _turned(W: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the basis V in which V^T A V is diagonal, that diagonal, not increasing, and A V, all in float64.
+    """Return the basis V that makes V^T A V diagonal.
+
+    With that diagonal, not increasing, and A V, all in float64.
 
     What the best approximation leaves is the difference of the norm of W and that diagonal: in float32 there would be
     nothing right in it where it is small.
@@ -178,15 +184,15 @@ def _rest_product(W: torch.Tensor, basis: torch.Tensor, vector: torch.Tensor) ->
     return without(image).to(torch.float64)
 
 
-# Power iterations. Columns of the sketch: twice the largest rank, and this many more at least; the bounds come from
-# what the sketch has beyond it.
+# Power iterations. The sketch has twice the largest rank in columns, and at least this many more; the bounds come from
+# the columns beyond the rank.
 NITER = 2
 OVERSAMPLING = 16
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a randomized SVD says of a matrix.
+    """Hold the figures of a randomized SVD.
 
     Attributes
     ----------
@@ -203,7 +209,7 @@ class Estimate:
 
 
 def sketch_width(ranks: Sequence[int]) -> int:
-    """Return the columns of the sketch for the largest of `ranks`.
+    """Return the width of the sketch for some ranks.
 
     Examples
     --------
@@ -246,7 +252,7 @@ def estimate_spectrum(W: torch.Tensor, ranks: Sequence[int], seed: int) -> Estim
             entropy=None,
             effective_rank=None,
             energy=energy,
-            # What the subspace has not is in the rest, all of it at most.
+            # The energy outside the subspace is at most that of the rest.
             energy_bound={rank: min(float(at_most[rank - 1]), held_ + rest, 1.0) for rank, held_ in energy.items()},
         ),
         target,

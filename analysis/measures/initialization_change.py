@@ -1,4 +1,4 @@
-"""What the start of a trained diagonal makes of the weight before the first step."""
+"""Measure what initializations change before the first step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InitializationChange:
-    r"""How far a layer is from its weight at step 0, \|W' - W\|_F / \|W\|_F, for one start of the diagonal.
+    r"""Hold the change of a layer by one initialization.
+
+    \|W' - W\|_F / \|W\|_F at step 0.
 
     W' = W - sigma L diag(z_ref) U + sigma L diag(z_start) U, with sigma = 1.
 
@@ -37,7 +39,7 @@ class InitializationChange:
 def initialization_changes(
     z: torch.Tensor, gram: torch.Tensor, ranks: Sequence[int], norm: float, seed: int, *, exponent: int = 0
 ) -> list[dict[Initialization, InitializationChange]]:
-    """Return the change that each of the initializations makes, at each of `ranks`.
+    """Return the change by each initialization at each rank.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ def initialization_changes(
     >>> changes["zeros"]
     InitializationChange(algorithm_1=1.0, preserving=0.0)
     """
-    # The metric of the leading terms is the leading part of that of all.
+    # The metric of the leading terms is the leading block of the whole metric.
     return [_changes(gram[:rank, :rank], z[:rank], norm, seed, exponent) for rank in ranks]
 
 
@@ -71,7 +73,7 @@ def _changes(
     gram: torch.Tensor, z: torch.Tensor, norm: float, seed: int, exponent: int
 ) -> dict[Initialization, InitializationChange]:
     if exponent:
-        z = z.to(torch.float64)  # in its own unit float32 might not hold it
+        z = z.to(torch.float64)  # float32 might not hold it in its own unit
     own = scaled_by(z, exponent)
     starts = {init: initial_diagonal(init, own, seed) for init in INITIALIZATIONS}
     return {

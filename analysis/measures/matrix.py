@@ -1,4 +1,4 @@
-"""Everything that is measured on one weight matrix."""
+"""Factor and measure one weight matrix."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lowrank_ldu.decomposition.pissa import split_evenly
 from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
 from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
 from lowrank_ldu.diagnostics.record import times_power_of_two
+from lowrank_ldu.initialization import Initialization  # noqa: TC001  # journals are decoded by the annotations
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.initialization import Initialization
 
 # As in PEFT's "pissa_niter_4", the quick start that its users take.
 PISSA_ITERATIONS = 4
@@ -30,7 +30,7 @@ PISSA_ITERATIONS = 4
 
 @dataclass(frozen=True)
 class Measurement:
-    """One method at one rank.
+    """Hold the figures of one method at one rank.
 
     Attributes
     ----------
@@ -51,7 +51,9 @@ class Measurement:
 
 @dataclass(frozen=True)
 class MatrixAnalysis:
-    """The results for one matrix; plain numbers only, so that the weight itself can go.
+    """Hold the results for one matrix.
+
+    Plain numbers only, so that the weight itself can be freed.
 
     Attributes
     ----------
@@ -151,13 +153,16 @@ def analyze_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
 
 
 def _exponent(W: torch.Tensor) -> int:
-    """Return e with the largest entry of W from 2 ** (e - 1) to 2 ** e; 0 if a few products of such stay in range."""
+    """Return the exponent e of the largest entry of W.
+
+    It is from 2 ** (e - 1) to 2 ** e; 0 where a few products of such entries stay in range.
+    """
     exponent = math.frexp(float(W.abs().max()))[1]
     return exponent if abs(exponent) > largest_exponent(torch, W.dtype) // 2 else 0
 
 
 def _scaled_back(analysis: MatrixAnalysis, exponent: int) -> MatrixAnalysis:
-    """Return the analysis of the matrix times 2 ** exponent."""
+    """Scale the figures of an analysis by 2 ** exponent."""
     half = exponent // 2
     return replace(
         analysis,
@@ -174,7 +179,7 @@ def _scaled_back(analysis: MatrixAnalysis, exponent: int) -> MatrixAnalysis:
 
 
 def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAnalysis:
-    """Analyze W, the matrix that is meant divided by 2 ** exponent."""
+    """Analyze W, which is the weight divided by 2 ** exponent."""
     m, n = (int(size) for size in W.shape)
     k = min(m, n)
     asked = sorted({min(rank, k) for rank in options.ranks})
@@ -220,7 +225,7 @@ def _converted(W: torch.Tensor, dtype: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is known of a matrix before it is factored by LDU."""
+    """Hold the SVD's figures of a matrix."""
 
     spectrum: Spectrum
     target: Target
@@ -230,7 +235,7 @@ class _Known:
 
 def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
     exact, seconds = timed(svd, W)
-    # What is timed is the SVD that a user would take. The yardstick has to be right where errors are small, too.
+    # The SVD that a user would take is timed. The yardstick is computed in float64, to be right for small errors too.
     values = torch.linalg.svdvals(W.to(torch.float64))
     target = Target(W, singular_values=values)
     leading, split_seconds = timed(split_evenly, exact.truncate(asked[-1]))
@@ -253,7 +258,9 @@ def _ldu(
     *,
     exponent: int,
 ) -> tuple[list[Measurement], Curve, list[NeededRank], Diagnostics]:
-    """Measure the leading terms of the largest factorization; the time at lower ranks is that of stopping there.
+    """Measure the leading terms of one LDU factorization.
+
+    The time at lower ranks is that of stopping there.
 
     The last of what is returned are the figures at the rank that the largest target needs with the best diagonal, or at
     the largest rank if it is not reached.
@@ -276,7 +283,7 @@ def _ldu(
         refit_error=sampled(refit_errors, curve_ranks),
         pivot=[abs(float(factors.diagonal[rank - 1])) for rank in curve_ranks],
     )
-    # Rounding takes the last digits of small errors along a curve, but not where they were measured.
+    # Small errors along a curve lose digits by rounding; the measured figures do not, and replace them.
     for figure in figures:
         errors[figure.rank - 1] = figure.frobenius_error
         refit_errors[figure.rank - 1] = figure.refit_frobenius_error

@@ -1,4 +1,4 @@
-"""Recommend a rank and a pivoting for a layer, by a rule that is written down."""
+"""Recommend a rank and a pivoting for a layer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from lowrank_ldu.decomposition import Pivoting  # noqa: TC001  # journals are decoded by the annotations
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
-    from lowrank_ldu.decomposition import Pivoting
     from lowrank_ldu.diagnostics import Diagnostics
 
 
 @dataclass(frozen=True)
 class NeededRank:
-    """What one method needs to reach one relative Frobenius error.
+    """Hold the rank that one method needs for one error.
 
     Attributes
     ----------
@@ -53,7 +54,9 @@ def needed_ranks(
     pivoting: Pivoting | None = None,
     refit: bool = False,
 ) -> list[NeededRank]:
-    """Look up the targets among the errors at ranks 1, 2, ...; NaN reaches none.
+    """Find the smallest ranks that reach the targets.
+
+    NaN reaches none.
 
     Parameters
     ----------
@@ -80,13 +83,15 @@ def needed_ranks(
     return found
 
 
-# Where there is no target to stay within, rounding the stored factors may add one per cent to the error.
+# Without a target, rounding the stored factors may add one per cent to the error.
 _ROUNDED = 1.01
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to take, if LDU is to be taken, with a refitted diagonal: it costs one product and is never worse.
+    """Hold the recommended rank, pivoting and storage of LDU.
+
+    With a refitted diagonal: that costs one product and is never worse.
 
     Attributes
     ----------
@@ -111,7 +116,9 @@ class Recommendation:
 def recommend(
     needed: Sequence[NeededRank], candidates: Sequence[Diagnostics], target: float, *, exact: bool
 ) -> Recommendation:
-    """Recommend the strategy that reaches the target error with the fewest terms, its diagonal refitted.
+    """Recommend the strategy with the fewest terms.
+
+    It reaches the target error with its diagonal refitted.
 
     Of strategies that need the same rank the first one asked for is taken. Where none reaches the target in the ranks
     looked at, the one with the least refitted error at the largest of them, and no rank.
@@ -176,6 +183,6 @@ def _rank(needed: NeededRank, *, exact: bool) -> str:
 def _storage(figures: Diagnostics, allowed: float) -> str:
     losses = {"bfloat16": figures.storage_error_bfloat16, "float16": figures.storage_error_float16}
     safest = min(losses, key=losses.__getitem__)
-    # What rounding changes has nothing to do with what the terms leave.
+    # The changes by rounding are independent of the error of the terms.
     error = math.hypot(figures.refit_frobenius_error, losses[safest])
     return safest if error <= allowed else figures.dtype

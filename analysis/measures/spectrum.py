@@ -1,4 +1,4 @@
-"""What the singular values of a weight say about its rank."""
+"""Summarize the singular values of a weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spectrum:
-    r"""Summary of the singular values s of a matrix.
+    r"""Hold a summary of singular values s.
 
     Attributes
     ----------
@@ -81,6 +81,6 @@ def summarize_spectrum(values: torch.Tensor, ranks: Iterable[int]) -> Spectrum:
 
 
 def zero_spectrum(ranks: Iterable[int]) -> Spectrum:
-    """Return the summary of the zero matrix, of which all singular values are known."""
+    """Return the summary of the zero matrix."""
     energy = dict.fromkeys(ranks, 1.0)
     return Spectrum(0.0, 0.0, 0.0, 0.0, 0.0, energy, dict(energy))

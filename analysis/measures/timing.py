@@ -1,4 +1,4 @@
-"""Seconds that a computation takes."""
+"""Time a computation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _SHORT = 0.002
 def timed(
     compute: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
 ) -> tuple[_Result, float]:
-    """Return `compute(*args, **kwargs)` and the seconds it took: the best of three runs where one is under 2 ms."""
+    """Return `compute(*args, **kwargs)` and its seconds.
+
+    The best of three runs where one is under 2 ms.
+    """
 
     def once() -> tuple[_Result, float]:
         start = time.perf_counter()

@@ -1,4 +1,7 @@
-"""Small line charts as numbers for a template: hundreds of them cost less than one figure of a plotting library."""
+"""Lay out small line charts for a template.
+
+Written by hand, since hundreds of them cost less than one figure of a plotting library.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from matplotlib.ticker import LogLocator
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-WIDTH, HEIGHT = 420, 250  # of the area that the lines are drawn in
+WIDTH, HEIGHT = 420, 250  # of the plotting area
 _ROOM = 1.15  # between the lines and the end of the axis
 _TINY, _HUGE = 1e-300, 1e300
 
@@ -34,7 +37,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Tick:
-    """A line of the grid: where it is, and what is written at it."""
+    """A line of the grid and its label."""
 
     at: int
     text: str
@@ -72,7 +75,7 @@ def draw_chart(
     least: float = 0.0,
     mark: float | None = None,
 ) -> Chart:
-    """Return a chart.
+    """Lay out a chart with logarithmic axes.
 
     Parameters
     ----------
@@ -119,7 +122,7 @@ class _Axis:
     end: int
 
     def at(self, figure: float) -> int:
-        low, high = math.log(self.low), math.log(self.high)  # a ratio of theirs may overflow
+        low, high = math.log(self.low), math.log(self.high)  # their ratio may overflow
         share = (math.log(figure) - low) / (high - low)
         return round(self.start + share * (self.end - self.start))
 
@@ -131,7 +134,7 @@ def _path(across: Sequence[int], figures: Sequence[float | None], y: _Axis) -> s
         if figure is None or not _TINY < figure < _HUGE:
             letter = "M"
             continue
-        # What is below the axis leaves the chart, and not by more than that.
+        # Figures below the axis leave the chart by 50 units at most.
         parts.append(f"{letter}{place} {min(y.at(figure), HEIGHT + 50)}")
         letter = "L"
     return "".join(parts)
@@ -143,7 +146,10 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _apart(ticks: list[Tick], least: int) -> list[Tick]:
-    """Leave out ticks that would be written over those before them; the last one stays."""
+    """Leave out ticks whose labels would overlap.
+
+    The last one stays.
+    """
     kept: list[Tick] = []
     for tick in reversed(ticks):
         if not kept or abs(kept[-1].at - tick.at) >= least:

@@ -1,4 +1,4 @@
-"""The columns of the page's table: label, value and definition in one place."""
+"""Define the columns of the page's table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _Matrix = TypeVar("_Matrix")
 
 @dataclass(frozen=True)
 class Column(Generic[_Matrix]):
-    """One column: its heading, what it means, the number in it for a matrix's results, and how that is written.
+    """Hold the heading, meaning and values of a column.
+
+    `value` gives the number for a matrix's results, and `write` its text.
 
     With `show`, what is written follows from the results, not from the number alone.
     """
@@ -33,7 +35,7 @@ class Column(Generic[_Matrix]):
     show: Callable[[_Matrix], str] | None = None
 
     def cell(self, matrix: _Matrix) -> Cell:
-        """Return a matrix's cell in this column."""
+        """Return the cell of a matrix in this column."""
         value = self.value(matrix)
         if self.show is not None:
             return Cell(value, self.show(matrix))
@@ -42,14 +44,14 @@ class Column(Generic[_Matrix]):
 
 @dataclass(frozen=True)
 class Cell:
-    """One number: as it is sorted and as it is shown."""
+    """Hold a number for sorting and its text."""
 
     sort_key: float | None
     text: str
 
 
 def cells(columns: list[Column[_Matrix]], matrix: _Matrix) -> list[Cell]:
-    """Return a matrix's row."""
+    """Return the row of a matrix."""
     return [column.cell(matrix) for column in columns]
 
 

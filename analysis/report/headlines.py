@@ -1,4 +1,4 @@
-"""What the figures say, in sentences."""
+"""Say in sentences what the figures of an analysis show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def headlines(analysis: Analysis) -> list[str]:
-    """Return sentences computed from the results."""
+    """Return the results of an analysis in sentences."""
     rank = analysis.headline_rank
     matrices = [matrix for _, matrix in analysis.matrices]
     scope = headline_scope(analysis)
@@ -68,7 +68,10 @@ def _recommendation_sentence(matrices: list[MatrixAnalysis], target: float) -> s
 
 
 def _conditioning_scope(scope: Scope, matrices: list[MatrixAnalysis]) -> Scope:
-    """Return all matrices at full rank where that was measured of each, or those that the headlines are about."""
+    """Return all matrices at full rank, where each was measured there.
+
+    Otherwise those that the headlines are about.
+    """
     return Scope(matrices, None) if all(matrix.svd_niter is None for matrix in matrices) else scope
 
 

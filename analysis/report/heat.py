@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.colors import Colormap, Normalize, to_hex
 
 from lowrank_ldu.analysis.report.panel import Panel, plain
-from lowrank_ldu.analysis.report.places import places
+from lowrank_ldu.analysis.report.places import module_places
 from lowrank_ldu.analysis.report.scope import headline_matrices
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def shade(error: float) -> str:
 
 
 def ink(error: float) -> str:
-    """Return the color of text that is easy to read on `shade(error)`."""
+    """Return the color of text on `shade(error)`."""
     return "#fff" if abs(power_of_two(error)) > 1.2 else "#222"
 
 
@@ -48,7 +48,7 @@ def power_of_two(error: float) -> float:
 
 @dataclass(frozen=True)
 class HeatCell:
-    """One module type in one layer.
+    """Hold the errors of one module type in one layer.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Errors of the first pivoting at the headline rank.
+    """Hold the errors by layer and module type.
 
     Attributes
     ----------
@@ -89,9 +89,12 @@ class HeatMap:
 
 
 def heat_map(analysis: Analysis) -> HeatMap:
-    """Arrange the matrices that the headline rank is low for by what their names say (`places`)."""
+    """Arrange the errors by layer and module type.
+
+    Names tell both (`module_places`). Matrices that the headline rank is low for, with the first pivoting.
+    """
     chosen = headline_matrices(analysis)
-    found = places(tensor.name for tensor, _ in chosen)
+    found = module_places(tensor.name for tensor, _ in chosen)
     errors: dict[tuple[str, int | None], dict[str, tuple[float, float]]] = {}
     for tensor, matrix in chosen:
         figures = matrix.at("ldu", analysis.headline_rank, analysis.options.pivoting[0]).diagnostics
@@ -126,7 +129,10 @@ _CELL = 0.24  # inches
 
 
 def heat_panel(heat: HeatMap, title: str) -> Panel:
-    """Return the plot of a heat map that has cells, a row for each module type and a column for each layer."""
+    """Draw a heat map that has cells.
+
+    A row for each module type and a column for each layer.
+    """
     values = np.full((len(heat.modules), len(heat.layers)), np.nan)
     for (module, layer), cell in heat.cells.items():
         values[heat.modules.index(module), heat.layers.index(layer)] = power_of_two(cell.error)

@@ -1,31 +1,72 @@
-"""The page: one HTML file that loads nothing."""
+"""Write the report of an analysis: tables, document, plots and page."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from lowrank_ldu.analysis.document import json_document
 from lowrank_ldu.analysis.report.columns import cells, columns
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.heat import heat_map, ink, shade
 from lowrank_ldu.analysis.report.panel import COLORS
+from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.scope import svd_name
+from lowrank_ldu.analysis.report.tables import write_figure_table, write_tensor_table
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.views import view_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.report.plots import Plots
 
 
-def render_page(analysis: Analysis, plots: Plots, sections: Sequence[Markup] = ()) -> str:
-    """Return the report as HTML, with `sections` before the analysis.
+def write_report(analysis: Analysis, folder: Path, sections: Sequence[Markup] = ()) -> None:
+    """Write the files of a report into an existing folder.
 
-    Everything from the checkpoint is escaped; the plots are SVG made here.
+    `figures.csv` has a row for each tensor, method and rank; `tensors.csv` a row for each tensor, the skipped ones
+    too; both are there as `.parquet` too. `analysis.json` holds everything; `report.html` is a page that needs nothing
+    else; `figures` has the plots over all matrices as PNG and SVG.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    folder : pathlib.Path
+    sections : sequence of markupsafe.Markup
+        HTML to show before the analysis; what is untrusted in it is escaped already.
+
+    Raises
+    ------
+    OSError
+        A file cannot be written.
+    """
+    write_figure_table(analysis, folder)
+    write_tensor_table(analysis, folder)
+    (folder / "analysis.json").write_text(analysis_json(analysis), encoding="utf-8")
+    plots = draw_plots(analysis)
+    (folder / "figures").mkdir(exist_ok=True)
+    plots.save(folder / "figures")
+    (folder / "report.html").write_text(render_report(analysis, plots, sections), encoding="utf-8")
+
+
+def analysis_json(analysis: Analysis) -> str:
+    """Return the analysis as strict JSON.
+
+    Each dataclass is an object with the names of its fields.
+    """
+    return json_document("lowrank-ldu analysis 1", asdict(analysis))
+
+
+def render_report(analysis: Analysis, plots: Plots, sections: Sequence[Markup] = ()) -> str:
+    """Return the report as an HTML page.
+
+    `sections` come before the analysis. Everything from the checkpoint is escaped; the plots are SVG made here.
     """
     table = columns(analysis.options, analysis.headline_rank)
     return page_template("report.html.j2", ink=ink, shade=shade).render(

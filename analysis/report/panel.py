@@ -1,4 +1,4 @@
-"""One panel: a small plot with axes of one look, as SVG to put into the page."""
+"""Draw small plots of one look, as SVG for a page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COLORS = {
 MARKERS = {"partial": "o", "complete": "s", "rook": "^", "randomized": "D", "pissa": "v", "svd": "x"}
 _TEXT = "#222222"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Far enough from the ends of the numbers for the margins and the ticks that are computed around what is drawn.
+# Margins and ticks are computed around the drawn figures, and must stay in the range of float64.
 _LEAST_DRAWN, _GREATEST_DRAWN = 1e-250, 1e250
 _DPI = 160  # of the PNG files
 _LOOK: Any = {
@@ -57,7 +57,9 @@ _LOOK: Any = {
 
 
 def plain(text: str, longest: int) -> str:
-    r"""Return a name as the plots' font can show it: ASCII, without its middle where it is too long.
+    r"""Return a name in ASCII, shortened to `longest`.
+
+    The plots' font can show it; a name that is too long loses its middle.
 
     To be drawn with `parse_math=False`: a name may hold dollars.
 
@@ -72,7 +74,9 @@ def plain(text: str, longest: int) -> str:
 
 
 def drawable(figures: Iterable[float | None]) -> npt.NDArray[np.float64]:
-    """Return figures as an array, NaN in place of what is missing, infinite, or too large to be drawn.
+    """Return the figures that can be drawn, as an array.
+
+    NaN stands for those that are missing, infinite, or too large.
 
     Examples
     --------
@@ -84,18 +88,24 @@ def drawable(figures: Iterable[float | None]) -> npt.NDArray[np.float64]:
 
 
 def drawable_logarithm(figures: Iterable[float | None]) -> npt.NDArray[np.float64]:
-    """Return `drawable` figures of a logarithmic axis, which has no place for zero or what is close to it."""
+    """Return the figures that a logarithmic axis can show.
+
+    It has no place for zero or what is close to it.
+    """
     values = drawable(figures)
     return np.where(values >= _LEAST_DRAWN, values, math.nan)
 
 
 class _PlainLogFormatter(LogFormatter):
-    """Labels in plain text: laying out the library's formulas takes a fifth of the time of a plot."""
+    """Format labels as plain text.
+
+    Laying out the library's formulas takes a fifth of the time of a plot.
+    """
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        if not 0 < x < math.inf:  # a tick that is computed past the ends of the numbers
+        if not 0 < x < math.inf:  # a tick beyond the range of float64
             return ""
-        if not super().__call__(x, pos):  # what is to have no label, where there are many
+        if not super().__call__(x, pos):  # ticks without labels, where there are many
             return ""
         power = round(math.log10(x))
         if abs(power) < 4 or not math.isclose(x, 10.0**power):
@@ -104,7 +114,7 @@ class _PlainLogFormatter(LogFormatter):
 
 
 class Panel:
-    """A plot under construction.
+    """Build a plot.
 
     Parameters
     ----------
@@ -128,13 +138,16 @@ class Panel:
         self.axes.set_ylabel(y_label)
 
     def scatter(self, x: Sequence[float], y: Sequence[float], method: str, label: str | None) -> None:
-        """Draw a point for each pair, with the color and the marker of a method."""
+        """Draw points with the look of a method."""
         alpha = max(0.4, min(0.8, 12 / max(1, len(x))))
         look: dict[str, Any] = {"color": COLORS[method], "marker": MARKERS[method], "alpha": alpha}
         self.axes.scatter(drawable(x), drawable(y), s=28, label=label, **look)
 
     def add_legend(self, markerscale: float = 1.0) -> None:
-        """Add the legend, below the axes, where it hides no data, with markers so much larger than those drawn."""
+        """Add the legend below the axes, where it hides no data.
+
+        Its markers are `markerscale` times as large as those drawn.
+        """
         handles, labels = self.axes.get_legend_handles_labels()
         legend = self.figure.legend(
             handles,
@@ -161,7 +174,10 @@ class Panel:
             axis.set_minor_formatter(_PlainLogFormatter())
 
     def mark_ranks(self, ranks: Sequence[int], k: int) -> None:
-        """Make the x axis logarithmic, from 1 to k, with ticks at its ends and at these ranks."""
+        """Make the x axis logarithmic, from 1 to k.
+
+        It has ticks at its ends and at these ranks.
+        """
         self.make_logarithmic(x=True)
         self.axes.set_xlim(1, k)
         ticks = sorted({1, *(rank for rank in ranks if rank < k), k})
@@ -169,13 +185,19 @@ class Panel:
         self.axes.set_xticks([], minor=True)
 
     def to_svg(self) -> str:
-        """Return an `<svg>` element for a page that holds other panels too; nothing is to be drawn after it."""
+        """Return the plot as an `<svg>` element.
+
+        A page can hold several of them. Nothing is to be drawn after it.
+        """
         text = self._drawn
         text = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{self._title}"', 1)
         return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self._name}-", text)
 
     def save(self, folder: Path) -> None:
-        """Write the panel into an existing folder, as PNG and as SVG; nothing is to be drawn after it."""
+        """Write the plot as PNG and SVG.
+
+        The folder exists. Nothing is to be drawn after it.
+        """
         (folder / f"{self._name}.svg").write_text(self._drawn, encoding="utf-8")
         self.figure.dpi = _DPI
         canvas: Any = FigureCanvasAgg(self.figure)
@@ -186,11 +208,10 @@ class Panel:
     def _drawn(self) -> str:
         buffer = io.StringIO()
         canvas: Any = FigureCanvasSVG(self.figure)
-        # Past Figure.savefig, which draws everything once more than it has to.
-        # Ticks past the ends of the numbers are no news.
+        # Figure.savefig would draw everything once more. Ticks beyond the range of float64 are left out silently.
         with mpl.rc_context(_LOOK), np.errstate(over="ignore", under="ignore"):
             canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        self.figure.set_layout_engine("none")  # the places of the axes are found: once is enough
+        self.figure.set_layout_engine("none")  # the axes have their places now
         return buffer.getvalue()
 
 
@@ -203,7 +224,9 @@ def draw_band(
     color: str,
     style: str = "-",
 ) -> None:
-    """Draw the median of `curves` at the places of `grid`, and the band around it.
+    """Draw the median of curves and the band around it.
+
+    Both are taken at the places of `grid`.
 
     Parameters
     ----------

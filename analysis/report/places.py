@@ -1,4 +1,4 @@
-"""Where in a model a tensor belongs, told from its name: its layer and the module it is there."""
+"""Tell layer and module type from the names of tensors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _WEIGHT = {"weight", "kernel"}
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a name says.
+class ModulePlace:
+    """Hold the module type and the layer of a tensor.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Place:
     layer: int | None
 
 
-def places(names: Iterable[str]) -> dict[str, Place]:
+def module_places(names: Iterable[str]) -> dict[str, ModulePlace]:
     """Return the place of each tensor of one checkpoint.
 
     Names are taken apart at dots and slashes. The layer is the first component that is a number; where none is, the
@@ -44,7 +44,7 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     Examples
     --------
     >>> names = ["embed.weight", "model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.experts.7.up.weight"]
-    >>> for place in places(names).values():
+    >>> for place in module_places(names).values():
     ...     print(place.layer, place.module)
     None embed.weight
     0 mlp.down_proj
@@ -55,16 +55,19 @@ def places(names: Iterable[str]) -> dict[str, Place]:
     result = {}
     for name, found in split.items():
         if found is None:
-            result[name] = Place(name, None)
+            result[name] = ModulePlace(name, None)
             continue
         prefix, layer, rest = found
         components = [*(prefix if len(prefixes) > 1 or not rest else ()), *rest]
-        result[name] = Place(".".join(components) or name, layer)
+        result[name] = ModulePlace(".".join(components) or name, layer)
     return result
 
 
 def _split(name: str) -> tuple[tuple[str, ...], int, tuple[str, ...]] | None:
-    """Return what is before the layer, the layer, and what is after it; None outside layers."""
+    """Split a name at its layer.
+
+    Return what is before the layer, the layer, and what is after it; None outside layers.
+    """
     parts = _PARTS.search(name)
     components = _SEPARATOR.split(name[: parts.start()] if parts else name)
     for at, component in enumerate(components):
@@ -87,5 +90,5 @@ def _split(name: str) -> tuple[tuple[str, ...], int, tuple[str, ...]] | None:
 
 
 def _is_number(text: str) -> bool:
-    # Fewer digits than would be a hash, or more than any model has layers.
+    # A longer number is a hash: no model has so many layers.
     return text.isascii() and text.isdigit() and len(text) <= 4

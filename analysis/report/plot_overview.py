@@ -1,4 +1,4 @@
-"""Every matrix on one plot: LDU's error beside that of SVD and that of the zero matrix."""
+"""Draw the errors of every matrix on one plot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from lowrank_ldu.analysis.report.panel import COLORS, MARKERS, Panel, plain
-from lowrank_ldu.analysis.report.places import places
+from lowrank_ldu.analysis.report.places import module_places
 from lowrank_ldu.analysis.report.scope import headline_matrices, svd_name
 
 if TYPE_CHECKING:
@@ -24,12 +24,15 @@ _ALL_ROWS, _LARGEST_ROW = 260.0, 8.0
 _LARGEST_MARK = 5.5
 _MOST_GROUPS = 30
 _LONGEST_HEADING = 52
-# Errors beyond are drawn at the edge: of a rank that is nearly full, or of elimination gone wild.
+# Errors beyond these limits are drawn at the edge: of nearly full ranks, or of large element growth.
 _LEAST, _GREATEST = 1e-2, 1e2
 
 
 def overview_panel(analysis: Analysis) -> Panel:
-    """Return the plot: a row for each matrix, by module type, errors at the headline rank along it."""
+    """Draw a row of errors for each matrix.
+
+    By module type, at the headline rank.
+    """
     groups = _groups(analysis)
     total = sum(len(matrices) for _, matrices in groups)
     row = min(_LARGEST_ROW, _ALL_ROWS / total)
@@ -95,9 +98,12 @@ def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows
 
 
 def _groups(analysis: Analysis) -> list[tuple[str, list[MatrixAnalysis]]]:
-    """Return the matrices by module type, the types in the checkpoint's order and each in the order of its layers."""
+    """Group the matrices by module type.
+
+    The types are in the checkpoint's order, and each in the order of its layers.
+    """
     chosen = headline_matrices(analysis)
-    found = places(tensor.name for tensor, _ in chosen)
+    found = module_places(tensor.name for tensor, _ in chosen)
     groups: dict[str, list[tuple[int, MatrixAnalysis]]] = {}
     for tensor, matrix in chosen:
         place = found[tensor.name]

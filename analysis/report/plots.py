@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def error_panels(analysis: Analysis) -> list[Panel]:
-    """Return a panel for each pivoting, on one scale: LDU, its refit and SVD, the median over matrices and a band."""
+    """Draw the errors along the rank, for each pivoting.
+
+    LDU, its refit and SVD on one scale: the median over matrices and a band.
+    """
     panels = [_panel(pivoting, analysis) for pivoting in analysis.options.pivoting]
     top = max(panel.axes.get_ylim()[1] for panel in panels)
     for panel in panels:
@@ -52,7 +55,10 @@ def _panel(pivoting: Pivoting, analysis: Analysis) -> Panel:
 
 
 def pivot_panels(analysis: Analysis) -> list[Panel]:
-    """Return a panel for each pivoting, with a line for each matrix, all on the same scale."""
+    """Draw the pivots of each matrix, for each pivoting.
+
+    All panels have the same scale.
+    """
     matrices = [matrix for _, matrix in analysis.matrices]
     curves = [curve for matrix in matrices for curve in matrix.curves.values()]
     drawn = drawable_logarithm(pivot for curve in curves for pivot in curve.pivot)
@@ -77,7 +83,10 @@ def pivot_panels(analysis: Analysis) -> list[Panel]:
 
 
 def time_panels(analysis: Analysis) -> list[Panel]:
-    """Return two panels, a point for each matrix: milliseconds, and the factor by which exact SVD is slower."""
+    """Draw the times and the speeds of all matrices.
+
+    In milliseconds, and as the factor by which the SVD is slower.
+    """
     rank = analysis.headline_rank
     matrices = [matrix for _, matrix in analysis.matrices]
     entries = [matrix.size for matrix in matrices]
@@ -112,11 +121,14 @@ _BAR = 0.07
 
 
 def conditioning_panels(analysis: Analysis) -> list[Panel]:
-    """Return a panel for each factor: a point for each matrix and a bar at the median, for each pivoting and rank."""
+    """Draw the condition numbers of L, U and G.
+
+    A point for each matrix and a bar at the median, for each pivoting and rank.
+    """
     largest = max(min(matrix.m, matrix.n) for _, matrix in analysis.matrices)
     ranks: list[int | None] = [rank for rank in analysis.options.ranks if rank < largest]
     if all(matrix.svd_niter is None for _, matrix in analysis.matrices):
-        ranks.append(None)  # a survey that is not exact stops before the full rank
+        ranks.append(None)  # other surveys stop before the full rank
     strategies = analysis.options.pivoting
     panels = []
     for name, title, label in _PANELS:
@@ -134,7 +146,10 @@ def conditioning_panels(analysis: Analysis) -> list[Panel]:
 
 
 def _values(analysis: Analysis, name: str, pivoting: Pivoting, rank: int | None) -> list[float]:
-    """Return the figures that can be drawn of the matrices that the rank is low for, or of all at full rank."""
+    """Return the drawable figures at a rank.
+
+    Of the matrices whose full rank is above it, or of all at full rank.
+    """
     values = [
         getattr(matrix.at("ldu", rank or min(matrix.m, matrix.n), pivoting).diagnostics, name)
         for _, matrix in analysis.matrices
@@ -152,7 +167,10 @@ def _draw(panel: Panel, center: float, values: list[float], pivoting: Pivoting, 
 
 @dataclass(frozen=True)
 class Plots:
-    """The plots by what they are about. `heat`, a table on the page, is empty where no name has a layer."""
+    """Hold the plots by subject.
+
+    `heat`, a table on the page, is empty where no name has a layer.
+    """
 
     overview: list[Panel]
     heat: list[Panel]
@@ -162,7 +180,7 @@ class Plots:
     times: list[Panel]
 
     def save(self, folder: Path) -> None:
-        """Write each plot into an existing folder, as PNG and as SVG."""
+        """Write each plot as PNG and SVG into a folder."""
         for panels in vars(self).values():
             for panel in panels:
                 panel.save(folder)

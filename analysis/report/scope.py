@@ -1,4 +1,4 @@
-"""Which matrices a statement about a rank is about."""
+"""Choose the matrices that a statement about a rank covers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scope:
-    """Matrices at a rank below their full one, or at full rank.
+    """Hold matrices and the rank of a statement.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Scope:
 
     @property
     def place(self) -> str:
-        """Where in words: "rank 64" or "full rank"."""
+        """Rank in words: "rank 64" or "full rank"."""
         return "full rank" if self.rank is None else f"rank {self.rank}"
 
     def ldu(self, pivoting: Pivoting) -> list[Measurement]:
@@ -44,44 +44,56 @@ class Scope:
 
 
 def headline_matrices(analysis: Analysis) -> list[tuple[TensorResult, MatrixAnalysis]]:
-    """Return the matrices whose full rank is above the headline rank, with their names, or all if none is."""
+    """Return the matrices whose full rank is above the headline rank.
+
+    With their names; all matrices if none is above.
+    """
     rank = analysis.headline_rank
     larger = [pair for pair in analysis.matrices if min(pair[1].m, pair[1].n) > rank]
     return larger or analysis.matrices
 
 
 def headline_scope(analysis: Analysis) -> Scope:
-    """Return the matrices whose full rank is above the headline rank, or all at full rank if none is."""
+    """Return the scope of the headlines.
+
+    The matrices whose full rank is above the headline rank, or all at full rank if none is.
+    """
     rank = analysis.headline_rank
     matrices = [matrix for _, matrix in headline_matrices(analysis)]
     return Scope(matrices, rank if min(matrices[0].m, matrices[0].n) > rank else None)
 
 
 def least_error(matrix: MatrixAnalysis, rank: int) -> tuple[float, float]:
-    """Return bounds of the least relative Frobenius error at min(rank, k): equal if the SVD is exact."""
+    """Bound the least relative Frobenius error at min(rank, k).
+
+    Both bounds are equal if the SVD is exact.
+    """
     rank = min(rank, matrix.m, matrix.n)
     figures = (measurement.diagnostics for measurement in matrix.measurements)
     high = next(item.svd_frobenius_error for item in figures if item.rank == rank)
     if matrix.svd_niter is None:
         return high, high
-    # Both are of the same bounds of the energy; rounding may exchange them where they meet.
+    # Both come from the same bounds of the energy; where they meet, rounding may exchange them.
     return min(math.sqrt(max(1.0 - matrix.spectrum.energy_bound[rank], 0.0)), high), high
 
 
 def energy(matrix: MatrixAnalysis, rank: int) -> str:
-    """Return the share of the energy that the best terms of a measured rank hold, as an interval if it is not known."""
+    """Return the energy of the best terms in words.
+
+    The rank is a measured one; an interval where the share is not known.
+    """
     return interval(matrix.spectrum.energy[rank], matrix.spectrum.energy_bound[rank])
 
 
 def needed_in_words(needed: NeededRank, matrix: MatrixAnalysis) -> str:
-    """Return the smallest rank for a target error, or what is known of it."""
+    """Return the smallest rank for a target error in words."""
     if needed.rank is None:
         return f"> {needed.looked_at}" if needed.method == "ldu" or matrix.svd_niter is None else "unknown"
     return f"≤ {needed.rank}" if needed.method == "svd" and matrix.svd_niter is not None else str(needed.rank)
 
 
 def svd_name(matrices: Iterable[MatrixAnalysis]) -> str:
-    """Return what the SVD of these matrices is: exact, randomized, or of both kinds."""
+    """Name the SVD: exact, randomized, or of both kinds."""
     kinds = {matrix.svd_niter is None for matrix in matrices}
     if kinds == {True}:
         return "exact SVD"
@@ -89,6 +101,6 @@ def svd_name(matrices: Iterable[MatrixAnalysis]) -> str:
 
 
 def best_name(matrices: Iterable[MatrixAnalysis]) -> str:
-    """Return what the error of that SVD is to the least error possible, for a legend."""
+    """Name the error of the SVD for a legend."""
     name = svd_name(matrices)
     return f"{name} (best possible)" if name == "exact SVD" else "SVD (upper bound of best)"

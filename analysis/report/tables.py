@@ -1,17 +1,24 @@
-"""The two tables, each as CSV, where a missing figure is an empty field and an infinite one `inf`, and as Parquet."""
+"""Write the two tables, each as CSV and as Parquet.
+
+A missing figure is an empty field or null, an infinite one `inf` or infinite. The CSV is not pyarrow's, which quotes
+every text and writes `true` for `True` and `1e-7` for `1e-07`; and what a spreadsheet would run is escaped in it, but
+not in Parquet.
+"""
 
 from __future__ import annotations
 
 import csv
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from lowrank_ldu.analysis.report.parquet import Kind, kind_of, write_parquet
+import pyarrow as pa
+from pyarrow import parquet
+
 from lowrank_ldu.diagnostics import Diagnostics
 from lowrank_ldu.formatting import cell
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from lowrank_ldu.analysis.checkpoint import Analysis
@@ -19,22 +26,28 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
 
+_TYPES: dict[Any, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_TYPES |= {held | None: stored for held, stored in _TYPES.items()}
 
-def write_figures(analysis: Analysis, folder: Path) -> None:
-    """Write a row for each tensor, method and rank: `Diagnostics`, the seconds to factor, and the kind of PiSSA."""
+
+def write_figure_table(analysis: Analysis, folder: Path) -> None:
+    """Write a row for each tensor, method and rank.
+
+    `Diagnostics`, the seconds to factor, and the kind of PiSSA.
+    """
     hints = get_type_hints(Diagnostics)
-    columns: dict[str, Kind] = {
-        "tensor": "text",
-        **{field.name: kind_of(hints[field.name]) for field in fields(Diagnostics)},
-        "seconds": "real",
-        "exact": "truth",
+    columns: dict[str, Any] = {
+        "tensor": str,
+        **{field.name: hints[field.name] for field in fields(Diagnostics)},
+        "seconds": float,
+        "exact": bool,
     }
     rows = [
         {
             "tensor": tensor.name,
             **asdict(measurement.diagnostics),
             "seconds": measurement.seconds,
-            # Of PiSSA alone: the others come in one kind.
+            # PiSSA alone comes in two kinds.
             "exact": measurement.exact if measurement.diagnostics.method == "pissa" else None,
         }
         for tensor, matrix in analysis.matrices
@@ -43,8 +56,10 @@ def write_figures(analysis: Analysis, folder: Path) -> None:
     _write(folder, "figures", columns, rows)
 
 
-def write_tensors(analysis: Analysis, folder: Path) -> None:
-    """Write a row for each tensor; the timings are at `Analysis.headline_rank`.
+def write_tensor_table(analysis: Analysis, folder: Path) -> None:
+    """Write a row for each tensor.
+
+    The timings are at `Analysis.headline_rank`.
 
     A rank for a target error that is missing was not reached in the ranks that were looked at.
     """
@@ -54,12 +69,12 @@ def write_tensors(analysis: Analysis, folder: Path) -> None:
         *(f"{name}_{rank}" for rank in options.ranks for name in ("energy", "energy_bound")),
         "svd_seconds", *(f"ldu_{pivoting}_seconds" for pivoting in options.pivoting), "pissa_seconds",
     ]  # fmt: skip
-    columns: dict[str, Kind] = {
-        "tensor": "text", "shape": "text", "dtype": "text", "analyzed": "truth", "reason": "text", "seconds": "real",
-        "m": "whole", "n": "whole", **dict.fromkeys(figures, "real"), "svd_niter": "whole",
-        **dict.fromkeys(_needed_columns(options), "whole"),
-        "recommended_rank": "whole", "recommended_pivoting": "text",
-        "recommended_storage": "text", "recommendation_pays": "truth", "recommendation": "text",
+    columns: dict[str, Any] = {
+        "tensor": str, "shape": str, "dtype": str, "analyzed": bool, "reason": str, "seconds": float,
+        "m": int, "n": int, **dict.fromkeys(figures, float), "svd_niter": int,
+        **dict.fromkeys(_needed_columns(options), int),
+        "recommended_rank": int, "recommended_pivoting": str,
+        "recommended_storage": str, "recommendation_pays": bool, "recommendation": str,
     }  # fmt: skip
     rows = [
         {
@@ -112,13 +127,29 @@ def _needed_column(pivoting: Pivoting | None, error: float, *, refit: bool) -> s
     return f"{method}_rank_for_{error:g}"
 
 
-def _write(folder: Path, name: str, columns: dict[str, Kind], rows: list[dict[str, object]]) -> None:
-    write_rows(folder / f"{name}.csv", list(columns), rows)
-    write_parquet(folder / f"{name}.parquet", columns, rows)
+def _write(folder: Path, name: str, columns: Mapping[str, Any], rows: list[dict[str, object]]) -> None:
+    """Write rows as CSV and as Parquet.
+
+    A column that a row lacks is missing there.
+    """
+    write_csv(folder / f"{name}.csv", list(columns), rows)
+    schema = pa.schema([(column, _TYPES[held]) for column, held in columns.items()])
+    table = pa.table({column: [_storable(row.get(column)) for row in rows] for column in columns}, schema=schema)
+    # The library takes paths for UTF-8, so it gets an open file.
+    with (folder / f"{name}.parquet").open("wb") as file:
+        parquet.write_table(table, file)
 
 
-def write_rows(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:
-    """Write a CSV file that a spreadsheet only shows; a column that a row lacks is an empty field."""
+def _storable(value: object) -> object:
+    # A name out of a pickle may hold half of a surrogate pair, which UTF-8 has no place for.
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def write_csv(path: Path, columns: list[str], rows: Iterable[dict[str, object]]) -> None:
+    """Write rows as CSV that a spreadsheet cannot run.
+
+    A column that a row lacks is an empty field.
+    """
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

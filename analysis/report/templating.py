@@ -1,4 +1,4 @@
-"""The templates of the pages, with everything that comes from a checkpoint escaped."""
+"""Load the templates of the pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def page_template(name: str, **filters: Callable[..., str]) -> Template:
-    """Return a template of the pages: what it is given is escaped unless it is markup, a missing variable is an error.
+    """Return a template of the pages.
+
+    Values are escaped unless they are markup; a missing variable is an error.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the page shows of one matrix."""
+"""Prepare the view of one matrix."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
 
-# Of the whole matrix or in the heading of the column.
+# Fields of the whole matrix, or shown in the heading of the column.
 _NOT_OF_A_RANK = {
     "method", "pivoting", "rank", "m", "n", "dtype", "frobenius_norm", "spectral_norm",
     "zero_frobenius_error", "zero_spectral_error", "dense_apply_flops", "dense_bytes",
 }  # fmt: skip
 _OF_A_RANK = [field.name for field in fields(Diagnostics) if field.name not in _NOT_OF_A_RANK]
-_LEAST_ERROR = 1e-2  # lower ones are drawn out of the chart, or full rank would flatten all others
+_LEAST_ERROR = 1e-2  # lower errors leave the chart: full rank would flatten all others
 
 
 @dataclass(frozen=True)
 class View:
-    """One matrix.
+    """Hold the texts and charts of one matrix.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class View:
 
 
 def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
-    """Return what the page shows of a matrix."""
+    """Return the view of a matrix."""
     records = [measurement.diagnostics for measurement in matrix.measurements]
     figures = [(name.replace("_", " "), [figure(getattr(item, name)) for item in records]) for name in _OF_A_RANK]
     figures.append(("time", [duration(measurement.seconds) for measurement in matrix.measurements]))
@@ -73,8 +73,7 @@ def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
 def _advice(matrix: MatrixAnalysis) -> str:
     advice = matrix.recommendation
     rank = f"more than {matrix.curve_ranks[-1]} terms" if advice.rank is None else f"rank {advice.rank}"
-    storage = "" if advice.storage is None else f", factors stored in {advice.storage}"
-    return f"{advice.pivoting} pivoting, {rank}, the diagonal refitted{storage}"
+    return f"{advice.pivoting} pivoting, {rank}, the diagonal refitted, factors stored in {advice.storage}"
 
 
 def _needed(matrix: MatrixAnalysis) -> list[tuple[str, list[str]]]:

@@ -2,7 +2,6 @@
 
 from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
 from lowrank_ldu.adapters.exports import export_delta, export_lora, export_merged
-from lowrank_ldu.adapters.format import stored_numbers
 from lowrank_ldu.adapters.loading import load_adapter, read_adapter
 from lowrank_ldu.adapters.published import import_published
 from lowrank_ldu.adapters.saving import save_adapter
@@ -21,5 +20,4 @@ __all__ = [
     "load_adapter",
     "read_adapter",
     "save_adapter",
-    "stored_numbers",
 ]

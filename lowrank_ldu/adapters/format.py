@@ -19,7 +19,7 @@ from lowrank_ldu.nn.base_identity import PROBES, SAMPLES
 from lowrank_ldu.nn.kinds import KINDS
 from lowrank_ldu.nn.options import OPTION_NAMES
 from lowrank_ldu.untrusted import LISTING, strict_json
-from lowrank_ldu.validation import check_choice, check_count, dtype_name
+from lowrank_ldu.validation import check_choice, dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,21 +162,6 @@ def _expected(
     if options.chooses_columns:
         limits["pivot_columns"] = shape[1]
     return sizes | dict.fromkeys(limits, rank), limits
-
-
-def stored_numbers(rank: int) -> int:
-    """Return how many numbers `save_adapter` writes for a layer with the default options, whatever its shape.
-
-    Offset and pivots, r each, sigma and its start, and the two samples that tell a changed base from the right one.
-
-    Examples
-    --------
-    >>> stored_numbers(8), stored_numbers(64)
-    (82, 194)
-    """
-    rank = check_count(rank, "rank", 1)
-    sizes, _ = _expected(AdapterOptions(rank=rank), (rank, rank), sketched=True)
-    return sum(sizes.values())
 
 
 def _check_pivots(where: str, key: str, pivots: Tensor, size: int) -> None:

@@ -22,8 +22,8 @@ from lowrank_ldu.cli.options import (
     Seed,
     Select,
     ThreadCount,
+    options_of,
     prefer_huge_pages,
-    survey_options,
 )
 from lowrank_ldu.errors import OutputError
 from lowrank_ldu.formatting import duration, figure
@@ -31,10 +31,7 @@ from lowrank_ldu.formatting import duration, figure
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
-    from lowrank_ldu.analysis.engine.survey import Engine
-    from lowrank_ldu.analysis.options import ComputeDtype, Mode
-    from lowrank_ldu.analysis.report.scope import Scope
+    from lowrank_ldu.analysis import Analysis, ComputeDtype, Engine, Mode, Scope
 
 _REASONS_SHOWN = 4
 
@@ -42,7 +39,7 @@ _REASONS_SHOWN = 4
 def show_summary(analysis: Analysis, out: Path) -> None:
     """Write to stdout the medians over the matrices, what was skipped, and where the report is."""
     console = SafeConsole()
-    from lowrank_ldu.analysis.report.scope import headline_scope  # noqa: PLC0415
+    from lowrank_ldu.analysis import headline_scope  # noqa: PLC0415
 
     scope = headline_scope(analysis)
     table = Table(title=f"Medians over {count_of(len(scope.matrices))}, at {scope.place}", title_justify="left")
@@ -157,10 +154,7 @@ def analyze(
     kept in a journal beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis.checkpoint import analyze_checkpoint  # noqa: PLC0415
-    from lowrank_ldu.analysis.engine.journal import lock_journal  # noqa: PLC0415
-    from lowrank_ldu.analysis.options import SurveyOptions  # noqa: PLC0415
-    from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
+    from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, lock_journal, write_report  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.files import check_target, whole_folder  # noqa: PLC0415
 
@@ -171,7 +165,8 @@ def analyze(
     if engine is EngineKind.DASK and threads is not None:
         fail("--threads is given with --engine dask, whose workers have their own; accepted: with --engine local")
     with readable_errors():
-        options = survey_options(
+        options = options_of(
+            SurveyOptions,
             rank=rank,
             pivoting=pivoting,
             select=select,
@@ -204,7 +199,7 @@ def analyze(
 
 @contextmanager
 def _engine(scheduler: str | None) -> Iterator[Engine | None]:
-    from lowrank_ldu.analysis.engine.cluster import connect  # noqa: PLC0415
+    from lowrank_ldu.analysis import connect  # noqa: PLC0415
 
     if scheduler is None:
         yield None

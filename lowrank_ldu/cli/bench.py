@@ -123,7 +123,7 @@ def _device(device: str | None, dtype: str | None) -> tuple[torch.device, torch.
 
 def _check_size(case: Case, dtype: torch.dtype, adapters: int) -> None:
     """Refuse a layer whose weight, batch and adapters alone are larger than the memory."""
-    from lowrank_ldu.analysis.engine.resources import physical_memory  # noqa: PLC0415
+    from lowrank_ldu.environment import physical_memory  # noqa: PLC0415
 
     m, n = case.out_features, case.in_features
     needed = dtype.itemsize * (m * n + case.tokens * (m + n) + adapters * case.rank)

@@ -18,16 +18,15 @@ from lowrank_ldu.cli.options import (
     Seed,
     Select,
     ThreadCount,
+    options_of,
     prefer_huge_pages,
-    survey_options,
 )
 from lowrank_ldu.formatting import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
-    from lowrank_ldu.analysis.claims import Claim
+    from lowrank_ldu.analysis import Analysis, Claim
 
 
 def show_claims(claims: Sequence[Claim], analysis: Analysis, out: Path | None) -> None:
@@ -72,14 +71,18 @@ def claims(
     storage: for each claim the rule, the measured figures and a verdict that follows from both.
     """
     prefer_huge_pages()
-    from lowrank_ldu.adapters import stored_numbers  # noqa: PLC0415
-    from lowrank_ldu.analysis.checkpoint import analyze_checkpoint  # noqa: PLC0415
-    from lowrank_ldu.analysis.claims import examine_claims, write_claims  # noqa: PLC0415
+    from lowrank_ldu.analysis import (  # noqa: PLC0415
+        SurveyOptions,
+        analyze_checkpoint,
+        examine_claims,
+        write_claims,
+    )
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
     with readable_errors():
-        options = survey_options(
+        options = options_of(
+            SurveyOptions,
             rank=rank,
             pivoting=["partial", "complete"],
             select=select,
@@ -92,7 +95,7 @@ def claims(
         ):
             with show_progress() as progress:
                 analysis = analyze_checkpoint(checkpoint, options, progress)
-            examined = examine_claims(analysis, stored_numbers)
+            examined = examine_claims(analysis)
             if folder is not None:
                 write_claims(examined, analysis, folder)
         show_claims(examined, analysis, out)

@@ -19,20 +19,20 @@ from lowrank_ldu.cli.options import (
     Seed,
     Select,
     ThreadCount,
+    options_of,
     prefer_huge_pages,
-    survey_options,
 )
 from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis import CheckpointComparison
 
 _REASONS_SHOWN = 4
 
 
 def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
     """Write to stdout the share explained over the matrices, what was left out, and where the report is."""
-    from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows  # noqa: PLC0415
+    from lowrank_ldu.analysis import comparison_headlines, summary_rows  # noqa: PLC0415
 
     console = SafeConsole()
     table = Table(title="Share of the update that can be expressed", title_justify="left")
@@ -48,7 +48,7 @@ def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
         table.add_row("" if row.place == place else row.place, row.method, f"{row.numbers:,.0f}", *map(figure, shares))
         place = row.place
     console.print(table)
-    for sentence in headlines(comparison):
+    for sentence in comparison_headlines(comparison):
         console.print(sentence)
     console.print(f"{len(comparison.matrices)} matrices compared in {duration(comparison.seconds)}.")
     left_out = [tensor for tensor in comparison.others if tensor.status != "unchanged"]
@@ -84,13 +84,13 @@ def compare(
     Writes compare.csv, compare.json and compare.html.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis.comparison.report import write_comparison  # noqa: PLC0415
-    from lowrank_ldu.analysis.comparison.run import compare_checkpoints  # noqa: PLC0415
+    from lowrank_ldu.analysis import CompareOptions, compare_checkpoints, write_comparison  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
     with readable_errors():
-        options = survey_options(
+        options = options_of(
+            CompareOptions,
             rank=rank,
             pivoting=pivoting,
             select=select,

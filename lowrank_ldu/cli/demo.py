@@ -13,7 +13,7 @@ from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import readable_errors
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis import Analysis
     from lowrank_ldu.demo import Comparison
     from lowrank_ldu.demo.round_trip import RoundTrip
 
@@ -36,12 +36,10 @@ def demo(
     on other images, turned upside down and inverted, by linear probe, LoLDU, LoRA, PiSSA and full fine-tuning with the
     same batches. The LoLDU adapter is saved, reloaded and merged.
     """
-    from lowrank_ldu.analysis.checkpoint import analyze_checkpoint  # noqa: PLC0415
-    from lowrank_ldu.analysis.options import SurveyOptions  # noqa: PLC0415
-    from lowrank_ldu.analysis.report import write_report  # noqa: PLC0415
+    from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, write_report  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress, show_steps  # noqa: PLC0415
     from lowrank_ldu.demo import compare_methods  # noqa: PLC0415
-    from lowrank_ldu.demo.report import comparison_section, write_comparison  # noqa: PLC0415
+    from lowrank_ldu.demo.report import comparison_section, write_results  # noqa: PLC0415
     from lowrank_ldu.demo.round_trip import BASE_FILE, round_trip  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
@@ -57,22 +55,22 @@ def demo(
             analysis = analyze_checkpoint(folder / BASE_FILE, SurveyOptions(ranks=_RANKS), progress)
         # The folder gets its own name at the end.
         analysis = replace(analysis, checkpoint=str(out / BASE_FILE))
-        write_comparison(comparison, folder / "comparison.csv")
+        write_results(comparison, folder / "comparison.csv")
         write_report(analysis, folder, sections=[comparison_section(comparison, saved)])
         _show(comparison, saved, analysis, out)
 
 
 def _show(comparison: Comparison, saved: RoundTrip, analysis: Analysis, out: Path) -> None:
     """Write the table and the sentences to stdout."""
-    from lowrank_ldu.analysis.report.headlines import headlines  # noqa: PLC0415
-    from lowrank_ldu.demo.report import COLUMNS, comparison_rows, sentences  # noqa: PLC0415
+    from lowrank_ldu.analysis import headlines  # noqa: PLC0415
+    from lowrank_ldu.demo.report import HEADINGS, comparison_rows, sentences  # noqa: PLC0415
 
     console = SafeConsole()
     told = sentences(comparison, saved)
     console.print(told[0])
     console.print(told[1])
     table = Table()
-    for place, heading in enumerate(COLUMNS):
+    for place, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if place else "left")
     for row in comparison_rows(comparison):
         table.add_row(*row)

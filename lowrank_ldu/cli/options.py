@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 from lowrank_ldu.cli.errors import fail
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis import CompareOptions, SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
+
+_Options = TypeVar("_Options", "SurveyOptions", "CompareOptions")
 
 CHECKPOINT = "A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index, a directory, or hf://OWNER/NAME."
 
@@ -37,7 +39,8 @@ def prefer_huge_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def survey_options(
+def options_of(
+    kind: type[_Options],
     *,
     rank: list[int] | None,
     pivoting: list[str] | None,
@@ -46,26 +49,26 @@ def survey_options(
     seed: int,
     threads: int | None,
     **others: Any,
-) -> SurveyOptions:
-    """Return the options of a survey from those of the command line, None being the default.
+) -> _Options:
+    """Return the options of a survey or comparison from those of the command line, None being the default.
 
     Raises
     ------
     OptionError
         One of them is out of its range.
     """
-    from lowrank_ldu.analysis.options import SurveyOptions, available_cores  # noqa: PLC0415
     from lowrank_ldu.decomposition import PIVOTING  # noqa: PLC0415
 
     for name in pivoting or []:
         if name not in PIVOTING:
             fail(f"--pivoting is {name!r}; accepted: {', '.join(PIVOTING)}, and --pivoting again for each further one")
-    return SurveyOptions(
-        ranks=tuple(rank or SurveyOptions.ranks),
-        pivoting=cast("tuple[Pivoting, ...]", tuple(pivoting or SurveyOptions.pivoting)),  # checked in there
+    if threads is not None:
+        others["threads"] = threads
+    return kind(
+        ranks=tuple(rank or kind.ranks),
+        pivoting=cast("tuple[Pivoting, ...]", tuple(pivoting or kind.pivoting)),  # checked in there
         select=select,
         exclude=exclude,
         seed=seed,
-        threads=available_cores() if threads is None else threads,
         **others,
     )

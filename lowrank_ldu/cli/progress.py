@@ -13,8 +13,8 @@ from lowrank_ldu.formatting import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lowrank_ldu.analysis.engine.pool import Progress as SurveyProgress
-    from lowrank_ldu.demo import Progress as ComparisonProgress
+    from lowrank_ldu.analysis import Progress as SurveyProgress
+    from lowrank_ldu.demo import ComparisonProgress
 
 
 def _bar(before: str, after: str) -> Progress:

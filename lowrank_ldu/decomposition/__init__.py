@@ -1,4 +1,7 @@
-"""Factorizations of a weight into rank-one terms, for arrays of any supported library."""
+"""Factor weights into rank-one terms.
+
+Arrays may be of any supported library.
+"""
 
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.gram import gram_matrix

@@ -1,4 +1,4 @@
-"""Pieces of matrices, the same for single ones and stacks."""
+"""Take matrices apart, single ones and stacks alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def unit_lower(packed: Array, backend: Backend) -> Array:
-    """Return L (..., m, r) from the packed factors of a panel with m >= r, written over them where that works."""
+    """Return L (..., m, r) from the packed factors of a panel.
+
+    m >= r; written over them where that works.
+    """
     xp = backend.xp
     rank = packed.shape[-1]
     top = packed[..., :rank, :]
@@ -29,7 +32,10 @@ def unit_lower(packed: Array, backend: Backend) -> Array:
 
 
 def stacked(arrays: list[Array], W: Array, backend: Backend) -> Array:
-    """Return arrays, one for each matrix of a stack W (..., m, n) in its order, as a stack (..., *shape); or None."""
+    """Stack arrays in the shape of a stack W (..., m, n).
+
+    One array for each matrix, in its order; None where they are None.
+    """
     if arrays[0] is None:
         return None
     xp = backend.xp
@@ -37,14 +43,17 @@ def stacked(arrays: list[Array], W: Array, backend: Backend) -> Array:
 
 
 def take_rows(matrix: Array, index: Array, backend: Backend) -> Array:
-    """Return matrix[index] for a matrix (m, n), and the same for every matrix of a stack (..., m, n)."""
+    """Take rows of a matrix (m, n), or of each matrix of a stack."""
     if matrix.ndim == 2:
         return backend.xp.take(matrix, index, axis=0)
     return backend.xp.take_along_axis(matrix, index[..., None], axis=-2)
 
 
 def restore_rows(permuted: Array, order: Array, backend: Backend) -> Array:
-    """Undo a permutation of rows: row i of `permuted` goes to row order[i]; written over it where that works."""
+    """Undo a permutation of rows.
+
+    Row i of `permuted` goes to row order[i]; written over it where that works.
+    """
     host = backend.to_numpy(order)
     if permuted.ndim == 2 and backend.in_place:
         # After r steps of elimination at most 2 r rows are not where they were.
@@ -56,7 +65,10 @@ def restore_rows(permuted: Array, order: Array, backend: Backend) -> Array:
 
 
 def replace_leading(matrix: Array, block: Array, backend: Backend) -> Array:
-    """Return matrix (..., r, n) with `block` (..., r, r) for its first r columns, written over it where that works."""
+    """Replace the first r columns of a matrix (..., r, n).
+
+    By `block` (..., r, r), written over it where that works.
+    """
     rank = block.shape[-1]
     if backend.in_place:
         matrix[..., :rank] = block
@@ -72,7 +84,9 @@ def split_diagonal(
     largest_number: float | None = None,
     rounded: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array]:
-    """Split rows (..., r, n) = diag(z) U into z (..., r) and U (..., r, n), written over the rows where that works.
+    """Split rows (..., r, n) = diag(z) U into z and U.
+
+    U is written over the rows where that works.
 
     z is the pivot and U has a unit diagonal, except where no finite U has one: where the pivot is zero and the row is
     not, or so small beside its row that the squares of U would overflow, or where z cannot hold it. There z is
@@ -93,7 +107,7 @@ def split_diagonal(
     xp = backend.xp
     rank, n = rows.shape[-2:]
     pivot = xp.linalg.diagonal(rows[..., :rank])
-    # Reductions without the temporaries of abs(): at this shape fresh memory costs as much as the arithmetic.
+    # Reductions need no temporaries of abs(): at this shape fresh memory costs as much as the arithmetic.
     highest, lowest = xp.max(rows, axis=-1), xp.min(rows, axis=-1)
     largest = xp.where(highest >= -lowest, highest, lowest)
     steepest = (float(largest_number or xp.finfo(rows.dtype).max) / (4 * n)) ** 0.5
@@ -111,7 +125,7 @@ def split_diagonal(
         upper = rows
     else:
         upper = rows / divisor
-    # Written, not left to the division: JAX multiplies by the reciprocal, and x * (1 / x) is not always 1.
+    # Ones are written, since division may miss them: JAX multiplies by the reciprocal, and x * (1 / x) is not always 1.
     leading = upper[..., :rank]
     unit = xp.eye(rank, dtype=xp.bool, device=scale.device) & (ordinary | empty)[..., None]
     return scale, replace_leading(upper, xp.where(unit, xp.ones_like(leading), leading), backend)

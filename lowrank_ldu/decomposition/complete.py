@@ -1,4 +1,4 @@
-"""Complete pivoting: the largest entry of the whole remaining matrix, at every step."""
+"""Eliminate with complete pivoting: the largest entry of all that remains."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 
 def eliminate_complete(W: Array, rank: int, backend: Backend) -> Elimination:
-    """Eliminate `rank` steps of W (m, n) with complete pivoting; cost O(m n r), in r passes over the matrix.
+    """Eliminate `rank` steps of W (m, n) with complete pivoting.
+
+    It costs O(m n r), in r passes over the matrix.
 
     The Schur complement stays where it is: eliminated rows and columns become zero and so are not chosen again, which
     saves the interchanges.
     """
     steps = PivotSteps(W, rank, backend)
-    # The long axis contiguous, so that each pass runs along it.
+    # The long axis is contiguous, so that each pass runs along it.
     schur = _copy_along_long_axis(W, backend)
     for _ in range(rank):
         i, j, runner_up = _largest(schur, backend)
@@ -39,7 +41,10 @@ def _copy_along_long_axis(W: Array, backend: Backend) -> Array:
 
 
 def _largest(schur: Array, backend: Backend) -> tuple[int, int, float]:
-    """Return the place of the largest magnitude, and the second largest over the largest (0 for a zero matrix)."""
+    """Return the place of the largest magnitude and its runner-up.
+
+    The latter is the second largest over the largest, 0 for a zero matrix.
+    """
     xp = backend.xp
     # Maxima and minima of each row: two passes without the temporary that abs() would write.
     per_row = xp.maximum(xp.max(schur, axis=1), -xp.min(schur, axis=1))

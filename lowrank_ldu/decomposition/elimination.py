@@ -1,4 +1,4 @@
-"""What a pivoting strategy hands back, before the diagonal is split off."""
+"""Hold the steps of an elimination."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class ElementGrowthError(OverflowError):
-    """The remaining matrix has grown beyond the largest number; the matrix has to be scaled first."""
+    """Elements have grown beyond the largest number.
+
+    The matrix has to be scaled first.
+    """
 
 
 class ZeroPivotError(ValueError):
@@ -24,7 +27,9 @@ class ZeroPivotError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Elimination:
-    """The first r steps of Gaussian elimination, `W[:, q] ~ left @ rows`, in arrays of its own.
+    """Hold the first r steps of an elimination.
+
+    `W[:, q] ~ left @ rows`, in arrays of its own.
 
     Attributes
     ----------
@@ -51,7 +56,9 @@ class Elimination:
 def on_writable(
     eliminate: Callable[[Array, int, Backend], Elimination], W: Array, rank: int, backend: Backend
 ) -> Elimination:
-    """Return eliminate(W, rank, backend); on the host, in NumPy, if the library's arrays cannot be written to.
+    """Eliminate W where arrays can be written to.
+
+    On the host, in NumPy, if the library's own cannot.
 
     Such a library (JAX) compiles each operation anew for each shape, and these loops go through many.
     """
@@ -73,7 +80,7 @@ def on_writable(
 
 
 class PivotSteps:
-    """Collects the steps of an elimination of W (m, n) and puts them into pivot order."""
+    """Collect the steps of an elimination of W (m, n)."""
 
     def __init__(self, W: Array, rank: int, backend: Backend) -> None:
         self._W, self._rank, self._backend = W, rank, backend
@@ -84,7 +91,10 @@ class PivotSteps:
         self._runner_up: list[float] = []
 
     def append(self, i: int, j: int, column: Array, row: Array, runner_up: float) -> None:
-        """Record the pivot at (i, j) with the column (m,) of L and the row (n,) of D U, both in W's own order."""
+        """Record the pivot at (i, j).
+
+        With the column (m,) of L and the row (n,) of D U, both in W's own order.
+        """
         self._rows.append(i)
         self._columns.append(j)
         self._left.append(column)
@@ -92,7 +102,10 @@ class PivotSteps:
         self._runner_up.append(runner_up)
 
     def finish(self) -> Elimination:
-        """Return the elimination; steps that are missing are those of a remaining matrix that is zero."""
+        """Return the elimination, in pivot order.
+
+        Steps that are missing are those of a remaining matrix that is zero.
+        """
         xp, W, rank = self._backend.xp, self._W, self._rank
         found = len(self._rows)
         permutation = index_vector(order_from(self._rows, W.shape[0]), W, self._backend)

@@ -1,4 +1,4 @@
-"""What every decomposition returns: left @ diag(diagonal) @ right."""
+"""Hold a factorization: left @ diag(diagonal) @ right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scaled_product(left: Array, diagonal: Array, right: Array) -> Array:
     """
     backend = backend_of(left, "left")
     xp = backend.xp
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at what comes out
+    with np.errstate(over="ignore", invalid="ignore"):  # the result is checked below
         product = (left * diagonal[..., None, :]) @ right
         if not backend.is_traced(product) and is_finite(product, backend):
             return product
@@ -109,7 +109,9 @@ class Factorization:
         )
 
     def refit(self, W: Array) -> Self:
-        r"""Return the same left and right with the diagonal that is best for them in the Frobenius norm.
+        r"""Return the same factors with their best diagonal.
+
+        Best in the Frobenius norm.
 
         z minimizes \|W - left diag(z) right\|_F, the solution of `((L^T L) * (U U^T)) z = diag(L^T W U^T)` with
         L = left, U = right. It is solved for the correction to the present diagonal, in float64 where the device has
@@ -135,7 +137,9 @@ class Factorization:
         return replace(self, diagonal=refit_diagonal(self._checked(W), self.left, self.diagonal, self.right))
 
     def fit(self, target: Array) -> Factorization:
-        r"""Return the matrix left diag(d) right that is nearest to another one, such as an update of W.
+        r"""Fit the diagonal to another matrix, such as an update of W.
+
+        The result is the nearest matrix of the form left diag(d) right.
 
         d minimizes \|target - left diag(d) right\|_F: an orthogonal projection onto the r-dimensional space that the
         diagonal spans. Solved as `refit` solves it, but from zero, since the present diagonal says nothing of another

@@ -1,4 +1,4 @@
-"""Geometry of the diagonal: the Gram matrix of the rank-one terms, and least squares in it."""
+"""Compute the Gram matrix of terms, and least squares in it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ _BLOCK = 2**22
 
 
 def wide(array: Array, backend: Backend) -> Array:
-    """Return `array` in float64, or in float32 where the device has no float64."""
+    """Return an array in float64, or float32 without one."""
     xp = backend.xp
     return xp.astype(array, xp.float64 if backend.has_float64(array) else xp.float32)
 
 
 def blocks_of_rows(shape: Sequence[int], entries: int = _BLOCK) -> list[slice]:
-    """Return slices of the rows of an array (..., m, n), each of at most `entries` or one row."""
+    """Return slices of the rows of an array (..., m, n).
+
+    Each has at most `entries`, or is one row.
+    """
     m = int(shape[-2])
     height = max(1, entries * m // math.prod(shape))
     return [slice(start, start + height) for start in range(0, m, height)]
 
 
 def gram_matrix(left: Array, right: Array) -> Array:
-    """Return the Gram matrix G of the terms left[:, i] right[i, :], in float64 where the device has it.
+    """Return the Gram matrix G of the terms left[:, i] right[i, :].
+
+    In float64 where the device has it.
 
     `G = (L^T L) * (U U^T)`, the elementwise product, since the inner product of two rank-one matrices factors. It is
     the metric of the diagonal: a change dz of it changes the weight by sqrt(dz^T G dz) in the Frobenius norm.
@@ -71,7 +76,9 @@ def gram_matrix(left: Array, right: Array) -> Array:
 
 
 def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Array:
-    """Return the diagonal (..., r) that minimizes the Frobenius norm of W - left diag(z) right.
+    """Return the diagonal (..., r) that is best for W.
+
+    It minimizes the Frobenius norm of W - left diag(z) right.
 
     Shapes and meaning as in `Factorization.refit`. Terms are scaled to unit norm for the solve: the columns of
     triangular factors differ in size by orders of magnitude, and the condition number need not pay for that. Before
@@ -93,7 +100,7 @@ def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Arra
     size = xp.where(size > 0, size, xp.ones_like(size))
     unit_gram = gram / size[..., :, None] / size[..., None, :]
     solve = semidefinite_solver(unit_gram)
-    # Terms that are so much larger than W leave rounding of their own size, which corrections have to take away again.
+    # Terms that are much larger than W leave rounding errors of their own size; more corrections remove them.
     more = 0 if backend.is_traced(grown) else int(max(0.0, float(xp.max(grown))) // _BITS_OF_CORRECTION)
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(_CORRECTIONS + more):
@@ -108,7 +115,9 @@ def refit_diagonal(W: Array, left: Array, diagonal: Array, right: Array) -> Arra
 
 
 def _unit(W: Array, z: Array, taken: Array, backend: Backend) -> tuple[Array, Array]:
-    """Return the exponent (...) of what W and its terms are measured in, and by how much terms are larger than W.
+    """Return the exponents (...) of the unit and of the growth.
+
+    The unit that W and its terms are measured in, and by how much terms are larger than W.
 
     The first is 0 for moderate numbers, or else the size of W, unless the terms would overflow in that.
     """
@@ -121,7 +130,10 @@ def _unit(W: Array, z: Array, taken: Array, backend: Backend) -> tuple[Array, Ar
 
 
 def _stored(z: Array, exponent: Array, dtype: Any, backend: Backend) -> Array:
-    """Return z * 2 ** exponent in a dtype; what is beyond its largest number by no more than rounding is that."""
+    """Return z * 2 ** exponent in a dtype.
+
+    Numbers beyond its largest one by no more than rounding become that.
+    """
     xp = backend.xp
     finfo = xp.finfo(dtype)
     largest = float(finfo.max)
@@ -136,7 +148,9 @@ def _stored(z: Array, exponent: Array, dtype: Any, backend: Backend) -> Array:
 
 
 def semidefinite_solver(matrix: Array) -> Callable[[Array], Array]:
-    """Return what gives, for rhs (..., r), the solution x (..., r) of least norm of matrix (..., r, r) @ x = rhs.
+    """Return a solver for a semidefinite matrix (..., r, r).
+
+    For rhs (..., r) it returns the x (..., r) of least norm with matrix @ x = rhs.
 
     By eigenvalues. Those under r * eps times the largest are rounding, not information, and count as zero.
     """

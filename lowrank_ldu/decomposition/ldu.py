@@ -1,4 +1,4 @@
-"""The LDU factorization: its result, and the entry that validates and picks the pivoting strategy."""
+"""Factor matrices by LDU with a pivoting strategy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ _ARRAYS = ("left", "diagonal", "right", "permutation", "column_permutation", "ru
 
 @dataclass(frozen=True, eq=False)
 class LDU(Factorization):
-    """The first r steps of a pivoted LDU factorization, `W[p][:, q] ~ lower @ diag(diagonal) @ upper`.
+    """Hold the first r steps of a pivoted LDU factorization.
+
+    `W[p][:, q] ~ lower @ diag(diagonal) @ upper`.
 
     Attributes
     ----------
@@ -72,7 +74,10 @@ class LDU(Factorization):
 
     @cached_property
     def upper(self) -> Array:
-        """U, shape (..., r, n): upper trapezoidal, with ones on the diagonal except in `zero_pivots`."""
+        """U, shape (..., r, n): upper trapezoidal.
+
+        With ones on the diagonal except in `zero_pivots`.
+        """
         if self.column_permutation is None:
             return self.right
         backend = backend_of(self.right)
@@ -90,7 +95,10 @@ class LDU(Factorization):
         return (xp.linalg.diagonal(self.upper[..., : self.rank]) != 1) | (self.diagonal == 0)
 
     def truncate(self, rank: int) -> Self:
-        """Return the first `rank` steps, 1 <= rank <= r, as views: what `ldu(W, rank)` gives for the same pivots."""
+        """Return the first `rank` steps, 1 <= rank <= r, as views.
+
+        They are what `ldu(W, rank)` gives for the same pivots.
+        """
         shorter = super().truncate(rank)
         runner_up = None if self.runner_up is None else self.runner_up[..., : shorter.rank]
         return replace(shorter, runner_up=runner_up)
@@ -170,14 +178,16 @@ def check_pivoting(pivoting: str) -> None:
 def split_and_fold(
     W: Array, eliminate: Callable[[Array, Backend], Elimination], pivoting: Pivoting, backend: Backend
 ) -> LDU:
-    """Return the LDU of an elimination of W, in float64 and scaled where the ends of the range are in the way.
+    """Return the LDU of an elimination of W.
+
+    In float64 and scaled where the ends of the range are in the way.
 
     Raises
     ------
     ValueError
         Numbers grow beyond the largest one of W's dtype, which the factors would have to hold.
     """
-    # NumPy's warnings would speak of what is looked for in the next lines, and mended.
+    # NumPy would warn of numbers that the next lines look for and correct.
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         try:
             elimination = eliminate(W, backend)

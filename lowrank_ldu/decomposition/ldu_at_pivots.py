@@ -1,4 +1,7 @@
-"""The LDU factorization for pivots that are known: no search, so every machine builds the same factors."""
+"""Factor matrices by LDU at pivots that are known.
+
+Without a search every machine builds the same factors.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def ldu_at_pivots(
         permutation = index_vector(order_from(chosen_rows, m), W, backend)
         column_permutation = index_vector(order_from(chosen_columns, n), W, backend)
         permuted = backend.xp.take(take_rows(W, permutation, backend), column_permutation, axis=1)
-        # What rounding may leave of a column that was zero, and what underflow may make of one that was not: such a
+        # Rounding may leave something of a column that was zero, and underflow may turn another into zero: such a
         # matrix is scaled and comes here again.
         finfo = backend.xp.finfo(W.dtype)
         rounding = m * float(finfo.eps) * float(backend.xp.max(backend.xp.abs(W)))
@@ -98,7 +101,9 @@ def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tup
 
 
 def _eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend) -> tuple[Array, Array]:
-    """Return L (m, r) and D U (r, n) of the permuted W (m, n), pivots on the diagonal, by halves.
+    """Return L (m, r) and D U (r, n) of the permuted W (m, n).
+
+    By halves; the pivots are on the diagonal.
 
     The left half of the columns is eliminated, then the right half in what remains of it: all the work beyond single
     columns is products and triangular solves. A pivot may be zero only over entries of at most `negligible`.

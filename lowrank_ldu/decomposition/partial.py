@@ -1,4 +1,7 @@
-"""Partial (row) pivoting, truncated: the first r steps at the price of an m x r panel."""
+"""Eliminate with partial (row) pivoting.
+
+The first r steps cost no more than an m x r panel.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def eliminate_partial(W: Array, rank: int, backend: Backend) -> Elimination:
-    """Eliminate `rank` columns of W (..., m, n) with partial pivoting; cost O(m r^2 + r^2 n).
+    """Eliminate `rank` columns of W (..., m, n) with partial pivoting.
+
+    It costs O(m r^2 + r^2 n).
 
     With partial pivoting the first r columns of L and the pivot order depend on the first r columns of W only. So the
     panel W[:, :r] is factored (getrf), and the rest of the pivot rows follows from one triangular solve (trsm). The
@@ -23,10 +28,10 @@ def eliminate_partial(W: Array, rank: int, backend: Backend) -> Elimination:
     top = packed[..., :rank, :]
     rows = xp.triu(top)
     if W.shape[-1] > rank:
-        # Not named: memory that is let go at once is used again, and fresh pages cost as much as the arithmetic.
+        # The rows have no name, so that their memory is reused at once: fresh pages cost as much as the arithmetic.
         solved = backend.solve_triangular(
             top, take_rows(W, permutation[..., :rank], backend), lower=True, unit_diagonal=True
         )
-        # In the leading columns the solution is what the panel holds already, there with exact zeros.
+        # The panel already holds the solution in the leading columns, with exact zeros.
         rows = replace_leading(solved, rows, backend)
     return Elimination(permutation, None, restore_rows(unit_lower(packed, backend), permutation, backend), rows)

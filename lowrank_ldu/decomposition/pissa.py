@@ -1,4 +1,4 @@
-"""The PiSSA split: the principal part of a weight as the product of two balanced factors."""
+"""Split the principal part of a weight as PiSSA does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PiSSA(Factorization):
-    """Principal singular values and vectors, split evenly; `residual(W)` is the part that PiSSA freezes.
+    """Hold principal singular values and vectors, split evenly.
+
+    `residual(W)` is the part that PiSSA freezes.
 
     Attributes
     ----------
@@ -74,7 +76,9 @@ def pissa(
 
 
 def split_evenly(factors: SVD) -> PiSSA:
-    """Return PiSSA's split of a singular value decomposition: each factor takes the root of the values.
+    """Split a singular value decomposition as PiSSA does.
+
+    Each factor takes the root of the values.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Exact scaling by powers of two, a matrix of a stack or a term at a time."""
+"""Scale arrays exactly, by powers of two."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
 
-# Of the exponents of a dtype. Numbers up to 2 ** 128 of float64 can be multiplied by each other a few times.
+# Share of a dtype's exponents that is moderate. In float64, numbers up to 2 ** 128 can be multiplied a few times.
 _MODERATE_SHARE = 8
 
 
 def exponent_of(magnitude: Array, backend: Backend) -> Array:
-    """Return e, a whole number in the array's dtype, with magnitude < 2 ** e <= 4 magnitude; 0 for 0.
+    """Return the exponent e of a magnitude, 0 for 0.
+
+    A whole number in the array's dtype with magnitude < 2 ** e <= 4 magnitude.
 
     Logarithms round, so that 4 stands where 2 would do.
     """
@@ -29,14 +31,19 @@ def largest_exponent(xp: Any, dtype: Any) -> int:
 
 
 def moderated(exponent: Array, backend: Backend) -> Array:
-    """Return the exponents with 0 for those of numbers that can be multiplied a few times without leaving the range."""
+    """Replace the exponents of moderate numbers by 0.
+
+    Moderate numbers can be multiplied a few times without leaving the range.
+    """
     xp = backend.xp
     limit = largest_exponent(xp, exponent.dtype) // _MODERATE_SHARE
     return xp.where(xp.abs(exponent) <= limit, xp.zeros_like(exponent), exponent)
 
 
 def times_power(array: Array, exponent: Array, backend: Backend) -> Array:
-    """Return array * 2 ** exponent, rounded only where the result is subnormal; the two are broadcast.
+    """Return array * 2 ** exponent; the two are broadcast.
+
+    It is rounded only where the result is subnormal.
 
     In four steps of about equal size, since 2 ** exponent itself may be out of range. All go the same way, so nothing
     overflows or vanishes on it that does not in the end; four reach from one end of the range across it and back.
@@ -53,14 +60,19 @@ def times_power(array: Array, exponent: Array, backend: Backend) -> Array:
 
 
 def scaled_by(array: Array, exponent: int) -> Any:
-    """Return array * 2 ** exponent for a single exponent, rounded only where the result is subnormal."""
+    """Return array * 2 ** exponent for a single exponent.
+
+    It is rounded only where the result is subnormal.
+    """
     half = exponent // 2
     # Two factors: one of them may not be representable.
     return array * 2.0**half * 2.0 ** (exponent - half) if exponent else array
 
 
 def balanced(left: Array, right: Array, backend: Backend) -> tuple[Array, Array, Array]:
-    """Return left (..., m, r) and right (..., r, n), with each term of moderate size, and the exponents taken from it.
+    """Bring each term to moderate size.
+
+    Return left (..., m, r), right (..., r, n), and the exponents taken from each term.
 
     left diag(z) right is the product of what is returned with z * 2 ** exponents (..., r). Where all are of moderate
     size already the factors are returned as they are, and zeros.

@@ -1,4 +1,7 @@
-"""Randomized complete pivoting, blocked: columns from a Gaussian sketch, rows by partial pivoting."""
+"""Eliminate with randomized complete pivoting, in blocks.
+
+Columns are chosen from a Gaussian sketch, rows by partial pivoting.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ _OVERSAMPLING = 8
 
 
 def eliminate_randomized(W: Array, rank: int, backend: Backend, seed: int) -> Elimination:
-    """Eliminate `rank` steps of W (m, n) in blocks of 64 columns; cost O(m n + r^2 (m + n)), in matrix products.
+    """Eliminate `rank` steps of W (m, n) in blocks of 64 columns.
+
+    It costs O(m n + r^2 (m + n)), in matrix products.
 
     A sketch Y = Omega S of the Schur complement S, with Omega Gaussian and a few rows more than the block has columns,
     shows which columns of S are large and independent. The sketch is brought forward from block to block without
@@ -80,7 +85,10 @@ def eliminate_randomized(W: Array, rank: int, backend: Backend, seed: int) -> El
 
 
 def _sketched_columns(sketch: Array, taken: np.ndarray[Any, Any], width: int, backend: Backend) -> np.ndarray[Any, Any]:
-    """Return `width` columns not in `taken`: the first pivots of LU with partial pivoting of the sketch's transpose."""
+    """Choose `width` columns that are not in `taken`.
+
+    They are the first pivots of LU with partial pivoting of the sketch's transpose.
+    """
     transposed = backend.xp.matrix_transpose(sketch)
     _, order = backend.lu(transposed[:, : min(transposed.shape)])
     order = backend.to_numpy(order)

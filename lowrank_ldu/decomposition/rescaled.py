@@ -1,4 +1,7 @@
-"""The factorization of a matrix whose numbers leave the range of its dtype on the way: in float64, scaled first."""
+"""Factor a matrix whose numbers leave the range of its dtype.
+
+In float64, scaled first.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,15 @@ if TYPE_CHECKING:
 # Where the largest entry is brought to, tried in this order. High up nothing is subnormal, and there is room for
 # elements to grow a few thousand times; then lower, for those that grow more. float64 holds all that float32 can.
 _EXPONENTS = {"float32": (0,), "float64": (1008, 512, 0, -512, -1000)}
-# LAPACK multiplies by reciprocals of pivots, and those of still larger ones are subnormal.
+# LAPACK multiplies by reciprocals of pivots, which are subnormal for still larger pivots.
 _LARGEST_PIVOT = float(np.finfo(np.float64).max) / 8
 
 
 class _DividingBackend(NumpyBackend):
-    """NumPy's, whose LU divides by pivots that LAPACK is of no use for: a step at a time."""
+    """Divide by pivots whose reciprocals overflow.
+
+    NumPy's backend, with an LU of single steps where LAPACK's is of no use.
+    """
 
     def lu(self, matrix: Array) -> tuple[Array, Array]:
         try:
@@ -51,7 +57,9 @@ class _DividingBackend(NumpyBackend):
 def eliminate_rescaled(
     W: Array, eliminate: Callable[[Array, Backend], Elimination], backend: Backend
 ) -> tuple[Elimination, Array, Array] | None:
-    """Eliminate W (m, n) on the host in float64, scaled by a power of two, and split the diagonal off.
+    """Eliminate W (m, n) in float64 and split the diagonal off.
+
+    On the host, scaled by a power of two.
 
     Parameters
     ----------
@@ -78,7 +86,7 @@ def eliminate_rescaled(
         exponent = target - largest if host.dtype == np.float64 else 0
         try:
             elimination = eliminate(np.ldexp(host.astype(np.float64), exponent), library)
-        except (ElementGrowthError, ZeroPivotError):  # the other end of the range, where it was not zero before
+        except (ElementGrowthError, ZeroPivotError):  # at the other end of the range
             continue
         rows = elimination.rows
         if not is_finite(elimination.left, library) or not is_finite(rows, library):

@@ -1,4 +1,4 @@
-"""Rook pivoting: an entry that is the largest of its row and of its column."""
+"""Eliminate with rook pivoting: the largest of its row and column."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
 
 def eliminate_rook(W: Array, rank: int, backend: Backend) -> Elimination:
-    """Eliminate `rank` steps of W (m, n) with rook pivoting; usually O(r^2 (m + n)), at worst O(m n r^2).
+    """Eliminate `rank` steps of W (m, n) with rook pivoting.
+
+    It costs O(r^2 (m + n)) usually, and O(m n r^2) at worst.
 
     The search (Poole and Neal, Linear Algebra Appl. 309, 2000) alternates between a column and a row of the Schur
     complement. Only those are formed, from W and the steps so far, so that nothing of size m x n is written.
     """
     schur = _LazySchurComplement(W, rank, backend)
     steps = PivotSteps(W, rank, backend)
-    # A column of the Schur complement that is zero stays so: what has been passed over need not be looked at again.
+    # A zero column of the Schur complement stays zero: columns that were passed over are not searched again.
     start = 0
     for _ in range(rank):
         pivot, start = _search(schur, start, backend)
@@ -34,7 +36,10 @@ def eliminate_rook(W: Array, rank: int, backend: Backend) -> Elimination:
 
 
 class _LazySchurComplement:
-    """W minus the steps so far, a row or a column of it at a time, zero in what has been eliminated."""
+    """Form rows and columns of the Schur complement.
+
+    W minus the steps so far, zero in what has been eliminated.
+    """
 
     def __init__(self, W: Array, rank: int, backend: Backend) -> None:
         xp = backend.xp
@@ -67,7 +72,10 @@ class _LazySchurComplement:
 def _search(
     schur: _LazySchurComplement, start: int, backend: Backend
 ) -> tuple[tuple[int, int, Array, Array, float] | None, int]:
-    """Return the next pivot (i, j, its column, its row, the runner-up's ratio) or None, and the next start column."""
+    """Search for the next pivot.
+
+    Return (i, j, its column, its row, the runner-up's ratio) or None, and the next start column.
+    """
     column = None
     for j in range(start, int(schur.shape[1])):
         if j in schur.eliminated_columns:
@@ -97,7 +105,7 @@ def _search(
 
 
 def _two_largest(vector: Array, backend: Backend) -> tuple[int, float, float]:
-    """Return where the largest magnitude is, its value, and the second largest."""
+    """Return the largest magnitude with its place, and the second."""
     xp = backend.xp
     magnitude = xp.abs(vector)
     place = int(xp.argmax(magnitude))

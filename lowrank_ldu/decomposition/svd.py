@@ -1,4 +1,4 @@
-"""Singular value decomposition, exact and randomized: the yardstick for every rank."""
+"""Compute exact and randomized singular value decompositions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SVD(Factorization):
-    """Singular value decomposition; left and right have orthonormal columns and rows.
+    """Hold a singular value decomposition.
+
+    Left and right have orthonormal columns and rows.
 
     Attributes
     ----------
@@ -111,7 +113,10 @@ def _check_range(W: Array, backend: Backend) -> None:
 
 
 def _exponents_of_extremes(W: Array, backend: Backend) -> np.ndarray[Any, Any]:
-    """Return, for each matrix (...), the exponent of its largest entry where squares leave the range, 0 elsewhere."""
+    """Return the exponent of each matrix with extreme numbers.
+
+    That of its largest entry where squares leave the range, 0 elsewhere.
+    """
     if not backend.in_place:  # XLA takes subnormal numbers for zeros
         W = np.asarray(backend.to_numpy(W))
         backend = backend_of(W)

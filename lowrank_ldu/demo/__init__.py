@@ -1,14 +1,16 @@
-"""Fine-tuning of a small vision transformer by LoLDU and the methods it is compared with (``finetune`` extra).
+"""Fine-tune a small vision transformer by several methods.
+
+By LoLDU and the methods it is compared with (``finetune`` extra).
 
 `compare_methods` is the entry; the other names are its parts and results.
 """
 
 from lowrank_ldu.demo.comparison import (
     Comparison,
+    ComparisonProgress,
     ComparisonSettings,
     MethodResult,
     Pretrained,
-    Progress,
     compare_methods,
     fine_tune,
     pretrain,
@@ -17,10 +19,10 @@ from lowrank_ldu.demo.digits import SHIFTS, DigitsSplit, Images, load_digits_spl
 from lowrank_ldu.demo.methods import (
     FullFineTuning,
     LinearProbe,
-    LoLDU,
-    LoRA,
+    LoLDUMethod,
+    LoRAMethod,
     Method,
-    PiSSA,
+    PiSSAMethod,
     PreparedModel,
     default_methods,
 )
@@ -30,19 +32,19 @@ from lowrank_ldu.demo.vit import VisionTransformerSettings, build_vision_transfo
 __all__ = [
     "SHIFTS",
     "Comparison",
+    "ComparisonProgress",
     "ComparisonSettings",
     "DigitsSplit",
     "FullFineTuning",
     "Images",
     "LinearProbe",
-    "LoLDU",
-    "LoRA",
+    "LoLDUMethod",
+    "LoRAMethod",
     "Method",
     "MethodResult",
-    "PiSSA",
+    "PiSSAMethod",
     "PreparedModel",
     "Pretrained",
-    "Progress",
     "TrainingResult",
     "TrainingSettings",
     "VisionTransformerSettings",
@@ -55,3 +57,7 @@ __all__ = [
     "pretrain",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,7 @@
-"""The comparison: one pre-trained network, several methods, several seeds, the same batches and steps for all."""
+"""Compare fine-tuning methods on one pre-trained network.
+
+Several seeds, with the same batches and steps for all methods.
+"""
 
 import copy
 import math
@@ -18,7 +21,7 @@ from lowrank_ldu.demo.vit import VisionTransformerSettings, build_vision_transfo
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """What a comparison runs; the default is the demonstration.
+    """Hold the settings of a comparison; the default is the demo.
 
     Attributes
     ----------
@@ -46,8 +49,8 @@ class ComparisonSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a comparison stands.
+class ComparisonProgress:
+    """Report how far a comparison is.
 
     Attributes
     ----------
@@ -62,12 +65,12 @@ class Progress:
     total: int
 
 
-ProgressCallback = Callable[[Progress], None]
+ProgressCallback = Callable[[ComparisonProgress], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """The network that every method starts from.
+    """Hold the network that every method starts from.
 
     Attributes
     ----------
@@ -89,7 +92,7 @@ class Pretrained:
 
 @dataclass(frozen=True, eq=False)
 class MethodResult:
-    """One method over all seeds.
+    """Hold the results of one method over all seeds.
 
     Attributes
     ----------
@@ -131,12 +134,17 @@ class MethodResult:
 
     @property
     def standard_deviation(self) -> float:
-        """Standard deviation of the accuracy between seeds (n - 1 in the denominator); nan for one seed."""
+        """Standard deviation of the accuracy between seeds.
+
+        With n - 1 in the denominator; nan for one seed.
+        """
         return statistics.stdev(self.accuracies) if len(self.runs) > 1 else math.nan
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean accuracy, of the draw of the test images: sqrt(p (1 - p) / N).
+        """Standard error of the mean accuracy: sqrt(p (1 - p) / N).
+
+        It is that of the draw of the test images.
 
         All seeds share one test set, so more seeds do not make it smaller, and the spread between seeds comes on top.
         The methods share the test set too: in the difference of two methods part of this error cancels.
@@ -151,7 +159,7 @@ class MethodResult:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare_methods` returns.
+    """Hold the results of all methods.
 
     Attributes
     ----------
@@ -265,7 +273,9 @@ def compare_methods(
     *,
     on_progress: ProgressCallback | None = None,
 ) -> Comparison:
-    """Pre-train a small vision transformer on real digits and fine-tune it on another rendering with several methods.
+    """Compare fine-tuning methods on real digits.
+
+    A small vision transformer is pre-trained, and fine-tuned on another rendering.
 
     For one seed all methods see the same batches for the same number of steps. Accuracies are those after the last
     step, on test images that neither training nor the choice of learning rates has seen.
@@ -334,7 +344,7 @@ def _run_method(
 
 
 class _StepCounter:
-    """Adds up the steps of successive trainings for one progress callback."""
+    """Add up the steps of successive trainings."""
 
     def __init__(self, total: int, on_progress: ProgressCallback | None) -> None:
         self._total = total
@@ -348,6 +358,6 @@ class _StepCounter:
 
         def on_step(_step: int, _steps: int, _loss: float) -> None:
             self._done += 1
-            on_progress(Progress(name, self._done, self._total))
+            on_progress(ComparisonProgress(name, self._done, self._total))
 
         return on_step

@@ -1,4 +1,7 @@
-"""What makes a run repeatable: initial weights by seed, and arithmetic that does not depend on the number of cores."""
+"""Make runs repeatable.
+
+Initial weights by seed, and arithmetic that does not depend on the number of cores.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +11,9 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block with PyTorch's global CPU generator set to ``seed``, and put the generator back afterwards.
+    """Seed PyTorch's global CPU generator for a block.
+
+    The generator is put back afterwards.
 
     Transformers and PEFT draw their initial weights from the global generator and take no other.
 
@@ -24,7 +29,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Run a block, or a decorated function, on one CPU thread, and restore the thread count afterwards.
+    """Run a block, or a decorated function, on one CPU thread.
+
+    The thread count is restored afterwards.
 
     Sums are rounded differently by different thread counts, which 150 steps turn into a point or two of accuracy. At
     this size a second thread gains a third of the time on an idle machine and loses much more on a shared one.

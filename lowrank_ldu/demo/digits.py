@@ -1,4 +1,6 @@
-"""The data of the demonstration: real handwritten digits, upright for pre-training and rendered differently afterwards.
+"""Load real handwritten digits.
+
+They are upright for pre-training, and rendered differently for fine-tuning.
 
 scikit-learn ships the test part of the UCI "Optical Recognition of Handwritten Digits" set, 1,797 images of 8 x 8
 pixels with 17 gray levels, so nothing is downloaded.
@@ -53,7 +55,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class DigitsSplit:
-    """Five sets made of four disjoint parts of the digits.
+    """Hold five sets, made of four disjoint parts of the digits.
 
     Attributes
     ----------

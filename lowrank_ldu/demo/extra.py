@@ -1,4 +1,4 @@
-"""Import of the packages that only the ``finetune`` extra installs."""
+"""Import packages of the ``finetune`` extra."""
 
 from importlib import import_module
 from typing import Any

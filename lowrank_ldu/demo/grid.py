@@ -1,4 +1,6 @@
-"""Choice of the learning rates in `lowrank_ldu.demo.default_methods`: ``python -m lowrank_ldu.demo.grid``.
+"""Search for the learning rates of the default methods.
+
+``python -m lowrank_ldu.demo.grid`` runs it.
 
 Every method gets the same candidates, the same budget and the same images; the test images are not looked at.
 """
@@ -20,7 +22,7 @@ GRID_SEEDS: Final = (0, 1)
 
 @dataclass(frozen=True)
 class GridResult:
-    """Validation accuracy of one method at each candidate learning rate.
+    """Hold the validation accuracy at each learning rate.
 
     Attributes
     ----------
@@ -35,7 +37,7 @@ class GridResult:
 
     @property
     def best(self) -> float:
-        """The learning rate of highest accuracy; of several, the smallest."""
+        """Learning rate of highest accuracy; of several, the smallest."""
         return min(self.accuracies, key=lambda rate: (-self.accuracies[rate], rate))
 
 

@@ -1,4 +1,6 @@
-"""Fine-tuning methods behind one interface: linear probe, LoLDU, LoRA, PiSSA, full fine-tuning.
+"""Prepare a model for each fine-tuning method.
+
+Linear probe, LoLDU, LoRA, PiSSA and full fine-tuning, behind one interface.
 
 Every method trains the classification head too. Parameters are counted as the paper does (arXiv 2410.13618, section IV
 and Table I: adapter with sigma, without the head), and with the head beside it.
@@ -22,7 +24,9 @@ _QUERY_AND_VALUE = frozenset({"query", "value", "q_proj", "v_proj"})
 
 @dataclass(frozen=True, eq=False)
 class PreparedModel:
-    """A model of which exactly the parameters that a method trains require a gradient.
+    """Hold a model that is prepared for a method.
+
+    Exactly the parameters that the method trains require a gradient.
 
     Attributes
     ----------
@@ -74,13 +78,19 @@ class PreparedModel:
 
     @property
     def adapter_parameters(self) -> int:
-        """Number of trained scalars outside the head: the paper's count (LoLDU's sigma is in it)."""
+        """Number of trained scalars outside the head.
+
+        This is the paper's count; LoLDU's sigma is in it.
+        """
         head = sum(parameter.numel() for parameter in self.model.get_submodule(HEAD).parameters())
         return self.total_parameters - head
 
 
 class Method(Protocol):
-    """What a fine-tuning method must offer; the implementations are frozen dataclasses."""
+    """Define the interface of a fine-tuning method.
+
+    The implementations are frozen dataclasses.
+    """
 
     # Makes "is a dataclass" part of the type: the grid replaces the learning rate.
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -94,7 +104,7 @@ class Method(Protocol):
         """Peak learning rate of AdamW."""
 
     def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
-        """Change ``model`` in place so that training it is this method.
+        """Prepare ``model`` in place for training by this method.
 
         Parameters
         ----------
@@ -112,7 +122,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Only the head is trained.
+    """Train the head alone.
 
     Attributes
     ----------
@@ -131,7 +141,7 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class FullFineTuning:
-    """Every parameter is trained.
+    """Train every parameter.
 
     Attributes
     ----------
@@ -149,8 +159,10 @@ class FullFineTuning:
 
 
 @dataclass(frozen=True)
-class LoLDU:
-    """LoLDU on the query and value projections (arXiv 2410.13618, section III): r diagonal entries and sigma a layer.
+class LoLDUMethod:
+    """Train LoLDU on the query and value projections.
+
+    arXiv 2410.13618, section III: r diagonal entries and sigma a layer.
 
     sigma starts at alpha / r = 1 and is kept in (0, 1] (section III-D).
 
@@ -177,8 +189,10 @@ class LoLDU:
 
 
 @dataclass(frozen=True)
-class LoRA:
-    """LoRA on the query and value projections (arXiv 2106.09685), by PEFT, with alpha = r.
+class LoRAMethod:
+    """Train LoRA on the query and value projections.
+
+    arXiv 2106.09685, by PEFT, with alpha = r.
 
     Attributes
     ----------
@@ -202,8 +216,10 @@ class LoRA:
 
 
 @dataclass(frozen=True)
-class PiSSA:
-    """PiSSA on the query and value projections (arXiv 2404.02948), by PEFT, with alpha = r.
+class PiSSAMethod:
+    """Train PiSSA on the query and value projections.
+
+    arXiv 2404.02948, by PEFT, with alpha = r.
 
     Attributes
     ----------
@@ -240,16 +256,16 @@ def default_methods() -> tuple[Method, ...]:
     # seeds; `python -m lowrank_ldu.demo.grid` runs that search again and prints it.
     return (
         LinearProbe(learning_rate=1e-1),
-        LoLDU(learning_rate=1e-1, rank=32),
-        LoLDU(learning_rate=1e-1, rank=96),
-        LoRA(learning_rate=1e-2, rank=8),
-        PiSSA(learning_rate=3e-2, rank=8),
+        LoLDUMethod(learning_rate=1e-1, rank=32),
+        LoLDUMethod(learning_rate=1e-1, rank=96),
+        LoRAMethod(learning_rate=1e-2, rank=8),
+        PiSSAMethod(learning_rate=3e-2, rank=8),
         FullFineTuning(learning_rate=1e-3),
     )
 
 
 def query_and_value(model: nn.Module) -> list[str]:
-    """Find the last name components of a vision transformer's query and value projections.
+    """Find the names of the query and value projections.
 
     Parameters
     ----------

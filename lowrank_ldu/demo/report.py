@@ -1,4 +1,4 @@
-"""Report the comparison: rows of a table, sentences, a section of the page."""
+"""Report a comparison in a table, sentences and a section."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lowrank_ldu.analysis.report.panel import Panel
+from lowrank_ldu.analysis import Panel
 from lowrank_ldu.formatting import duration
 
 if TYPE_CHECKING:
@@ -24,12 +24,15 @@ _MARKERS = ("x", "o", "v", "s", "^", "D")
 
 
 def comparison_section(comparison: Comparison, saved: RoundTrip) -> Markup:
-    """Return the table, a plot of accuracy against trained parameters, and what was saved, as HTML."""
+    """Return the comparison as a section of HTML.
+
+    The table, a plot of accuracy against trained parameters, and what was saved.
+    """
     environment = Environment(
         loader=PackageLoader("lowrank_ldu.demo"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     html = environment.get_template("comparison.html.j2").render(
-        columns=COLUMNS,
+        columns=HEADINGS,
         rows=comparison_rows(comparison),
         sentences=sentences(comparison, saved),
         plot=Markup(_accuracy_panel(comparison)),  # noqa: S704  # drawn from numbers and the methods' names
@@ -58,7 +61,10 @@ def _accuracy_panel(comparison: Comparison) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in per cent, with one decimal; a dash where there is none."""
+    """Return a share in per cent, with one decimal.
+
+    A dash where there is none.
+    """
     return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
@@ -79,11 +85,11 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 # Short, so that the table fits 80 columns.
-COLUMNS = ("method", "lr", "adapter", "+ head", "accuracy %", "seed sd", "time")
+HEADINGS = ("method", "lr", "adapter", "+ head", "accuracy %", "seed sd", "time")
 
 
 def sentences(comparison: Comparison, saved: RoundTrip) -> list[str]:
-    """Say what was run and what came of it."""
+    """Return the settings and results in sentences."""
     settings, start = comparison.settings, comparison.pretrained
     ranking = sorted(comparison.results, key=lambda result: -result.mean_accuracy)
     return [
@@ -112,7 +118,7 @@ def _brief(result: MethodResult) -> str:
     return f"{result.method.name} {percent(result.mean_accuracy)}"
 
 
-def write_comparison(comparison: Comparison, path: Path) -> None:
+def write_results(comparison: Comparison, path: Path) -> None:
     """Write a row for each method and seed."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

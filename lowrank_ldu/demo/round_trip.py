@@ -1,4 +1,4 @@
-"""The trained adapter to disk and back, and merged: three models that have to agree."""
+"""Save, reload and merge the trained adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lowrank_ldu.adapters import load_adapter, save_adapter
 from lowrank_ldu.adapters.format import CONFIG_FILE, WEIGHTS_FILE
-from lowrank_ldu.demo import LoLDU, accuracy, build_vision_transformer
+from lowrank_ldu.demo import LoLDUMethod, accuracy, build_vision_transformer
 from lowrank_ldu.demo.methods import HEAD
 from lowrank_ldu.errors import RoundTripError
 from lowrank_ldu.nn import ParameterCount, trainable_parameters, unload
@@ -26,12 +26,12 @@ BASE_FILE = "base.safetensors"
 MERGED_FILE = "merged.safetensors"
 
 # Rebuilt factors and merged weights round differently in float32; the sums have a few hundred terms.
-TOLERANCE = 1e-4
+LOGIT_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What came of saving, reloading and merging.
+    """Hold the results of saving, reloading and merging.
 
     Attributes
     ----------
@@ -57,7 +57,9 @@ class RoundTrip:
 
 
 def round_trip(comparison: Comparison, folder: Path) -> RoundTrip:
-    """Save the LoLDU model of the largest rank into `folder`, reload it onto a fresh base, merge it, and compare.
+    """Save, reload and merge the largest LoLDU model.
+
+    It is reloaded onto a fresh base, and all three are compared.
 
     Raises
     ------
@@ -87,16 +89,19 @@ def round_trip(comparison: Comparison, folder: Path) -> RoundTrip:
         merged_difference=_difference(merged, trained),
         accuracies=(accuracy(result.model, test), reloaded_accuracy, merged_accuracy),
     )
-    if not max(outcome.reloaded_difference, outcome.merged_difference) <= TOLERANCE:
+    if not max(outcome.reloaded_difference, outcome.merged_difference) <= LOGIT_TOLERANCE:
         raise RoundTripError(
             f"logits of the reloaded and the merged model differ from the trained model's by "
-            f"{outcome.reloaded_difference:.1e} and {outcome.merged_difference:.1e}; accepted: at most {TOLERANCE:.0e}"
+            f"{outcome.reloaded_difference:.1e} and {outcome.merged_difference:.1e}; accepted: at most "
+            f"{LOGIT_TOLERANCE:.0e}"
         )
     return outcome
 
 
 def _largest(comparison: Comparison) -> MethodResult:
-    candidates = [(result.method.rank, result) for result in comparison.results if isinstance(result.method, LoLDU)]
+    candidates = [
+        (result.method.rank, result) for result in comparison.results if isinstance(result.method, LoLDUMethod)
+    ]
     return max(candidates, key=lambda candidate: candidate[0])[1]
 
 

@@ -1,4 +1,7 @@
-"""One training loop for every method: AdamW, linear schedule with warm-up, the last of a fixed number of epochs."""
+"""Train a model: one loop for every method.
+
+AdamW, a linear schedule with warm-up, and a fixed number of epochs.
+"""
 
 import math
 import time
@@ -18,7 +21,7 @@ StepCallback = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What is the same for all the methods that are compared.
+    """Hold the settings that all methods share.
 
     Attributes
     ----------
@@ -56,7 +59,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What one training gave.
+    """Hold the accuracies and the time of one training.
 
     Attributes
     ----------
@@ -141,7 +144,9 @@ def train(
 @single_threaded()
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Images) -> float:
-    """Measure the part of the images that is classified rightly, and leave the model in evaluation mode.
+    """Measure the part of the images that is classified rightly.
+
+    The model is left in evaluation mode.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The small vision transformer of the demonstration, built by transformers from a configuration."""
+"""Build the small vision transformer of the demo."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -11,7 +11,9 @@ from lowrank_ldu.demo.extra import require
 
 @dataclass(frozen=True)
 class VisionTransformerSettings:
-    """Shape of the network; the default has 302,506 weights and reads 8 x 8 images as 16 patches.
+    """Hold the shape of the network.
+
+    The default has 302,506 weights and reads 8 x 8 images as 16 patches.
 
     Attributes
     ----------
@@ -40,7 +42,7 @@ class VisionTransformerSettings:
 
 
 def build_vision_transformer(settings: VisionTransformerSettings | None = None, *, seed: int = 0) -> nn.Module:
-    """Build a `transformers.ViTForImageClassification` with random weights.
+    """Build a vision transformer with random weights.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The figures of a factorization at each rank asked for."""
+"""Measure a factorization at each rank asked for."""
 
 from __future__ import annotations
 

@@ -1,22 +1,28 @@
-"""Examine one factorization beside its target: figures at any rank."""
+"""Examine one factorization beside its target."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
 from lowrank_ldu.backend import Array, Backend, backend_of
-from lowrank_ldu.decomposition import LDU, SVD, Factorization, PiSSA
+from lowrank_ldu.decomposition import LDU, Factorization
 from lowrank_ldu.decomposition.gram import wide
-from lowrank_ldu.diagnostics.measures import condition_number, condition_of_factor, frobenius_norm, orthogonality_defect
+from lowrank_ldu.diagnostics.cost import apply_flops, factor_flops
+from lowrank_ldu.diagnostics.measures import (
+    condition_number,
+    condition_of_factor,
+    frobenius_norm,
+    orthogonality_defect,
+    quiet,
+)
 from lowrank_ldu.diagnostics.rank_errors import Norms, RankErrors
 from lowrank_ldu.diagnostics.record import Diagnostics
 from lowrank_ldu.diagnostics.storage import StorageErrors
 from lowrank_ldu.diagnostics.terms import Terms
-from lowrank_ldu.validation import check_rank, dtype_name, kind_of
+from lowrank_ldu.validation import check_rank, dtype_name
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,56 +30,11 @@ if TYPE_CHECKING:
     from lowrank_ldu.diagnostics.target import Target
 
 
-def factor_flops(factors: Factorization, rank: int) -> int:
-    """Return the operations that `rank` terms of this kind of factorization cost.
-
-    With k = min(m, n) and l = max(m, n):
-
-    - partial: getrf of the panel and trsm, m r^2 - r^3 / 3 + r^2 (n - r);
-    - rook: the same, the columns and rows that its search forms counted once;
-    - randomized: the same, and 2 s m n for a sketch of s = min(r, 64) + 8 rows;
-    - complete: the rank-one updates, 2 m n r; comparisons are not counted;
-    - svd, pissa, exact: 6 l k^2 + 20 k^3, whatever the rank (Golub and Van Loan, Matrix Computations, R-SVD);
-    - svd, pissa, randomized with q power iterations: 4 (q + 1) m n w products with the w = r sketched columns.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from lowrank_ldu import ldu
-    >>> factor_flops(ldu(np.eye(6, 4), 3), 3)
-    54
-    """
-    m, n = factors.shape[-2:]
-    k, longest = min(m, n), max(m, n)
-    if isinstance(factors, (SVD, PiSSA)):
-        if factors.niter is None:
-            return 6 * longest * k**2 + 20 * k**3
-        return 4 * (factors.niter + 1) * m * n * rank
-    eliminate = m * rank**2 - rank**3 // 3 + rank**2 * (n - rank)
-    pivoting = factors.pivoting if isinstance(factors, LDU) else None
-    if pivoting == "complete":
-        return 2 * m * n * rank
-    if pivoting == "randomized":
-        return eliminate + 2 * (min(rank, 64) + 8) * m * n
-    return eliminate
-
-
-def apply_flops(m: int, n: int, rank: int) -> int:
-    """Return the operations per input vector of L (z * (U x)).
-
-    Examples
-    --------
-    >>> apply_flops(768, 768, 64)
-    196672
-    """
-    return 2 * rank * (m + n) + rank
-
-
 _BFLOAT16_TIE = 2.0**-8
 
 
 class Examination:
-    """A factorization and what was factored, measured together.
+    """Measure a factorization of a target at any rank.
 
     Parameters
     ----------
@@ -102,20 +63,9 @@ class Examination:
     """
 
     def __init__(self, target: Target, factors: Factorization) -> None:
-        if not isinstance(factors, Factorization):
-            raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
-        if backend_of(factors.left).name != target.library.name:
-            raise TypeError(
-                f"W is of another library than the factors; accepted: a {kind_of(factors.left)}, as the factors"
-            )
-        if tuple(target.W.shape) != factors.shape:
-            raise ValueError(
-                f"W has shape {tuple(target.W.shape)}; accepted: {factors.shape}, the shape that was factored"
-            )
-        if target.backend.name != target.library.name:
-            factors = _on_host(factors, target.library)
+        factors = target.matching(factors)
         self._target, self._factors, self._backend = target, factors, target.backend
-        with _quiet():
+        with quiet():
             self._terms = Terms(factors, self._backend, target.exponent)
             self._errors = RankErrors(target, factors, self._terms)
             self._storage = {
@@ -134,7 +84,7 @@ class Examination:
         known = int(self._target.scaled_values.shape[0])
         if known < rank:
             raise ValueError(f"rank is {rank}; accepted: at most {known}, the leading_values that are known")
-        with _quiet():
+        with quiet():
             figures = self._measure(rank)
         unknown = [name for name, value in vars(figures).items() if isinstance(value, float) and math.isnan(value)]
         if unknown:
@@ -150,7 +100,9 @@ class Examination:
         return self._terms.gram
 
     def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        r"""Return the relative Frobenius errors of the first 1, 2, ... terms, with their own and the best diagonal.
+        r"""Return the relative Frobenius errors at all ranks.
+
+        Of the first 1, 2, ... terms, with their own and with the best diagonal.
 
         From sums of squares at all ranks at once: rounding below about 1e-7. NaN where terms depend on each other so
         closely that this way has no answer; 0 for the zero matrix.
@@ -159,7 +111,7 @@ class Examination:
         if norm == 0.0:
             nothing = np.zeros(self._factors.rank)
             return nothing, nothing.copy()
-        with _quiet():
+        with quiet():
             plain, refit = (np.sqrt(np.maximum(squares, 0.0)) / norm for squares in self._errors.squares())
         return plain, refit
 
@@ -187,20 +139,6 @@ class Examination:
             factor_bytes=size * (rank * (m + n) + rank),
             dense_bytes=size * m * n,
         )
-
-
-def _on_host(factors: Factorization, library: Backend) -> Factorization:
-    arrays = {
-        field.name: np.asarray(library.to_numpy(value))
-        for field in fields(factors)
-        if hasattr(value := getattr(factors, field.name), "shape")
-    }
-    return replace(factors, **arrays)
-
-
-def _quiet() -> np.errstate:
-    """NumPy's warnings would speak of what is looked for here, and then taken another way."""
-    return np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore")
 
 
 def _relative(value: float, norm: float) -> float:
@@ -243,12 +181,12 @@ def _errors(rank: int, target: Target, errors: RankErrors) -> _Errors:
 
 
 def _best(rank: int, target: Target) -> Norms:
-    """Return the norms of what the truncated SVD leaves."""
+    """Return the norms of the truncated SVD's error."""
     values, norm = target.scaled_values, target.scaled_frobenius_norm
     if int(values.shape[0]) == target.full_rank:
         tail = values[rank:]
         return Norms(frobenius_norm(tail, target.backend), float(tail[0])) if tail.shape[0] else Norms(0.0, 0.0)
-    # What is not in the leading values is in the rest.
+    # The energy beyond the leading values is that of the rest.
     held = _relative(frobenius_norm(values[:rank], target.backend), norm)
     return Norms(norm * math.sqrt(max(1.0 - held * held, 0.0)), None)
 
@@ -314,7 +252,7 @@ def _pivots(target: Target, factors: Factorization, z: Array, backend: Backend) 
 def _runner_up(factors: LDU, backend: Backend) -> Array:
     if factors.runner_up is not None:
         return wide(factors.runner_up, backend)
-    # Partial pivoting: what stands below the diagonal of L is each candidate over the pivot.
+    # With partial pivoting the entries of L below the diagonal are the candidates over the pivot.
     xp = backend_of(factors.lower).xp
     return wide(xp.max(xp.abs(xp.tril(factors.lower, k=-1)), axis=0), backend)
 

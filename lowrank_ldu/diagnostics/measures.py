@@ -1,4 +1,4 @@
-"""Single figures of a matrix, as Python floats."""
+"""Compute single figures of a matrix, as Python floats."""
 
 from __future__ import annotations
 
@@ -10,16 +10,27 @@ import numpy as np
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
 
-# Of eigenvalues of a Gram matrix: rounding takes less than 1e-8 of the condition number.
+# Largest ratio of a Gram matrix's eigenvalues at which rounding changes the condition number by less than 1e-8.
 _SAFE_RATIO = 1e7
 # From this size on Lanczos iterations take a tenth of the time of all eigenvalues.
 _LANCZOS_FROM = 128
-# Of the residual. The eigenvalue is closer by far: its error is the square of that.
+# Tolerance of the residual. The error of the eigenvalue is the square of it, and far smaller.
 _LANCZOS_TOLERANCE = 1e-8
 
 
+def quiet() -> np.errstate:
+    """Silence NumPy's warnings about overflow and the like.
+
+    They would speak of what is looked for here, and then taken another way.
+    """
+    return np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore")
+
+
 def frobenius_norm(matrix: Array, backend: Backend) -> float:
-    """Return the Frobenius norm, of entries scaled first so that their squares can neither overflow nor vanish."""
+    """Return the Frobenius norm.
+
+    Entries are scaled first, so that their squares can neither overflow nor vanish.
+    """
     xp = backend.xp
     largest = float(xp.max(xp.abs(matrix)))
     if largest == 0.0 or not math.isfinite(largest):
@@ -45,15 +56,15 @@ def spectral_norm(matrix: Array, backend: Backend) -> float:
 
 
 def largest_eigenvalue(matrix: Array, backend: Backend) -> float:
-    """Return the largest eigenvalue of a symmetric positive semidefinite matrix (k, k)."""
+    """Return the largest eigenvalue of a semidefinite matrix (k, k)."""
     size = int(matrix.shape[0])
     if size < _LANCZOS_FROM:
         return float(backend.xp.linalg.eigvalsh(matrix)[-1])
-    # It takes as long to import as the rest of this package.
+    # Its import takes as long as that of the rest of this package.
     from scipy.sparse.linalg import ArpackError, eigsh  # noqa: PLC0415
 
     host = backend.to_numpy(matrix)
-    # ARPACK starts from a random vector of the process's own unless it is given one.
+    # Without a start vector ARPACK draws one, other in every process.
     start = np.random.default_rng(0).standard_normal(size).astype(host.dtype)
     try:
         (value,) = eigsh(host, 1, which="LA", v0=start, tol=_LANCZOS_TOLERANCE, return_eigenvectors=False)
@@ -63,7 +74,10 @@ def largest_eigenvalue(matrix: Array, backend: Backend) -> float:
 
 
 def condition_number(values: Array, size: int, backend: Backend) -> float:
-    """Return largest over smallest of `values`, or inf where the smallest is rounding (under size * eps * largest)."""
+    """Return the largest over the smallest of `values`.
+
+    inf where the smallest is rounding (under size * eps * largest).
+    """
     xp = backend.xp
     largest, smallest = float(xp.max(values)), float(xp.min(values))
     if smallest <= size * float(xp.finfo(values.dtype).eps) * largest:
@@ -72,7 +86,9 @@ def condition_number(values: Array, size: int, backend: Backend) -> float:
 
 
 def condition_of_factor(gram: Array, factor: Array, backend: Backend) -> float:
-    """Return the condition number of a factor with r columns or rows, whose Gram matrix (r, r) is known.
+    """Return the condition number of a factor.
+
+    It has r columns or rows, and its Gram matrix (r, r) is known.
 
     From the eigenvalues of that, unless they are too far apart: their ratio is the square of the condition number, and
     rounding grows with it.
@@ -87,7 +103,9 @@ def condition_of_factor(gram: Array, factor: Array, backend: Backend) -> float:
 
 
 def orthogonality_defect(gram: Array, backend: Backend) -> float:
-    r"""Return \|C^T C - I\|_F / sqrt(r) of unit columns C, from the Gram matrix (r, r) of the unscaled ones.
+    r"""Return the defect of orthogonality of unit columns C.
+
+    \|C^T C - I\|_F / sqrt(r), from the Gram matrix (r, r) of the unscaled columns.
 
     A column that is zero has no direction; it counts as one that is orthogonal to none, with C^T C = 0 on the diagonal.
     """

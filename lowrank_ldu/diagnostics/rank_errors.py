@@ -1,4 +1,4 @@
-"""Errors of the leading terms at many ranks: one product with W serves them all."""
+"""Measure the errors of leading terms at many ranks."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 # A squared error is the difference of sums of squares. Where it is more than this share of them, float64 leaves at
 # least ten digits of it; below, it is taken from the difference of the matrices itself.
 _FROBENIUS_SHARE = 1e-4
-# Of a spectral error, which is no larger and often much smaller than the Frobenius error, eight digits.
+# The same for spectral errors, with eight digits: they are often much smaller than Frobenius errors.
 _SPECTRAL_SHARE = 1e-6
-# Squares of the diagonal of the terms' Cholesky factor, relative to the terms' own: below, they are hardly independent.
+# A unit term that stands out of the span of the earlier ones by less than this (squared) is hardly independent: the
+# square root of eps leaves a Cholesky factor half of its digits.
 _INDEPENDENT = 1e-8
 
 # Largest entries of weights whose best diagonal float32 can be expected to hold.
@@ -35,14 +36,17 @@ _ORDINARY = (2.0**-100, 2.0**100)
 
 @dataclass(frozen=True)
 class Norms:
-    """Norms of W minus some terms; the spectral ones are None if they were not asked for."""
+    """Hold the norms of W minus some terms.
+
+    The spectral one is None if it was not asked for.
+    """
 
     frobenius: float
     spectral: float | None
 
 
 class RankErrors:
-    r"""What the first r terms of a factorization leave of W, for any r.
+    r"""Measure the errors of the first r terms, for any r.
 
     With G the Gram matrix of the terms and h_i = l_i^T W u_i, the squared error is \|W\|^2 - 2 z^T h + z^T G z, for
     the factorization's own z and for the best one, G^-1 h. For other ranks these are leading parts of the same arrays.
@@ -62,7 +66,10 @@ class RankErrors:
         self._W, self._backend, self._spectral = target.W, target.backend, target.spectral
 
     def at(self, rank: int) -> tuple[Norms, Norms]:
-        """Return the norms of what the first `rank` terms leave of W, and the same with their best diagonal."""
+        """Return the norms of the error at a rank.
+
+        Of the first `rank` terms, with their own and with their best diagonal.
+        """
         plain = self._by_gram(rank, self._terms.unit_z[:rank])
         best = self._best_diagonal(rank)
         refit = None if best is None else self._by_gram(rank, best)
@@ -73,7 +80,9 @@ class RankErrors:
         return plain, refit
 
     def squares(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return the squared Frobenius errors of the first 1, 2, ... r terms, with their own and the best diagonal.
+        """Return the squared Frobenius errors at all ranks.
+
+        Of the first 1, 2, ... r terms, with their own and with the best diagonal.
 
         Rounding may take all of an error below about 1e-8, and leave less than nothing of it. NaN from where terms
         depend on each other too closely, and for the zero matrix.
@@ -88,12 +97,30 @@ class RankErrors:
         )
         products = gram * z[:, None] * z[None, :]
         steps = np.diagonal(products) + 2 * np.tril(products, -1).sum(axis=1) - 2 * z * overlap
-        triangle, size = self._cholesky
-        count = int(triangle.shape[0])
-        solved = scipy.linalg.solve_triangular(triangle, overlap[:count] / size[:count], lower=True)
         refit = unknown.copy()
-        refit[:count] = energy - np.cumsum(solved * solved)
+        refit[: len(self._held)] = energy - self._held
         return energy + np.cumsum(steps), refit
+
+    def shares(self) -> npt.NDArray[np.float64]:
+        """Return the shares of W's energy at all ranks.
+
+        Of the first 1, 2, ... r terms with their best diagonal.
+
+        NaN from where terms depend on each other too closely, and for the zero matrix.
+        """
+        shares = np.full(int(self._terms.unit_z.shape[0]), np.nan)
+        if self._target.in_range:
+            shares[: len(self._held)] = np.clip(self._held / self._target.energy, 0.0, 1.0)
+        return shares
+
+    def residual(self, rank: int) -> float:
+        """Return the Frobenius error at a rank.
+
+        Of the first `rank` terms with their best diagonal.
+
+        From the difference of the matrices, by least squares of least norm: it answers whatever the terms are.
+        """
+        return self._difference_norm(self._refit(rank))
 
     @cached_property
     def _projection(self) -> Array:
@@ -127,7 +154,7 @@ class RankErrors:
 
     @cached_property
     def _cholesky(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Cholesky factor of the terms' Gram matrix, of terms scaled to unit norm, and their norms.
+        """Cholesky factor of the unit terms' Gram matrix, and norms.
 
         Of as many leading terms as are independent of each other by far more than rounding.
         """
@@ -139,8 +166,20 @@ class RankErrors:
         count = int(dependent[0]) if dependent.size else len(pivots)
         return triangle[:count, :count], size
 
+    @cached_property
+    def _held(self) -> npt.NDArray[np.float64]:
+        """Squares of W's projections on the first 1, 2, ... terms, as many as `_cholesky` answers for."""
+        triangle, size = self._cholesky
+        count = len(triangle)
+        overlap = np.asarray(self._backend.to_numpy(self._overlap))[:count]
+        solved = scipy.linalg.solve_triangular(triangle, overlap / size[:count], lower=True)
+        return np.cumsum(solved * solved)
+
     def _best_diagonal(self, rank: int) -> Array | None:
-        """Return G^-1 h of the leading terms, or None where they depend on each other too closely for this way."""
+        """Return the best diagonal G^-1 h of the leading terms.
+
+        None where they depend on each other too closely for this way.
+        """
         if not self._target.in_range:
             return None
         triangle, size = self._cholesky
@@ -151,7 +190,10 @@ class RankErrors:
         return self._backend.from_numpy(solved / size[:rank], self._terms.unit_z)
 
     def _by_gram(self, rank: int, z: Array) -> Norms | None:
-        """Return the norms for a diagonal z (rank,), or None where rounding would leave too little of them."""
+        """Return the norms of the error for a diagonal z (rank,).
+
+        None where rounding would leave too little of them.
+        """
         if not self._target.in_range:
             return None
         xp = self._backend.xp
@@ -179,7 +221,7 @@ class RankErrors:
         terms, target = self._terms, self._target
         if target.exponent == 0 and not terms.extreme and _ORDINARY[0] < target.largest < _ORDINARY[1]:
             return wide(self._factors.truncate(rank).refit(self._W).diagonal, self._backend)
-        # Before it is rounded to the factors' dtype, which may not hold it.
+        # The factors' dtype may not hold the diagonal, so it is not rounded to it.
         return refit_diagonal(target.wide, terms.unit_left[:, :rank], terms.unit_z[:rank], terms.unit_right[:rank, :])
 
     def _by_difference(self, z: Array) -> Norms:
@@ -189,8 +231,14 @@ class RankErrors:
         if self._spectral:
             error = self._target.wide - scaled_product(left, z, right)
             return Norms(frobenius_norm(error, backend), spectral_norm(error, backend))
+        return Norms(self._difference_norm(z), None)
+
+    def _difference_norm(self, z: Array) -> float:
+        backend, terms = self._backend, self._terms
+        rank = int(z.shape[0])
+        left, right = terms.unit_left[:, :rank], terms.unit_right[:rank, :]
         norms = [
             frobenius_norm(self._target.block(rows) - scaled_product(left[rows, :], z, right), backend)
             for rows in blocks_of_rows(self._W.shape)
         ]
-        return Norms(frobenius_norm(backend.xp.asarray(norms, dtype=left.dtype), backend), None)
+        return frobenius_norm(backend.xp.asarray(norms, dtype=left.dtype), backend)

@@ -1,4 +1,4 @@
-"""The figures of one factorization at one rank."""
+"""Hold the figures of one factorization at one rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Diagnostics:
-    r"""Figures of `W ~ L diag(z) U` with L = left (m, r), z = diagonal (r,), U = right (r, n).
+    r"""Hold the figures of a factorization W ~ L diag(z) U.
+
+    L = left (m, r), z = diagonal (r,), U = right (r, n).
 
     Plain Python numbers, so that a list of these is a table. All are computed in float64 where the device has it,
     whatever the factors are stored in. Errors are relative to the norm of W: 1 is what the zero matrix gives, and
@@ -62,7 +64,7 @@ class Diagnostics:
     storage_error_float16, storage_error_bfloat16 : float
         \|L diag(z) U - L' diag(z) U'\|_F / \|W\|_F, L' and U' rounded to that dtype; inf if an entry overflows it.
     factor_flops : int
-        Additions and multiplications to compute the factors, leading order (`lowrank_ldu.diagnostics.examination`).
+        Additions and multiplications to compute the factors, leading order (`lowrank_ldu.diagnostics.cost`).
     apply_flops, dense_apply_flops : int
         Additions and multiplications per input vector, L (z * (U x)) and W x.
     factor_bytes, dense_bytes : int
@@ -106,7 +108,10 @@ class Diagnostics:
     dense_bytes: int
 
     def scaled(self, exponent: int) -> Diagnostics:
-        """Return the figures of the matrix times 2 ** exponent, factored by the same factors but for the diagonal."""
+        """Return the figures of the matrix times 2 ** exponent.
+
+        Factored by the same factors but for the diagonal.
+        """
 
         def pivot(value: float | None) -> float | None:
             return None if value is None else times_power_of_two(value, exponent)
@@ -121,7 +126,9 @@ class Diagnostics:
 
 
 def times_power_of_two(figure: float, exponent: int) -> float:
-    """Return figure * 2 ** exponent, inf if that is beyond the largest number.
+    """Return figure * 2 ** exponent.
+
+    inf if that is beyond the largest number.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What storing the factors in half precision changes, at every rank."""
+"""Measure what half precision changes, at every rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHARE = 1e-6
 
 
 class StorageErrors:
-    r"""Frobenius norms of what rounding L and U to a dtype changes of L diag(z) U.
+    r"""Measure the change of L diag(z) U by rounding L and U.
 
     The change is a sum of two sets of r terms, dL diag(z) U and L' diag(z) dU, with L' = L + dL: its square is a sum
     over the Gram matrices of these, of which a lower rank is the leading part.
@@ -37,7 +37,7 @@ class StorageErrors:
         self._products = self._inner_products() if terms.exact and not terms.extreme else None
 
     def _rounded(self, array: Array, dtype: str) -> Array:
-        # From float64 a library may round to float32 on the way, and twice is not once.
+        # From float64 a library may round to float32 first, and rounding twice gives other numbers.
         native = self._backend.rounded(array, dtype) if self._terms.single else None
         return round_to(array, dtype, self._backend) if native is None else native
 
@@ -51,7 +51,10 @@ class StorageErrors:
         return products * terms.z[:, None] * terms.z[None, :]
 
     def at(self, rank: int) -> float:
-        """Return the norm for the first `rank` terms, or inf if an entry of theirs overflows the dtype."""
+        """Return the Frobenius norm of the change at a rank.
+
+        inf if an entry of the first `rank` terms overflows the dtype.
+        """
         xp, terms = self._backend.xp, self._terms
         left, right = terms.left[:, :rank], terms.right[:rank, :]
         if max(float(xp.max(xp.abs(left))), float(xp.max(xp.abs(right)))) > self._largest:
@@ -64,7 +67,7 @@ class StorageErrors:
         return self._by_difference(rank)
 
     def _by_difference(self, rank: int) -> float:
-        # Two products of small differences instead of the difference of two products, which would cancel.
+        # Two products of small differences: the difference of two products would cancel.
         terms, backend = self._terms, self._backend
         left, z, right = terms.left[:, :rank], terms.z[:rank], terms.right[:rank, :]
         rounded_left, rounded_right = self._left[:, :rank], self._right[:rank, :]
@@ -80,7 +83,9 @@ class StorageErrors:
 
 
 def round_to(array: Array, dtype: str, backend: Backend) -> Array:
-    """Round to the nearest number of `dtype`, ties to even, in the array's own dtype.
+    """Round an array to the numbers of `dtype`.
+
+    To the nearest, ties to even; the result has the array's own dtype.
 
     NumPy has no bfloat16, so both are rounded by arithmetic: to a multiple of the spacing at each entry's magnitude.
     """

@@ -1,19 +1,21 @@
-"""The matrix that factorizations are measured against, and what is known of it whatever they are."""
+"""Hold a matrix that factorizations are measured against."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowrank_ldu.backend import backend_of
+from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
 from lowrank_ldu.decomposition.powers import scaled_by
 from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
 from lowrank_ldu.diagnostics.record import times_power_of_two
-from lowrank_ldu.validation import check_matrix
+from lowrank_ldu.validation import check_matrix, kind_of
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array
@@ -23,14 +25,16 @@ _MODERATE, _MODERATE_SINGLE = (1e-100, 1e100), (1e-12, 1e12)
 
 
 class Target:
-    """A matrix W, so that several factorizations of it can be measured without measuring W itself each time.
+    """Hold a matrix W and its own figures.
+
+    Several factorizations can be measured without measuring W itself each time.
 
     Parameters
     ----------
     W : array, shape (m, n)
         As for `ldu`.
     singular_values : array, shape (k,), optional
-        Of W, not increasing, where they are known already; they are the dearest part.
+        Of W, not increasing, where they are known already; they are the costliest part.
     leading_values : array, shape (l,) with l <= k, optional
         Lower bounds of the leading singular values, not increasing, such as those of a randomized SVD. What the best
         approximation leaves is then an upper bound, from them and the norm of W, and ranks may be no larger than l.
@@ -85,6 +89,35 @@ class Target:
             )
         return wide(values if self.library.in_place else np.asarray(self.library.to_numpy(values)), self.backend)
 
+    def matching(self, factors: Factorization) -> Factorization:
+        """Return factors that fit W, or raise an error.
+
+        They are brought to the host where W is measured there.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `factors` is no factorization, of another library, or of another shape.
+        """
+        if not isinstance(factors, Factorization):
+            raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
+        if backend_of(factors.left).name != self.library.name:
+            raise TypeError(
+                f"W is of another library than the factors; accepted: a {kind_of(factors.left)}, as the factors"
+            )
+        if tuple(self.W.shape) != factors.shape:
+            raise ValueError(
+                f"W has shape {tuple(self.W.shape)}; accepted: {factors.shape}, the shape that was factored"
+            )
+        if self.backend.name == self.library.name:
+            return factors
+        arrays = {
+            field.name: np.asarray(self.library.to_numpy(value))
+            for field in fields(factors)
+            if hasattr(value := getattr(factors, field.name), "shape")
+        }
+        return replace(factors, **arrays)
+
     @cached_property
     def largest(self) -> float:
         """Largest magnitude of the entries of W."""
@@ -93,13 +126,19 @@ class Target:
 
     @cached_property
     def exponent(self) -> int:
-        """Exponent e of the unit 2 ** e of what is computed: 0 where squares stay in range, or else W's size."""
+        """Exponent e of the unit 2 ** e of the figures.
+
+        0 where squares stay in range, or else W's size.
+        """
         smallest, largest = _MODERATE if self.backend.has_float64(self.W) else _MODERATE_SINGLE
         ordinary = self.largest == 0.0 or smallest < self.largest < largest
         return 0 if ordinary else math.frexp(self.largest)[1]
 
     def unscaled(self, figure: float) -> float:
-        """Return a figure of the scaled matrix in W's own unit, inf if that is beyond the largest number."""
+        """Return a figure of the scaled matrix in W's own unit.
+
+        inf if that is beyond the largest number.
+        """
         return times_power_of_two(figure, self.exponent)
 
     def _scaled(self, array: Array) -> Array:
@@ -127,7 +166,7 @@ class Target:
 
     @property
     def in_range(self) -> bool:
-        """Whether there are squares of entries, in a precision that leaves something of their differences."""
+        """Whether W is not zero, and measured in float64."""
         return self.backend.has_float64(self.W) and self.largest > 0.0
 
     @cached_property
@@ -147,17 +186,20 @@ class Target:
 
     @cached_property
     def scaled_frobenius_norm(self) -> float:
-        """Of the scaled W."""
+        """Frobenius norm of the scaled W."""
         return float(np.sqrt(self.energy)) if self.in_range else frobenius_norm(self.wide, self.backend)
 
     @property
     def frobenius_norm(self) -> float:
-        """Of W; inf if it is beyond the largest number."""
+        """Frobenius norm of W; inf beyond the largest number."""
         return self.unscaled(self.scaled_frobenius_norm)
 
     @cached_property
     def scaled_spectral_norm(self) -> float:
-        """Of the scaled W, measured if spectral norms are, or else the largest of the singular values."""
+        """Spectral norm of the scaled W.
+
+        Measured if spectral norms are, or else the largest of the singular values.
+        """
         if not self.spectral:
             return float(self.scaled_values[0])
         if self.in_range:

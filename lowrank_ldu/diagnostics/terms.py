@@ -1,4 +1,4 @@
-"""The rank-one terms of a factorization, and the Gram matrices that figures at every rank are made of."""
+"""Hold the terms of a factorization and their Gram matrices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 class Terms:
-    """All terms of a factorization, in float64 where the device has it; the first r of everything are those of rank r.
+    """Hold the terms of a factorization.
+
+    In float64 where the device has it; the first r of everything are those of rank r.
 
     Parameters
     ----------
@@ -111,5 +113,8 @@ class Terms:
 
     @cached_property
     def gram(self) -> Array:
-        """G = (L^T L) * (U U^T), shape (r, r); ValueError if it is beyond the largest number."""
+        """G = (L^T L) * (U U^T), shape (r, r).
+
+        ValueError if it is beyond the largest number.
+        """
         return gram_matrix(self.left, self.right) if self.extreme else self.unit_gram

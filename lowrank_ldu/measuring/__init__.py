@@ -1,4 +1,4 @@
-"""One linear layer, computed in every way that there is, measured in one run: `lowrank-ldu bench`."""
+"""Measure one linear layer in every way of computing it."""
 
 from lowrank_ldu.measuring.cases import PRESETS, Case, cases_of
 from lowrank_ldu.measuring.plot import write_plots
@@ -6,3 +6,7 @@ from lowrank_ldu.measuring.run import run_case
 from lowrank_ldu.measuring.table import COLUMNS, Row, read_rows, write_rows
 
 __all__ = ["COLUMNS", "PRESETS", "Case", "Row", "cases_of", "read_rows", "run_case", "write_plots", "write_rows"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

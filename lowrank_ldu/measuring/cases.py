@@ -1,4 +1,4 @@
-"""What is measured: shapes of real models, and numbers of rows that fill a device."""
+"""List the layers and batches that are measured."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Literal, get_args
 
 from lowrank_ldu.errors import OptionError
 
-Mode = Literal["forward", "training"]
+StepMode = Literal["forward", "training"]
 Preset = Literal["base", "llama", "decode"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
-# A mixed batch of so many adapters is compared with one of one.
+# Adapters of a mixed batch, which is compared with a batch of one adapter.
 ADAPTERS = 1000
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layer and one batch.
+    """Hold the shape of one layer and one batch.
 
     Attributes
     ----------
@@ -31,16 +31,18 @@ class Case:
     in_features: int
     tokens: int
     rank: int
-    modes: tuple[Mode, ...] = ("forward", "training")
+    modes: tuple[StepMode, ...] = ("forward", "training")
 
     @property
     def title(self) -> str:
-        """As shown to users."""
+        """Shape in words."""
         return f"{self.out_features} x {self.in_features}, T = {self.tokens}, r = {self.rank}"
 
 
 def cases_of(preset: str, device: str) -> list[Case]:
-    """Return the cases of a preset: "base" of RoBERTa and ViT-B, "llama" of LLaMA-7B, "decode" of single tokens.
+    """Return the cases of a preset.
+
+    "base": RoBERTa and ViT-B. "llama": LLaMA-7B. "decode": single tokens.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The memory of a step: its peak, and what is kept from forward to backward."""
+"""Measure the memory of a step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
-    """Return how far a step's memory rises above what was allocated before it.
+    """Return the peak memory of a step above its start.
 
     Notes
     -----
     On a GPU the allocator keeps count. On the CPU its events are taken from a trace of torch's profiler.
     """
-    step()  # what is made once, at the first call
+    step()  # some memory is allocated once, at the first call
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -33,7 +33,7 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
         step()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell of its start and stop on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report its start and stop on stderr
     with tempfile.TemporaryDirectory() as folder:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
             step()
@@ -51,7 +51,9 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
-    """Return the bytes that autograd keeps of a forward pass, but for what the module holds anyway.
+    """Return the bytes that autograd keeps of a forward pass.
+
+    Without what the module holds anyway.
 
     Each storage counts once, with the part of it that was kept.
     """

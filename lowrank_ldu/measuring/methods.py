@@ -1,4 +1,4 @@
-"""The paper's formula as it stands, in dense matrices: what published code computes at every forward."""
+"""List the ways of computing a layer, others' methods among them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class NaiveLayer(nn.Module):
-    """y = x (RSM + sigma P L diag(z) U)^T + b with a dense permutation matrix P and diag(z) as a matrix.
+    """Compute the paper's formula as it stands, in dense matrices.
+
+    y = x (RSM + sigma P L diag(z) U)^T + b, as published code computes it at every forward.
 
     Parameters
     ----------
@@ -69,13 +71,13 @@ class NaiveLayer(nn.Module):
 
 FROZEN = "frozen nn.Linear"
 LORA_RANK = 16
-# Of z, so that no product has zeros to save work or errors with.
+# Relative noise of z: zeros would save work, and hide errors.
 _OFFSET = 0.1
 
 
 @dataclass
-class Method:
-    """One way of computing the layer.
+class LayerMethod:
+    """Hold one way of computing the layer.
 
     Attributes
     ----------
@@ -94,7 +96,9 @@ class Method:
 
 
 class Batch(nn.Module):
-    """A mixed batch: every row uses one of a number of adapters on the same base.
+    """Compute a mixed batch.
+
+    Every row uses one of a number of adapters on the same base.
 
     Parameters
     ----------
@@ -130,7 +134,7 @@ class Batch(nn.Module):
 
 
 def base_layer(case: Case, dtype: torch.dtype, device: torch.device) -> nn.Linear:
-    """Return the layer that all methods start from, with a weight of normal entries."""
+    """Return the layer that all methods start from."""
     torch.manual_seed(0)
     layer = nn.Linear(case.in_features, case.out_features, device=device)
     with torch.no_grad():
@@ -139,7 +143,10 @@ def base_layer(case: Case, dtype: torch.dtype, device: torch.device) -> nn.Linea
 
 
 def adapted_layer(base: nn.Linear, rank: int, plan: Plan) -> LoLDULayer:
-    """Return the layer with an adapter that is not at its start; its factors are computed in float32."""
+    """Return the layer with an adapter that is not at its start.
+
+    Its factors are computed in float32.
+    """
     layer = LoLDULayer(_copy(base), rank=rank)
     z = layer.adapter.initial_diagonal
     generator = torch.Generator().manual_seed(1)
@@ -149,8 +156,10 @@ def adapted_layer(base: nn.Linear, rank: int, plan: Plan) -> LoLDULayer:
     return layer
 
 
-def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True) -> Iterator[Method]:
-    """Yield the methods one by one, so that one that cannot be made does not stop the rest.
+def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True) -> Iterator[LayerMethod]:
+    """Yield the methods one by one.
+
+    One that cannot be made does not stop the rest.
 
     Parameters
     ----------
@@ -162,11 +171,11 @@ def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True
     compared : bool
         Whether to yield others' methods, too.
     """
-    yield Method(FROZEN, "", _copy(base).requires_grad_(requires_grad=False))
+    yield LayerMethod(FROZEN, "", _copy(base).requires_grad_(requires_grad=False))
     if compared:
-        yield Method("full fine-tuning", "", _copy(base).requires_grad_())
+        yield LayerMethod("full fine-tuning", "", _copy(base).requires_grad_())
         if importlib.util.find_spec("peft") is not None:
-            yield Method(f"PEFT LoRA r = {LORA_RANK}", "", _lora(base))
+            yield LayerMethod(f"PEFT LoRA r = {LORA_RANK}", "", _lora(base))
     layers: dict[str, LoLDULayer] = {}
     first: LoLDULayer | None = None
     for plan in PLANS:
@@ -175,14 +184,14 @@ def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True
             layers[plan] = first
         else:
             layers[plan] = _sharing(first, plan)
-        yield Method("lowrank-ldu", plan, layers[plan], adapted=True)
+        yield LayerMethod("lowrank-ldu", plan, layers[plan], adapted=True)
     assert first is not None  # noqa: S101  # there are plans
     if compared:
-        yield Method("naive (dense P, diag as a matrix)", "", NaiveLayer(first), adapted=True)
+        yield LayerMethod("naive (dense P, diag as a matrix)", "", NaiveLayer(first), adapted=True)
     generator = torch.Generator().manual_seed(2)
     for count in (1, adapters):
         index = torch.randint(0, count, (case.tokens,), generator=generator).to(base.weight.device)
-        yield Method(
+        yield LayerMethod(
             f"lowrank-ldu, {count} adapter{'s' * (count > 1)} in a batch",
             "auto",
             Batch(_sharing(first, "auto"), count, index),
@@ -191,7 +200,7 @@ def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True
 
 
 def _copy(base: nn.Linear) -> nn.Linear:
-    # The same weight for all: copies would only take memory. What is trained is never stepped.
+    # All share one weight: copies would only take memory, and nothing is ever stepped.
     layer = nn.Linear(1, 1, device="meta")
     layer.in_features, layer.out_features = base.in_features, base.out_features
     layer.weight = nn.Parameter(base.weight.detach())
@@ -212,7 +221,7 @@ def _lora(base: nn.Linear) -> nn.Module:
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # an extra's
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of models that are no transformers
+        warnings.simplefilter("ignore")  # PEFT warns of models other than transformers
         config = LoraConfig(r=LORA_RANK, target_modules=["0"])
         model: nn.Module = get_peft_model(nn.Sequential(_copy(base)), config, autocast_adapter_dtype=False)
     return model.get_submodule("base_model.model.0")

@@ -1,4 +1,4 @@
-"""Ratios to the frozen layer as bars, a panel for each case and mode."""
+"""Draw the ratios to the frozen layer as bars."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _OURS, _OTHERS, _FROZEN = "#0072b2", "#999999", "#333333"
 _PER_ROW = 2
-# Bars beyond this are cut, and say how long they are.
+# Bars beyond this are cut, with their length written on them.
 _LONGEST = 6.0
 
 

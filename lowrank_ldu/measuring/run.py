@@ -1,4 +1,4 @@
-"""Measure one case: methods are checked first, then they take turns."""
+"""Measure one case, after checking every method."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 import lowrank_ldu
 from lowrank_ldu.measuring.memory import peak_bytes, saved_bytes
-from lowrank_ldu.measuring.methods import FROZEN, Method, adapted_layer, base_layer, methods_of
+from lowrank_ldu.measuring.methods import FROZEN, LayerMethod, adapted_layer, base_layer, methods_of
 from lowrank_ldu.measuring.table import Row
 from lowrank_ldu.measuring.timing import measure
 from lowrank_ldu.nn import LoLDULayer
@@ -23,21 +23,23 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from lowrank_ldu.measuring.cases import Case, Mode
+    from lowrank_ldu.measuring.cases import Case, StepMode
 
 # Products of several hundred terms, of the largest entry: rounding comes to some eps, and TF32 where it is allowed to
 # 1e-3. The dense formula subtracts and adds what the factorization leaves, with the growth of its rounding errors.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-# Rows that are looked at.
+# Rows of the output that are checked.
 _ROWS = 64
 
 
-def deviation(method: Method, base: nn.Linear, adapted: LoLDULayer, x: Tensor) -> float:
-    """Return the largest error of a method's output over the largest output, against float64.
+def deviation(method: LayerMethod, base: nn.Linear, adapted: LoLDULayer, x: Tensor) -> float:
+    """Return the relative error of a method's output.
+
+    The largest error over the largest output, against float64.
 
     Parameters
     ----------
-    method : Method
+    method : LayerMethod
     base : nn.Linear
         The layer it started from.
     adapted : LoLDULayer
@@ -63,7 +65,7 @@ def is_right(error: float, dtype: torch.dtype) -> bool:
 
 @dataclass
 class Result:
-    """What came of a case.
+    """Hold the rows of a case.
 
     Attributes
     ----------
@@ -113,7 +115,7 @@ def run_case(
     x = torch.randn(case.tokens, case.in_features, generator=generator).to(device, dtype).requires_grad_()
     gradient = torch.randn(case.tokens, case.out_features, generator=generator).to(device, dtype)
     adapted = adapted_layer(base, case.rank, "reference")
-    methods: list[Method] = []
+    methods: list[LayerMethod] = []
     for method in methods_of(base, case, adapters):
         label = f"{method.name}, {method.plan}" if method.plan else method.name
         progress(f"{case.title}: checking {label}")
@@ -167,7 +169,7 @@ def run_case(
     return result
 
 
-def _step(method: Method, x: Tensor, gradient: Tensor, mode: Mode) -> Callable[[], None]:
+def _step(method: LayerMethod, x: Tensor, gradient: Tensor, mode: StepMode) -> Callable[[], None]:
     module = method.module
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
@@ -184,8 +186,8 @@ def _step(method: Method, x: Tensor, gradient: Tensor, mode: Mode) -> Callable[[
     return forward if mode == "forward" else training
 
 
-def _chosen(method: Method, x: Tensor, mode: Mode) -> str:
-    """Return the plan that "auto" comes to."""
+def _chosen(method: LayerMethod, x: Tensor, mode: StepMode) -> str:
+    """Return the plan that "auto" chooses."""
     if not isinstance(method.module, LoLDULayer):
         return ""
     with torch.set_grad_enabled(mode == "training"):

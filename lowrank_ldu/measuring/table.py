@@ -1,4 +1,4 @@
-"""The rows of a measurement, and the CSV that they are kept in."""
+"""Read and write the rows of a measurement as CSV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one layer in one mode.
+    """Hold the figures of one method on one layer.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """As shown to users."""
+        """Method and plan in words."""
         if not self.plan or "batch" in self.method:
             return self.method
         return f"{self.method}, {self.plan}" + (f" ({self.chosen})" if self.plan == "auto" else "")
@@ -73,7 +73,10 @@ _TYPES = {"int": int, "float": float, "str": str}
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as CSV, with the figures that were measured rounded to what they are worth."""
+    """Write rows as CSV.
+
+    Measured figures are rounded to what they are worth.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -86,7 +89,7 @@ def write_rows(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read what `write_rows` wrote.
+    """Read the rows that `write_rows` wrote.
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""Times of several steps that take turns, so that what else the machine does falls on all of them."""
+"""Time several steps that take turns.
+
+What else the machine does then falls on all of them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ _CACHE_BYTES = 256 * 2**20
 
 
 class Times(NamedTuple):
-    """Percentiles in seconds, and of how many rounds."""
+    """Hold percentiles in seconds and the number of rounds."""
 
     p20: float
     p50: float

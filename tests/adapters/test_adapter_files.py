@@ -17,9 +17,10 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_ldu.adapters import AdapterError, BaseCheckpoint, load_adapter, read_adapter, save_adapter, stored_numbers
+from lowrank_ldu.adapters import AdapterError, BaseCheckpoint, load_adapter, read_adapter, save_adapter
 from lowrank_ldu.adapters.format import sealed
 from lowrank_ldu.decomposition import PIVOTING
+from lowrank_ldu.diagnostics import stored_numbers
 from lowrank_ldu.nn import INITIALIZATIONS, inject, lowrank_layers, merge
 
 

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis import SurveyOptions
 
 
 @pytest.fixture(scope="session")

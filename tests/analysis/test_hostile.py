@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from weights import weight
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.engine.survey import survey
-from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.errors import NothingToAnalyzeError

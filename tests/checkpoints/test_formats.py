@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lowrank_ldu.analysis import SurveyOptions
 from lowrank_ldu.analysis.engine.survey import survey
-from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.selection import as_matrix, matrix_shape
 from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
 

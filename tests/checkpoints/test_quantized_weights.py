@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
-from lowrank_ldu.analysis.comparison.run import compare_checkpoints
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis import CompareOptions, SurveyOptions, analyze_checkpoint, compare_checkpoints
 from lowrank_ldu.analysis.selection import storage_reason
 from lowrank_ldu.checkpoints import CheckpointError
 from lowrank_ldu.checkpoints.quantized.packing import unpacked
@@ -437,7 +435,7 @@ def test_what_quantization_changes_is_compared(tmp_path):
     write(tmp_path / "base", {"a.weight": original, "b.weight": weight(6, 4)})
     stored = {f"a.weight.{name}": values for name, values in state.as_dict(packed=True).items()}
     write(tmp_path / "tuned", {"a.weight": packed, "b.weight": weight(6, 4), **stored})
-    result = compare_checkpoints(tmp_path / "base", tmp_path / "tuned", SurveyOptions(ranks=(2,), threads=1))
+    result = compare_checkpoints(tmp_path / "base", tmp_path / "tuned", CompareOptions(ranks=(2,), threads=1))
     ((pair, _),) = result.matrices
     assert (pair.name, pair.tuned_dtype) == ("a.weight", "bitsandbytes nf4 as float32")
     assert [pair.name for pair in result.unchanged] == ["b.weight"]

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.checkpoints import CheckpointError, CheckpointReader, TensorInfo
 from lowrank_ldu.checkpoints.quantized.float8 import dequantized

@@ -8,8 +8,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lowrank_ldu import ldu
-from lowrank_ldu.analysis.comparison.run import compare_checkpoints
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis import CompareOptions, compare_checkpoints
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.nn import inject, lowrank_layers, unload
 
@@ -114,7 +113,7 @@ def test_real_weights_with_a_constructed_update(tmp_path):
         tmp_path / "tuned.safetensors",
         **{name: W + updates[name] if name in updates else W for name, W in state.items()},
     )
-    comparison = compare_checkpoints(minilm.checkpoint(), tuned, SurveyOptions(ranks=(2, 64), threads=1))
+    comparison = compare_checkpoints(minilm.checkpoint(), tuned, CompareOptions(ranks=(2, 64), threads=1))
     assert len(comparison.unchanged) == 38
     matrices = {tensor.name: matrix for tensor, matrix in comparison.matrices}
     assert set(matrices) == set(updates)
@@ -142,7 +141,7 @@ def test_what_a_layer_learned_is_explained_by_its_own_terms(tmp_path, pivoting):
             layer.offset.normal_()
     unload(model)
     tuned = save(tmp_path / "tuned.safetensors", **model.state_dict())
-    options = SurveyOptions(ranks=(7, 8), pivoting=("partial", "complete"), threads=1)
+    options = CompareOptions(ranks=(7, 8), pivoting=("partial", "complete"), threads=1)
     ((_, matrix),) = compare_checkpoints(base, tuned, options).matrices
     assert matrix.ldu[pivoting].explained[8] == pytest.approx(1, abs=1e-6)
     other = {"partial": "complete", "complete": "partial"}[pivoting]

@@ -15,7 +15,7 @@ from lowrank_ldu.cli.app import app
 from lowrank_ldu.demo import (
     ComparisonSettings,
     LinearProbe,
-    LoLDU,
+    LoLDUMethod,
     TrainingSettings,
     VisionTransformerSettings,
     compare_methods,
@@ -30,7 +30,11 @@ SMALL = ComparisonSettings(
     pretraining=TrainingSettings(epochs=2),
     fine_tuning=TrainingSettings(epochs=2),
 )
-METHODS = (LinearProbe(learning_rate=1e-1), LoLDU(learning_rate=1e-1, rank=4), LoLDU(learning_rate=1e-1, rank=16))
+METHODS = (
+    LinearProbe(learning_rate=1e-1),
+    LoLDUMethod(learning_rate=1e-1, rank=4),
+    LoLDUMethod(learning_rate=1e-1, rank=16),
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from lowrank_ldu.analysis.report.tables import write_rows
+from lowrank_ldu.analysis.report.tables import write_csv
 from lowrank_ldu.cli import _run
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.cli.console import SafeConsole, print_anywhere, say
@@ -149,7 +149,7 @@ def test_the_package_runs_as_a_module():
 
 def test_names_in_tables_of_a_spreadsheet(tmp_path):
     path = tmp_path / "table.csv"
-    write_rows(path, ["name", "number"], [{"name": name, "number": -1.5} for name in EVIL])
+    write_csv(path, ["name", "number"], [{"name": name, "number": -1.5} for name in EVIL])
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row, name in zip(rows, EVIL, strict=True):

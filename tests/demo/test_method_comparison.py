@@ -8,10 +8,10 @@ from lowrank_ldu.demo import (
     ComparisonSettings,
     FullFineTuning,
     LinearProbe,
-    LoLDU,
-    LoRA,
+    LoLDUMethod,
+    LoRAMethod,
     MethodResult,
-    PiSSA,
+    PiSSAMethod,
     Pretrained,
     TrainingResult,
     TrainingSettings,
@@ -23,9 +23,9 @@ from lowrank_ldu.demo.grid import GridResult, search_learning_rates
 
 METHODS = (
     LinearProbe(1e-1),
-    LoLDU(1e-1, rank=32),
-    LoRA(3e-2, rank=4),
-    PiSSA(3e-2, rank=4),
+    LoLDUMethod(1e-1, rank=32),
+    LoRAMethod(3e-2, rank=4),
+    PiSSAMethod(3e-2, rank=4),
     FullFineTuning(1e-3),
 )
 SETTINGS = ComparisonSettings(
@@ -52,7 +52,7 @@ def test_every_method_starts_from_the_same_function_and_improves(comparison):
 
     for result in comparison.results:
         # PiSSA's frozen weight is a rounded difference: one image on a class boundary may tip over.
-        slack = 1 / 747 if isinstance(result.method, PiSSA) else 0.0
+        slack = 1 / 747 if isinstance(result.method, PiSSAMethod) else 0.0
         assert all(abs(run.initial_accuracy - start) <= slack for run in result.runs), result.method.name
         assert all(run.accuracy > start + 0.05 for run in result.runs), result.method.name
 
@@ -129,7 +129,7 @@ def test_of_equal_rates_the_smaller_is_kept():
 
 def test_the_grid_command_writes_a_line_for_each_method(monkeypatch, capsys, network):
     monkeypatch.setattr(grid, "pretrain", lambda *_: Pretrained(network, 0.0, 0.0, 0.0))
-    monkeypatch.setattr(grid, "default_methods", lambda: (LinearProbe(1e-2), LoLDU(1e-2, rank=4)))
+    monkeypatch.setattr(grid, "default_methods", lambda: (LinearProbe(1e-2), LoLDUMethod(1e-2, rank=4)))
     monkeypatch.setattr(grid, "LEARNING_RATES", (1e-2,))
     monkeypatch.setattr(grid, "GRID_SEEDS", (0,))
     monkeypatch.setattr("sys.argv", ["grid"])

@@ -7,9 +7,9 @@ from torch import nn
 from lowrank_ldu.demo import (
     FullFineTuning,
     LinearProbe,
-    LoLDU,
-    LoRA,
-    PiSSA,
+    LoLDUMethod,
+    LoRAMethod,
+    PiSSAMethod,
     Pretrained,
     TrainingSettings,
     default_methods,
@@ -22,12 +22,12 @@ from lowrank_ldu.demo.methods import query_and_value
 PROJECTIONS, WIDTH, HEAD = 4, 16, 16 * 10 + 10
 METHODS = [
     (LinearProbe(1e-2), 0),
-    (LoLDU(1e-2, rank=4), PROJECTIONS * (4 + 1)),
-    (LoLDU(1e-2, rank=16), PROJECTIONS * (16 + 1)),
-    (LoRA(1e-2, rank=2), PROJECTIONS * 2 * (WIDTH + WIDTH)),
-    (PiSSA(1e-2, rank=2), PROJECTIONS * 2 * (WIDTH + WIDTH)),
+    (LoLDUMethod(1e-2, rank=4), PROJECTIONS * (4 + 1)),
+    (LoLDUMethod(1e-2, rank=16), PROJECTIONS * (16 + 1)),
+    (LoRAMethod(1e-2, rank=2), PROJECTIONS * 2 * (WIDTH + WIDTH)),
+    (PiSSAMethod(1e-2, rank=2), PROJECTIONS * 2 * (WIDTH + WIDTH)),
 ]
-FAITHFUL = [method for method, _ in METHODS if not isinstance(method, PiSSA)]
+FAITHFUL = [method for method, _ in METHODS if not isinstance(method, PiSSAMethod)]
 
 
 def by_name(value):
@@ -58,9 +58,9 @@ def test_full_fine_tuning_trains_every_weight(network):
     ("method", "leaves"),
     [
         (LinearProbe(1e-2), set()),
-        (LoLDU(1e-2, rank=4), {"adapter.offset", "adapter.sigma"}),
-        (LoRA(1e-2, rank=2), {"lora_A.default.weight", "lora_B.default.weight"}),
-        (PiSSA(1e-2, rank=2), {"lora_A.default.weight", "lora_B.default.weight"}),
+        (LoLDUMethod(1e-2, rank=4), {"adapter.offset", "adapter.sigma"}),
+        (LoRAMethod(1e-2, rank=2), {"lora_A.default.weight", "lora_B.default.weight"}),
+        (PiSSAMethod(1e-2, rank=2), {"lora_A.default.weight", "lora_B.default.weight"}),
     ],
     ids=by_name,
 )
@@ -102,7 +102,7 @@ def test_preparing_keeps_the_function(method, network):
         expected = network(pixels).logits
         actual = method.prepare(network, seed=0).model.eval()(pixels).logits
 
-    if isinstance(method, PiSSA):  # its frozen weight is a rounded difference
+    if isinstance(method, PiSSAMethod):  # its frozen weight is a rounded difference
         torch.testing.assert_close(actual, expected)
     else:
         assert torch.equal(actual, expected)
@@ -112,7 +112,12 @@ def test_sigma_stays_in_its_range_during_training(pretrained):
     split = load_digits_split()
 
     prepared, _ = fine_tune(
-        pretrained, LoLDU(0.5, rank=4), split.training, split.validation, seed=0, settings=TrainingSettings(epochs=2)
+        pretrained,
+        LoLDUMethod(0.5, rank=4),
+        split.training,
+        split.validation,
+        seed=0,
+        settings=TrainingSettings(epochs=2),
     )
 
     sigmas = [value for name, value in prepared.trainable().items() if name.endswith("sigma")]
@@ -133,7 +138,7 @@ def test_only_matrices_decay(network):
 
 def test_random_initialization_follows_the_seed_and_leaves_the_global_generator_alone(network):
     def first_lora_matrix(seed: int) -> torch.Tensor:
-        trainable = LoRA(1e-2, rank=2).prepare(copy.deepcopy(network), seed=seed).trainable()
+        trainable = LoRAMethod(1e-2, rank=2).prepare(copy.deepcopy(network), seed=seed).trainable()
         return next(value.detach() for name, value in trainable.items() if "lora_A" in name)
 
     torch.manual_seed(7)

@@ -12,7 +12,7 @@ from matrices import any_finite
 
 from lowrank_ldu import LDU, diagnose, ldu, pissa, svd
 from lowrank_ldu.decomposition import PIVOTING
-from lowrank_ldu.diagnostics.examination import apply_flops, factor_flops
+from lowrank_ldu.diagnostics.cost import apply_flops, factor_flops
 
 
 def relative(error, W, order):

@@ -33,9 +33,8 @@ from lowrank_ldu.adapters import (
     read_adapter,
     save_adapter,
 )
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.engine.journal import Journal, Origin
-from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.errors import JournalError, OutputError

@@ -6,7 +6,7 @@ import torch
 from lowrank_ldu.measuring import COLUMNS, Case, cases_of, read_rows, run_case, write_plots, write_rows
 from lowrank_ldu.measuring import methods as methods_module
 from lowrank_ldu.measuring.memory import peak_bytes, saved_bytes
-from lowrank_ldu.measuring.methods import FROZEN, Method, adapted_layer, base_layer, methods_of
+from lowrank_ldu.measuring.methods import FROZEN, LayerMethod, adapted_layer, base_layer, methods_of
 from lowrank_ldu.measuring.run import deviation, is_right
 from lowrank_ldu.measuring.timing import LEAST_ROUNDS, measure
 
@@ -120,7 +120,7 @@ def test_methods_are_right_in_every_dtype(case, dtype):
         assert is_right(deviation(method, base, adapted, x), dtype), method.name
     # The check tells the layer from the frozen one, but for bfloat16, whose rounding is as large as this update.
     assert dtype == torch.bfloat16 or not is_right(
-        deviation(Method("frozen", "", base, adapted=True), base, adapted, x), dtype
+        deviation(LayerMethod("frozen", "", base, adapted=True), base, adapted, x), dtype
     )
 
 

@@ -18,13 +18,11 @@ from torch import nn
 from weights import HOSTILE, weight
 
 from lowrank_ldu import gram_matrix, ldu
-from lowrank_ldu.adapters import save_adapter, stored_numbers
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
-from lowrank_ldu.analysis.claims import examine_claims, verdict, write_claims
-from lowrank_ldu.analysis.claims.document import to_json
-from lowrank_ldu.analysis.claims.page import render_page
+from lowrank_ldu.adapters import save_adapter
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, examine_claims, verdict, write_claims
+from lowrank_ldu.analysis.claims.report import claims_json, render_claims
 from lowrank_ldu.analysis.measures.initialization_change import initialization_changes
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.diagnostics import stored_numbers
 from lowrank_ldu.initialization import INITIALIZATIONS, initial_diagonal
 from lowrank_ldu.nn import LoLDULayer
 
@@ -66,7 +64,7 @@ def examined(folder, state, **options):
 
 
 def claims_of(analysis):
-    return {claim.name: claim for claim in examine_claims(analysis, stored_numbers)}
+    return {claim.name: claim for claim in examine_claims(analysis)}
 
 
 def verdicts(claim):
@@ -317,7 +315,7 @@ def test_without_the_papers_pivoting_there_is_nothing_to_test(tmp_path):
 @pytest.fixture(scope="module")
 def written(checkpoint, options, tmp_path_factory):
     analysis = analyze_checkpoint(checkpoint, options)
-    claims = examine_claims(analysis, stored_numbers)
+    claims = examine_claims(analysis)
     folder = tmp_path_factory.mktemp("claims")
     write_claims(claims, analysis, folder)
     return analysis, claims, folder
@@ -362,9 +360,9 @@ def test_hostile_path_and_patterns_are_text(written):
     analysis, claims, _ = written
     options = dataclasses.replace(analysis.options, select="<i>x</i>|.", exclude="<u>y</u>")
     hostile = dataclasses.replace(analysis, checkpoint="<b>dir</b>/<i>model</i>.pt", options=options)
-    page = Page(render_page(claims, hostile))
+    page = Page(render_claims(claims, hostile))
     assert not {"b", "i", "u"} & set(page.elements)
-    assert json.loads(to_json(claims, hostile))["options"]["exclude"] == "<u>y</u>"
+    assert json.loads(claims_json(claims, hostile))["options"]["exclude"] == "<u>y</u>"
 
 
 def test_real_weights():

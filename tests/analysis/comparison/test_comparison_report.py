@@ -11,17 +11,21 @@ from pages import Page, assert_ids_are_unique, assert_loads_nothing
 from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
-from lowrank_ldu.analysis.comparison.report import COLUMNS, render_comparison, write_comparison
-from lowrank_ldu.analysis.comparison.run import compare_checkpoints
-from lowrank_ldu.analysis.comparison.summary import headlines, summary_rows
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis import (
+    CompareOptions,
+    compare_checkpoints,
+    comparison_headlines,
+    summary_rows,
+    write_comparison,
+)
+from lowrank_ldu.analysis.comparison.report import TABLE_COLUMNS, render_comparison
 from lowrank_ldu.decomposition import PIVOTING
 from lowrank_ldu.formatting import cell
 
 
 @pytest.fixture(scope="module")
 def comparison(checkpoints):
-    return compare_checkpoints(*checkpoints, SurveyOptions(ranks=(3, 8), threads=1))
+    return compare_checkpoints(*checkpoints, CompareOptions(ranks=(3, 8), threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def test_table_has_a_row_for_each_tensor_pivoting_and_rank(folder, comparison):
     assert [(row["tensor"], row["pivoting"], row["rank"]) for row in rows] == [entry[:3] for entry in expected]
     for row, (_, _, _, matrix, terms) in zip(rows, expected, strict=True):
         rank = int(row["rank"])
-        assert tuple(row) == COLUMNS
+        assert tuple(row) == TABLE_COLUMNS
         assert float(row["ldu_explained"]) == terms.explained[rank]
         assert float(row["svd_basis_explained"]) == matrix.svd.explained[rank]
         assert float(row["lora_explained"]) == matrix.spectrum.energy[rank]
@@ -87,7 +91,7 @@ def test_page_shows_what_was_found_and_left_out(folder, comparison):
     for tensor in comparison.others:
         assert tensor.reason in text
         assert tensor.status in text
-    for sentence in headlines(comparison):
+    for sentence in comparison_headlines(comparison):
         assert sentence in text
     assert comparison.environment.cpu in text
 
@@ -122,5 +126,5 @@ def test_page_of_degenerate_checkpoints(tmp_path, base, tuned):
     paths = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
     save_file(base, paths[0])
     save_file(tuned, paths[1])
-    options = SurveyOptions(ranks=(1, 9), pivoting=PIVOTING, threads=1)
+    options = CompareOptions(ranks=(1, 9), pivoting=PIVOTING, threads=1)
     Page(render_comparison(compare_checkpoints(*paths, options)))

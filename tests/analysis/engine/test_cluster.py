@@ -14,10 +14,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 from weights import weight
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, connect
 from lowrank_ldu.analysis.engine import cluster as cluster_module
-from lowrank_ldu.analysis.engine.cluster import Workers, connect
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis.engine.cluster import Workers
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.errors import ClusterError
@@ -118,22 +117,22 @@ def test_a_worker_that_does_not_see_the_checkpoint_says_so(tmp_path, engine):
     path = tmp_path / "model.safetensors"
     save_file({"a": weight(5, 4), "b": weight(6, 4)}, path)
     with open_weights(path) as reader:
-        crew = engine.crew(reader, OPTIONS)
+        executor = engine.executor(reader, OPTIONS)
         path.rename(tmp_path / "elsewhere.safetensors")
         with pytest.raises(
             ClusterError, match=r"a worker .*model.safetensors: no such file.* same path on every worker"
         ):
-            list(crew.run(reader.tensors))
+            list(executor.run(reader.tensors))
 
 
 def test_a_worker_that_sees_another_checkpoint_says_so(tmp_path, engine):
     path = tmp_path / "model.safetensors"
     save_file({"a": weight(5, 4)}, path)
     with open_weights(path) as reader:
-        crew = engine.crew(reader, OPTIONS)
+        executor = engine.executor(reader, OPTIONS)
         save_file({"a": weight(5, 8)}, path)
         with pytest.raises(ClusterError, match="its files have another size or time of change"):
-            list(crew.run(reader.tensors))
+            list(executor.run(reader.tensors))
 
 
 def test_a_worker_of_another_version_says_so(checkpoint, engine, monkeypatch):
@@ -148,9 +147,9 @@ def test_a_bug_keeps_its_exception(engine):
 
 
 def test_what_kills_every_worker_is_a_reason():
-    crew = Workers(None, "here", None)
+    executor = Workers(None, "here", None)
     killed = KilledWorker("task", None, 3)
-    outcome, _ = crew._outcome("error", (KilledWorker, killed, None))
+    outcome, _ = executor._outcome("error", (KilledWorker, killed, None))
     assert outcome == "error: 4 workers died when they were at it, for want of memory perhaps"
 
 

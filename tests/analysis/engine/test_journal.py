@@ -12,10 +12,9 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, lock_journal
 from lowrank_ldu.analysis.engine import journal as journal_module
-from lowrank_ldu.analysis.engine.journal import FORMAT, lock_journal
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis.engine.journal import JOURNAL_FORMAT
 from lowrank_ldu.errors import JournalError
 from lowrank_ldu.untrusted import Limit
 
@@ -166,6 +165,18 @@ def test_damage_is_named(checkpoint, journal, line, content, message):
         analyze(checkpoint, journal)
 
 
+@pytest.mark.parametrize(("line", "field"), [(0, '"files":'), (1, '"dtype":'), (1, '"spectrum":')])
+def test_fields_of_others_are_damage(checkpoint, journal, line, field):
+    analyze(checkpoint, journal)
+    whole = journal.read_text().splitlines(keepends=True)
+    for other in (field.replace('":', '_":'), f'"other":1,{field}'):
+        lines = [*whole]
+        lines[line] = with_sum(lines[line].replace(field, other, 1))
+        journal.write_text("".join(lines))
+        with pytest.raises(JournalError, match=f"line {line + 1} is damaged"):
+            analyze(checkpoint, journal)
+
+
 def test_a_changed_number_is_noticed(checkpoint, journal):
     """It would still be a number."""
     analyze(checkpoint, journal)
@@ -178,7 +189,7 @@ def test_a_changed_number_is_noticed(checkpoint, journal):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("content", ["notes", "notes\n", "{", '{"a": 1}\n', "\0" * 100, FORMAT])
+@pytest.mark.parametrize("content", ["notes", "notes\n", "{", '{"a": 1}\n', "\0" * 100, JOURNAL_FORMAT])
 def test_what_is_no_journal_is_not_written_to(checkpoint, journal, content, resume):
     journal.write_text(content)
     with pytest.raises(JournalError, match="is no journal of an analysis, and stays as it is; accepted: another name"):

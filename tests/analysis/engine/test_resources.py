@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from weights import weight
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.engine.resources import size_reason
-from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.checkpoints import TensorInfo
 
 

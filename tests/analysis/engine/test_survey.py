@@ -13,15 +13,13 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_info
 from weights import HOSTILE, weight
 
-from lowrank_ldu import diagnose, ldu
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
-from lowrank_ldu.analysis.engine import resources
+from lowrank_ldu import diagnose, environment, ldu
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.engine import survey as survey_module
-from lowrank_ldu.analysis.engine.resources import Layout, physical_memory, plan
+from lowrank_ldu.analysis.engine.resources import Layout, plan
 from lowrank_ldu.analysis.engine.survey import survey
 from lowrank_ldu.analysis.measures.curves import best_errors, sample_ranks, sampled
 from lowrank_ldu.analysis.measures.spectrum import summarize_spectrum
-from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.decomposition import Factorization
@@ -349,12 +347,12 @@ def test_workers_are_as_many_as_memory_holds(checkpoint):
 
 
 def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
-    machine = physical_memory()
+    machine = environment.physical_memory()
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(resources, "_LIMITS", (tmp_path / "missing", limit))
+    monkeypatch.setattr(environment, "_LIMITS", (tmp_path / "missing", limit))
     for text, expected in (("4096\n", 4096), ("max\n", machine), (f"{2**62}\n", machine)):
         limit.write_text(text)
-        assert physical_memory() == expected
+        assert environment.physical_memory() == expected
 
 
 def test_parts_of_a_tensor_are_worked_on_together_and_read_once(tmp_path, monkeypatch):

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lowrank_ldu import ldu
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.measures.estimate import estimate_spectrum, largest_eigenvalue_bound
 from lowrank_ldu.analysis.measures.matrix import analyze_matrix
 from lowrank_ldu.analysis.measures.spectrum import summarize_spectrum
-from lowrank_ldu.analysis.options import SurveyOptions
 
 # The factors of the first steps are the same to rounding, which can go to the other neighbor in half precision.
 SAME = {

@@ -12,8 +12,7 @@ import pytest
 import scipy.linalg
 from safetensors.numpy import load_file
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 
 pytestmark = pytest.mark.longer
 

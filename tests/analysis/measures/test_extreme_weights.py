@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, write_report
 from lowrank_ldu.analysis.measures.matrix import analyze_matrix
-from lowrank_ldu.analysis.options import SurveyOptions
-from lowrank_ldu.analysis.report import write_report
 from lowrank_ldu.analysis.report.chart import Series, draw_chart
 
 IN_UNIT_OF_W = ("frobenius_norm", "spectral_norm", "smallest_pivot", "largest_pivot")

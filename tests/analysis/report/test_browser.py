@@ -7,13 +7,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from weights import HOSTILE, weight
 
-from lowrank_ldu.adapters import stored_numbers
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
-from lowrank_ldu.analysis.claims import examine_claims, write_claims
-from lowrank_ldu.analysis.comparison.report import write_comparison
-from lowrank_ldu.analysis.comparison.run import compare_checkpoints
-from lowrank_ldu.analysis.options import SurveyOptions
-from lowrank_ldu.analysis.report import write_report
+from lowrank_ldu.analysis import (
+    SurveyOptions,
+    analyze_checkpoint,
+    compare_checkpoints,
+    examine_claims,
+    write_claims,
+    write_comparison,
+    write_report,
+)
 
 # Processes of their own, by the dozen.
 pytestmark = pytest.mark.longer
@@ -167,7 +169,7 @@ def test_views_need_no_scripts(browser, report):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_page_of_claims(browser, checkpoint, options, tmp_path, width):
     analysis = analyze_checkpoint(checkpoint, options)
-    write_claims(examine_claims(analysis, stored_numbers), analysis, tmp_path)
+    write_claims(examine_claims(analysis), analysis, tmp_path)
     show(browser, tmp_path / "claims.html", *WIDTHS[width])
     assert browser.find_element(By.TAG_NAME, "h1").is_displayed()
     assert_harmless(browser, tmp_path / "claims.html")

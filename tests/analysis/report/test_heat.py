@@ -6,10 +6,9 @@ import pytest
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
-from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.report.heat import heat_map, ink, shade
-from lowrank_ldu.analysis.report.page import render_page
+from lowrank_ldu.analysis.report.page import render_report
 from lowrank_ldu.analysis.report.plots import draw_plots
 
 HOSTILE_MODULE = 'model.layers.0.$a_{<b>"${}\u4e2d'
@@ -44,7 +43,7 @@ def test_layers_and_modules(analysis):
 
 
 def test_cells_open_their_matrix(analysis):
-    source = render_page(analysis, draw_plots(analysis))
+    source = render_report(analysis, draw_plots(analysis))
     numbers = {tensor.name: number for number, (tensor, _) in enumerate(analysis.matrices, 1)}
     table = source[source.index('<table class="heat"') :]
     table = table[: table.index("</table>")]
@@ -64,7 +63,7 @@ def test_no_layers_no_heat_map(tmp_path):
     analysis = analyze_checkpoint(tmp_path / "model.safetensors", SurveyOptions(ranks=(2,), threads=1))
     plots = draw_plots(analysis)
     assert plots.heat == []
-    assert "Outside layers" in render_page(analysis, plots)
+    assert "Outside layers" in render_report(analysis, plots)
 
 
 def test_red_is_worse_than_zero():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank_ldu.analysis.report.places import Place, places
+from lowrank_ldu.analysis.report.places import ModulePlace, module_places
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,11 @@ from lowrank_ldu.analysis.report.places import Place, places
     ],
 )
 def test_one_name(name, module, layer):
-    assert places([name]) == {name: Place(module, layer)}
+    assert module_places([name]) == {name: ModulePlace(module, layer)}
 
 
 def test_what_is_counted_in_two_places_keeps_what_is_before_the_number():
-    found = places(["encoder.block.1.layer.0.SelfAttention.q.weight", "decoder.block.1.layer.0.SelfAttention.q.weight"])
+    found = module_places([f"{side}.block.1.layer.0.SelfAttention.q.weight" for side in ("encoder", "decoder")])
     assert [place.module for place in found.values()] == [
         "encoder.block.layer.*.SelfAttention.q",
         "decoder.block.layer.*.SelfAttention.q",
@@ -40,7 +40,7 @@ def test_what_is_counted_in_two_places_keeps_what_is_before_the_number():
 
 @given(st.lists(st.text(alphabet="ab.01/_[]é\n", max_size=12)))
 def test_every_name_has_a_place(names):
-    found = places(names)
+    found = module_places(names)
     assert set(found) == set(names)
     for name, place in found.items():
         assert place.layer is None or place.layer >= 0

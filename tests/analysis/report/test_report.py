@@ -17,13 +17,8 @@ from safetensors.torch import save_file
 from weights import HOSTILE, weight
 
 from lowrank_ldu import Diagnostics
-from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
-from lowrank_ldu.analysis.measures.recommendation import NeededRank
-from lowrank_ldu.analysis.options import SurveyOptions
-from lowrank_ldu.analysis.report import write_report
-from lowrank_ldu.analysis.report.document import to_json
-from lowrank_ldu.analysis.report.headlines import headlines
-from lowrank_ldu.analysis.report.page import render_page
+from lowrank_ldu.analysis import NeededRank, SurveyOptions, analyze_checkpoint, headlines, write_report
+from lowrank_ldu.analysis.report.page import analysis_json, render_report
 from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.scope import least_error, needed_in_words
 from lowrank_ldu.errors import OutputError
@@ -49,7 +44,7 @@ def plots(analysis):
 
 
 def render(analysis, plots=None, sections=()):
-    return render_page(analysis, plots or draw_plots(analysis), sections)
+    return render_report(analysis, plots or draw_plots(analysis), sections)
 
 
 def read_csv(path):
@@ -161,7 +156,7 @@ def test_json_is_strict_and_reads_back(folder, analysis):
 
 def test_json_writes_infinity_as_a_string(analysis):
     infinite = dataclasses.replace(analysis, seconds=math.inf)
-    assert json.loads(to_json(infinite))["seconds"] == "inf"
+    assert json.loads(analysis_json(infinite))["seconds"] == "inf"
 
 
 def test_page_loads_nothing(folder):

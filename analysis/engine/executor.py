@@ -1,4 +1,4 @@
-"""Work through the matrices of a checkpoint, the dearest first, whoever does the work."""
+"""Work through the matrices of a checkpoint, the costliest first."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ _Outcome = TypeVar("_Outcome")
 _Outcome_co = TypeVar("_Outcome_co", covariant=True)
 
 
-class Crew(Protocol[_Outcome_co]):
-    """Who works through tensors: threads of this process, or the workers of a cluster."""
+class Executor(Protocol[_Outcome_co]):
+    """Work through tensors.
+
+    By threads of this process, or by the workers of a cluster.
+    """
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
-        """Return how many of `tensors` will be worked on at the same time."""
+        """Count the tensors that are worked on at the same time."""
 
     def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome_co]]:
-        """Begin `tensors` in their order and yield each with its outcome when it is finished.
+        """Yield each tensor with its outcome.
+
+        They are begun in their order, and yielded as they are finished.
 
         Closing the iterator, or an exception in it, gives up what is not finished.
         """
@@ -32,7 +37,7 @@ class Crew(Protocol[_Outcome_co]):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the work stands.
+    """Report how far a survey or comparison is.
 
     Attributes
     ----------
@@ -52,18 +57,18 @@ class Progress:
 
 def work_through(
     tensors: Iterable[TensorInfo],
-    crew: Crew[_Outcome],
+    executor: Executor[_Outcome],
     progress: Callable[[Progress], None] | None = None,
     *,
     finished: Iterable[TensorInfo] = (),
 ) -> Iterator[tuple[TensorInfo, _Outcome]]:
-    """Have a crew work on every one of `tensors`.
+    """Yield every tensor with its outcome, and report progress.
 
     Parameters
     ----------
     tensors : iterable of TensorInfo
         Matrices.
-    crew : Crew
+    executor : Executor
     progress : callable, optional
         Called in the caller's thread when a tensor is begun or finished.
     finished : iterable of TensorInfo
@@ -72,7 +77,7 @@ def work_through(
     Yields
     ------
     tuple of TensorInfo and its outcome
-        As they are finished. What the crew raises ends the iteration.
+        As they are finished. What the executor raises ends the iteration.
     """
     waiting = _in_order(tensors)
     if not waiting:
@@ -80,17 +85,17 @@ def work_through(
     before = list(finished)
     count, done = len(before), sum(map(_work, before))
     total, whole = count + len(waiting), done + sum(map(_work, waiting))
-    at_once = crew.at_once(waiting)
+    at_once = executor.at_once(waiting)
     left = dict.fromkeys(waiting)
 
     def report() -> None:
         if progress is not None:
-            # They are begun in this order, the next one as soon as one is finished.
+            # Tensors are started in this order, the next one as soon as one is finished.
             running = tuple(info.name for info in islice(left, at_once))
             progress(Progress(running, count, total, done / whole))
 
     report()
-    for info, outcome in crew.run(waiting):
+    for info, outcome in executor.run(waiting):
         del left[info]
         count, done = count + 1, done + _work(info)
         report()
@@ -98,12 +103,26 @@ def work_through(
 
 
 def describe_error(error: Exception) -> str:
-    """Return the reason that stands in a report for a tensor which failed."""
+    """Return the reason that a report gives for a failure."""
     return f"error: {str(error) or type(error).__name__}"
 
 
+def list_reasons(reasons: Sequence[str], shown: int = 3) -> str:
+    """Join the first reasons and count the others.
+
+    Examples
+    --------
+    >>> list_reasons(["a", "b", "c", "d", "e"])
+    'a; b; c; and 2 other reasons'
+    """
+    more = f"; and {len(reasons) - shown} other reasons" if len(reasons) > shown else ""
+    return f"{'; '.join(reasons[:shown])}{more}"
+
+
 def _in_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
-    """Return the largest first: one that is begun last would keep one core busy alone.
+    """Return tensors with the largest first.
+
+    A large one that is begun last would keep one core busy alone.
 
     Parts of one stored tensor stay together, so that it is read once.
     """

@@ -1,15 +1,34 @@
-"""JSON has no infinite numbers: they are the strings "inf", "-inf" and "nan", which float() reads."""
+"""Write results as strict JSON, and read its numbers back.
+
+JSON has no infinite numbers: they are the strings "inf", "-inf" and "nan", which float() reads.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
+_NOTE = (
+    "JSON has no infinite numbers: they are the strings 'inf', '-inf' and 'nan', which float() in Python reads. "
+    "null is a figure that the method does not have."
+)
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
+def json_document(kind: str, content: dict[str, Any]) -> str:
+    """Return a document as strict JSON.
+
+    It begins with the name of its format and a note on numbers that JSON lacks.
+    """
+    whole = {"format": kind, "note": _NOTE, **content}
+    return json.dumps(finite_json(whole), allow_nan=False, separators=(",", ":"))
+
+
 def finite_json(value: Any) -> Any:
-    """Return a value of dicts, lists and plain numbers with the numbers that are not finite as strings.
+    """Replace numbers that are not finite by strings.
+
+    In dicts, lists and tuples, however deep.
 
     Examples
     --------
@@ -26,7 +45,9 @@ def finite_json(value: Any) -> Any:
 
 
 def floats_of(value: Any) -> Any:
-    """Return what `finite_json` made with the numbers as they were; for values without texts of these names.
+    """Replace the strings of `finite_json` by numbers.
+
+    Texts that are equal to one of them become numbers as well.
 
     Examples
     --------

@@ -1,0 +1,100 @@
+"""Write the claims: figures and verdicts as JSON, and a page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from lowrank_ldu.analysis.document import json_document
+from lowrank_ldu.analysis.report.templating import page_template
+from lowrank_ldu.formatting import duration, figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.claims.verdict import Claim, Finding
+
+
+def write_claims(claims: Sequence[Claim], analysis: Analysis, folder: Path) -> None:
+    """Write the claims into a folder.
+
+    `claims.json` holds every figure, and `claims.html` is a page that needs nothing else.
+
+    Parameters
+    ----------
+    claims : sequence of Claim
+    analysis : Analysis
+        What they were tested on.
+    folder : pathlib.Path
+        Exists.
+
+    Raises
+    ------
+    OSError
+        A file cannot be written.
+    """
+    (folder / "claims.json").write_text(claims_json(claims, analysis), encoding="utf-8")
+    (folder / "claims.html").write_text(render_claims(claims, analysis), encoding="utf-8")
+
+
+def claims_json(claims: Sequence[Claim], analysis: Analysis) -> str:
+    """Return the claims as strict JSON.
+
+    It has what is needed to repeat the test.
+    """
+    content = {
+        "paper": "arXiv 2410.13618",
+        "checkpoint": analysis.checkpoint,
+        "options": asdict(analysis.options),
+        "environment": asdict(analysis.environment),
+        "seconds": analysis.seconds,
+        "skipped": [{"tensor": tensor.name, "reason": tensor.reason} for tensor in analysis.skipped],
+        "claims": [
+            {
+                "claim": claim.name,
+                "statement": claim.statement,
+                "source": claim.source,
+                "rule": claim.rule,
+                "findings": [_finding(finding) for finding in claim.findings],
+            }
+            for claim in claims
+        ],
+    }
+    return json_document("lowrank-ldu claims 1", content)
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "test": finding.test,
+        "rank": finding.rank,
+        "verdict": finding.verdict,
+        "measured": finding.measured,
+        "medians": finding.medians,
+        "counts": finding.counts,
+        "matrices": [asdict(case) for case in finding.cases],
+    }
+
+
+def render_claims(claims: Sequence[Claim], analysis: Analysis) -> str:
+    """Return the claims as an HTML page.
+
+    A test is a row, and below it stands a table of its matrices.
+
+    Everything from the checkpoint is escaped.
+    """
+    template = page_template(
+        "claims.html.j2", measure=_measure, mark=_mark, heading=lambda name: name.replace("_", " ")
+    )
+    return template.render(analysis=analysis, title=PurePath(analysis.checkpoint).name, claims=claims)
+
+
+def _measure(value: float, name: str) -> str:
+    return duration(value) if name.endswith("seconds") else figure(value)
+
+
+def _mark(verdict: str) -> str:
+    """Return the class that a verdict is shown with."""
+    return {"holds": "yes", "does not hold": "no", "not tested": "open"}.get(verdict, "part")

@@ -1,0 +1,85 @@
+"""Count what factorizations and adapters cost: operations and stored numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.decomposition import LDU, SVD, PiSSA
+from lowrank_ldu.validation import check_count
+
+if TYPE_CHECKING:
+    from lowrank_ldu.decomposition import Factorization
+
+# Numbers in an adapter's file that recognize the base: a sample of its entries, and a sketch of the update.
+_SAMPLE, _SKETCH = 32, 32
+
+
+def factor_flops(factors: Factorization, rank: int) -> int:
+    """Count the operations that factoring to `rank` terms takes.
+
+    With k = min(m, n) and l = max(m, n):
+
+    - partial: getrf of the panel and trsm, m r^2 - r^3 / 3 + r^2 (n - r);
+    - rook: the same, the columns and rows that its search forms counted once;
+    - randomized: the same, and 2 s m n for a sketch of s = min(r, 64) + 8 rows;
+    - complete: the rank-one updates, 2 m n r; comparisons are not counted;
+    - svd, pissa, exact: 6 l k^2 + 20 k^3, whatever the rank (Golub and Van Loan, Matrix Computations, R-SVD);
+    - svd, pissa, randomized with q power iterations: 4 (q + 1) m n w products with the w = r sketched columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank_ldu import ldu
+    >>> factor_flops(ldu(np.eye(6, 4), 3), 3)
+    54
+    """
+    m, n = factors.shape[-2:]
+    k, longest = min(m, n), max(m, n)
+    if isinstance(factors, (SVD, PiSSA)):
+        if factors.niter is None:
+            return 6 * longest * k**2 + 20 * k**3
+        return 4 * (factors.niter + 1) * m * n * rank
+    eliminate = m * rank**2 - rank**3 // 3 + rank**2 * (n - rank)
+    pivoting = factors.pivoting if isinstance(factors, LDU) else None
+    if pivoting == "complete":
+        return 2 * m * n * rank
+    if pivoting == "randomized":
+        return eliminate + 2 * (min(rank, 64) + 8) * m * n
+    return eliminate
+
+
+def apply_flops(m: int, n: int, rank: int) -> int:
+    """Count the operations of L (z * (U x)) per input vector.
+
+    Examples
+    --------
+    >>> apply_flops(768, 768, 64)
+    196672
+    """
+    return 2 * rank * (m + n) + rank
+
+
+def stored_numbers(rank: int) -> int:
+    """Count the numbers that `save_adapter` writes for a layer.
+
+    With the default options, whatever its shape.
+
+    Offset and pivots, r each, sigma and its start, and the two samples that tell a changed base from the right one.
+
+    Parameters
+    ----------
+    rank : int
+        r, at least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `rank` is no integer from 1 on.
+
+    Examples
+    --------
+    >>> stored_numbers(8), stored_numbers(64)
+    (82, 194)
+    """
+    check_count(rank, "rank", 1)
+    return 2 * rank + 2 + _SAMPLE + _SKETCH
