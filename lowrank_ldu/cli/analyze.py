@@ -22,6 +22,7 @@ from lowrank_ldu.cli.options import (
     Seed,
     Select,
     ThreadCount,
+    choice,
     prefer_huge_pages,
     survey_options,
 )
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.report.scope import Scope
 
 _REASONS_SHOWN = 4
+# As in `lowrank_ldu.analysis.options`, which is not imported for help.
+MODES = ("exact", "cheap")
+COMPUTE_DTYPES = ("float32", "float64")
 
 
 def show_summary(analysis: Analysis, out: Path) -> None:
@@ -124,22 +128,26 @@ def analyze(
     exclude: Exclude = None,
     mode: Annotated[
         str,
-        typer.Option(
-            help="exact: the whole SVD, LDU to the full rank; cheap: leading singular values with bounds, LDU to the "
-            "largest rank asked for."
+        choice(
+            MODES,
+            help="exact: the whole SVD, LDU to the full rank. cheap: leading singular values with bounds, LDU to the "
+            "largest rank asked for.",
         ),
     ] = "exact",
     target_error: Annotated[
         list[float] | None,
         typer.Option(
+            metavar="<float>",
             help="Relative error whose smallest sufficient rank is looked for; repeat for more.",
             show_default="0.5, 0.1",
         ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="float32 or float64, to factor in.", show_default="float64 for weights in float64, float32 for others"
+        choice(
+            COMPUTE_DTYPES,
+            help="Dtype to factor in.",
+            show_default="float64 for weights in float64, float32 for others",
         ),
     ] = None,
     seed: Seed = 0,

@@ -8,24 +8,41 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lowrank_ldu.cli.errors import fail
+from lowrank_ldu.decomposition import PIVOTING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
+
+
+def choice(accepted: Sequence[str], **others: Any) -> Any:
+    """Return an option that takes one of some words: shown and completed as such, checked by whoever uses it."""
+
+    def completed(incomplete: str) -> list[str]:
+        return [word for word in accepted if word.startswith(incomplete)]
+
+    # With room to break the line, where it would be broken inside a word.
+    bar = "|" if len(accepted) < 4 else " | "
+    return typer.Option(metavar=f"<{bar.join(accepted)}>", autocompletion=completed, **others)
+
 
 CHECKPOINT = "A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index, a directory, or hf://OWNER/NAME."
 
 Rank = Annotated[
     list[int] | None,
-    typer.Option(help="Rank to measure; repeat for more. The full rank is measured too.", show_default="8, 64"),
+    typer.Option(
+        metavar="<int>", help="Rank to measure; repeat for more. The full rank is measured too.", show_default="8, 64"
+    ),
 ]
 PivotingNames = Annotated[
     list[str] | None,
-    typer.Option(help="partial, complete, rook or randomized; repeat for more.", show_default="partial, complete"),
+    choice(PIVOTING, help="Pivoting strategy to measure; repeat for more.", show_default="partial, complete"),
 ]
-Select = Annotated[str | None, typer.Option(help="Only tensors whose name matches this regular expression.")]
-Exclude = Annotated[str | None, typer.Option(help="Leave out tensors whose name matches this one.")]
-Seed = Annotated[int, typer.Option(help="Of randomized pivoting, quick PiSSA, sketches and random starts.")]
+Select = Annotated[str | None, typer.Option(help="Take only tensors whose name matches this regular expression.")]
+Exclude = Annotated[str | None, typer.Option(help="Leave out tensors whose name matches this regular expression.")]
+Seed = Annotated[int, typer.Option(help="Seed of randomized pivoting, quick PiSSA, sketches and random starts.")]
 ThreadCount = Annotated[int | None, typer.Option(help="Cores to use, by threads of this process.", show_default="all")]
 
 
@@ -55,7 +72,6 @@ def survey_options(
         One of them is out of its range.
     """
     from lowrank_ldu.analysis.options import SurveyOptions, available_cores  # noqa: PLC0415
-    from lowrank_ldu.decomposition import PIVOTING  # noqa: PLC0415
 
     for name in pivoting or []:
         if name not in PIVOTING:
