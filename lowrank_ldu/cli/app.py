@@ -17,8 +17,6 @@ from lowrank_ldu.cli.demo import demo
 from lowrank_ldu.cli.export import export
 
 if TYPE_CHECKING:
-    from typer import Context
-
     _Help = TyperCommand
 else:
     _Help = object
@@ -27,14 +25,14 @@ else:
 class _PlainHelp(_Help):
     """Help that shows flags without a type and arguments without braces."""
 
-    def get_params(self, ctx: Context) -> list[Any]:
+    def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
         return params
 
-    def collect_usage_pieces(self, ctx: Context) -> list[str]:
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
         pieces = super().collect_usage_pieces(ctx)
         return [piece[1:-1].upper() if piece.startswith("{") else piece for piece in pieces]
 
