@@ -19,3 +19,7 @@ __all__ = [
     "pack",
     "plan_costs",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -33,3 +33,10 @@ __all__ = [
     "pissa",
     "svd",
 ]
+
+# Packages that users name. They come with an import of their own, since most need an extra.
+_PACKAGES = ["adapters", "analysis", "checkpoints", "decomposition", "diagnostics", "errors", "kernels", "nn", "peft"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_PACKAGES, "__version__"]

@@ -24,3 +24,7 @@ __all__ = [
     "save_adapter",
     "stored_numbers",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,3 +8,7 @@ from lowrank_ldu.backend.base import Array, Backend
 from lowrank_ldu.backend.select import backend_of
 
 __all__ = ["Array", "Backend", "backend_of"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["main"]
+
 _SIGNALED = 128  # and the signal's number, as shells count
 INTERRUPTED = _SIGNALED + signal.SIGINT
 _USAGE = 2
 # Of what stdout goes to.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _OF_THE_EXTRA = {"typer", "rich", "click"}
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def main() -> None:

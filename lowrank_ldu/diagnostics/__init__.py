@@ -6,3 +6,7 @@ from lowrank_ldu.diagnostics.record import Diagnostics
 from lowrank_ldu.diagnostics.target import Target
 
 __all__ = ["Diagnostics", "Examination", "Target", "diagnose"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -6,3 +6,7 @@ from lowrank_ldu.measuring.run import run_case
 from lowrank_ldu.measuring.table import COLUMNS, Row, read_rows, write_rows
 
 __all__ = ["COLUMNS", "PRESETS", "Case", "Row", "cases_of", "read_rows", "run_case", "write_plots", "write_rows"]
+
+
+def __dir__() -> list[str]:
+    return __all__

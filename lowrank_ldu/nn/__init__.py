@@ -31,3 +31,7 @@ __all__ = [
     "unload",
     "unmerge",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
