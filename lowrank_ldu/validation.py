@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -121,7 +121,7 @@ def check_finite(array: Array, backend: Backend, name: str) -> None:
     )
 
 
-def check_representable(array: Array, backend: Backend, name: str, accepted: str) -> Array:
+def check_representable(array: ArrayType, backend: Backend, name: str, accepted: str) -> ArrayType:
     """Return `array`, or raise ValueError if a result has left the range of its dtype."""
     if not backend.is_traced(array) and not is_finite(array, backend):
         largest = float(backend.xp.finfo(array.dtype).max)

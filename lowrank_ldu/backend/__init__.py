@@ -4,10 +4,10 @@ Everything else in the decomposition is written against the standard itself, thr
 imported only when an array of it has been handed in, so none is ever imported that the caller did not bring.
 """
 
-from lowrank_ldu.backend.base import Array, Backend
+from lowrank_ldu.backend.base import Array, ArrayType, Backend
 from lowrank_ldu.backend.select import backend_of
 
-__all__ = ["Array", "Backend", "backend_of"]
+__all__ = ["Array", "ArrayType", "Backend", "backend_of"]
 
 
 def __dir__() -> list[str]:

@@ -6,9 +6,42 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
+    from typing_extensions import TypeVar
+else:
+    from typing import TypeVar
 
 # numpy.ndarray, torch.Tensor, jax.Array or cupy.ndarray: they share the array API standard, but no static type.
 Array: TypeAlias = Any
+
+
+class AnyArray(Protocol):
+    """Name what the static types of arrays have in common."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of its sides."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """How many sides it has."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """The library's own type of the entries."""
+        ...
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """Return some of its entries."""
+        ...
+
+
+# The type of the caller's arrays, for results that hold arrays of the same library. Defaults come with Python 3.13.
+if TYPE_CHECKING:
+    ArrayType = TypeVar("ArrayType", bound=AnyArray, default=Any)
+else:
+    ArrayType = TypeVar("ArrayType")
 
 
 class Backend(Protocol):
