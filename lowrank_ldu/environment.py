@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import scipy
 import torch
-
-import lowrank_ldu
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ def describe_environment(engine: str = "local") -> Environment:
         system=f"{platform.system()} {platform.release()}",
         engine=engine,
         versions={
-            "lowrank_ldu": lowrank_ldu.__version__,
+            # Of what is installed: the package itself stands on floors above this one.
+            "lowrank_ldu": version("lowrank-ldu"),
             "torch": torch.__version__,
             "numpy": np.__version__,
             "scipy": scipy.__version__,
