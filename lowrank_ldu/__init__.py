@@ -1,4 +1,4 @@
-"""Pivoted LDU factorization of model weights: analyze it, fine-tune with it, compare it with SVD and PiSSA.
+"""Factor model weights by pivoted LDU, and fine-tune by it.
 
 `W[p] = L diag(z) U`, the factorization that LoLDU (arXiv 2410.13618) fine-tunes the diagonal of. Importing this
 package imports NumPy and SciPy only; the layer is in `lowrank_ldu.nn`, the analysis of checkpoints in

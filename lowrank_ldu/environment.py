@@ -1,4 +1,4 @@
-"""The machine and the versions that figures were measured with."""
+"""Describe the machine and the versions figures come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a survey ran.
+    """Hold where a survey ran.
 
     Attributes
     ----------

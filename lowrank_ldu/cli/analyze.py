@@ -44,7 +44,10 @@ COMPUTE_DTYPES = ("float32", "float64")
 
 
 def show_summary(analysis: Analysis, out: Path) -> None:
-    """Write to stdout the medians over the matrices, what was skipped, and where the report is."""
+    """Print the summary of an analysis.
+
+    Medians over the matrices, what was skipped, and where the report is.
+    """
     console = SafeConsole()
     from lowrank_ldu.analysis.report.scope import headline_scope  # noqa: PLC0415
 
@@ -105,7 +108,7 @@ def count_of(matrices: int) -> str:
 
 
 class EngineKind(StrEnum):
-    """What does the work."""
+    """Name what does the work."""
 
     LOCAL = "local"
     DASK = "dask"
@@ -159,10 +162,11 @@ def analyze(
         str | None, typer.Option(help="With dask: the address of the scheduler, such as tcp://HOST:8786.")
     ] = None,
 ) -> None:
-    """Factor every matrix of a checkpoint by LDU, SVD and PiSSA, and report errors, conditioning, pivots and time.
+    """Analyze every matrix of a checkpoint and write a report.
 
-    Writes report.html, tables as CSV and Parquet, analysis.json and plots as PNG and SVG. While it runs, results are
-    kept in a journal beside the folder; --resume goes on from there.
+    Each is factored by LDU, SVD and PiSSA; the report has errors, conditioning, pivots and time. Writes report.html,
+    tables as CSV and Parquet, analysis.json and plots as PNG and SVG. While it runs, results are kept in a journal
+    beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
     from lowrank_ldu.analysis.checkpoint import analyze_checkpoint  # noqa: PLC0415

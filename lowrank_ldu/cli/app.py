@@ -1,4 +1,4 @@
-"""The commands, each registered from its own file."""
+"""Register the commands, each from its own file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ else:
 
 
 class _PlainHelp(_Help):
-    """Help that shows flags without a type and arguments without braces."""
+    """Show flags without a type, and arguments without braces."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)

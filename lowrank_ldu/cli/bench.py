@@ -1,4 +1,4 @@
-"""Run `lowrank-ldu bench`: one layer in every way of computing it."""
+"""Run `lowrank-ldu bench`: one layer, timed in every way."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MODES = {"forward": "forward, without gradients", "training": "forward and back
 
 
 def show_rows(case: Case, result: Result) -> None:
-    """Write the tables of a case to stdout."""
+    """Print the tables of a case."""
     console = SafeConsole()
     for mode in case.modes:
         rows = [row for row in result.rows if row.mode == mode]
@@ -91,10 +91,11 @@ def bench(
     append: Annotated[Path | None, typer.Option(help="A results.csv to add the new rows to, in --out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
 ) -> None:
-    """Time one linear layer: frozen, fully fine-tuned, LoRA, the paper's formula, and every plan of this package.
+    """Time one linear layer in every way of computing it.
 
-    All methods take turns in one run, so that ratios mean something; each is checked against float64 first. Plans that
-    cannot run on this machine are listed with the reason.
+    The ways are: frozen, fully fine-tuned, LoRA, the paper's formula, and every plan of this package. All methods take
+    turns in one run, so that ratios mean something; each is checked against float64 first. Plans that cannot run on
+    this machine are listed with the reason.
     """
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
     from lowrank_ldu.measuring import read_rows, write_plots, write_rows  # noqa: PLC0415
@@ -141,7 +142,10 @@ def _device(device: str | None, dtype: str | None) -> tuple[torch.device, torch.
 
 
 def _check_size(case: Case, dtype: torch.dtype, adapters: int) -> None:
-    """Refuse a layer whose weight, batch and adapters alone are larger than the memory."""
+    """Refuse a layer that is larger than the memory.
+
+    Its weight, batch and adapters alone are counted.
+    """
     from lowrank_ldu.analysis.engine.resources import physical_memory  # noqa: PLC0415
 
     m, n = case.out_features, case.in_features

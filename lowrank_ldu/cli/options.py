@@ -1,4 +1,4 @@
-"""The options that commands on checkpoints share."""
+"""Declare the options that commands on checkpoints share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def choice(accepted: Sequence[str], **others: Any) -> Any:
-    """Return an option that takes one of some words: shown and completed as such, checked by whoever uses it."""
+    """Return an option that takes one of some words.
+
+    They are shown and completed as such, and checked by whoever uses them.
+    """
 
     def completed(incomplete: str) -> list[str]:
         return [word for word in accepted if word.startswith(incomplete)]
@@ -47,9 +50,9 @@ ThreadCount = Annotated[int | None, typer.Option(help="Cores to use, by threads 
 
 
 def prefer_huge_pages() -> None:
-    """Have torch, which is not imported yet, allocate large buffers in huge pages.
+    """Have torch allocate large buffers in huge pages.
 
-    On wide embeddings the kernel's page faults cost as much as the arithmetic.
+    It must not be imported yet. On wide embeddings the kernel's page faults cost as much as the arithmetic.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -64,7 +67,9 @@ def survey_options(
     threads: int | None,
     **others: Any,
 ) -> SurveyOptions:
-    """Return the options of a survey from those of the command line, None being the default.
+    """Return the options of a survey from the command line's.
+
+    None stands for the default.
 
     Raises
     ------
