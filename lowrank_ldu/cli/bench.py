@@ -93,9 +93,9 @@ def bench(
 ) -> None:
     """Time one linear layer in every way of computing it.
 
-    The ways are: frozen, fully fine-tuned, LoRA, the paper's formula, and every plan of this package. All methods take
-    turns in one run, so that ratios mean something; each is checked against float64 first. Plans that cannot run on
-    this machine are listed with the reason.
+    Frozen, fully fine-tuned, by LoRA, by the paper's formula, and by every plan of this package. All take turns in one
+    run, so that ratios mean something; each is checked against float64 first. Plans that cannot run on this machine are
+    listed with the reason.
     """
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
     from lowrank_ldu.measuring import read_rows, write_plots, write_rows  # noqa: PLC0415
