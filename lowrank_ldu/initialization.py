@@ -1,4 +1,7 @@
-"""The eight initialisations of the diagonal that the paper compares (its Table V)."""
+"""The eight initialisations of the diagonal that the paper compares (its Table V).
+
+Not in `nn`: analysis examines them, and needs no layer.
+"""
 
 from __future__ import annotations
 

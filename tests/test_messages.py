@@ -160,7 +160,7 @@ def test_ranks_are_cut_on_demand(tmp_path):
     config = LolduConfig(r=8, target_modules="all-linear", clip_rank=True, init_weights=False)
     wrapped = get_peft_model(model(), config).eval()
     wrapped.save_pretrained(tmp_path)
-    assert {name: layer.record.rank for name, layer in read_adapter(tmp_path).layers.items()} == {
+    assert {name: layer.record.options.rank for name, layer in read_adapter(tmp_path).layers.items()} == {
         "0": 8,
         "2": 2,
         "3": 2,

@@ -9,7 +9,6 @@ import torch
 
 from lowrank_ldu.adapters.deviation import Deviation, warn_of
 from lowrank_ldu.adapters.fingerprint import fingerprint
-from lowrank_ldu.adapters.records import factor_options
 from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lowrank_ldu.adapters.layout import LayerRecord
+    from lowrank_ldu.adapters.format import LayerRecord
     from lowrank_ldu.nn.kinds import LayerKind
 
 # Of the update. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms are nothing but
@@ -128,20 +127,12 @@ class StoredLayer:
         return diagonal, deviation
 
     def _diagonal(self, matrix: Tensor) -> Diagonal:
-        record = self.record
+        options = self.record.options
         try:
-            factors = Factors(matrix, factor_options(record), deferred=True)
+            factors = Factors(matrix, options, deferred=True)
             factors.build(matrix, self.tensors.get("pivot_rows"), self.tensors.get("pivot_columns"))
-            adapter = DiagonalAdapter(
-                record.rank,
-                alpha=record.alpha,
-                init=record.init,  # type: ignore[arg-type]
-                preserving=record.preserving,
-                train_sigma=record.train_sigma,
-                seed=record.seed,
-                dtype=torch.promote_types(matrix.dtype, torch.float32),
-                device=matrix.device,
-            )
+            dtype = torch.promote_types(matrix.dtype, torch.float32)
+            adapter = DiagonalAdapter(options, dtype=dtype, device=matrix.device)
             adapter.start_from(factors)
             if "initial_diagonal" in self.tensors:
                 adapter.set_initial_diagonal(self.tensors["initial_diagonal"], factors)
@@ -179,13 +170,13 @@ class StoredLayer:
         return Deviation(self.name, base, None if trained in {"", present} else (present, trained), update)
 
     def _reason(self) -> str:
-        if self.record.basis == "svd":
+        if self.record.options.basis == "svd":
             return "its singular vectors come out different here, as those of nearly equal singular values may"
-        if self.record.basis == "random":
+        if self.record.options.basis == "random":
             return "its random basis comes out different here"
         return (
-            f"the base does not determine all of its {self.record.rank} terms, some of which are rounding errors (its "
-            "rank is smaller), or it was changed after the adapter was put on it"
+            f"the base does not determine all of its {self.record.options.rank} terms, some of which are rounding "
+            "errors (its rank is smaller), or it was changed after the adapter was put on it"
         )
 
 

@@ -1,33 +1,63 @@
-"""Put an adapter into a model."""
+"""Read an adapter's folder, of this package or of PEFT, and put the adapter into a model."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from lowrank_ldu.adapters.deviation import warn_of
-from lowrank_ldu.adapters.input_files import checked_model_and_path
-from lowrank_ldu.adapters.reading import read_adapter
+from lowrank_ldu.adapters.format import CONFIG_FILE
+from lowrank_ldu.adapters.input_files import checked_model_and_path, checked_path
+from lowrank_ldu.adapters.native_folder import read_native
+from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG, read_peft
 from lowrank_ldu.adapters.ties import check_ties
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.freezing import outside_inference_mode, restore_trainable_on_error
 from lowrank_ldu.nn.host import AdapterHost, plain_name, plain_submodule, unwrapped, weight_matrix
-from lowrank_ldu.nn.injection import replace_module
+from lowrank_ldu.nn.injection import outside_inference_mode, replace_module, restore_trainable_on_error
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.validation import check_flag, dtype_name
 
 if TYPE_CHECKING:
-    import os
-
     from torch import Tensor
 
     from lowrank_ldu.adapters.deviation import Deviation
     from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+
+
+def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
+    """Read the folder that `save_adapter`, or `save_pretrained` of a PEFT model with a `LolduConfig`, wrote.
+
+    Parameters
+    ----------
+    path : path
+        The folder.
+
+    Returns
+    -------
+    AdapterFile
+
+    Raises
+    ------
+    TypeError
+        `path` is no path.
+    AdapterError
+        A file is missing, damaged or changed, or is not of such an adapter; or `path` is a file.
+    """
+    folder = checked_path(path)
+    if os.path.isfile(folder):  # noqa: PTH113  # Path's raises where no file can have such a name
+        raise AdapterError(f"{folder}: is a file; accepted: the folder of an adapter, such as {folder.parent}")
+    of_peft, native = (os.path.lexists(folder / name) for name in (PEFT_CONFIG, CONFIG_FILE))
+    if of_peft and native:
+        raise AdapterError(f"{folder}: holds two adapters, {PEFT_CONFIG} and {CONFIG_FILE}; accepted: a folder of one")
+    adapter = read_peft(folder) if of_peft else read_native(folder)
+    return replace(adapter, path=folder)
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool = False) -> list[str]:

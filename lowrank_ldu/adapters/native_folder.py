@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load
 
 from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+from lowrank_ldu.adapters.format import (
+    CONFIG_FILE,
+    FORMAT,
+    VERSION,
+    WEIGHTS_FILE,
+    check_numbers,
+    checked_record,
+    copy_in,
+    is_sealed,
+)
 from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
-from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE
-from lowrank_ldu.adapters.records import check_numbers, checked_record
-from lowrank_ldu.adapters.seal import copy_in, is_sealed
 from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load
 
 from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
+from lowrank_ldu.adapters.format import check_numbers, checked_record
 from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
-from lowrank_ldu.adapters.records import check_numbers, checked_record
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
+from lowrank_ldu.nn.options import OPTION_NAMES
 from lowrank_ldu.patterns import PatternError, Patterns
 from lowrank_ldu.validation import shown
 
@@ -27,7 +28,8 @@ _BASE_WEIGHT = ".base_layer.weight"
 # With bias="all" PEFT saves the biases of modules that were trained whole twice more, under the names of its wrapper.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 _OBJECTS = ("layer_kinds", "lora_obstacles", "rank_pattern", "alpha_pattern")
-_OPTIONS = ("init", "preserving", "pivoting", "basis", "parametrization", "train_sigma", "seed")
+# Those that are the same for all layers.
+_OPTIONS = tuple(name for name in OPTION_NAMES if name not in {"rank", "alpha"})
 
 
 def read_peft(folder: Path) -> AdapterFile:

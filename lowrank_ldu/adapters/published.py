@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,15 +16,14 @@ from lowrank_ldu.adapters.input_files import check_regular, one_line
 from lowrank_ldu.checkpoints.writer import entries_of, read_entry
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.errors import AdapterError
-from lowrank_ldu.nn import LoLDULayer
+from lowrank_ldu.nn import AdapterOptions, LoLDULayer
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.freezing import restore_trainable_on_error
 from lowrank_ldu.nn.host import check_model, weight_matrix
-from lowrank_ldu.nn.injection import replace_module
+from lowrank_ldu.nn.injection import replace_module, restore_trainable_on_error
 from lowrank_ldu.nn.kinds import EmbeddingKind, LinearKind, kind_of
 from lowrank_ldu.pickles import check_calls
 from lowrank_ldu.untrusted import check_inflated
-from lowrank_ldu.validation import check_choice, check_count, check_flag, check_positive
+from lowrank_ldu.validation import check_choice, check_count, check_positive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,11 +121,11 @@ def import_published(
     check_choice(init, "init", PUBLISHED_INITS)
     alpha = check_positive(alpha, "alpha")
     rank = None if rank is None else check_count(rank, "rank", 1)
-    train_sigma = check_flag(train_sigma, "train_sigma")
+    options = AdapterOptions(init=_START_IN_RESIDUAL.get(init, "regular_ldu"), train_sigma=train_sigma)
     published = _published(_tensors(state))
     with restore_trainable_on_error(model):
         layers = {
-            each.name: _layer(model, each, init, alpha / (rank or len(each.z)), train_sigma=train_sigma)
+            each.name: _layer(model, each, options, alpha / (rank or len(each.z)), drawn=init in _DRAWN)
             for each in published
         }
     for name, layer in layers.items():
@@ -193,7 +192,7 @@ def _published(tensors: Mapping[str, Tensor]) -> list[_Published]:
 
 
 def _layer(
-    model: nn.Module, published: _Published, init: PublishedInit, scale: float, *, train_sigma: bool
+    model: nn.Module, published: _Published, options: AdapterOptions, scale: float, *, drawn: bool
 ) -> LoLDULayer:
     name, z = published.name, published.z
     try:
@@ -217,14 +216,8 @@ def _layer(
             "NaN; accepted: weights of full rank"
         )
     factors = whole.truncate(len(z))
-    layer = LoLDULayer(
-        base_layer,
-        alpha=scale * len(z),
-        init=_START_IN_RESIDUAL.get(init, "regular_ldu"),
-        factors=factors,
-        train_sigma=train_sigma,
-    )
-    if init in _DRAWN:
+    layer = LoLDULayer(base_layer, options=replace(options, alpha=scale * len(z)), factors=factors)
+    if drawn:
         layer.adapter.set_initial_diagonal(_drawn_start(published, matrix, factors, scale), layer.factors)
     layer.adapter.set_z(z.to(layer.offset), layer.factors)
     if published.sigma is not None:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lowrank_ldu.adapters.file import StoredLayer
 from lowrank_ldu.adapters.fingerprint import fingerprint
+from lowrank_ldu.adapters.format import (
+    CONFIG_FILE,
+    FORMAT,
+    VERSION,
+    WEIGHTS_FILE,
+    LayerRecord,
+    check_numbers,
+    sealed,
+    with_copy,
+)
 from lowrank_ldu.adapters.input_files import checked_model_and_path
-from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE, LayerRecord
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG
-from lowrank_ldu.adapters.records import check_numbers
-from lowrank_ldu.adapters.seal import sealed, with_copy
 from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.adapters.ties import tied_tensors
 from lowrank_ldu.errors import AdapterError
@@ -113,7 +119,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     config = {
         "format": FORMAT,
         "version": VERSION,
-        "layers": {name: _entry(record) for name, record in records.items()},
+        "layers": {name: record.to_json() for name, record in records.items()},
         "modules": modules,
         "tied": tied_tensors(model, whole),
         "shared": _shared(model),
@@ -132,12 +138,6 @@ def _shared(model: nn.Module) -> dict[str, list[str]]:
     return {first: others for first, *others in names if others}
 
 
-def _entry(record: LayerRecord) -> dict[str, Any]:
-    entry = asdict(record)
-    # Earlier versions know no such field, and read files without it.
-    return entry if record.lora_obstacle else {key: entry[key] for key in entry if key != "lora_obstacle"}
-
-
 def _record(layer: LoLDULayer) -> LayerRecord:
     matrix = weight_matrix(layer.base_layer)
     return LayerRecord(
@@ -146,7 +146,7 @@ def _record(layer: LoLDULayer) -> LayerRecord:
         base_dtype=dtype_name(matrix),
         base_sha256=fingerprint(matrix),
         lora_obstacle=lora_obstacle(layer.base_layer),
-        **layer.options,
+        options=layer.options,
     )
 
 
@@ -161,7 +161,7 @@ def _warn_of_rounding(layer: LoLDULayer, stored: StoredLayer) -> None:
     """Try out, where the last pivots are as small as rounding errors, whether the update can be rebuilt."""
     sizes = layer.factors.diagonal.abs()
     noise = torch.finfo(sizes.dtype).eps * max(stored.record.shape)
-    if stored.record.basis != "ldu" or sizes.min() > noise * sizes.max():
+    if stored.record.options.basis != "ldu" or sizes.min() > noise * sizes.max():
         return
     try:
         stored.rebuild(weight_matrix(layer.base_layer), force=False)

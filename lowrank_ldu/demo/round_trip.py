@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowrank_ldu.adapters import load_adapter, save_adapter
-from lowrank_ldu.adapters.layout import CONFIG_FILE, WEIGHTS_FILE
+from lowrank_ldu.adapters.format import CONFIG_FILE, WEIGHTS_FILE
 from lowrank_ldu.demo import LoLDU, accuracy, build_vision_transformer
 from lowrank_ldu.demo.methods import HEAD
 from lowrank_ldu.errors import RoundTripError

@@ -8,13 +8,14 @@ from lowrank_ldu.nn.fusion import set_plan
 from lowrank_ldu.nn.injection import inject, lowrank_layers
 from lowrank_ldu.nn.layer import LoLDULayer
 from lowrank_ldu.nn.merging import merge, unload, unmerge
-from lowrank_ldu.nn.optimization import ProjectedOptimizer
-from lowrank_ldu.nn.projection import project_
+from lowrank_ldu.nn.optimization import ProjectedOptimizer, project_
+from lowrank_ldu.nn.options import AdapterOptions
 
 __all__ = [
     "BASES",
     "INITIALIZATIONS",
     "PARAMETRIZATIONS",
+    "AdapterOptions",
     "Basis",
     "Initialization",
     "LoLDULayer",

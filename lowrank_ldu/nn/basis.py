@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.decomposition import LDU, Factorization, ldu, ldu_at_pivots, svd
-from lowrank_ldu.validation import LARGEST_SEED, check_choice, check_count, check_matrix, check_rank
+from lowrank_ldu.validation import check_matrix, check_rank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 Basis = Literal["ldu", "svd", "random"]
 BASES: tuple[Basis, ...] = get_args(Basis)
-
-# Of NumPy's legacy generator.
-_LARGEST_BASIS_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -40,16 +37,6 @@ class Terms:
     factors: Factorization
     rows: Tensor | None = None
     columns: Tensor | None = None
-
-
-def check_basis(basis: str) -> None:
-    """Raise ValueError unless `basis` is one of `BASES`."""
-    check_choice(basis, "basis", BASES)
-
-
-def check_seed(seed: object, basis: str) -> int:
-    """Return a seed as an int that the generator of random starts takes, and that of the basis."""
-    return check_count(seed, "seed", largest=_LARGEST_BASIS_SEED if basis == "random" else LARGEST_SEED)
 
 
 def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting, seed: int) -> Terms:
@@ -76,7 +63,7 @@ def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting,
     Raises
     ------
     TypeError, ValueError
-        As for `ldu`, or `basis` is none of the three.
+        As for `ldu`.
 
     Examples
     --------
@@ -84,7 +71,6 @@ def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting,
     >>> terms.factors.diagonal
     tensor([3.])
     """
-    check_basis(basis)
     if basis == "svd":
         return Terms(svd(matrix, rank))
     if basis == "random":

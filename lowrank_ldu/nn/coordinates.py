@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from lowrank_ldu.decomposition.gram import gram_matrix
-from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +18,6 @@ PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
 # The unit-diagonal Gram matrix takes rounding errors of about r eps. Jitter starts there and grows until the pivots of
 # the Cholesky factorisation are beyond them.
 _JITTER_GROWTH = 10.0
-
-
-def check_parametrization(parametrization: str) -> None:
-    """Raise ValueError unless `parametrization` is one of `PARAMETRIZATIONS`."""
-    check_choice(parametrization, "parametrization", PARAMETRIZATIONS)
 
 
 def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization) -> tuple[Tensor | None, float]:
@@ -52,7 +46,6 @@ def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization
     G is computed and factored in float64 after its terms are scaled to unit norm, which is what its condition number
     should not have to pay for. Terms that are zero count with norm 1.
     """
-    check_parametrization(parametrization)
     if parametrization == "diagonal":
         return None, 0.0
     # Squares of entries beyond 1e154, which float64 weights can have, would overflow even there.

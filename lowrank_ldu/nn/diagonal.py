@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal, is_random
+from lowrank_ldu.initialization import initial_diagonal, is_random
 from lowrank_ldu.nn.coordinates import from_diagonal, to_diagonal
 from lowrank_ldu.nn.factors import SAMPLES
 from lowrank_ldu.nn.offloading import is_offloaded, onloaded
-from lowrank_ldu.validation import check_choice, check_flag, check_positive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lowrank_ldu.nn.factors import Factors
+    from lowrank_ldu.nn.options import AdapterOptions
 
 
 class DiagonalState(NamedTuple):
@@ -53,19 +53,8 @@ class DiagonalAdapter(nn.Module):
 
     Parameters
     ----------
-    rank : int
-    alpha : float, optional
-        sigma starts at alpha / r; r if not given.
-    init : str
-        Start of z, one of `INITIALIZATIONS`.
-    preserving : bool
-        Whether z_ref is the start of z (True) or the factorisation's own diagonal.
-    train_sigma : bool
-        Whether sigma is trained.
-    seed : int
-        Of random starts.
-    rows, columns : bool
-        Whether the factors have pivots of their own (`FactorOptions`), for a place to load them to.
+    options : AdapterOptions
+        Of this layer (`AdapterOptions.for_layer`).
     dtype, device
         Of offset and sigma.
 
@@ -97,45 +86,38 @@ class DiagonalAdapter(nn.Module):
 
     def __init__(
         self,
-        rank: int,
+        options: AdapterOptions,
         *,
-        alpha: float | None = None,
-        init: Initialization = "regular_ldu",
-        preserving: bool = True,
-        train_sigma: bool = True,
-        seed: int = 0,
-        rows: bool = True,
-        columns: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        check_choice(init, "init", INITIALIZATIONS)
-        self.rank = rank
-        self.alpha = float(rank) if alpha is None else check_positive(alpha, "alpha")
-        self.init: Initialization = init
-        self.preserving = check_flag(preserving, "preserving")
-        self.train_sigma = check_flag(train_sigma, "train_sigma")
-        self.seed = seed
+        self.options = options
+        rank, alpha = self.rank, cast("float", options.alpha)
         self.offset = nn.Parameter(torch.zeros(rank, dtype=dtype, device=device))
-        start = torch.full((1,), self.alpha / rank, dtype=dtype, device=device)
-        if self.train_sigma:
+        start = torch.full((1,), alpha / rank, dtype=dtype, device=device)
+        if options.train_sigma:
             self.sigma = nn.Parameter(start)
         else:
             # No parameter: whoever unfreezes an adapter's parameters is not to unfreeze this one.
             self.register_buffer("sigma", start)
         self._keep("initial_sigma", start.clone())
-        self._keep("initial_diagonal", torch.zeros(rank, device=device), persistent=is_random(init))
+        self._keep("initial_diagonal", torch.zeros(rank, device=device), persistent=is_random(options.init))
         self._keep("reference_diagonal", torch.zeros(rank, device=device), persistent=False)
-        self._keep("pivot_rows", torch.full((rank,), -1, device=device) if rows else None)
-        self._keep("pivot_columns", torch.full((rank,), -1, device=device) if columns else None)
+        self._keep("pivot_rows", torch.full((rank,), -1, device=device) if options.chooses_rows else None)
+        self._keep("pivot_columns", torch.full((rank,), -1, device=device) if options.chooses_columns else None)
         self._keep("base_sample", torch.zeros(SAMPLES, device=device))
         self._start_is_given = False
+
+    @property
+    def rank(self) -> int:
+        """Number of trained diagonal entries r."""
+        return cast("int", self.options.rank)
 
     def start_from(self, factors: Factors) -> None:
         """Take over the factors' pivots, and their diagonal as the start of z unless one was given or loaded."""
         if not self._start_is_given:
-            start = initial_diagonal(self.init, factors.diagonal, self.seed)
+            start = initial_diagonal(self.options.init, factors.diagonal, self.options.seed)
             self._keep_start(start)
         self.initial_diagonal = self.initial_diagonal.to(factors.diagonal)
         self._set_reference(factors)
@@ -152,7 +134,7 @@ class DiagonalAdapter(nn.Module):
         self._set_reference(factors)
 
     def _set_reference(self, factors: Factors) -> None:
-        reference = self.initial_diagonal if self.preserving else factors.diagonal
+        reference = self.initial_diagonal if self.options.preserving else factors.diagonal
         self._keep("reference_diagonal", reference.clone(), persistent=False)
 
     @property
@@ -206,7 +188,7 @@ class DiagonalAdapter(nn.Module):
         self.register_buffer(name, tensor, persistent=persistent)
 
     def _keep_start(self, start: Tensor) -> None:
-        self._keep("initial_diagonal", start, persistent=is_random(self.init))
+        self._keep("initial_diagonal", start, persistent=is_random(self.options.init))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         with onloaded(self):
@@ -233,10 +215,7 @@ class DiagonalAdapter(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the options, for printing the module."""
-        return (
-            f"rank={self.rank}, alpha={self.alpha:g}, init={self.init}, preserving={self.preserving}, "
-            f"train_sigma={self.train_sigma}"
-        )
+        return self.options.described()
 
 
 def smallest_integers(index: Tensor) -> Tensor:

@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from lowrank_ldu.decomposition.ldu import check_pivoting
 from lowrank_ldu.kernels import operators, pack
-from lowrank_ldu.nn.basis import Basis, Terms, check_basis, check_seed, terms_at_pivots, terms_of
-from lowrank_ldu.nn.coordinates import Parametrization, check_parametrization, coordinates_of
+from lowrank_ldu.nn.basis import Terms, terms_at_pivots, terms_of
+from lowrank_ldu.nn.coordinates import coordinates_of
 
 if TYPE_CHECKING:
-    from lowrank_ldu.decomposition import Pivoting
     from lowrank_ldu.kernels import Packing
+    from lowrank_ldu.nn.options import AdapterOptions
 
 # Entries of the weight that are kept to tell another base from a rounding of the same one.
 SAMPLES = 32
-
-
-@dataclass(frozen=True)
-class FactorOptions:
-    """What determines the factors of a given weight; two adapters with equal options share them.
-
-    Attributes
-    ----------
-    rank : int
-        r, from 1 to min(m, n).
-    basis, pivoting, parametrization : str
-        One of `BASES`, of `PIVOTING`, of `PARAMETRIZATIONS`.
-    seed : int
-        Of randomised pivoting and of the random basis.
-    """
-
-    rank: int
-    basis: Basis = "ldu"
-    pivoting: Pivoting = "partial"
-    parametrization: Parametrization = "diagonal"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_basis(self.basis)
-        check_pivoting(self.pivoting)
-        check_parametrization(self.parametrization)
-        check_seed(self.seed, self.basis)
-
-    @property
-    def rows(self) -> bool:
-        """Whether the basis has pivot rows."""
-        return self.basis == "ldu"
-
-    @property
-    def columns(self) -> bool:
-        """Whether the basis has pivot columns."""
-        return self.basis == "ldu" and self.pivoting != "partial"
 
 
 class Factors(nn.Module):
@@ -66,7 +28,8 @@ class Factors(nn.Module):
     ----------
     matrix : Tensor, shape (m, n)
         The weight W, floating. On the meta device the factors are left for `build`, on the meta device as well.
-    options : FactorOptions
+    options : AdapterOptions
+        With the rank filled in; of them the part `options.factors` is kept.
     terms : Terms, optional
         Where they are known already.
     deferred : bool
@@ -104,10 +67,10 @@ class Factors(nn.Module):
     pivot_columns: Tensor | None
 
     def __init__(
-        self, matrix: Tensor, options: FactorOptions, *, terms: Terms | None = None, deferred: bool = False
+        self, matrix: Tensor, options: AdapterOptions, *, terms: Terms | None = None, deferred: bool = False
     ) -> None:
         super().__init__()
-        self.options = options
+        self.options = options.factors
         self.jitter = 0.0
         self.ready = False
         self.upper = False
@@ -207,7 +170,7 @@ class Factors(nn.Module):
 
     def _set_empty(self, matrix: Tensor) -> None:
         """Stand in for the factors, on the meta device in the right shapes, and elsewhere by empty tensors."""
-        (m, n), r = matrix.shape if matrix.device.type == "meta" else (0, 0), self.options.rank
+        (m, n), r = matrix.shape if matrix.device.type == "meta" else (0, 0), cast("int", self.options.rank)
         wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "left": ((m, r), matrix.dtype),

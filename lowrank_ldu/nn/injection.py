@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lowrank_ldu.nn.calls import observe
-from lowrank_ldu.nn.freezing import outside_inference_mode, restore_trainable_on_error
 from lowrank_ldu.nn.host import AdapterHost, check_model, check_not_distributed, plain_name, weight_matrix
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.options import given_options, takes_options
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.validation import (
     LORA_KEYWORDS,
-    check_count,
     check_flag,
     check_names,
     check_pattern,
@@ -27,10 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from lowrank_ldu.decomposition import Pivoting
-    from lowrank_ldu.initialization import Initialization
-    from lowrank_ldu.nn.basis import Basis
-    from lowrank_ldu.nn.coordinates import Parametrization
+    from lowrank_ldu.nn.options import AdapterOptions
 
 ALL_LINEAR = "all-linear"
 _ACCEPTED = f"a sequence of module names, a regular expression, or {ALL_LINEAR!r}"
@@ -54,20 +53,15 @@ def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULayer]]:
         "rank_pattern": "call inject again for layers of another rank",
     }
 )
+@takes_options
 def inject(
     model: nn.Module,
     targets: Sequence[str] | str,
     rank: int | None = None,
     *,
     clip_rank: bool = False,
-    alpha: float | None = None,
-    init: Initialization = "regular_ldu",
-    preserving: bool = True,
-    pivoting: Pivoting = "partial",
-    basis: Basis = "ldu",
-    parametrization: Parametrization = "diagonal",
-    train_sigma: bool = True,
-    seed: int = 0,
+    options: AdapterOptions | None = None,
+    **fields: Any,
 ) -> list[str]:
     """Replace layers of `model` by LoLDU layers, in place, and freeze every parameter but theirs.
 
@@ -89,10 +83,11 @@ def inject(
         r; each layer's own min(m, n) if not given.
     clip_rank : bool
         Give layers that are too small for the rank their own min(m, n), where they are refused otherwise.
-    alpha, init, preserving, pivoting, basis, parametrization, train_sigma
-        As for `LoLDULayer`.
-    seed : int
-        The i-th layer uses seed + i.
+    options : AdapterOptions, optional
+        All options in one object, in place of rank and keywords.
+    **fields
+        Fields of `AdapterOptions`, by keyword: alpha, init, preserving, pivoting and so on. The i-th layer uses
+        seed + i.
 
     Returns
     -------
@@ -123,8 +118,7 @@ def inject(
     check_model(model)
     check_not_distributed(model)
     clip_rank = check_flag(clip_rank, "clip_rank")
-    rank = None if rank is None else check_count(rank, "rank", 1)
-    seed = check_count(seed, "seed")
+    options = given_options(options, rank, fields)
     names = _matching(model, targets)
     # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
     # names gets one layer, so that what is shared stays shared.
@@ -134,20 +128,11 @@ def inject(
             if base in layers:
                 continue
             try:
-                layers[base] = LoLDULayer(
-                    base,
-                    clipped_rank(rank, base) if clip_rank else rank,
-                    alpha=alpha,
-                    init=init,
-                    preserving=preserving,
-                    pivoting=pivoting,
-                    basis=basis,
-                    parametrization=parametrization,
-                    train_sigma=train_sigma,
-                    seed=seed + len(layers),
-                )
+                rank = clipped_rank(options.rank, base) if clip_rank else options.rank
+                own = replace(options, rank=rank, seed=options.seed + len(layers))
+                layers[base] = LoLDULayer(base, options=own)
             except (TypeError, ValueError) as error:
-                check_limits({name: (base, rank) for name, base in names.items()}, _WAYS_OUT)
+                check_limits({name: (base, options.rank) for name, base in names.items()}, _WAYS_OUT)
                 raise type(error)(f"layer {name!r}: {error}") from error
     adapters = {id(parameter) for _, layer in lowrank_layers(model) for parameter in layer.adapter.parameters()}
     for parameter in model.parameters():
@@ -158,6 +143,29 @@ def inject(
         replace_module(model, name, layers[base])
     observe(model)
     return list(names)
+
+
+@contextmanager
+def restore_trainable_on_error(model: nn.Module) -> Iterator[None]:
+    """Put back every parameter's requires_grad if the block raises.
+
+    Making a layer freezes its base at once; if a later layer cannot be made, the model is to be as it was.
+    """
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for parameter, was in before:
+            parameter.requires_grad = was
+        raise
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Leave inference mode, whose tensors cannot be trained, and nothing else."""
+    grad = torch.is_grad_enabled()
+    with torch.inference_mode(mode=False), torch.set_grad_enabled(grad):
+        yield
 
 
 def clipped_rank(rank: int | None, base_layer: nn.Module) -> int | None:

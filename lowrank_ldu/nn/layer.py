@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from lowrank_ldu.decomposition import LDU, Pivoting
+from lowrank_ldu.decomposition import LDU
 from lowrank_ldu.nn.base_call import Update, first_argument
-from lowrank_ldu.nn.basis import Basis, check_basis, ldu_terms
+from lowrank_ldu.nn.basis import ldu_terms
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
-from lowrank_ldu.nn.factors import FactorOptions, Factors
+from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
 from lowrank_ldu.nn.kinds import kind_of
 from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.offloading import is_offloaded, onloaded
+from lowrank_ldu.nn.options import AdapterOptions, given_options, takes_options
 from lowrank_ldu.nn.quantized import is_quantized
-from lowrank_ldu.validation import LORA_KEYWORDS, check_flag, check_matrix, check_rank, explain_keywords
+from lowrank_ldu.validation import LORA_KEYWORDS, check_flag, check_matrix, explain_keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from lowrank_ldu.initialization import Initialization
-    from lowrank_ldu.nn.coordinates import Parametrization
 
 
 class LoLDULayer(AdapterHost, nn.Module):
@@ -48,28 +47,12 @@ class LoLDULayer(AdapterHost, nn.Module):
         as `self.base_layer`.
     rank : int, optional
         r, from 1 to min(m, n); the latter if not given.
-    alpha : float, optional
-        Sets sigma's start, sigma_0 = alpha / r. r if not given, so that sigma_0 = 1.
-    init : str
-        Start of z, one of `INITIALIZATIONS`.
-    preserving : bool
-        True: z_ref is the start of z, so the layer starts as the base layer. False: z_ref is the factorisation's own
-        diagonal, as Algorithm 1 has it (the residual is computed before z is overwritten), and any other start of z
-        changes the model at step 0.
-    pivoting : str
-        As for `ldu`.
-    basis : str
-        "ldu"; or, to compare it with, the same trained diagonal between other factors: "svd", the leading singular
-        vectors, or "random", orthonormal and independent of W.
-    parametrization : str
-        Coordinates that z is trained in: "diagonal", its own entries; "normalized", with every rank-one term of unit
-        norm; "gram", orthonormal in the weight's metric, one Cholesky factor of the Gram matrix of the terms.
-    train_sigma : bool
-        Whether sigma is trained (True) or stays at alpha / r.
-    seed : int
-        Of random starts of z, of randomised pivoting and of the random basis.
+    options : AdapterOptions, optional
+        All options in one object, in place of rank and keywords.
     factors : LDU, optional
         The weight's factorisation where it is known already, with `rank` terms if that is given; its pivoting counts.
+    **fields
+        Fields of `AdapterOptions`, by keyword: alpha, init, preserving, pivoting and so on.
 
     Attributes
     ----------
@@ -112,22 +95,18 @@ class LoLDULayer(AdapterHost, nn.Module):
     injected: bool = False
 
     @explain_keywords(LORA_KEYWORDS)
+    @takes_options
     def __init__(
         self,
         base_layer: nn.Module,
         rank: int | None = None,
         *,
-        alpha: float | None = None,
-        init: Initialization = "regular_ldu",
-        preserving: bool = True,
-        pivoting: Pivoting = "partial",
-        basis: Basis = "ldu",
-        parametrization: Parametrization = "diagonal",
-        train_sigma: bool = True,
-        seed: int = 0,
+        options: AdapterOptions | None = None,
         factors: LDU | None = None,
+        **fields: Any,
     ) -> None:
         super().__init__()
+        options = given_options(options, rank, fields)
         self.kind = kind_of(base_layer)
         matrix = weight_matrix(base_layer)
         if matrix.device.type == "meta":
@@ -137,22 +116,11 @@ class LoLDULayer(AdapterHost, nn.Module):
             )
         check_matrix(matrix, "base_layer.weight")
         if factors is not None:
-            check_basis(basis)
-            _check_factors(factors, matrix, rank, basis)
-            rank, pivoting = factors.rank, factors.pivoting
-        options = FactorOptions(check_rank(rank, min(matrix.shape)), basis, pivoting, parametrization, seed)
-        adapter = DiagonalAdapter(
-            options.rank,
-            alpha=alpha,
-            init=init,
-            preserving=preserving,
-            train_sigma=train_sigma,
-            seed=seed,
-            rows=options.rows,
-            columns=options.columns,
-            dtype=torch.promote_types(torch.float32, matrix.dtype),
-            device=matrix.device,
-        )
+            _check_factors(factors, matrix, options)
+            options = replace(options, rank=factors.rank, pivoting=factors.pivoting)
+        options = options.for_layer(min(matrix.shape))
+        dtype = torch.promote_types(torch.float32, matrix.dtype)
+        adapter = DiagonalAdapter(options, dtype=dtype, device=matrix.device)
         constant = Factors(matrix, options, terms=None if factors is None else ldu_terms(factors))
         adapter.start_from(constant)
         # Every option is checked: from here on the base layer is this one's.
@@ -179,33 +147,18 @@ class LoLDULayer(AdapterHost, nn.Module):
         self.register_load_state_dict_post_hook(_rebuild_factors)  # type: ignore[no-untyped-call]
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The arguments that make the same layer of the same base, but for `factors`."""
-        adapter, factors = self.adapter, self.factors.options
-        return {
-            "rank": adapter.rank,
-            "alpha": adapter.alpha,
-            "init": adapter.init,
-            "preserving": adapter.preserving,
-            "pivoting": factors.pivoting,
-            "basis": factors.basis,
-            "parametrization": factors.parametrization,
-            "train_sigma": adapter.train_sigma,
-            "seed": adapter.seed,
-        }
+    def options(self) -> AdapterOptions:
+        """The options that make the same layer of the same base."""
+        return self.adapter.options
 
     def get_extra_state(self) -> Tensor:
         """Return the options without which the parameters mean nothing: JSON in a tensor, which any format takes."""
-        return torch.frombuffer(bytearray(json.dumps(self.options).encode()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(json.dumps(self.options.to_json()).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over the options of the layer whose state is loaded."""
-        options = json.loads(bytes(state.tolist()))
-        self.factors.options = FactorOptions(
-            **{key: options[key] for key in ("rank", "basis", "pivoting", "parametrization", "seed")}
-        )
-        for key in ("rank", "alpha", "init", "preserving", "train_sigma", "seed"):
-            setattr(self.adapter, key, options[key])
+        options = AdapterOptions.from_json(json.loads(bytes(state.tolist())))
+        self.adapter.options, self.factors.options = options, options.factors
 
     @property
     def rank(self) -> int:
@@ -319,18 +272,18 @@ class LoLDULayer(AdapterHost, nn.Module):
         self._merged = False
 
 
-def _check_factors(factors: LDU, matrix: Tensor, rank: int | None, basis: str) -> None:
-    if not (isinstance(factors, LDU) and isinstance(factors.left, Tensor)) or basis != "ldu":
+def _check_factors(factors: LDU, matrix: Tensor, options: AdapterOptions) -> None:
+    if not (isinstance(factors, LDU) and isinstance(factors.left, Tensor)) or options.basis != "ldu":
         raise TypeError(
-            f"factors is a {type(factors).__name__} and basis is {basis!r}; accepted: an LDU of torch tensors, with "
-            "basis 'ldu'"
+            f"factors is a {type(factors).__name__} and basis is {options.basis!r}; accepted: an LDU of torch "
+            "tensors, with basis 'ldu'"
         )
     if factors.shape != tuple(matrix.shape):
         raise ValueError(
             f"factors are of a matrix {factors.shape}; accepted: of base_layer.weight, {tuple(matrix.shape)}"
         )
-    if rank is not None and factors.rank != rank:
-        raise ValueError(f"factors has rank {factors.rank} and rank is {rank}; accepted: the same, or no rank")
+    if options.rank is not None and factors.rank != options.rank:
+        raise ValueError(f"factors has rank {factors.rank} and rank is {options.rank}; accepted: the same, or no rank")
 
 
 def _refuse_while_merged(module: nn.Module, *_: Any) -> None:

@@ -10,11 +10,10 @@ from typing import Any, Literal, get_args
 from peft.config import PeftConfig
 from peft.utils import PeftType
 
-from lowrank_ldu.decomposition.ldu import check_pivoting
 from lowrank_ldu.initialization import INITIALIZATIONS
-from lowrank_ldu.nn.basis import check_basis, check_seed
-from lowrank_ldu.nn.coordinates import check_parametrization
+from lowrank_ldu.nn import AdapterOptions
 from lowrank_ldu.nn.kinds import KINDS
+from lowrank_ldu.nn.options import OPTION_NAMES
 from lowrank_ldu.validation import (
     LORA_KEYWORDS,
     check_choice,
@@ -39,7 +38,9 @@ def _help(text: str) -> dict[str, str]:
 REQUIRES = "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
 # In the head of every card that PEFT writes.
 _OF_PEFT = "library_name: peft"
-_FLAGS = ("init_weights", "fan_in_fan_out", "preserving", "train_sigma", "keep_base", "clip_rank", "inference_mode")
+_FLAGS = ("init_weights", "fan_in_fan_out", "keep_base", "clip_rank", "inference_mode")
+# Fields of the same name; the rank is r here, as it is in LoRA.
+_OPTIONS = tuple(name for name in OPTION_NAMES if name != "rank")
 _MODULES = "names of modules, a regular expression, or None"
 _SECTION = """## Loading this adapter
 
@@ -88,10 +89,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         True: step 0 is the base model bit for bit. False: a random offset, for tests that need to see an effect.
     fan_in_fan_out : bool
         Set where a target stores its weight transposed; found out by itself.
-    init, preserving, pivoting, basis, parametrization, train_sigma
-        As for `lowrank_ldu.nn.LoLDULayer`.
-    seed : int
-        Of random starts, of randomised pivoting and of the random basis.
+    init, preserving, pivoting, basis, parametrization, train_sigma, seed
+        As for `lowrank_ldu.nn.AdapterOptions`.
     keep_base : bool
         Keep a copy of each weight when an adapter is merged, so that unmerging restores it bit for bit. False saves
         that memory; unmerging then subtracts, which leaves rounding errors.
@@ -184,15 +183,22 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         self.peft_type = PeftType.LOLDU
         for name in _FLAGS:
             setattr(self, name, check_flag(getattr(self, name), name))
-        self._check_numbers()
+        self._check_options()
         self._check_names()
         self._check_modules()
         self._check_layers()
 
-    def _check_numbers(self) -> None:
+    @property
+    def options(self) -> AdapterOptions:
+        """The options of an adapter, for layers of no other rank or alpha."""
+        return AdapterOptions(rank=self.r, **{name: getattr(self, name) for name in _OPTIONS})
+
+    def _check_options(self) -> None:
         # Kept as Python's own numbers: the file of the configuration takes no others.
         self.r = check_count(self.r, "r", 1)
-        self.alpha = _alpha(self.alpha, "alpha")
+        for name, value in self.options.to_json().items():
+            if name in _OPTIONS:
+                setattr(self, name, value)
         ranks, alphas = (self._pattern(name, numbers) for name, numbers in (("rank", "ranks"), ("alpha", "alphas")))
         self.rank_pattern = {key: check_count(rank, f"rank_pattern[{key!r}]", 1) for key, rank in ranks.items()}
         self.alpha_pattern = {key: _alpha(alpha, f"alpha_pattern[{key!r}]") for key, alpha in alphas.items()}
@@ -208,15 +214,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         return dict(pattern)
 
     def _check_names(self) -> None:
-        check_basis(self.basis)
-        self.seed = check_seed(self.seed, self.basis)
-        check_pivoting(self.pivoting)
-        check_parametrization(self.parametrization)
-        for name, accepted in (
-            ("init", INITIALIZATIONS),
-            ("bias", get_args(Bias)),
-            ("base_check", get_args(BaseCheck)),
-        ):
+        for name, accepted in (("bias", get_args(Bias)), ("base_check", get_args(BaseCheck))):
             check_choice(getattr(self, name), name, accepted)
 
     def _check_modules(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from lowrank_ldu.backend import backend_of
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.nn.base_call import Update, first_argument, output_with_updates
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
-from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
+from lowrank_ldu.nn.factors import Factors, sample_deviation
 from lowrank_ldu.nn.functional import merged_weight, updated_matrix
 from lowrank_ldu.nn.fusion import layer_output
 from lowrank_ldu.nn.host import AdapterHost, Diagonal, MergedWeight, Seen, recorded_call, stored_weight, weight_matrix
@@ -28,11 +29,12 @@ from lowrank_ldu.nn.merge_check import check_mergeable, tried_out
 from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.peft.mixed_batch import mixed_output
-from lowrank_ldu.validation import check_finite, check_rank
+from lowrank_ldu.validation import check_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lowrank_ldu.nn.options import AdapterOptions
     from lowrank_ldu.peft.config import LolduConfig
 
 # Rounding a weight to bfloat16 changes it by 0.2 %, to 4 bits by some 10 %; another weight is off by 100 %.
@@ -123,23 +125,11 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         with torch.inference_mode(mode=False), gather_params_ctx(stored_weight(base)), torch.no_grad():
             try:
                 matrix = weight_matrix(base)
-                rank = check_rank(r, min(matrix.shape))
+                options = replace(config.options, rank=r, alpha=alpha).for_layer(min(matrix.shape))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {self.name!r}: {error}") from error
-            options = FactorOptions(rank, config.basis, config.pivoting, config.parametrization, config.seed)  # type: ignore[arg-type]
-            adapter = DiagonalAdapter(
-                rank,
-                alpha=alpha,
-                init=config.init,  # type: ignore[arg-type]
-                preserving=config.preserving,
-                train_sigma=config.train_sigma,
-                seed=config.seed,
-                rows=options.rows,
-                columns=options.columns,
-                # PEFT creates an adapter in the base's dtype, and widens it afterwards unless told not to.
-                dtype=matrix.dtype,
-                device=matrix.device,
-            )
+            # PEFT creates an adapter in the base's dtype, and widens it afterwards unless told not to.
+            adapter = DiagonalAdapter(options, dtype=matrix.dtype, device=matrix.device)
             # PEFT makes parameters on the meta device where numbers are to be loaded: the pivots come with them.
             deferred = adapter.offset.device.type == "meta"
             if deferred:
@@ -156,10 +146,10 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
         if not deferred and factors.ready and not config.init_weights:
             _randomize(adapter, factors)
 
-    def _shared_terms(self, options: FactorOptions, matrix: Tensor, *, deferred: bool) -> str:
+    def _shared_terms(self, options: AdapterOptions, matrix: Tensor, *, deferred: bool) -> str:
         """Return the key of factors of these options, computed if there are none."""
         for key, factors in self._factors():
-            if factors.options == options and (factors.ready or deferred):
+            if factors.options == options.factors and (factors.ready or deferred):
                 return key
         return self._add_factors(Factors(matrix, options, deferred=deferred))
 
@@ -457,7 +447,7 @@ class LolduLayer(AdapterHost, nn.Module, BaseTunerLayer):  # type: ignore[misc] 
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {self.name!r}, adapter {adapter_name!r}: {error}") from error
         self._check_base(adapter_name, adapter, factors)
-        if adapter_name in self._seen and is_random(adapter.init):
+        if adapter_name in self._seen and is_random(adapter.options.init):
             # Loaded without load_state_dict, which would have told the adapter so: its start is not to be drawn anew.
             adapter.set_initial_diagonal(adapter.initial_diagonal, factors)
         adapter.start_from(factors)

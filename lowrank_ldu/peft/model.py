@@ -23,7 +23,6 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
-from lowrank_ldu.nn.freezing import outside_inference_mode
 from lowrank_ldu.nn.host import (
     LAYER_WRAPPED,
     check_not_distributed,
@@ -33,7 +32,7 @@ from lowrank_ldu.nn.host import (
     plain_name,
     tied_weights,
 )
-from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, what_matches
+from lowrank_ldu.nn.injection import call_replaced, check_limits, clipped_rank, outside_inference_mode, what_matches
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind, kind_of, lora_obstacle, supports
 from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.weight_reads import reader_of

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lowrank_ldu.adapters import AdapterError, BaseCheckpoint, load_adapter, read_adapter, save_adapter, stored_numbers
-from lowrank_ldu.adapters.seal import sealed
+from lowrank_ldu.adapters.format import sealed
 from lowrank_ldu.decomposition import PIVOTING
 from lowrank_ldu.nn import INITIALIZATIONS, inject, lowrank_layers, merge
 
@@ -365,12 +365,12 @@ def test_changed_tensors_are_refused(saved, change, message):
         (lambda c: c.update(layers={}), "'layers' is dict; accepted: an object with at least one"),
         (lambda c: c.update(modules="2"), "'modules' is '2'; accepted: a list of names"),
         (lambda c: c["layers"]["0"].pop("rank"), "layer '0'; accepted: an object with kind, shape"),
-        (lambda c: c["layers"]["0"].update(rank="8"), "layer '0' has rank '8'; accepted: int"),
+        (lambda c: c["layers"]["0"].update(rank="8"), "layer '0': rank is '8'; accepted: an integer from 1 on"),
         (lambda c: c["layers"]["0"].update(shape=[1]), "layer '0' has shape"),
         (lambda c: c["layers"]["0"].update(init="other"), "layer '0': init is 'other'"),
         (lambda c: c["layers"]["0"].update(alpha=-1.0), "layer '0': alpha is -1.0"),
         (lambda c: c["layers"]["0"].update(rank=10**12), r"layer '0': offset has shape \(8,\); accepted: \(10{12},\)"),
-        (lambda c: c["layers"]["0"].update(preserving=1), "layer '0' has preserving 1; accepted: bool"),
+        (lambda c: c["layers"]["0"].update(preserving=1), "layer '0': preserving is 1; accepted: True or False"),
         (lambda c: c["layers"]["0"].update(kind="dense"), "layer '0': kind is 'dense'; accepted: 'linear', "),
         (
             lambda c: c["layers"]["0"].update(kind="embedding"),

@@ -27,7 +27,7 @@ from lowrank_ldu.adapters import (
     read_adapter,
     save_adapter,
 )
-from lowrank_ldu.adapters.seal import sealed
+from lowrank_ldu.adapters.format import sealed
 from lowrank_ldu.nn import inject, lowrank_layers
 from lowrank_ldu.patterns import PatternError, Patterns, matches_end
 from lowrank_ldu.peft import LolduConfig

@@ -82,7 +82,7 @@ def test_the_plain_model_gives_the_same_outputs(tmp_path, options):
     assert kinds == {"inner.first": "linear", "inner.turned": "transposed linear"}
     if "rank_pattern" in options:
         layers = dict(lowrank_layers(model))
-        assert {name: (layer.rank, layer.adapter.alpha) for name, layer in layers.items()} == {
+        assert {name: (layer.rank, layer.options.alpha) for name, layer in layers.items()} == {
             "inner.first": (7, 3.0),
             "inner.turned": (4, 2.0),
         }
@@ -126,10 +126,10 @@ P = "base_model.model.inner.first.loldu_adapter."
     ("config", "message"),
     [
         ({"peft_type": "LORA"}, "an adapter of type 'LORA'; accepted: 'LOLDU'"),
-        ({"r": "4"}, "layer 'inner.first' has rank '4'; accepted: int"),
+        ({"r": "4"}, "layer 'inner.first': rank is '4'; accepted: an integer from 1 on"),
         ({"r": 5}, r"layer 'inner.first': offset has shape \(4,\); accepted: \(5,\)"),
-        ({"alpha": "1"}, "layer 'inner.first' has alpha '1'; accepted: float"),
-        ({"init": 3}, "layer 'inner.first' has init 3; accepted: str"),
+        ({"alpha": "1"}, "layer 'inner.first': alpha is '1'; accepted: a positive finite number"),
+        ({"init": 3}, "layer 'inner.first': init is 3; accepted: 'regular_ldu'"),
         ({"basis": "eigen"}, "layer 'inner.first': basis is 'eigen'"),
         ({"rank_pattern": [1]}, "rank_pattern is .*; accepted: an object"),
         ({"rank_pattern": {"(": 1}}, "rank_pattern or alpha_pattern holds what is no regular expression"),

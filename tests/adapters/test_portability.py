@@ -16,8 +16,8 @@ from lowrank_ldu import ldu, ldu_at_pivots
 from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter, save_adapter
 from lowrank_ldu.adapters.sketch import update_sketch
 from lowrank_ldu.decomposition.factorization import Factorization
-from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LoLDULayer, inject, lowrank_layers
-from lowrank_ldu.nn.factors import FactorOptions, Factors
+from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, AdapterOptions, LoLDULayer, inject, lowrank_layers
+from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.functional import updated_matrix
 
 
@@ -242,7 +242,7 @@ def test_sketches_estimate_the_relative_error_of_an_update(m, n, data):
     """Unbiased in the square: the mean of (a^T X b)^2 over random signs is the squared Frobenius norm of X."""
     r = data.draw(st.integers(1, min(m, n)))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
-    factors = Factors(torch.randn(m, n, generator=generator), FactorOptions(r))
+    factors = Factors(torch.randn(m, n, generator=generator), AdapterOptions(rank=r))
     delta = torch.randn(r, generator=generator)
     change = 1e-3 * torch.randn(r, generator=generator)
     first, second = update_sketch(factors, delta), update_sketch(factors, delta + change)

@@ -33,7 +33,7 @@ from lowrank_ldu.adapters import (
     read_adapter,
     save_adapter,
 )
-from lowrank_ldu.adapters.seal import sealed
+from lowrank_ldu.adapters.format import sealed
 from lowrank_ldu.nn import inject, lowrank_layers
 from lowrank_ldu.peft import LolduConfig
 

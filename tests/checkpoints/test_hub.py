@@ -18,7 +18,13 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch):
+def online(monkeypatch):
+    """As without HF_HUB_OFFLINE, which tests of PEFT in the same process set."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch, online):  # noqa: ARG001
     """A repository of given files; returns what was asked for."""
     asked = {}
 
@@ -90,6 +96,7 @@ def test_names(name):
 
 
 @pytest.mark.parametrize("kind", [OSError, type("TransportError", (Exception,), {})])
+@pytest.mark.usefixtures("online")
 def test_what_cannot_be_fetched(monkeypatch, kind):
     def unreachable(*_, **__):
         raise kind("no route\nto the hub")

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from contextlib import suppress
 
-from lowrank_ldu.adapters.seal import sealed
+from lowrank_ldu.adapters.format import sealed
 
 INTEGERS = [-(2**31), -2, -1, 0, 1, 2**7, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
 VALUES = [

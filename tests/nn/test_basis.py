@@ -15,10 +15,10 @@ from matrices import any_finite
 from torch import nn
 
 from lowrank_ldu.decomposition import PIVOTING
-from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, LoLDULayer, trainable_parameters
+from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LoLDULayer, trainable_parameters
 from lowrank_ldu.nn.basis import terms_at_pivots, terms_of
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
-from lowrank_ldu.nn.factors import FactorOptions, Factors, sample_deviation
+from lowrank_ldu.nn.factors import Factors, sample_deviation
 
 
 def linear(weight):
@@ -159,7 +159,7 @@ def test_a_state_dict_of_a_whole_model_and_a_strict_error():
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_deferred_factors_are_those_that_are_built_at_once(basis, parametrization):
     weight = torch.randn(9, 7)
-    options = FactorOptions(4, basis, "complete", parametrization)
+    options = AdapterOptions(rank=4, basis=basis, pivoting="complete", parametrization=parametrization)
     at_once = Factors(weight, options)
     deferred = Factors(weight.to("meta"), options)
     assert at_once.ready
@@ -184,8 +184,8 @@ def test_deferred_factors_are_those_that_are_built_at_once(basis, parametrizatio
 
 def test_an_adapter_of_deferred_factors_starts_when_they_are_there():
     weight = torch.randn(9, 7)
-    factors = Factors(weight.to("meta"), FactorOptions(4))
-    adapter = DiagonalAdapter(4)
+    factors = Factors(weight.to("meta"), AdapterOptions(rank=4))
+    adapter = DiagonalAdapter(AdapterOptions().for_layer(4))
     assert not adapter.has_pivots
     factors.build(weight)
     adapter.start_from(factors)
@@ -197,7 +197,7 @@ def test_an_adapter_of_deferred_factors_starts_when_they_are_there():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_samples_tell_another_base_from_a_rounding_of_the_same(dtype):
     weight = torch.randn(30, 20, dtype=torch.float64)
-    sample = Factors(weight, FactorOptions(2)).sample
+    sample = Factors(weight, AdapterOptions(rank=2)).sample
     rounded = Factors.sample_of(weight.to(dtype))
     # Half a unit in the last place of bfloat16 is 2^-9.
     assert sample_deviation(sample, rounded) <= 2**-8

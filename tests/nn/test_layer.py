@@ -38,9 +38,9 @@ def dense_update(layer):
     """sigma P L diag(z) U - sigma_0 P L diag(z_ref) U in float64, from the weight itself."""
     factors = ldu(layer.base_layer.weight.double(), layer.rank, pivoting=layer.factors.options.pivoting)
     start = layer.adapter.initial_diagonal.double()
-    reference = start if layer.adapter.preserving else factors.diagonal
+    reference = start if layer.options.preserving else factors.diagonal
     z = start + layer.offset.double()
-    sigma, sigma_0 = layer.sigma.double(), layer.adapter.alpha / layer.rank
+    sigma, sigma_0 = layer.sigma.double(), layer.options.alpha / layer.rank
     return (factors.left * (sigma * z - sigma_0 * reference)) @ factors.right
 
 
@@ -303,8 +303,8 @@ def test_deepcopy_and_pickle(init, tmp_path):
     ("make", "error", "message"),
     [
         (lambda: LoLDULayer(nn.LayerNorm(4), 1), TypeError, "the layer is a LayerNorm; accepted: nn.Linear"),
-        (lambda: LoLDULayer(nn.Linear(4, 3), 0), ValueError, "rank is 0; accepted: an integer from 1 to 3"),
-        (lambda: LoLDULayer(nn.Linear(4, 3), 4), ValueError, "rank is 4"),
+        (lambda: LoLDULayer(nn.Linear(4, 3), 0), ValueError, "rank is 0; accepted: an integer from 1 on"),
+        (lambda: LoLDULayer(nn.Linear(4, 3), 4), ValueError, "rank is 4; accepted: an integer from 1 to 3"),
         (lambda: LoLDULayer(nn.Linear(4, 3), 2, alpha=0), ValueError, "alpha is 0; accepted: a positive finite"),
         (lambda: LoLDULayer(nn.Linear(4, 3), 2, alpha=float("nan")), ValueError, "alpha is nan"),
         (lambda: LoLDULayer(nn.Linear(4, 3), 2, alpha="1"), TypeError, "alpha is '1'"),

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 def trained(tmp_path_factory):
     """What two processes end with, for each case; both start once, since importing takes longest."""
     folder = tmp_path_factory.mktemp("distributed")
-    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(HERE.parent / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

@@ -38,7 +38,7 @@ def test_real_text_is_learned_and_a_new_process_predicts_the_same(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     here = Path(__file__).parent
     command = [sys.executable, here / "trainer_task.py", tmp_path / "adapter", tmp_path / "predictions.pt"]
-    path = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(here.parent / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])])
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
     assert torch.equal(torch.load(tmp_path / "predictions.pt"), predicted)
 

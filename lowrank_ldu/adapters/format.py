@@ -1,0 +1,238 @@
+"""The format of an adapter's two files: what stands in them, how it is checked, and how they are sealed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, cast
+
+from safetensors.torch import save
+
+from lowrank_ldu.adapters.input_files import metadata_in
+from lowrank_ldu.adapters.sketch import PROBES
+from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.initialization import is_random
+from lowrank_ldu.nn import AdapterOptions
+from lowrank_ldu.nn.factors import SAMPLES
+from lowrank_ldu.nn.kinds import KINDS
+from lowrank_ldu.nn.options import OPTION_NAMES
+from lowrank_ldu.untrusted import LISTING, strict_json
+from lowrank_ldu.validation import check_choice, check_count, dtype_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS_FILE = "adapter.safetensors"
+CONFIG_FILE = "adapter.json"
+FORMAT = "lowrank-ldu adapter"
+VERSION = 2
+
+# Of the configuration, the SHA-256 of its text less these digits.
+_KEY = "config_sha256"
+_DIGITS = 64
+# Of the metadata of the weights' file: the SHA-256 of the file less its own digits, and the configuration.
+_COPY, _NO_DIGEST = "adapter", "?" * _DIGITS
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer's entry in the configuration; its tensors are `{name}.offset` and so on.
+
+    Attributes
+    ----------
+    kind : str
+        `LayerKind.name` of the base layer.
+    shape : tuple of int
+        (m, n) of the base weight as a matrix.
+    base_dtype : str
+        Of the base weight, "float32".
+    base_sha256 : str
+        `fingerprint` of that matrix; empty where it is not known.
+    options : AdapterOptions
+        Of the layer, rank and alpha among them. Their fields stand in the entry itself.
+    lora_obstacle : str
+        Why a LoRA pair beside the base layer would compute something else than the update; empty, and then not
+        written, if it would not. Files of earlier versions have none.
+    """
+
+    kind: str
+    shape: tuple[int, int]
+    base_dtype: str
+    base_sha256: str
+    options: AdapterOptions
+    lora_obstacle: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as an object of JSON."""
+        entry: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            entry |= value.to_json() if field.name == "options" else {field.name: value}
+        # Earlier versions know no such field, and read files without it.
+        return entry if self.lora_obstacle else {key: entry[key] for key in entry if key != "lora_obstacle"}
+
+
+_TEXTS = ("kind", "base_dtype", "base_sha256", "lora_obstacle")
+_ENTRY = ("kind", "shape", "base_dtype", "base_sha256", *OPTION_NAMES, "lora_obstacle")
+
+
+def checked_record(where: str, entry: Any) -> LayerRecord:
+    """Return a layer's entry as a record.
+
+    Parameters
+    ----------
+    where : str
+        What the messages begin with: the file and the layer.
+    entry : Any
+        As JSON has it.
+
+    Raises
+    ------
+    AdapterError
+        A field is missing, unknown, of another type or of a value that is not accepted.
+    """
+    if not isinstance(entry, dict) or {*entry, "lora_obstacle"} != set(_ENTRY):
+        raise AdapterError(f"{where}; accepted: an object with {', '.join(_ENTRY)}")
+    shape = entry["shape"]
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and size >= 0 for size in shape)):
+        raise AdapterError(f"{where} has shape {shape!r}; accepted: two integers")
+    texts = {key: entry.get(key, "") for key in _TEXTS}
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise AdapterError(f"{where} has {key} {text!r}; accepted: str")
+    for key in ("rank", "alpha"):
+        if entry[key] is None:
+            raise AdapterError(f"{where} has {key} None; accepted: a number")
+    try:
+        check_choice(texts["kind"], "kind", KINDS)
+        options = AdapterOptions.from_json({key: entry[key] for key in OPTION_NAMES})
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{where}: {error}") from error
+    return LayerRecord(shape=(shape[0], shape[1]), options=options, **texts)
+
+
+def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *, sketched: bool) -> None:
+    """Check that a layer has the tensors it needs and no others, in their shapes, finite, with possible pivots.
+
+    Parameters
+    ----------
+    where : str
+        What the messages begin with.
+    record : LayerRecord
+    tensors : dict of str to Tensor
+    sketched : bool
+        Whether the format keeps a sketch of the update.
+
+    Raises
+    ------
+    AdapterError
+        Naming the tensor.
+    """
+    sizes, limits = _expected(record.options, record.shape, sketched=sketched)
+    for key, size in sizes.items():
+        if key not in tensors:
+            raise AdapterError(f"{where}: the adapter holds no {key}")
+        if tuple(tensors[key].shape) != (size,):
+            raise AdapterError(f"{where}: {key} has shape {tuple(tensors[key].shape)}; accepted: {(size,)}")
+        if key in limits:
+            _check_pivots(where, key, tensors[key], limits[key])
+        elif not tensors[key].is_floating_point():
+            raise AdapterError(f"{where}: {key} is {dtype_name(tensors[key])}; accepted: floating")
+        # Through float64, since 8-bit floating numbers cannot be asked.
+        elif not bool(tensors[key].double().isfinite().all()):
+            raise AdapterError(f"{where}: {key} holds entries that are not finite")
+    unknown = sorted(set(tensors) - set(sizes))
+    if unknown:
+        raise AdapterError(f"{where}: unknown tensors {unknown[:5]}; accepted: {', '.join(sizes)}")
+
+
+def _expected(
+    options: AdapterOptions, shape: tuple[int, int], *, sketched: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the length of every tensor of a layer, and how many rows or columns pivots are chosen from."""
+    rank = cast("int", options.rank)
+    sizes = {"offset": rank, "sigma": 1, "initial_sigma": 1, "base_sample": SAMPLES}
+    if sketched:
+        sizes["update_sketch"] = PROBES
+    if is_random(options.init):
+        sizes["initial_diagonal"] = rank
+    limits = {"pivot_rows": shape[0]} if options.chooses_rows else {}
+    if options.chooses_columns:
+        limits["pivot_columns"] = shape[1]
+    return sizes | dict.fromkeys(limits, rank), limits
+
+
+def stored_numbers(rank: int) -> int:
+    """Return how many numbers `save_adapter` writes for a layer with the default options, whatever its shape.
+
+    Offset and pivots, r each, sigma and its start, and the two samples that tell a changed base from the right one.
+
+    Examples
+    --------
+    >>> stored_numbers(8), stored_numbers(64)
+    (82, 194)
+    """
+    rank = check_count(rank, "rank", 1)
+    sizes, _ = _expected(AdapterOptions(rank=rank), (rank, rank), sketched=True)
+    return sum(sizes.values())
+
+
+def _check_pivots(where: str, key: str, pivots: Tensor, size: int) -> None:
+    if pivots.is_floating_point() or pivots.is_complex():
+        raise AdapterError(f"{where}: {key} is {dtype_name(pivots)}; accepted: integers")
+    numbers = pivots.tolist()
+    # PEFT's files do not say how many rows the weight has: it is found out when there is one.
+    if min(numbers) < 0 or (size and max(numbers) >= size):
+        largest = f" to {size - 1}" if size else " on"
+        raise AdapterError(
+            f"{where}: {key} holds indices from {min(numbers)} to {max(numbers)}; accepted: from 0{largest}"
+        )
+    if len(set(numbers)) != len(numbers):
+        raise AdapterError(f"{where}: {key} holds an index twice; accepted: each at most once")
+
+
+def sealed(config: dict[str, Any]) -> bytes:
+    """Return a configuration as JSON, with the SHA-256 of that text less the digits of the SHA-256."""
+    digest = hashlib.sha256(_text(config, "")).hexdigest()
+    return _text(config, digest)
+
+
+def is_sealed(text: bytes, config: dict[str, Any]) -> bool:
+    """Whether `text`, which reads as `config`, is what `sealed` wrote."""
+    digest = config.get(_KEY)
+    if not isinstance(digest, str) or len(digest) != _DIGITS:
+        return False
+    return hashlib.sha256(text.replace(digest.encode(), b"")).hexdigest() == digest
+
+
+def with_copy(config: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    """Return a safetensors file of the tensors that has the configuration in it, and a checksum of all of it.
+
+    Two files cannot be replaced in one step. One of them says it all: whoever finds new weights beside an old
+    configuration takes the copy.
+    """
+    text = zlib.compress(json.dumps(config, separators=(",", ":"), allow_nan=False).encode(), 9)
+    copy = base64.b85encode(text).decode()
+    # One entry, since the library writes several in any order.
+    data = save(tensors, {_COPY: f"{_NO_DIGEST} {copy}"})
+    digest = hashlib.sha256(data.replace(_NO_DIGEST.encode(), b"", 1)).hexdigest()
+    return data.replace(_NO_DIGEST.encode(), digest.encode(), 1)
+
+
+def copy_in(data: bytes) -> dict[str, Any] | None:
+    """Return the configuration that `with_copy` put into a file, None if a byte of the file is not as it was."""
+    digest, _, copy = metadata_in(data).get(_COPY, "").partition(" ")
+    if len(digest) != _DIGITS or hashlib.sha256(data.replace(digest.encode(), b"", 1)).hexdigest() != digest:
+        return None
+    try:
+        config = strict_json(zlib.decompressobj().decompress(base64.b85decode(copy), LISTING.size), LISTING)
+    except (ValueError, zlib.error):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _text(config: dict[str, Any], digest: str) -> bytes:
+    return json.dumps({**config, _KEY: digest}, indent=1, allow_nan=False).encode()
