@@ -96,7 +96,7 @@ def whole_folder(target: Path, *, overwrite: bool, otherwise: str = "overwrite=T
 def check_target(target: Path, *, overwrite: bool, otherwise: str = "overwrite=True") -> None:
     """Refuse a target that `whole_folder` could not write.
 
-    As far as can be told beforehand, by `OutputError`.
+    Raises `OutputError`, as far as that can be told beforehand.
     """
     if not target.absolute().name:
         raise OutputError(f"{target}: is the root of all folders; accepted: one below it")
@@ -173,8 +173,8 @@ def _can_be_renamed(folder: Path, mounts: dict[str, str]) -> bool:
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a file in one step.
 
-    That is when the new content is on disk. Permissions and owner are the old file's. What a dead process left of the
-    same file is removed.
+    The step is made when the new content is on disk. Permissions and owner are the old file's. What a dead process left
+    of the same file is removed.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def _lock(descriptor: int) -> bool:
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until no other process writes to a folder.
 
-    Not for ever.
+    It does not wait for ever.
     """
     descriptor = None
     if _fcntl is not None:
