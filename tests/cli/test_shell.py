@@ -85,6 +85,8 @@ def test_completion(shell, line, expected, monkeypatch):
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_is_shown_and_installed(tmp_path, shell, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    # The shell is looked for among the processes that tests run in, where there may be none: here it is said.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     for what in ("--show-completion", "--install-completion"):
         result = CliRunner().invoke(app, [what, shell], prog_name="lowrank-ldu")
         assert result.exit_code == 0
