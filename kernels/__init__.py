@@ -24,5 +24,4 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """Show the public names alone."""
-    return list(__all__)
+    return __all__

@@ -1,4 +1,4 @@
-"""Pivoted LDU factorization of model weights: analyze it, fine-tune with it, compare it with SVD and PiSSA.
+"""Factor model weights by pivoted LDU, and fine-tune by it.
 
 `W[p] = L diag(z) U`, the factorization that LoLDU (arXiv 2410.13618) fine-tunes the diagonal of. Importing this
 package imports NumPy and SciPy only; the layer is in `lowrank_ldu.nn`, the analysis of checkpoints in
@@ -33,3 +33,10 @@ __all__ = [
     "pissa",
     "svd",
 ]
+
+# Packages that users name. They come with an import of their own, since most need an extra.
+_PACKAGES = ["adapters", "analysis", "checkpoints", "decomposition", "diagnostics", "errors", "kernels", "nn", "peft"]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_PACKAGES, "__version__"]

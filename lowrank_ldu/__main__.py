@@ -1,4 +1,4 @@
-"""`python -m lowrank_ldu`: the command line."""
+"""Run the command line by `python -m lowrank_ldu`."""
 
 from __future__ import annotations
 

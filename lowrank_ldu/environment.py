@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import scipy
 import torch
-
-import lowrank_ldu
 
 _UNKNOWN_MEMORY = 8 * 2**30
 # Of control groups of version 2 and 1; without a limit the latter says an enormous number.
@@ -20,7 +19,7 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a survey ran.
+    """Hold where a survey ran.
 
     Attributes
     ----------
@@ -62,7 +61,8 @@ def describe_environment(engine: str = "local") -> Environment:
         system=f"{platform.system()} {platform.release()}",
         engine=engine,
         versions={
-            "lowrank_ldu": lowrank_ldu.__version__,
+            # Of what is installed: the package itself stands on floors above this one.
+            "lowrank_ldu": version("lowrank-ldu"),
             "torch": torch.__version__,
             "numpy": np.__version__,
             "scipy": scipy.__version__,

@@ -1,49 +1,85 @@
-"""Errors of what the user can mend: the command line shows each of them as one line."""
+"""Name the errors that the user can mend.
+
+The command line shows each of them as one line.
+"""
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message says what is accepted."""
+    """Say that something given cannot be used.
+
+    The message says what is accepted.
+    """
 
 
 class OptionError(UserError):
-    """An option is out of its range; the message names it."""
+    """Say that an option is out of its range.
+
+    The message names it.
+    """
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be read; the message names the file or the tensor."""
+    """Say that a checkpoint cannot be read.
+
+    The message names the file or the tensor.
+    """
 
 
 class AdapterError(UserError):
-    """An adapter cannot be read, or does not fit the model; the message names the file or the layer."""
+    """Say that an adapter is unreadable or does not fit.
+
+    The message names the file or the layer.
+    """
 
 
 class OutputError(UserError):
-    """Files cannot be put where they were asked for; the message says why."""
+    """Say that files cannot be put where asked.
+
+    The message says why.
+    """
 
 
 class JournalError(UserError):
-    """A journal cannot be continued; the message says what can be done."""
+    """Say that a journal cannot be continued.
+
+    The message says what can be done.
+    """
 
 
 class NothingToAnalyzeError(UserError):
-    """A checkpoint has no tensor that could be analyzed; the message counts the reasons."""
+    """Say that no tensor of a checkpoint can be analyzed.
+
+    The message counts the reasons.
+    """
 
 
 class NothingToCompareError(UserError):
-    """Two checkpoints have no matrix that was changed; the message counts the reasons."""
+    """Say that no matrix of two checkpoints was changed.
+
+    The message counts the reasons.
+    """
 
 
 class ClusterError(UserError):
-    """A cluster cannot do the work; the message names its scheduler."""
+    """Say that a cluster cannot do the work.
+
+    The message names its scheduler.
+    """
 
 
 class WorkerError(UserError):
-    """A worker of a cluster is not fit for the work; the message says what it lacks."""
+    """Say that a cluster's worker is not fit.
+
+    The message says what it lacks.
+    """
 
 
 class RoundTripError(UserError):
-    """The demo's reloaded or merged model does not do what the trained one does."""
+    """Say that the demo's model changed when reloaded or merged."""
 
 
 class MissingExtraError(UserError, ImportError):
-    """A library of an extra is not installed; the message names the extra."""
+    """Say that an extra's library is not installed.
+
+    The message names the extra.
+    """

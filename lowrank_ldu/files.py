@@ -1,8 +1,9 @@
-"""Files and folders that are there whole or not at all, whatever ends the process that writes them.
+"""Write files and folders whole or not at all.
 
-A folder is written beside its place, under a hidden name with the number of the process in it, and then exchanged with
-what is there in one step of the file system. The process holds a lock on it, which the system lets go of when the
-process ends, however it ends; the next run that writes to the same place removes what nobody holds.
+That holds whatever ends the process that writes them. A folder is written beside its place, under a hidden name with
+the number of the process in it, and then exchanged with what is there in one step of the file system. The process holds
+a lock on it, which the system lets go of when the process ends, however it ends; the next run that writes to the same
+place removes what nobody holds.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ _LONGEST_STEM = 200
 
 @contextmanager
 def whole_folder(target: Path, *, overwrite: bool, otherwise: str = "overwrite=True") -> Iterator[Path]:
-    """Give a temporary folder that takes the target's place if the body succeeds and vanishes if it does not.
+    """Give a folder that becomes the target on success.
+
+    If the body of the `with` statement fails, it vanishes.
 
     Parameters
     ----------
@@ -91,7 +94,10 @@ def whole_folder(target: Path, *, overwrite: bool, otherwise: str = "overwrite=T
 
 
 def check_target(target: Path, *, overwrite: bool, otherwise: str = "overwrite=True") -> None:
-    """Raise `OutputError` if `whole_folder` could not put its files there, as far as can be told beforehand."""
+    """Refuse a target that `whole_folder` could not write.
+
+    Raises `OutputError`, as far as that can be told beforehand.
+    """
     if not target.absolute().name:
         raise OutputError(f"{target}: is the root of all folders; accepted: one below it")
     try:
@@ -115,7 +121,7 @@ def check_target(target: Path, *, overwrite: bool, otherwise: str = "overwrite=T
 
 
 def _check_replaceable(target: Path) -> None:
-    """Refuse folders that are not ours to exchange for another one of the same name."""
+    """Refuse folders that cannot be exchanged for another."""
     mounts = _mounts()
     if os.path.ismount(target) or str(target.resolve()) in mounts:
         raise OutputError(f"{target}: is a mount point, which cannot be replaced whole; accepted: a folder in it")
@@ -129,7 +135,10 @@ def _check_replaceable(target: Path) -> None:
 
 
 def _mounts() -> dict[str, str]:
-    """Return the kind of file system at each mount point; those of folders of the same device included."""
+    """Return the kind of file system at each mount point.
+
+    Mount points of the same device are included.
+    """
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -143,7 +152,10 @@ def _mounts() -> dict[str, str]:
 
 
 def _can_be_renamed(folder: Path, mounts: dict[str, str]) -> bool:
-    """Whether a folder of an overlay can be; those of lower layers can not, and nothing says which those are."""
+    """Say whether a folder of an overlay can be renamed.
+
+    Those of lower layers cannot, and nothing says which those are.
+    """
     if next((mounts[str(above)] for above in folder.parents if str(above) in mounts), None) != "overlay":
         return True
     # It is asked for what is refused for another reason if not for this one: no folder takes the place of a full one.
@@ -159,9 +171,10 @@ def _can_be_renamed(folder: Path, mounts: dict[str, str]) -> bool:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file in one step, when the new content is on disk; it keeps the old one's permissions and owner.
+    """Replace a file in one step.
 
-    What a dead process left of the same file is removed.
+    The step is made when the new content is on disk. Permissions and owner are the old file's. What a dead process left
+    of the same file is removed.
 
     Parameters
     ----------
@@ -184,7 +197,10 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def _beside(place: Path, ending: str) -> Path:
-    """Return a new hidden name beside a place, with the number of this process in it."""
+    """Return a new hidden name beside a place.
+
+    The number of this process is in it.
+    """
     return place.with_name(f".{_stem(place)}.{os.getpid()}-{secrets.token_hex(4)}.{ending}")
 
 
@@ -215,7 +231,10 @@ def _lock(descriptor: int) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait, but not for ever, until no other process puts its work into a folder."""
+    """Wait until no other process writes to a folder.
+
+    It does not wait for ever.
+    """
     descriptor = None
     if _fcntl is not None:
         with contextlib.suppress(OSError):  # a folder may be written to and not listed
@@ -231,7 +250,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _tidy(place: Path) -> None:
-    """Remove what dead processes left beside a place, and put back what one had moved aside."""
+    """Remove what dead processes left beside a place.
+
+    What one of them had moved aside is put back.
+    """
     pattern = re.compile(rf"\.{re.escape(_stem(place))}\.(\d+)-[0-9a-f]{{8}}\.(tmp|old)")
     with contextlib.suppress(OSError):
         for path in sorted(place.parent.iterdir()):
@@ -247,7 +269,10 @@ def _tidy(place: Path) -> None:
 
 
 def _is_dead(path: Path, process: int) -> bool:
-    """Whether the process that made a temporary is gone: it has its number no more, and nobody holds its lock."""
+    """Say whether the process that made a temporary is gone.
+
+    Its number is free then, and nobody holds its lock.
+    """
     if _fcntl is None or process == os.getpid():
         return False
     try:
@@ -270,7 +295,9 @@ def _is_dead(path: Path, process: int) -> bool:
 
 
 def _carry_over(old: Path, new: Path) -> None:
-    """Put into the new folder what only the old one has, and the old permissions on what both have.
+    """Put what only the old folder has into the new.
+
+    What both have gets the old permissions.
 
     Raises
     ------
@@ -303,7 +330,10 @@ def _carry_file(old: Path, new: Path) -> None:
 
 
 def _make_like(old: Path, new: Path) -> None:
-    """Give a new file or folder the permissions of the old one, its owner and access lists where that is allowed."""
+    """Give a new file or folder the old one's permissions.
+
+    Its owner and access lists too, where that is allowed.
+    """
     state, own = old.stat(), new.stat()
     if hasattr(os, "chown"):
         for user, group in ((-1, state.st_gid), (state.st_uid, -1)):
@@ -318,9 +348,10 @@ def _make_like(old: Path, new: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> None:
-    """Exchange two folders: in one step where the system can, by three names where it cannot.
+    """Exchange two folders, in one step where possible.
 
-    Between the first and the second of those the place is empty; the next run puts back what was there.
+    Where the system cannot, three renames do it. Between the first and the second of those the place is empty; the next
+    run puts back what was there.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)

@@ -12,7 +12,9 @@ _NEXT_CELL = re.compile(rf";(?=[\s\"']*[{re.escape(_FORMULAS)}])")
 
 
 def printable(text: str) -> str:
-    r"""Return text with what would break a line or steer a terminal escaped.
+    r"""Return text that breaks no line and steers no terminal.
+
+    What would do so is escaped.
 
     Examples
     --------
@@ -23,10 +25,10 @@ def printable(text: str) -> str:
 
 
 def cell(value: object) -> object:
-    r"""Return a value for a CSV file; text that a spreadsheet would run gets an apostrophe before it.
+    r"""Return a value for a cell of a CSV file.
 
-    Numbers stay numbers. What would break a line or steer a terminal is escaped, and so is a semicolon that a formula
-    follows.
+    Text that a spreadsheet would run gets an apostrophe before it. Numbers stay numbers. What would break a line or
+    steer a terminal is escaped, and so is a semicolon that a formula follows.
 
     Examples
     --------
@@ -62,7 +64,9 @@ def figure(value: float | None) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Return two bounds as people read them; one figure if they read the same.
+    """Return two bounds as people read them.
+
+    One figure, if they read the same.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Match names by regular expressions that come from files, in bounded time and memory."""
+"""Match names by strangers' patterns, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ _LONGEST_EXPANDED = 100_000
 
 
 class PatternError(ValueError):
-    """A pattern that cannot be used; the message goes on after "holds what"."""
+    """Say that a pattern cannot be used.
+
+    The message goes on after "holds what".
+    """
 
 
 class Patterns:
-    """Patterns of one file with what they stand for, matched in bounded time all together.
+    """Hold the patterns of one file, and their values.
+
+    All together are matched in bounded time.
 
     Parameters
     ----------
@@ -46,7 +51,7 @@ class Patterns:
         self._left = _SECONDS_TOGETHER
 
     def value_for(self, name: str, default: Any) -> Any:
-        """Return the value of the first pattern that a name matches.
+        """Return the value of the first pattern that matches.
 
         Raises
         ------
@@ -68,7 +73,9 @@ class Patterns:
 
 
 def matches_end(pattern: str, name: str) -> bool:
-    r"""Whether a name is what a pattern says, or ends so after a dot: as PEFT reads `rank_pattern` and `alpha_pattern`.
+    r"""Say whether a name ends with what a pattern says.
+
+    After a dot, or as a whole, as PEFT reads `rank_pattern` and `alpha_pattern`.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""Refuse pickles of torch.save that would take memory which their file does not hold, before torch reads them."""
+"""Refuse pickles that would reserve memory for nothing.
+
+Those of torch.save are looked at before torch reads them: none may take memory that its file does not hold.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _MARK = object()
 
 
 def check_calls(path: Path) -> None:
-    """Refuse a file whose pickle calls what reserves memory.
+    """Refuse a file whose pickle reserves memory by calls.
 
     Raises
     ------
@@ -48,7 +51,10 @@ def check_calls(path: Path) -> None:
 
 
 def _check(content: Any) -> None:
-    """Follow which globals are on the stack of one pickle; what is in containers cannot be called any more."""
+    """Follow the globals on the stack of one pickle.
+
+    What is in containers cannot be called any more.
+    """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
     with warnings.catch_warnings():

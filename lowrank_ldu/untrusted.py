@@ -1,6 +1,7 @@
-"""Read files that may be damaged, or made to do damage, in bounded memory.
+"""Read files of strangers in bounded memory.
 
-What is wrong is an error of Python's own, without the file's name: callers turn it into theirs.
+They may be damaged, or made to do damage. What is wrong is an error of Python's own, without the file's name: callers
+turn it into theirs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Limit(NamedTuple):
-    """How much JSON is read: Python's objects take up to thirty times the bytes of the text.
+    """Bound how much JSON is read.
+
+    Python's objects take up to thirty times the bytes of the text.
 
     Attributes
     ----------
@@ -55,7 +58,7 @@ HEADER = Limit(2**27, 2**22)
 
 
 class ShortFileError(ValueError):
-    """A file ends before what was to be read from it."""
+    """Say that a file ends too early."""
 
 
 def check_regular(path: Path) -> None:
@@ -77,12 +80,15 @@ def check_regular(path: Path) -> None:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file to read its bytes, without waiting for a pipe that has taken its place."""
+    """Open a file to read its bytes.
+
+    A pipe that has taken its place is not waited for.
+    """
     return open(path, "rb", opener=_without_waiting)
 
 
 def check_written(file: IO[bytes], start: int, size: int) -> None:
-    """Refuse a large range of a file that is holes for the most part.
+    """Refuse a large range that is mostly holes.
 
     Where the file system does not tell holes nothing is refused: how much room a file takes says little, since it may
     be compressed, small enough to lie beside its name, or on another machine.
@@ -98,9 +104,10 @@ def check_written(file: IO[bytes], start: int, size: int) -> None:
 
 
 def check_inflated(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse an archive whose members are read at once, and might fill the memory.
+    """Refuse an archive whose members might fill the memory.
 
-    Weights do not compress so well. A few megabytes are let pass, since small tensors of zeros do.
+    They are read at once. Weights do not compress so well. A few megabytes are let pass, since small tensors of zeros
+    do.
 
     Raises
     ------
@@ -115,7 +122,7 @@ def check_inflated(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def read_exactly(stream: IO[bytes], size: int) -> bytearray:
-    """Read so many bytes, in parts: memory is taken as they come.
+    """Read so many bytes, taking memory as they come.
 
     Raises
     ------
@@ -129,7 +136,9 @@ def read_exactly(stream: IO[bytes], size: int) -> bytearray:
 
 
 def read_range(path: Path, start: int, size: int) -> bytearray:
-    """Read a range of a file, which is not mapped: a file that becomes shorter is an error.
+    """Read a range of a file, without mapping it.
+
+    A file that becomes shorter is an error.
 
     Raises
     ------
@@ -153,20 +162,26 @@ def read_range(path: Path, start: int, size: int) -> bytearray:
 
 
 def range_parts(path: Path, start: int, size: int) -> Iterator[bytes]:
-    """Yield a range of a file part by part; raises what `read_range` does, but for holes."""
+    """Yield a range of a file part by part.
+
+    Raises what `read_range` does, but for holes.
+    """
     with open_regular(path) as file:
         file.seek(start)
         yield from _parts(file, size)
 
 
 def read_json(path: Path, limit: Limit, *, lenient: bool = False) -> Any:
-    """Return what a JSON file says; raises `OSError`, and what `strict_json` does."""
+    """Return the value that a JSON file holds.
+
+    Raises `OSError`, and what `strict_json` does.
+    """
     with open_regular(path) as file:
         return strict_json(file.read(limit.size + 1), limit, lenient=lenient)
 
 
 def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False) -> Any:
-    """Return what a text of JSON says, if it says one thing and that within limits.
+    """Return the one value of a JSON text, within limits.
 
     Parameters
     ----------
@@ -207,7 +222,9 @@ def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False)
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header of a safetensors file that the library has checked, and where the values begin.
+    """Return a safetensors file's header, and where values begin.
+
+    The library has checked the file.
 
     Raises
     ------
@@ -242,7 +259,10 @@ def _short(size: int, left: int) -> ShortFileError:
 
 
 def _written(descriptor: int, start: int, end: int) -> int:
-    """Return how many bytes of a range are not in holes, all of them where that cannot be told."""
+    """Return how many bytes of a range were written.
+
+    Those that are not in holes; all of them where that cannot be told.
+    """
     if not hasattr(os, "SEEK_DATA"):
         return end - start
     written, place = 0, start

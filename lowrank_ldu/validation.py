@@ -1,4 +1,7 @@
-"""Checks at the boundary: everything behind them can rely on finite floating matrices and a rank in range."""
+"""Check arguments where callers hand them in.
+
+Everything behind these checks can rely on finite floating matrices and a rank in range.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -28,12 +31,15 @@ _LONGEST_SHOWN = 100
 
 
 def dtype_name(array: Array) -> str:
-    """Return the dtype's bare name, the same for every library: "float32" for torch.float32 too."""
+    """Return the dtype's name, the same for every library.
+
+    "float32" for torch.float32 too.
+    """
     return str(array.dtype).removeprefix("torch.")
 
 
 def check_matrix(matrix: Array, name: str = "W") -> tuple[Array, Backend]:
-    """Return `matrix` in the dtype it is computed in, with its backend.
+    """Return a matrix in its computing dtype, with its backend.
 
     Parameters
     ----------
@@ -72,7 +78,9 @@ def check_matrix(matrix: Array, name: str = "W") -> tuple[Array, Backend]:
 
 
 def check_like(matrix: Array, reference: Array, name: str = "W") -> tuple[Array, Backend]:
-    """Return what `check_matrix` does, for a matrix of the same library as `reference`.
+    """Check a matrix of the same library as `reference`.
+
+    Returns what `check_matrix` does.
 
     Raises
     ------
@@ -91,7 +99,7 @@ def kind_of(array: Array) -> str:
 
 
 def is_finite(array: Array, backend: Backend) -> bool:
-    """Whether no entry is NaN or infinite.
+    """Say whether no entry is NaN or infinite.
 
     A sum is finite only if every term is, and costs one pass without a temporary (at 4096 x 4096 a tenth of isfinite
     on PyTorch). A sum that is not finite may only have overflowed, so then every entry is looked at.
@@ -103,7 +111,10 @@ def is_finite(array: Array, backend: Backend) -> bool:
 
 
 def check_finite(array: Array, backend: Backend, name: str) -> None:
-    """Raise ValueError, with how many entries are not finite and where the first one is."""
+    """Refuse an array with entries that are not finite.
+
+    ValueError says how many those are, and where the first one is.
+    """
     if is_finite(array, backend):
         return
     xp = backend.xp
@@ -121,8 +132,11 @@ def check_finite(array: Array, backend: Backend, name: str) -> None:
     )
 
 
-def check_representable(array: Array, backend: Backend, name: str, accepted: str) -> Array:
-    """Return `array`, or raise ValueError if a result has left the range of its dtype."""
+def check_representable(array: ArrayType, backend: Backend, name: str, accepted: str) -> ArrayType:
+    """Refuse a result that has left its dtype's range.
+
+    Otherwise the array is returned.
+    """
     if not backend.is_traced(array) and not is_finite(array, backend):
         largest = float(backend.xp.finfo(array.dtype).max)
         raise ValueError(
@@ -132,7 +146,7 @@ def check_representable(array: Array, backend: Backend, name: str, accepted: str
 
 
 def shown(value: object) -> str:
-    """Return how a value is written in a message: on one line, and not at length.
+    """Return a value as messages show it: one short line.
 
     Examples
     --------
@@ -144,7 +158,10 @@ def shown(value: object) -> str:
 
 
 def check_rank(rank: object, largest: int, name: str = "rank", *, optional: bool = True) -> int:
-    """Return `rank` as an int in 1..largest; None means `largest`, where it is optional."""
+    """Return `rank` as an int from 1 to `largest`.
+
+    None means `largest`, where it is optional.
+    """
     if rank is None and optional:
         return largest
     accepted = f"an integer from 1 to {largest}"
@@ -155,7 +172,10 @@ def check_rank(rank: object, largest: int, name: str = "rank", *, optional: bool
 
 
 def check_count(value: object, name: str, least: int = 0, largest: int | None = None) -> int:
-    """Return `value` as an int from `least` to `largest`, which may be open."""
+    """Return `value` as an int from `least` to `largest`.
+
+    The latter may be open.
+    """
     accepted = f"an integer from {least} {'on' if largest is None else f'to {largest}'}"
     count = _integer(value, name, accepted)
     if count < least or (largest is not None and count > largest):
@@ -174,21 +194,27 @@ def _integer(value: object, name: str, accepted: str) -> int:
 
 
 def check_choice(value: object, name: str, accepted: Iterable[str]) -> None:
-    """Raise ValueError unless `value` is one of the strings that are accepted."""
+    """Refuse a value that is no accepted string."""
     choices = tuple(accepted)
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {shown(value)}; accepted: {', '.join(map(repr, choices))}")
 
 
 def check_flag(value: object, name: str) -> bool:
-    """Return `value` as a bool, which it has to be: "no" and 1.5 would count as True."""
+    """Return `value` as a bool, and refuse other types.
+
+    "no" and 1.5 would count as True.
+    """
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} is {shown(value)}; accepted: True or False")
     return bool(value)
 
 
 def is_several(value: object) -> bool:
-    """Whether `value` is a sequence or a set; a string is none here, which would be taken letter by letter."""
+    """Say whether a value is a sequence or a set.
+
+    A string is none here: it would be taken letter by letter.
+    """
     return isinstance(value, Sequence | AbstractSet) and not isinstance(value, str | bytes)
 
 
@@ -222,7 +248,7 @@ def check_positive(value: object, name: str) -> float:
 
 
 def explain_keywords(hints: Mapping[str, str]) -> Callable[[_Function], _Function]:
-    """Have a function say what is meant where it is given a keyword of another library's.
+    """Have a function explain keywords of other libraries.
 
     Parameters
     ----------

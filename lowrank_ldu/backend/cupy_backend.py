@@ -1,4 +1,4 @@
-"""CuPy."""
+"""Offer the primitives on CuPy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class CupyBackend:
-    """See `Backend`. cuSOLVER's entry points take one matrix at a time here, so stacks are looped over."""
+    """Implement `Backend` on CuPy.
+
+    cuSOLVER's entry points take one matrix at a time here, so stacks are looped over.
+    """
 
     name = "cupy"
     xp: Any = xp

@@ -1,4 +1,4 @@
-"""JAX."""
+"""Offer the primitives on JAX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class JaxBackend:
-    """See `Backend`. Arrays are immutable."""
+    """Implement `Backend` on JAX, whose arrays are immutable."""
 
     name = "jax"
     xp: Any = jnp

@@ -1,4 +1,4 @@
-"""NumPy, with LAPACK and BLAS through SciPy."""
+"""Offer the primitives on NumPy, by SciPy's LAPACK."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class NumpyBackend:
-    """See `Backend`. LAPACK takes one matrix at a time, so stacks are looped over."""
+    """Implement `Backend` on NumPy and SciPy.
+
+    LAPACK takes one matrix at a time, so stacks are looped over.
+    """
 
     name = "numpy"
     xp: Any = xp

@@ -1,4 +1,4 @@
-"""Index vectors: permutations, and LAPACK's interchanges as one."""
+"""Convert pivots between permutations and LAPACK's interchanges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SubnormalPivotError(ArithmeticError):
 
 
 def check_pivots(packed: Array, backend: Backend) -> None:
-    """Raise SubnormalPivotError if a pivot of the packed factors (..., m, r) of LU is subnormal.
+    """Refuse packed factors (..., m, r) with a subnormal pivot.
 
     Some LAPACKs multiply by its reciprocal, which is infinite. OpenBLAS skips its column, but reports the interchange
     that it has not made: what is left then is below the diagonal, where zeros are below a pivot that is zero.
@@ -64,7 +64,9 @@ def permutation_from_interchanges(interchanges: np.ndarray[Any, Any], rows: int)
 
 
 def order_from(chosen: Sequence[int] | np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Return the permutation of 0..size-1 that starts with `chosen` and keeps the rest in order.
+    """Return the permutation that starts with `chosen` indices.
+
+    The rest of 0..size-1 keeps its order.
 
     Examples
     --------
@@ -78,7 +80,9 @@ def order_from(chosen: Sequence[int] | np.ndarray[Any, Any], size: int) -> np.nd
 
 
 def inverse_permutation(order: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return q (..., m) with q[p] = 0..m-1 for a permutation p, or for each of a stack of them.
+    """Return the inverse q (..., m) of permutations p (..., m).
+
+    q[p] = 0..m-1 for each of them.
 
     Examples
     --------
@@ -89,5 +93,5 @@ def inverse_permutation(order: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def index_vector(positions: Sequence[int] | np.ndarray[Any, Any], like: Array, backend: Backend) -> Array:
-    """Return `positions` as an int64 array on the device of `like`."""
+    """Return positions as int64 on the device of `like`."""
     return backend.from_numpy(np.asarray(positions, dtype=np.int64), like)

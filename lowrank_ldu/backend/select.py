@@ -1,4 +1,4 @@
-"""Which backend an array belongs to."""
+"""Find the backend that an array belongs to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _making = Lock()
 
 
 def _load(library: str) -> Backend:
-    """Return the one backend of a library, whichever thread asks first."""
+    """Return the one backend of a library, for all threads."""
     if library in _backends:
         return _backends[library]
     # Outside of the lock: importing has locks of its own.
@@ -46,7 +46,9 @@ def _belongs(array: Array, test: Callable[[object], bool]) -> bool:
 
 
 def backend_of(array: Array, name: str = "W") -> Backend:
-    """Return the backend of `array`, or raise TypeError naming the argument and the libraries accepted.
+    """Return the backend of an array.
+
+    TypeError names the argument and the libraries that are accepted.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""PyTorch, on any device that has LU."""
+"""Offer the primitives on PyTorch, on any device."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ _SCRATCH_BYTES = 1 << 22
 
 
 class _Scratch(threading.local):
-    """Memory for panels that is kept from one factorisation to the next, at most 4 MiB a thread.
+    """Keep memory for panels between factorizations.
 
-    The C library gives freed blocks of this size back to the system, so that each call would pay for fresh pages, which
-    at 4096 x 64 cost as much as the arithmetic.
+    At most 4 MiB a thread. The C library gives freed blocks of this size back to the system, so that each call would
+    pay for fresh pages, which at 4096 x 64 cost as much as the arithmetic.
     """
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-        """Return an uninitialised contiguous tensor of `like`'s dtype and device, valid until the next call."""
+        """Return an uninitialized tensor, valid until the next call.
+
+        It is contiguous, of `like`'s dtype and device.
+        """
         size = prod(shape) * like.element_size()
         if like.device.type != "cpu" or size > _SCRATCH_BYTES:
             return like.new_empty(shape)
@@ -43,7 +46,7 @@ _scratch = _Scratch()
 
 
 class TorchBackend:
-    """See `Backend`."""
+    """Implement `Backend` on PyTorch."""
 
     name = "torch"
     xp: Any = xp

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointError", "CheckpointReader", "TensorInfo", "open_checkpoint"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     """Open a checkpoint, whatever its format.
 

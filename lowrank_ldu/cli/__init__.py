@@ -1,4 +1,4 @@
-"""The command `lowrank-ldu`."""
+"""Run the command `lowrank-ldu`, and end it cleanly."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["main"]
+
 _SIGNALED = 128  # and the signal's number, as shells count
 INTERRUPTED = _SIGNALED + signal.SIGINT
 _USAGE = 2
@@ -21,8 +23,12 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _OF_THE_EXTRA = {"typer", "rich", "click"}
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def main() -> None:
-    """Run the command line; the console entry point."""
+    """Run the command line, as the installed command does."""
     try:
         from lowrank_ldu.cli.app import app  # noqa: PLC0415  # these packages come with an extra
         from lowrank_ldu.cli.console import print_anywhere  # noqa: PLC0415
@@ -44,7 +50,10 @@ def main() -> None:
 
 
 def _run(app: Callable[..., object]) -> int:
-    """Run the commands, with what is wrong with their arguments on one line, and return the exit code."""
+    """Run the commands and return the exit code.
+
+    What is wrong with their arguments is said on one line.
+    """
     from lowrank_ldu.cli.console import say  # noqa: PLC0415
 
     try:
@@ -71,7 +80,7 @@ def _run(app: Callable[..., object]) -> int:
 
 
 def _said(error: Exception, message: str) -> str:
-    """Return the message of a usage error, with what is accepted."""
+    """Return a usage error's message with what is accepted."""
     message = message.replace(": Value error, ", ": ")  # the kind of error, which some versions put before it
     command = getattr(getattr(error, "ctx", None), "command", None)
     parameter = getattr(error, "param", None)
@@ -93,7 +102,10 @@ def _longest(parameter: Any) -> str:
 
 
 def _unwind_on(*signals: signal.Signals) -> None:
-    """Have signals that end the process do so as an exit does, which removes what is half written."""
+    """Turn signals that end the process into an exit.
+
+    Only an exit removes what is half written.
+    """
 
     def leave(number: int, _frame: object) -> NoReturn:
         # Once: a second one while files are removed would leave them.

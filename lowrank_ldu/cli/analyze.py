@@ -22,6 +22,7 @@ from lowrank_ldu.cli.options import (
     Seed,
     Select,
     ThreadCount,
+    choice,
     options_of,
     prefer_huge_pages,
 )
@@ -34,10 +35,16 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis import Analysis, ComputeDtype, Engine, Mode, Scope
 
 _REASONS_SHOWN = 4
+# As in `lowrank_ldu.analysis.options`, which is not imported for help.
+MODES = ("exact", "cheap")
+COMPUTE_DTYPES = ("float32", "float64")
 
 
 def show_summary(analysis: Analysis, out: Path) -> None:
-    """Write to stdout the medians over the matrices, what was skipped, and where the report is."""
+    """Print the summary of an analysis.
+
+    Medians over the matrices, what was skipped, and where the report is.
+    """
     console = SafeConsole()
     from lowrank_ldu.analysis import headline_scope  # noqa: PLC0415
 
@@ -98,7 +105,7 @@ def count_of(matrices: int) -> str:
 
 
 class EngineKind(StrEnum):
-    """What does the work."""
+    """Name what does the work."""
 
     LOCAL = "local"
     DASK = "dask"
@@ -121,22 +128,26 @@ def analyze(
     exclude: Exclude = None,
     mode: Annotated[
         str,
-        typer.Option(
-            help="exact: the whole SVD, LDU to the full rank; cheap: leading singular values with bounds, LDU to the "
-            "largest rank asked for."
+        choice(
+            MODES,
+            help="exact: the whole SVD, LDU to the full rank. cheap: leading singular values with bounds, LDU to the "
+            "largest rank asked for.",
         ),
     ] = "exact",
     target_error: Annotated[
         list[float] | None,
         typer.Option(
+            metavar="<float>",
             help="Relative error whose smallest sufficient rank is looked for; repeat for more.",
             show_default="0.5, 0.1",
         ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="float32 or float64, to factor in.", show_default="float64 for weights in float64, float32 for others"
+        choice(
+            COMPUTE_DTYPES,
+            help="Dtype to factor in.",
+            show_default="float64 for weights in float64, float32 for others",
         ),
     ] = None,
     seed: Seed = 0,
@@ -148,10 +159,11 @@ def analyze(
         str | None, typer.Option(help="With dask: the address of the scheduler, such as tcp://HOST:8786.")
     ] = None,
 ) -> None:
-    """Factor every matrix of a checkpoint by LDU, SVD and PiSSA, and report errors, conditioning, pivots and time.
+    """Analyze every matrix of a checkpoint and write a report.
 
-    Writes report.html, tables as CSV and Parquet, analysis.json and plots as PNG and SVG. While it runs, results are
-    kept in a journal beside the folder; --resume goes on from there.
+    Each is factored by LDU, SVD and PiSSA; the report has errors, conditioning, pivots and time. Writes report.html,
+    tables as CSV and Parquet, analysis.json and plots as PNG and SVG. While it runs, results are kept in a journal
+    beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
     from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, lock_journal, write_report  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Run `lowrank-ldu bench`: one layer in every way of computing it."""
+"""Run `lowrank-ldu bench`: one layer, timed in every way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import fail, readable_errors
+from lowrank_ldu.cli.options import choice
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ _MODES = {"forward": "forward, without gradients", "training": "forward and back
 
 
 def show_rows(case: Case, result: Result) -> None:
-    """Write the tables of a case to stdout."""
+    """Print the tables of a case."""
     console = SafeConsole()
     for mode in case.modes:
         rows = [row for row in result.rows if row.mode == mode]
@@ -46,6 +47,8 @@ def show_rows(case: Case, result: Result) -> None:
         console.print(f"not run: {name}: {reason}")
 
 
+# As in `lowrank_ldu.measuring`, which is not imported for help.
+PRESETS = ("base", "llama", "decode")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _DEVICES = ("cpu", "cuda")
 _THREADS = 2
@@ -56,26 +59,43 @@ def bench(
     *,
     preset: Annotated[
         list[str] | None,
-        typer.Option(help="base (768, of RoBERTa and ViT-B), llama (4096 and 11008), decode (T = 1, 8). Repeatable."),
+        choice(
+            PRESETS,
+            help="base: 768, of RoBERTa and ViT-B. llama: 4096 and 11008. decode: 1 and 8 tokens. Repeat for more.",
+            show_default="base",
+        ),
     ] = None,
-    shape: Annotated[str | None, typer.Option(help="A layer of your own, OUTxIN, instead of presets.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="With --shape: rows of the batch, 2048 if not given.")] = None,
-    rank: Annotated[list[int] | None, typer.Option(help="With --shape: r, 64 if not given. Repeatable.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="OUTxIN", help="A layer of your own instead of presets, such as 768x3072.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="With --shape: rows of the batch.", show_default=f"{_TOKENS}")
+    ] = None,
+    rank: Annotated[
+        list[int] | None,
+        typer.Option(metavar="<int>", help="With --shape: rank of the adapter; repeat for more.", show_default="64"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        choice(_DEVICES, help="Device to measure on.", show_default="cuda where there is a GPU, cpu elsewhere"),
+    ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16, float64; bfloat16 on a GPU, float32 elsewhere.")
+        str | None, choice(_DTYPES, help="Dtype of the layer.", show_default="bfloat16 on a GPU, float32 elsewhere")
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads, at most as many as there are cores.")] = _THREADS,
     seconds: Annotated[float, typer.Option(help="Time for the rounds of each table.")] = 20.0,
     adapters: Annotated[int, typer.Option(help="Adapters of the mixed batch.")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="Folder for results.csv and the plots.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results.csv and the plots.", show_default="none is written")
+    ] = None,
     append: Annotated[Path | None, typer.Option(help="A results.csv to add the new rows to, in --out.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
 ) -> None:
-    """Time one linear layer: frozen, fully fine-tuned, LoRA, the paper's formula, and every plan of this package.
+    """Time one linear layer in every way of computing it.
 
-    All methods take turns in one run, so that ratios mean something; each is checked against float64 first. Plans that
-    cannot run on this machine are listed with the reason.
+    Frozen, fully fine-tuned, by LoRA, by the paper's formula, and by every plan of this package. All take turns in one
+    run, so that ratios mean something; each is checked against float64 first. Plans that cannot run on this machine are
+    listed with the reason.
     """
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
     from lowrank_ldu.measuring import read_rows, write_plots, write_rows  # noqa: PLC0415
@@ -122,7 +142,10 @@ def _device(device: str | None, dtype: str | None) -> tuple[torch.device, torch.
 
 
 def _check_size(case: Case, dtype: torch.dtype, adapters: int) -> None:
-    """Refuse a layer whose weight, batch and adapters alone are larger than the memory."""
+    """Refuse a layer that is larger than the memory.
+
+    Its weight, batch and adapters alone are counted.
+    """
     from lowrank_ldu.environment import physical_memory  # noqa: PLC0415
 
     m, n = case.out_features, case.in_features

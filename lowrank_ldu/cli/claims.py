@@ -1,4 +1,4 @@
-"""Run `lowrank-ldu claims`: the paper's numerical claims, tested on a checkpoint."""
+"""Run `lowrank-ldu claims`: the paper's claims, tested."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 def show_claims(claims: Sequence[Claim], analysis: Analysis, out: Path | None) -> None:
-    """Write to stdout the rule, the measured figures and the verdict of each test, and where the files are."""
+    """Print the figures and the verdict of each test.
+
+    The rule stands above them, and where the files are below.
+    """
     console = SafeConsole()
     for claim in claims:
         console.print(f"{claim.name}: {claim.statement} ({claim.source})")
@@ -65,7 +68,7 @@ def claims(
     seed: Seed = 0,
     threads: ThreadCount = None,
 ) -> None:
-    """Test what the LoLDU paper claims of LDU factorizations on the weights of a checkpoint.
+    """Test the LoLDU paper's claims on a checkpoint's weights.
 
     Speed beside the SVD, orthogonality, what the leading terms hold, what the start of the diagonal changes, and
     storage: for each claim the rule, the measured figures and a verdict that follows from both.

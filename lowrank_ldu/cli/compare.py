@@ -1,4 +1,4 @@
-"""Run `lowrank-ldu compare`: what the difference of two checkpoints takes to write down."""
+"""Run `lowrank-ldu compare`: a base and its fine-tuned checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ _REASONS_SHOWN = 4
 
 
 def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
-    """Write to stdout the share explained over the matrices, what was left out, and where the report is."""
+    """Print the summary of a comparison.
+
+    The share explained over the matrices, what was left out, and where the report is.
+    """
     from lowrank_ldu.analysis import comparison_headlines, summary_rows  # noqa: PLC0415
 
     console = SafeConsole()
@@ -79,9 +82,10 @@ def compare(
     seed: Seed = 0,
     threads: ThreadCount = None,
 ) -> None:
-    """Say how much of a fine-tuning update the base's LDU diagonal can express, beside LoRA and singular vectors.
+    """Compare a fine-tuned checkpoint with its base.
 
-    Writes compare.csv, compare.json and compare.html.
+    Says how much of the update the base's LDU diagonal can express, beside LoRA and singular vectors. Writes
+    compare.csv, compare.json and compare.html.
     """
     prefer_huge_pages()
     from lowrank_ldu.analysis import CompareOptions, compare_checkpoints, write_comparison  # noqa: PLC0415

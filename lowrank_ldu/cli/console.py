@@ -1,4 +1,4 @@
-"""What the commands print, on any terminal or pipe and of any names."""
+"""Print on any terminal or pipe, and any names."""
 
 from __future__ import annotations
 
@@ -26,20 +26,23 @@ _SPELLED = {
 
 
 class SafeConsole(Console):
-    """Print text with what would steer a terminal escaped, and lines that are as long as they are."""
+    """Print text that cannot steer the terminal.
+
+    Lines are as long as they are.
+    """
 
     def __init__(self) -> None:
         super().__init__(highlight=False, markup=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print; text is one line however long it is."""
+        """Print objects; text is one line, however long."""
         if objects and all(isinstance(each, str) for each in objects):
             objects, options = tuple(map(printable, objects)), {"soft_wrap": True, **options}
         super().print(*objects, **options)
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Write a line, which may hold names, to stdout or stderr."""
+    """Write a line to stdout or stderr, names escaped."""
     stream = sys.stderr if err else sys.stdout
     if stream is not None:  # closed by whoever started the process
         line, encoding = printable(" ".join(text.splitlines())), stream.encoding or "utf-8"
@@ -50,9 +53,9 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def print_anywhere() -> None:
-    """Have stdout and stderr spell or escape what their encoding has no bytes for, which would end the command.
+    """Spell or escape what the streams' encoding lacks.
 
-    Tracebacks are escaped as all else is: a message may hold a name from a file.
+    It would end the command otherwise. Tracebacks are escaped as all else is: a message may hold a name from a file.
     """
     codecs.register_error(_SPELLING, _spelled)
     for stream in (sys.stdout, sys.stderr):
@@ -64,7 +67,10 @@ def print_anywhere() -> None:
 
 
 def _spelled(error: UnicodeError) -> tuple[str, int]:
-    """Return what stands for the characters that an encoding lacks: symbols of the tables in ASCII, others escaped."""
+    """Return what stands for characters that an encoding lacks.
+
+    Symbols of the tables are spelled in ASCII, others escaped.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
@@ -78,7 +84,7 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Print each warning that is meant for users as a line of its own."""
+    """Print each warning for users as one line."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: say(f"warning: {message}", err=True)
         yield

@@ -1,4 +1,4 @@
-"""Run `lowrank-ldu demo`: the whole path on real data, in minutes."""
+"""Run `lowrank-ldu demo`: the whole path on real data."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def demo(
         bool, typer.Option("--overwrite", help="Replace what an earlier run left in the folder.")
     ] = False,
 ) -> None:
-    """Run everything once on data that comes with scikit-learn: no download, about two minutes on two cores.
+    """Run everything once on data that comes with scikit-learn.
 
-    A small vision transformer is pre-trained on handwritten digits and its weights are analyzed. It is then fine-tuned
-    on other images, turned upside down and inverted, by linear probe, LoLDU, LoRA, PiSSA and full fine-tuning with the
-    same batches. The LoLDU adapter is saved, reloaded and merged.
+    No download, about two minutes on two cores. A small vision transformer is pre-trained on handwritten digits and its
+    weights are analyzed. It is then fine-tuned on other images, turned upside down and inverted, by linear probe,
+    LoLDU, LoRA, PiSSA and full fine-tuning with the same batches. The LoLDU adapter is saved, reloaded and merged.
     """
     from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, write_report  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress, show_steps  # noqa: PLC0415
@@ -61,7 +61,7 @@ def demo(
 
 
 def _show(comparison: Comparison, saved: RoundTrip, analysis: Analysis, out: Path) -> None:
-    """Write the table and the sentences to stdout."""
+    """Print the table and the sentences of the demo."""
     from lowrank_ldu.analysis import headlines  # noqa: PLC0415
     from lowrank_ldu.demo.report import HEADINGS, comparison_rows, sentences  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What the user sees when something is wrong."""
+"""Show what is wrong as one line."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ USER_ERROR = 2
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turn errors that the user can mend into one line and exit code 2, and Ctrl-C into a line and exit code 130.
+    """Turn errors that the user can mend into one line.
 
-    Those are `lowrank_ldu.errors.UserError`. Everything else keeps its traceback: it is a bug. Warnings are lines, too.
+    The exit code is 2 then, and 130 after Ctrl-C. Those are `lowrank_ldu.errors.UserError`. Everything else keeps its
+    traceback: it is a bug. Warnings are lines, too.
     """
     try:
         with warnings_as_lines():
@@ -34,6 +35,6 @@ def readable_errors() -> Iterator[None]:
 
 
 def fail(message: str) -> NoReturn:
-    """Write `error: message` to stderr, on one line, and exit with code 2."""
+    """Write one line to stderr and exit with code 2."""
     say(f"error: {message}", err=True)
     raise typer.Exit(USER_ERROR) from None

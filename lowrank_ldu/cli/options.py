@@ -1,4 +1,4 @@
-"""The options that commands on checkpoints share."""
+"""Declare the options that commands on checkpoints share."""
 
 from __future__ import annotations
 
@@ -8,33 +8,53 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from lowrank_ldu.cli.errors import fail
+from lowrank_ldu.decomposition import PIVOTING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowrank_ldu.analysis import CompareOptions, SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
 
 _Options = TypeVar("_Options", "SurveyOptions", "CompareOptions")
 
+
+def choice(accepted: Sequence[str], **others: Any) -> Any:
+    """Return an option that takes one of some words.
+
+    They are shown and completed as such, and checked by whoever uses them.
+    """
+
+    def completed(incomplete: str) -> list[str]:
+        return [word for word in accepted if word.startswith(incomplete)]
+
+    # With room to break the line, where it would be broken inside a word.
+    bar = "|" if len(accepted) < 4 else " | "
+    return typer.Option(metavar=f"<{bar.join(accepted)}>", autocompletion=completed, **others)
+
+
 CHECKPOINT = "A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index, a directory, or hf://OWNER/NAME."
 
 Rank = Annotated[
     list[int] | None,
-    typer.Option(help="Rank to measure; repeat for more. The full rank is measured too.", show_default="8, 64"),
+    typer.Option(
+        metavar="<int>", help="Rank to measure; repeat for more. The full rank is measured too.", show_default="8, 64"
+    ),
 ]
 PivotingNames = Annotated[
     list[str] | None,
-    typer.Option(help="partial, complete, rook or randomized; repeat for more.", show_default="partial, complete"),
+    choice(PIVOTING, help="Pivoting strategy to measure; repeat for more.", show_default="partial, complete"),
 ]
-Select = Annotated[str | None, typer.Option(help="Only tensors whose name matches this regular expression.")]
-Exclude = Annotated[str | None, typer.Option(help="Leave out tensors whose name matches this one.")]
-Seed = Annotated[int, typer.Option(help="Of randomized pivoting, quick PiSSA, sketches and random starts.")]
+Select = Annotated[str | None, typer.Option(help="Take only tensors whose name matches this regular expression.")]
+Exclude = Annotated[str | None, typer.Option(help="Leave out tensors whose name matches this regular expression.")]
+Seed = Annotated[int, typer.Option(help="Seed of randomized pivoting, quick PiSSA, sketches and random starts.")]
 ThreadCount = Annotated[int | None, typer.Option(help="Cores to use, by threads of this process.", show_default="all")]
 
 
 def prefer_huge_pages() -> None:
-    """Have torch, which is not imported yet, allocate large buffers in huge pages.
+    """Have torch allocate large buffers in huge pages.
 
-    On wide embeddings the kernel's page faults cost as much as the arithmetic.
+    It must not be imported yet. On wide embeddings the kernel's page faults cost as much as the arithmetic.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -50,15 +70,15 @@ def options_of(
     threads: int | None,
     **others: Any,
 ) -> _Options:
-    """Return the options of a survey or comparison from those of the command line, None being the default.
+    """Return the options of a survey or comparison from the command line's.
+
+    None stands for the default.
 
     Raises
     ------
     OptionError
         One of them is out of its range.
     """
-    from lowrank_ldu.decomposition import PIVOTING  # noqa: PLC0415
-
     for name in pivoting or []:
         if name not in PIVOTING:
             fail(f"--pivoting is {name!r}; accepted: {', '.join(PIVOTING)}, and --pivoting again for each further one")

@@ -1,4 +1,4 @@
-"""Progress bars, on stderr."""
+"""Show progress on stderr, where that is a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _bar(before: str, after: str) -> Progress:
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[SurveyProgress], None]]:
-    """Show a survey: the number of tensors, the time left and what is being analyzed."""
+    """Show how far a survey is, and the time left."""
     with _bar("{task.fields[count]}", "{task.description}") as bar:
         task = bar.add_task("reading the checkpoint", total=1.0, count="")
 
@@ -51,7 +51,7 @@ def show_progress() -> Iterator[Callable[[SurveyProgress], None]]:
 
 @contextmanager
 def show_steps() -> Iterator[Callable[[ComparisonProgress], None]]:
-    """Show a comparison: what is being trained, and the time left."""
+    """Show what is being trained, and the time left."""
     with _bar("{task.description}", "") as bar:
         task = bar.add_task("loading", total=None)
 
@@ -63,7 +63,7 @@ def show_steps() -> Iterator[Callable[[ComparisonProgress], None]]:
 
 @contextmanager
 def show_items(total: int) -> Iterator[Callable[[str], None]]:
-    """Show a list of things being worked on: how many are done, and the name of the present one."""
+    """Show how many items are done, and the present one."""
     with _bar("{task.fields[count]}", "{task.description}") as bar:
         task = bar.add_task("", total=total, count=f"0/{total}")
         started = 0
@@ -78,7 +78,7 @@ def show_items(total: int) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def show_stage() -> Iterator[Callable[[str], None]]:
-    """Show what is being done, for work whose length is not known."""
+    """Show the stage of work whose length is unknown."""
     with _bar("{task.description}", "") as bar:
         task = bar.add_task("starting", total=None)
 

@@ -14,3 +14,7 @@ __all__ = [
     "LDU", "PIVOTING", "SVD", "Factorization", "PiSSA", "Pivoting", "gram_matrix", "ldu", "ldu_at_pivots", "pissa",
     "svd",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return __all__

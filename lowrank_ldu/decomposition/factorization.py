@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Generic, Self
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, backend_of
+from lowrank_ldu.backend import Array, ArrayType, backend_of
 from lowrank_ldu.decomposition.gram import refit_diagonal, wide
 from lowrank_ldu.decomposition.powers import exponent_of, largest_exponent, times_power
 from lowrank_ldu.validation import check_finite, check_like, check_rank, check_representable, dtype_name, is_finite
@@ -37,7 +37,7 @@ def scaled_product(left: Array, diagonal: Array, right: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Factorization:
+class Factorization(Generic[ArrayType]):
     """A weight as a sum of rank-one terms, `W ~ left @ diag(diagonal) @ right`.
 
     Attributes
@@ -48,9 +48,9 @@ class Factorization:
         All three of one floating dtype, on one device of one array library.
     """
 
-    left: Array
-    diagonal: Array
-    right: Array
+    left: ArrayType
+    diagonal: ArrayType
+    right: ArrayType
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,7 +62,7 @@ class Factorization:
         """Number of rank-one terms r."""
         return int(self.diagonal.shape[-1])
 
-    def reconstruct(self) -> Array:
+    def reconstruct(self) -> ArrayType:
         """Return left @ diag(diagonal) @ right, shape (..., m, n).
 
         Raises
@@ -78,12 +78,12 @@ class Factorization:
         array([[1., 1., 1.],
                [1., 1., 1.]])
         """
-        product = scaled_product(self.left, self.diagonal, self.right)
+        product: ArrayType = scaled_product(self.left, self.diagonal, self.right)
         return check_representable(
             product, backend_of(product), "left @ diag(diagonal) @ right", "factors whose product their dtype holds"
         )
 
-    def residual(self, W: Array) -> Array:
+    def residual(self, W: Array) -> ArrayType:
         """Return W - reconstruct(), shape (..., m, n), in the factors' dtype.
 
         Raises
@@ -93,7 +93,7 @@ class Factorization:
             difference is beyond the largest number of the factors' dtype.
         """
         with np.errstate(over="ignore"):
-            difference = self._checked(W) - self.reconstruct()
+            difference: ArrayType = self._checked(W) - self.reconstruct()
         return check_representable(
             difference,
             backend_of(difference),
@@ -136,7 +136,7 @@ class Factorization:
         """
         return replace(self, diagonal=refit_diagonal(self._checked(W), self.left, self.diagonal, self.right))
 
-    def fit(self, target: Array) -> Factorization:
+    def fit(self, target: Array) -> Factorization[ArrayType]:
         r"""Fit the diagonal to another matrix, such as an update of W.
 
         The result is the nearest matrix of the form left diag(d) right.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of
 from lowrank_ldu.decomposition.powers import balanced, exponent_of, largest_exponent, moderated, times_power
 from lowrank_ldu.validation import check_representable
 
@@ -38,7 +38,7 @@ def blocks_of_rows(shape: Sequence[int], entries: int = _BLOCK) -> list[slice]:
     return [slice(start, start + height) for start in range(0, m, height)]
 
 
-def gram_matrix(left: Array, right: Array) -> Array:
+def gram_matrix(left: ArrayType, right: ArrayType) -> ArrayType:
     """Return the Gram matrix G of the terms left[:, i] right[i, :].
 
     In float64 where the device has it.
@@ -71,7 +71,7 @@ def gram_matrix(left: Array, right: Array) -> Array:
     transpose = backend.xp.matrix_transpose
     left, right = wide(left, backend), wide(right, backend)
     with np.errstate(over="ignore", invalid="ignore"):
-        gram = (transpose(left) @ left) * (right @ transpose(right))
+        gram: ArrayType = (transpose(left) @ left) * (right @ transpose(right))
     return check_representable(gram, backend, "the Gram matrix of the terms", "terms that are scaled down")
 
 

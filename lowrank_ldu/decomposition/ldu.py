@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of
 from lowrank_ldu.backend.pivots import SubnormalPivotError
 from lowrank_ldu.decomposition.blocks import restore_rows, split_diagonal, stacked, take_rows
 from lowrank_ldu.decomposition.complete import eliminate_complete
@@ -38,7 +38,7 @@ _ARRAYS = ("left", "diagonal", "right", "permutation", "column_permutation", "ru
 
 
 @dataclass(frozen=True, eq=False)
-class LDU(Factorization):
+class LDU(Factorization[ArrayType]):
     """Hold the first r steps of a pivoted LDU factorization.
 
     `W[p][:, q] ~ lower @ diag(diagonal) @ upper`.
@@ -62,18 +62,20 @@ class LDU(Factorization):
         competitors are the entries of `lower` below the diagonal.
     """
 
+    # Of the same library, but of integers, which the static type of W may not be.
     permutation: Array
     column_permutation: Array | None
     pivoting: Pivoting
-    runner_up: Array | None = None
+    runner_up: ArrayType | None = None
 
     @cached_property
-    def lower(self) -> Array:
+    def lower(self) -> ArrayType:
         """L, shape (..., m, r): unit lower trapezoidal."""
-        return take_rows(self.left, self.permutation, backend_of(self.left))
+        lower: ArrayType = take_rows(self.left, self.permutation, backend_of(self.left))
+        return lower
 
     @cached_property
-    def upper(self) -> Array:
+    def upper(self) -> ArrayType:
         """U, shape (..., r, n): upper trapezoidal.
 
         With ones on the diagonal except in `zero_pivots`.
@@ -82,7 +84,8 @@ class LDU(Factorization):
             return self.right
         backend = backend_of(self.right)
         transpose = backend.xp.matrix_transpose
-        return transpose(take_rows(transpose(self.right), self.column_permutation, backend))
+        upper: ArrayType = transpose(take_rows(transpose(self.right), self.column_permutation, backend))
+        return upper
 
     @property
     def zero_pivots(self) -> Array:
@@ -92,7 +95,8 @@ class LDU(Factorization):
         scaled by its own largest entry instead (or was zero), so that the factors are finite and exact all the same.
         """
         xp = backend_of(self.right).xp
-        return (xp.linalg.diagonal(self.upper[..., : self.rank]) != 1) | (self.diagonal == 0)
+        diagonal: Array = self.diagonal
+        return (xp.linalg.diagonal(self.upper[..., : self.rank]) != 1) | (diagonal == 0)
 
     def truncate(self, rank: int) -> Self:
         """Return the first `rank` steps, 1 <= rank <= r, as views.
@@ -105,7 +109,7 @@ class LDU(Factorization):
 
 
 @explain_keywords(RANK_KEYWORDS | {"pivot": "it is pivoting here"})
-def ldu(W: Array, rank: int | None = None, *, pivoting: Pivoting = "partial", seed: int = 0) -> LDU:
+def ldu(W: ArrayType, rank: int | None = None, *, pivoting: Pivoting = "partial", seed: int = 0) -> LDU[ArrayType]:
     """Factor W = P L diag(z) U Q^T, or the first `rank` terms of it.
 
     Parameters

@@ -18,12 +18,12 @@ from lowrank_ldu.validation import check_matrix
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowrank_ldu.backend import Array, Backend
+    from lowrank_ldu.backend import Array, ArrayType, Backend
 
 
 def ldu_at_pivots(
-    W: Array, rows: Sequence[int], columns: Sequence[int] | None = None, *, pivoting: Pivoting = "partial"
-) -> LDU:
+    W: ArrayType, rows: Sequence[int], columns: Sequence[int] | None = None, *, pivoting: Pivoting = "partial"
+) -> LDU[ArrayType]:
     """Factor W with the pivots at (rows[i], columns[i]), in that order.
 
     Pivot searches are discontinuous: where two candidates nearly tie, another rounding of W or another LAPACK takes

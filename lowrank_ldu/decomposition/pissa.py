@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from lowrank_ldu.backend import backend_of
+from lowrank_ldu.backend import ArrayType, backend_of
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.svd import SVD, svd
 from lowrank_ldu.validation import RANK_KEYWORDS, explain_keywords
 
-if TYPE_CHECKING:
-    from lowrank_ldu.backend import Array
-
 
 @dataclass(frozen=True, eq=False)
-class PiSSA(Factorization):
+class PiSSA(Factorization[ArrayType]):
     """Hold principal singular values and vectors, split evenly.
 
     `residual(W)` is the part that PiSSA freezes.
@@ -37,8 +33,8 @@ class PiSSA(Factorization):
 
 @explain_keywords(RANK_KEYWORDS)
 def pissa(
-    W: Array, rank: int | None = None, niter: int | None = None, *, oversampling: int = 0, seed: int = 0
-) -> PiSSA:
+    W: ArrayType, rank: int | None = None, niter: int | None = None, *, oversampling: int = 0, seed: int = 0
+) -> PiSSA[ArrayType]:
     """Return PiSSA's initialization of a LoRA pair: left = U sqrt(S) and right = sqrt(S) V^T.
 
     Parameters
@@ -75,7 +71,7 @@ def pissa(
     return split_evenly(svd(W, rank, niter=niter, oversampling=oversampling, seed=seed))
 
 
-def split_evenly(factors: SVD) -> PiSSA:
+def split_evenly(factors: SVD[ArrayType]) -> PiSSA[ArrayType]:
     """Split a singular value decomposition as PiSSA does.
 
     Each factor takes the root of the values.

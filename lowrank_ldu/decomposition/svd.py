@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank_ldu.backend import backend_of
+from lowrank_ldu.backend import ArrayType, backend_of
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.powers import largest_exponent
 from lowrank_ldu.validation import RANK_KEYWORDS, check_count, check_matrix, check_rank, explain_keywords
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class SVD(Factorization):
+class SVD(Factorization[ArrayType]):
     """Hold a singular value decomposition.
 
     Left and right have orthonormal columns and rows.
@@ -39,7 +39,9 @@ class SVD(Factorization):
 
 
 @explain_keywords(RANK_KEYWORDS)
-def svd(W: Array, rank: int | None = None, *, niter: int | None = None, oversampling: int = 8, seed: int = 0) -> SVD:
+def svd(
+    W: ArrayType, rank: int | None = None, *, niter: int | None = None, oversampling: int = 8, seed: int = 0
+) -> SVD[ArrayType]:
     """Return the leading `rank` terms of the singular value decomposition.
 
     Parameters

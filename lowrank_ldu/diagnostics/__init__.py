@@ -11,4 +11,4 @@ __all__ = ["Diagnostics", "Examination", "Expression", "Target", "diagnose", "ex
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

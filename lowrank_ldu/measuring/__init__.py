@@ -9,4 +9,4 @@ __all__ = ["COLUMNS", "PRESETS", "Case", "Row", "cases_of", "read_rows", "run_ca
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

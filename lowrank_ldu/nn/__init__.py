@@ -32,3 +32,7 @@ __all__ = [
     "unload",
     "unmerge",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -26,3 +26,7 @@ from lowrank_ldu.peft.registration import register  # noqa: E402
 register(LolduConfig, LolduModel)
 
 __all__ = ["LolduConfig", "LolduLayer", "LolduModel"]
+
+
+def __dir__() -> list[str]:
+    return __all__
