@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load
 
 from lowrank_ldu.adapters.file import AdapterFile, StoredLayer
-from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
+from lowrank_ldu.adapters.input_files import read_json, read_tensors
 from lowrank_ldu.adapters.layout import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE
 from lowrank_ldu.adapters.records import check_numbers, checked_record
 from lowrank_ldu.adapters.seal import copy_in, is_sealed
+from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -95,4 +96,4 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         return config, load(data)
     except Exception as error:  # of dtypes that torch has not, a bare KeyError
-        raise AdapterError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({one_line(error)})") from error
+        raise AdapterError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({reason_of(error)})") from error

@@ -6,15 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.checkpoints.json_file import CONFIGURATIONS, read_json
+from lowrank_ldu.checkpoints.safe_reading import read_json
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
-_MOST_INTEGER = 2**31
+# How the weights were quantized stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
+CONFIGURATIONS = ("config.json", "quantize_config.json", "quant_config.json")
 _CONFIG, *_QUANTIZATIONS = CONFIGURATIONS
+_MOST_INTEGER = 2**31
 
 
 class Section:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo, open_checkpoint
 from lowrank_ldu.checkpoints.model_config import ModelConfigs
+from lowrank_ldu.checkpoints.opening import open_checkpoint
 from lowrank_ldu.checkpoints.parts import Part, parts_of, transposed_names
 from lowrank_ldu.checkpoints.quantized import find_quantized
 from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from lowrank_ldu.analysis.checkpoint import analyze_checkpoint
 from lowrank_ldu.analysis.comparison.run import compare_checkpoints
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.selection import storage_reason
-from lowrank_ldu.checkpoints import CheckpointError
+from lowrank_ldu.checkpoints import CheckpointError, open_weights
 from lowrank_ldu.checkpoints.quantized.packing import unpacked
-from lowrank_ldu.checkpoints.weights import open_weights
 
 GPTQ = {"quantization_config": {"quant_method": "gptq", "checkpoint_format": "gptq"}}
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.base import BaseModel
     from lowrank_ldu.adapters.file import AdapterFile
 
 # Loaded with a model by their names alone, if they are there.
@@ -24,12 +24,12 @@ _LOADED = re.compile(
 )
 
 
-def other_files(base: BaseCheckpoint, adapter: AdapterFile, target: Path) -> dict[Path, Path]:
+def other_files(base: BaseModel, adapter: AdapterFile, target: Path) -> dict[Path, Path]:
     """Return what belongs to a model in a folder beside its weights.
 
     Parameters
     ----------
-    base : BaseCheckpoint
+    base : BaseModel
     adapter : AdapterFile
         sentence-transformers saves the other modules of its model beside it, trained or not.
     target : Path

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lowrank_ldu.checkpoints.formats.gguf_header import header_of
-from lowrank_ldu.checkpoints.libraries import LIBRARY_ERRORS, empty_tensor, library_for, refused_as, stored_range
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, library_for, refused_as, stored_range
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:

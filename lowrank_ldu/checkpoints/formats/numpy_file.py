@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from lowrank_ldu.checkpoints.libraries import LIBRARY_ERRORS, empty_tensor, reason_of, refused_as, stored_range
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, reason_of, refused_as, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_written, open_regular, read_exactly
 

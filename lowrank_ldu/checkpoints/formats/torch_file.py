@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.libraries import LIBRARY_ERRORS, empty_tensor, stored_range
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, likely_cause, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.pickles import check_calls
 from lowrank_ldu.untrusted import check_inflated, check_regular

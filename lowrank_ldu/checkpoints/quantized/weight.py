@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
     from lowrank_ldu.checkpoints.model_config import ModelConfig
+    from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("int32", "int64")
