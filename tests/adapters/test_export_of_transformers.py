@@ -31,7 +31,7 @@ from lowrank_ldu.adapters import (
     read_adapter,
     save_adapter,
 )
-from lowrank_ldu.adapters.exports import naming
+from lowrank_ldu.adapters.exports import base as exported_base
 from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.nn import inject, lowrank_layers
 from lowrank_ldu.peft import LolduConfig, LolduLayer
@@ -250,7 +250,7 @@ def test_names_that_transformers_converts(tmp_path, modules):
 def test_samples_tell_the_names_where_transformers_does_not(tmp_path, monkeypatch):
     llava().save_pretrained(tmp_path / "base")
     expected = trained(llava(), tmp_path / "adapter", target_modules=BOTH_TOWERS)
-    monkeypatch.setattr(naming, "architecture_of", lambda *_: None)
+    monkeypatch.setattr(exported_base, "architecture_of", lambda *_: None)
     again = LlavaForConditionalGeneration.from_pretrained(merged(tmp_path)).eval()
     assert_as_near(again(TOKENS).logits, *expected)
     # Of a module that was trained whole there are no samples.

@@ -446,9 +446,9 @@ export_merged(adapter, open_checkpoint(folder / base), folder / "merged")
 @pytest.mark.skipif(sys.platform != "linux", reason="private memory is counted on Linux")
 @pytest.mark.parametrize("base", ["base", "base/one.safetensors"])
 def test_memory_is_a_small_multiple_of_the_largest_tensor(tmp_path, base):
-    """Of 128 MiB in tensors of 4 MiB, with all private memory counted, that of mapped files included."""
+    """128 MiB in tensors of 1 MiB: the check in float64 takes most of it. Files mapped as private memory count, too."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(32)))
+    model = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(128)))
     (tmp_path / "base").mkdir()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if base == "base":
@@ -463,7 +463,7 @@ def test_memory_is_a_small_multiple_of_the_largest_tensor(tmp_path, base):
     with torch.no_grad():
         model[3].offset.normal_()
     save_adapter(model, tmp_path / "adapter")
-    subprocess.run([sys.executable, "-c", MERGE, tmp_path, base, "60"], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", MERGE, tmp_path, base, "48"], check=True, cwd=tmp_path)
     with open_checkpoint(tmp_path / "merged") as merged:
         assert [name for name in state if not torch.equal(merged.load(name), state[name])] == ["3.weight"]
 
