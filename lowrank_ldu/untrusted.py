@@ -24,6 +24,8 @@ _PART = 16 * 2**20
 _SPARSE_FROM = 2**30
 # Of the parts of a file between holes, which a file may have millions of.
 _MOST_PARTS = 10_000
+# Bytes of the number before the header: https://huggingface.co/docs/safetensors.
+LENGTH_BYTES = 8
 _MOST_INFLATED = 20
 _FEW_BYTES = 2**24
 # Of JSON's text: the first half of a pair, and either half alone.
@@ -213,6 +215,26 @@ def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False)
     except RecursionError as error:
         raise ValueError("objects or lists are too deep in others") from error
     return value
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a safetensors file that the library has checked, and where the values begin.
+
+    Raises
+    ------
+    ValueError
+        It is no such file any more, or has a key twice, of which the library takes the last one.
+    OSError
+        It cannot be read.
+    """
+    with open_regular(path) as file:
+        length = int.from_bytes(read_exactly(file, LENGTH_BYTES), "little")
+        if length > HEADER.size:
+            raise ValueError(f"header larger than {HEADER.size} bytes")
+        header = strict_json(read_exactly(file, length), HEADER)
+    if not isinstance(header, dict):
+        raise ValueError("header is no object")  # noqa: TRY004  # what the file holds, not what was passed
+    return header, LENGTH_BYTES + length
 
 
 def _parts(stream: IO[bytes], size: int) -> Iterator[bytes]:

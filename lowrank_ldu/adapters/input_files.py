@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lowrank_ldu import untrusted
-from lowrank_ldu.checkpoints.formats.safetensors_file import HEADER_ERRORS, LENGTH_BYTES, read_header
+from lowrank_ldu.checkpoints.formats.safetensors_file import HEADER_ERRORS, read_header
 from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.host import check_model
@@ -113,9 +113,9 @@ def read_json(path: Path, accepted: str) -> tuple[Any, bytes]:
 
 def metadata_in(data: bytes) -> dict[str, str]:
     """Return the texts that a safetensors file in memory has beside its tensors; none if it is damaged."""
-    end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+    end = untrusted.LENGTH_BYTES + int.from_bytes(data[: untrusted.LENGTH_BYTES], "little")
     try:
-        metadata = untrusted.strict_json(data[LENGTH_BYTES:end], untrusted.HEADER).get("__metadata__")
+        metadata = untrusted.strict_json(data[untrusted.LENGTH_BYTES : end], untrusted.HEADER).get("__metadata__")
     except (AttributeError, ValueError):
         return {}
     known = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 
-from lowrank_ldu.checkpoints.formats.safetensors_file import CODES, LENGTH_BYTES, format_dtype
+from lowrank_ldu.checkpoints.formats.safetensors_file import CODES, format_dtype
+from lowrank_ldu.untrusted import LENGTH_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from lowrank_ldu import untrusted
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
 from lowrank_ldu.checkpoints.safe_reading import empty_tensor, refused_as, stored_parts, stored_range
 from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.untrusted import safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Bytes of the number before the header: https://huggingface.co/docs/safetensors.
-LENGTH_BYTES = 8
 # torch's names of the format's dtypes. Those of less than a byte have none: torch packs two of them into one entry.
 DTYPES = {
     "BOOL": "bool",
@@ -81,16 +79,10 @@ def read_header(path: Path) -> Header:
     # file as private memory, which Linux refuses for a file larger than the machine's memory.
     with safe_open(path, framework="numpy"):
         pass
-    with untrusted.open_regular(path) as file:
-        length = int.from_bytes(untrusted.read_exactly(file, LENGTH_BYTES), "little")
-        if length > untrusted.HEADER.size:
-            raise ValueError(f"header larger than {untrusted.HEADER.size} bytes")
-        header = untrusted.strict_json(untrusted.read_exactly(file, length), untrusted.HEADER)
-    if not isinstance(header, dict):
-        raise ValueError("header is no object")  # noqa: TRY004  # what the file holds, not what was passed
+    header, start = safetensors_header(path)
     metadata = header.pop("__metadata__", None) or {}
     tensors = dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"]))
-    return Header(tensors, metadata, LENGTH_BYTES + length)
+    return Header(tensors, metadata, start)
 
 
 class SafetensorsReader(CheckpointReader):
