@@ -280,7 +280,7 @@ def open_directory(path: Path) -> CheckpointReader:
 
 
 def _is_model(path: Path) -> bool:
-    """Whether a directory holds a model and no weights of an adapter, whose configuration may have stayed there."""
+    """Return whether a directory holds a model's weights and no adapter's."""
     names = [entry.name for entry in path.iterdir()]
     return any(name.startswith(_MODEL) for name in names) and not any(name.startswith(_ADAPTER) for name in names)
 

@@ -29,7 +29,7 @@ _WIDENING = ".mlp.c_fc.weight"
 
 @dataclass(frozen=True)
 class Part:
-    """A matrix, and where it is.
+    """Hold a matrix, and where it is stored.
 
     Attributes
     ----------

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a stored tensor without reading its values.
+    """Hold what is known of a tensor without its values.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class TensorInfo:
 
 
 class CheckpointReader(ABC):
-    """An open checkpoint: a list of tensors, loaded one at a time.
+    """Hold an open checkpoint, whose tensors are loaded one by one.
 
     A reader is a context manager. Tensors that were loaded stay valid after it is closed.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a part is taken from: a stored tensor, or several that make a quantized one."""
+    """Hold a part and the stored tensors that it is of."""
 
     part: Part
     stored: QuantizedWeight

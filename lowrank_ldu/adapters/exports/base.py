@@ -80,7 +80,7 @@ class BaseModel:
 
     @functools.cached_property
     def architecture(self) -> Architecture | None:
-        """What transformers says of the model, built when it is first asked for."""
+        """Build the architecture when it is first asked for."""
         return architecture_of(self.root, len(self))
 
     def info(self, name: str) -> TensorInfo:

@@ -47,7 +47,7 @@ _ERROR_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class LoraExport:
-    """What an export to LoRA came to.
+    """Hold the ranks, errors and size of an export to LoRA.
 
     Attributes
     ----------

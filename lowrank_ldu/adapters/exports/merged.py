@@ -44,7 +44,7 @@ _FLOATING = ("float", "bfloat", "F")
 
 @dataclass
 class MergePlan:
-    """What a merged model has that its base has not.
+    """Hold the tensors that differ between a base and its merge.
 
     Attributes
     ----------

@@ -110,5 +110,5 @@ def _is_model_or_adapter(path: Path) -> bool:
 
 
 def _is_another_model(folder: Path) -> bool:
-    """Whether a folder in a model's is another model, in another format, or an adapter, with what belongs to it."""
+    """Return whether a folder inside a model's holds another model or adapter."""
     return any(_is_model_or_adapter(path) for path in folder.iterdir())

@@ -23,14 +23,14 @@ _COMMON = 2
 
 
 class Rule(NamedTuple):
-    """A prefix of the adapted model's names, and what the base has in its place."""
+    """Hold a prefix of the adapted model and the base's instead."""
 
     strip: str
     add: str
 
 
 class Place(NamedTuple):
-    """Where a tensor is in the base, and what its name will be.
+    """Hold the names that a tensor is read and written under.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseNames:
-    """Names of an adapter's tensors in its base.
+    """Hold the names of an adapter's tensors in its base.
 
     Attributes
     ----------
@@ -224,7 +224,7 @@ def _common(first: str, second: str) -> str:
 
 
 def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseModel, name: str) -> bool:
-    """Whether a tensor of the base reads as a matrix of the shape that the layer was trained on."""
+    """Return whether a tensor of the base has the layer's shape."""
     try:
         matrix = tuple(layer.kind.as_matrix(torch.empty(base.shape(name), device="meta")).shape)
     except (RuntimeError, IndexError, TypeError):  # of a shape beyond 64 bits a TypeError
@@ -234,7 +234,7 @@ def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseModel, name: str) 
 
 
 def _confirmed(adapter: AdapterFile, base: BaseModel, places: Mapping[str, Place]) -> bool:
-    """Whether the base has, in every one of these places, the numbers that the adapter has kept of its layer."""
+    """Return whether the base has the sampled numbers in all places."""
     return all(_agrees(adapter, adapter.layers[name], base, str(place.read)) for name, place in places.items())
 
 

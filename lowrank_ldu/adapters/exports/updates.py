@@ -23,7 +23,7 @@ _BLOCK_BYTES = 64 * 2**20
 
 
 class Bound(NamedTuple):
-    """A layer's numbers on its base weight.
+    """Hold a layer's numbers on its base weight.
 
     Attributes
     ----------
@@ -72,7 +72,10 @@ def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name:
 
 
 def is_of_base(tensor: Tensor, base: BaseModel, name: str | None) -> bool:
-    """Whether a tensor that was saved whole is the base's, in its dtype: PEFT saves embeddings that nobody trained."""
+    """Return whether a tensor that was saved whole is the base's.
+
+    PEFT saves embeddings that nobody trained.
+    """
     if name is None or name not in base:
         return False
     stored = base.tensor(name)

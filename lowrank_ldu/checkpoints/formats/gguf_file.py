@@ -30,7 +30,7 @@ _PLAIN = {
 
 
 class _Stored(NamedTuple):
-    """Where a tensor's values are, `size` bytes from `start` on, and how numpy reads them."""
+    """Hold where a tensor's values are, and how numpy reads them."""
 
     name: str
     kind: Any

@@ -25,7 +25,7 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 class _Pair(NamedTuple):
-    """Two factors, a (r, in...) and b (out, r...), and what their product is multiplied by."""
+    """Hold two factors, a (r, in...) and b (out, r...), and their scaling."""
 
     a: TensorInfo
     b: TensorInfo

@@ -33,7 +33,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 
 class _Array(NamedTuple):
-    """Where an array is: `member` of the archive, empty in a ``.npy`` file."""
+    """Hold where an array is: `member` is empty in a ``.npy`` file."""
 
     member: str
     dtype: np.dtype

@@ -46,7 +46,7 @@ HEADER_ERRORS = (SafetensorError, OSError, ValueError)
 
 
 class Header(NamedTuple):
-    """The header of a file.
+    """Hold the header of a file.
 
     Attributes
     ----------

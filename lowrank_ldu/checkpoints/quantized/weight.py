@@ -23,7 +23,7 @@ _MOST_DESCRIBED = 2**16
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A quantized weight.
+    """Hold a quantized weight and how to dequantize it.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class QuantizedWeight:
 
 
 class Stored:
-    """The tensors of a checkpoint, for those who look for quantized ones among them.
+    """Hold the tensors of a checkpoint, to look for quantized ones.
 
     Parameters
     ----------
