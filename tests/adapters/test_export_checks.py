@@ -306,6 +306,19 @@ def test_a_quantised_copy_of_the_base_is_refused(tmp_path, dtype):
     assert not (tmp_path / "out").exists()
 
 
+def test_shards_in_folders_below_the_index(tmp_path):
+    """Which shards an index may name is one rule for analysis and exports."""
+    model, base = Net(), tmp_path / "base"
+    (base / "part").mkdir(parents=True)
+    save_file(state_of(model), base / "part" / "a.safetensors")
+    index = {"weight_map": dict.fromkeys(state_of(model), "part/a.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    adapted(model, ["head.0"], tmp_path / "adapter")
+    export(tmp_path, "base")
+    before, after = (load_file(folder / "part" / "a.safetensors") for folder in (base, tmp_path / "out"))
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.0.weight"]
+
+
 # --- files ---
 
 

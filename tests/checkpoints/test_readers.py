@@ -658,3 +658,10 @@ def test_any_names_and_shapes_round_trip(tmp_path_factory, shapes):
     with open_checkpoint(path) as reader:
         assert {info.name: list(info.shape) for info in reader.tensors} == shapes
         assert all(reader.load(name).shape == torch.Size(shape) for name, shape in shapes.items())
+
+
+def test_the_package_shows_its_public_names_alone():
+    import lowrank_ldu.checkpoints as face
+
+    assert dir(face) == sorted(face.__all__)
+    assert all(getattr(face, name).__doc__ for name in dir(face))
