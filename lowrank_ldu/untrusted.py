@@ -25,7 +25,8 @@ _PART = 16 * 2**20
 _SPARSE_FROM = 2**30
 # Of the parts of a file between holes, which a file may have millions of.
 _MOST_PARTS = 10_000
-_LENGTH_BYTES = 8
+# Bytes of the number before the header: https://huggingface.co/docs/safetensors.
+LENGTH_BYTES = 8
 _MOST_INFLATED = 20
 _FEW_BYTES = 2**24
 # Of JSON's text: the first half of a pair, and either half alone.
@@ -164,9 +165,10 @@ def read_range(path: Path, start: int, size: int) -> bytearray:
 def range_parts(path: Path, start: int, size: int) -> Iterator[bytes]:
     """Yield a range of a file part by part.
 
-    Raises what `read_range` does, but for holes.
+    Raises what `read_range` does.
     """
     with open_regular(path) as file:
+        check_written(file, start, size)
         file.seek(start)
         yield from _parts(file, size)
 
@@ -176,8 +178,17 @@ def read_json(path: Path, limit: Limit, *, lenient: bool = False) -> Any:
 
     Raises `OSError`, and what `strict_json` does.
     """
+    return strict_json(read_text(path, limit), limit, lenient=lenient)
+
+
+def read_text(path: Path, limit: Limit) -> bytes:
+    """Read a file of JSON to its end, or to one byte more than the limit, which `strict_json` refuses."""
+    content = bytearray()
     with open_regular(path) as file:
-        return strict_json(file.read(limit.size + 1), limit, lenient=lenient)
+        # In parts: memory is taken as they come.
+        while part := file.read(min(limit.size + 1 - len(content), _PART)):
+            content += part
+    return bytes(content)
 
 
 def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False) -> Any:
@@ -234,14 +245,13 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         It cannot be read.
     """
     with open_regular(path) as file:
-        length = int.from_bytes(read_exactly(file, _LENGTH_BYTES), "little")
+        length = int.from_bytes(read_exactly(file, LENGTH_BYTES), "little")
         if length > HEADER.size:
             raise ValueError(f"header larger than {HEADER.size} bytes")
         header = strict_json(read_exactly(file, length), HEADER)
     if not isinstance(header, dict):
         raise ValueError("header is no object")  # noqa: TRY004  # what the file holds, not what was passed
-    header.pop("__metadata__", None)
-    return header, _LENGTH_BYTES + length
+    return header, LENGTH_BYTES + length
 
 
 def _parts(stream: IO[bytes], size: int) -> Iterator[bytes]:

@@ -1,6 +1,5 @@
 """Adapters on disk: a few numbers per layer, and what they need to be put back exactly."""
 
-from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
 from lowrank_ldu.adapters.exports import export_delta, export_lora, export_merged
 from lowrank_ldu.adapters.loading import load_adapter, read_adapter
 from lowrank_ldu.adapters.published import import_published
@@ -11,7 +10,6 @@ from lowrank_ldu.errors import AdapterError
 __all__ = [
     "AdapterError",
     "AdapterFile",
-    "BaseCheckpoint",
     "StoredLayer",
     "export_delta",
     "export_lora",

@@ -1,4 +1,4 @@
-"""Read the files of adapters and bases, which may be damaged, or made to do damage."""
+"""Read the files of adapters, which may be damaged, or made to do damage."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lowrank_ldu import untrusted
+from lowrank_ldu.checkpoints.formats.safetensors_file import HEADER_ERRORS, read_header
+from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.modules import check_model
 from lowrank_ldu.validation import shown
@@ -77,7 +78,13 @@ def read_tensors(path: Path, accepted: str) -> bytes:
         It cannot be read, or is no such file.
     """
     check_regular(path, accepted)
-    check_safetensors(path)
+    try:
+        # A header that does not fit the file is refused before anything is read.
+        read_header(path)
+    except HEADER_ERRORS as error:
+        raise AdapterError(
+            f"{path}: not a safetensors file; it is truncated or was changed ({reason_of(error)})"
+        ) from error
     try:
         with untrusted.open_regular(path) as file:
             return file.read()
@@ -95,42 +102,25 @@ def read_json(path: Path, accepted: str) -> tuple[Any, bytes]:
     """
     check_regular(path, accepted)
     try:
-        with untrusted.open_regular(path) as file:
-            text = file.read(untrusted.LISTING.size + 1)
+        text = untrusted.read_text(path, untrusted.LISTING)
     except (OSError, MemoryError) as error:
         raise AdapterError(f"{path}: {_reason(error)}; accepted: {accepted}") from error
     try:
         return untrusted.strict_json(text, untrusted.LISTING), text
     except ValueError as error:
-        raise AdapterError(f"{path}: not JSON that can be read ({one_line(error)}); accepted: {accepted}") from error
-
-
-def check_safetensors(path: Path) -> None:
-    """Refuse a file whose header does not fit its size, before anything is read."""
-    try:
-        with safe_open(path, framework="pt"):
-            untrusted.safetensors_header(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise AdapterError(
-            f"{path}: not a safetensors file; it is truncated or was changed ({one_line(error)})"
-        ) from error
+        raise AdapterError(f"{path}: not JSON that can be read ({reason_of(error)}); accepted: {accepted}") from error
 
 
 def metadata_in(data: bytes) -> dict[str, str]:
     """Return the texts that a safetensors file in memory has beside its tensors; none if it is damaged."""
-    length = int.from_bytes(data[:8], "little")
+    end = untrusted.LENGTH_BYTES + int.from_bytes(data[: untrusted.LENGTH_BYTES], "little")
     try:
-        metadata = untrusted.strict_json(data[8 : 8 + length], untrusted.HEADER).get("__metadata__")
+        metadata = untrusted.strict_json(data[untrusted.LENGTH_BYTES : end], untrusted.HEADER).get("__metadata__")
     except (AttributeError, ValueError):
         return {}
     known = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     return metadata if known else {}
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error's message on one line, and its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or one_line(error)
+    return getattr(error, "strerror", None) or reason_of(error)

@@ -17,8 +17,9 @@ from lowrank_ldu.adapters.format import (
     copy_in,
     is_sealed,
 )
-from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
+from lowrank_ldu.adapters.input_files import read_json, read_tensors
 from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -102,4 +103,4 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         return config, load(data)
     except Exception as error:  # of dtypes that torch has not, a bare KeyError
-        raise AdapterError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({one_line(error)})") from error
+        raise AdapterError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({reason_of(error)})") from error

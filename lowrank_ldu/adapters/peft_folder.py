@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load
 
 from lowrank_ldu.adapters.format import check_numbers, checked_record
-from lowrank_ldu.adapters.input_files import one_line, read_json, read_tensors
+from lowrank_ldu.adapters.input_files import read_json, read_tensors
 from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 from lowrank_ldu.nn.options import OPTION_NAMES
@@ -48,7 +49,7 @@ def read_peft(folder: Path) -> AdapterFile:
     try:
         tensors = load(data)
     except Exception as error:  # of dtypes that torch has not, a bare KeyError
-        raise AdapterError(f"{folder / PEFT_WEIGHTS}: is damaged ({one_line(error)})") from error
+        raise AdapterError(f"{folder / PEFT_WEIGHTS}: is damaged ({reason_of(error)})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LOLDU":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise AdapterError(f"{path}: an adapter of type {kind!r}; accepted: 'LOLDU'")

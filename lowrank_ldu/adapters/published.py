@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from lowrank_ldu.adapters.input_files import check_regular, one_line
+from lowrank_ldu.adapters.input_files import check_regular
 from lowrank_ldu.adapters.stored_layer import check_finite_update
-from lowrank_ldu.checkpoints.writer import entries_of, read_entry
+from lowrank_ldu.checkpoints import open_checkpoint
+from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn import AdapterOptions, LoLDULayer
@@ -144,7 +145,7 @@ def _tensors(state: Mapping[str, Tensor] | str | os.PathLike[str]) -> Mapping[st
         except Exception as error:
             # A damaged pickle raises whatever its bytes lead to.
             raise AdapterError(
-                f"{path}: not a state dict in .safetensors or of torch.save ({one_line(error)})"
+                f"{path}: not a state dict in .safetensors or of torch.save ({reason_of(error)})"
             ) from error
     else:
         loaded, where = state, ""
@@ -157,7 +158,8 @@ def _tensors(state: Mapping[str, Tensor] | str | os.PathLike[str]) -> Mapping[st
 
 def _stored_tensors(path: Path) -> dict[str, Tensor]:
     # Not mapped, as the library's function does: a file that becomes shorter would end the process.
-    return {name: read_entry(entry) for name, entry in entries_of(path).items()}
+    with open_checkpoint(path) as reader:
+        return {info.name: reader.load(info.name) for info in reader.tensors}
 
 
 def _unpickled(path: Path) -> Any:

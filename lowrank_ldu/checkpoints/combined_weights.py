@@ -23,7 +23,7 @@ _EXPERTS_DOWN = re.compile(r"(^|\.)experts\.down_proj$")
 
 @dataclass(frozen=True)
 class Combined:
-    """How the outputs of one matrix are shared out.
+    """Hold how the outputs of one matrix are shared out.
 
     Attributes
     ----------
@@ -41,13 +41,13 @@ class Combined:
 
     @property
     def outputs(self) -> int:
-        """All of them."""
+        """Count the outputs of all blocks."""
         return self.blocks * sum(self.sizes.values())
 
 
 @dataclass(frozen=True)
 class _Heads:
-    """Numbers of an attention: heads of queries, of keys (and values), size of each, inputs."""
+    """Hold an attention's numbers of heads, their size and the inputs."""
 
     queries: int
     keys: int

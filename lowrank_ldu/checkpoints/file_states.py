@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.json_file import CONFIGURATIONS
+from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import CheckpointReader
+    from lowrank_ldu.checkpoints.reader import CheckpointReader
 
 
 def file_states(reader: CheckpointReader) -> dict[str, list[int]]:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.json_file import CONFIGURATIONS
+from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -6,19 +6,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.checkpoints.json_file import CONFIGURATIONS, read_json
+from lowrank_ldu.checkpoints.safe_reading import read_json
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
-_MOST_INTEGER = 2**31
+# How the weights were quantized stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
+CONFIGURATIONS = ("config.json", "quantize_config.json", "quant_config.json")
 _CONFIG, *_QUANTIZATIONS = CONFIGURATIONS
+_MOST_INTEGER = 2**31
 
 
 class Section:
-    """One object of a configuration; what is missing or of another type than asked for is None.
+    """Hold one object of a configuration.
+
+    What is missing or of another type than asked for is None.
 
     Parameters
     ----------
@@ -36,7 +40,7 @@ class Section:
 
     @property
     def model_type(self) -> str:
-        """The kind of model as transformers calls it, empty if it is not said."""
+        """Return the model's type as transformers calls it, or nothing."""
         return self.text("model_type") or ""
 
     def integer(self, *names: str) -> int | None:
@@ -64,7 +68,9 @@ class Section:
 
 
 class ModelConfig:
-    """The configuration in a folder of weights; a file that is missing, too large or not JSON says nothing.
+    """Hold the configuration in a folder of weights.
+
+    A file that is missing, too large or not JSON says nothing.
 
     Parameters
     ----------
@@ -76,13 +82,13 @@ class ModelConfig:
 
     @cached_property
     def sections(self) -> list[Section]:
-        """The configuration itself, and that of the language model in it, where there is one."""
+        """Return the configuration, and the language model's inside it."""
         whole = self._read(_CONFIG)
         return [section for section in (whole, whole and whole.section("text_config")) if section is not None]
 
     @cached_property
     def quantization(self) -> Section | None:
-        """How the weights were quantized."""
+        """Return how the weights were quantized."""
         for section in self.sections:
             if (found := section.section("quantization_config")) is not None:
                 return found
@@ -98,7 +104,7 @@ class ModelConfig:
 
 
 class ModelConfigs:
-    """The configurations beside the files of a checkpoint, which may lie in several folders."""
+    """Hold the configurations in the folders of a checkpoint."""
 
     def __init__(self) -> None:
         self._known: dict[Path, ModelConfig] = {}

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lowrank_ldu.checkpoints import TensorInfo
     from lowrank_ldu.checkpoints.combined_weights import Combined
     from lowrank_ldu.checkpoints.model_config import ModelConfig
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
 # Far more than any model has: a file of some bytes can say that there are more than the memory holds names of.
@@ -29,7 +29,7 @@ _WIDENING = ".mlp.c_fc.weight"
 
 @dataclass(frozen=True)
 class Part:
-    """A matrix, and where it is.
+    """Hold a matrix, and where it is stored.
 
     Attributes
     ----------

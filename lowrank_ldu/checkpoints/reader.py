@@ -1,4 +1,4 @@
-"""The interface that every checkpoint reader has, and the one error that it raises."""
+"""The interface that every checkpoint reader has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a stored tensor without reading its values.
+    """Hold what is known of a tensor without its values.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class TensorInfo:
 
 
 class CheckpointReader(ABC):
-    """An open checkpoint: a list of tensors, loaded one at a time.
+    """Hold an open checkpoint, whose tensors are loaded one by one.
 
     A reader is a context manager. Tensors that were loaded stay valid after it is closed.
 
@@ -95,6 +95,16 @@ class CheckpointReader(ABC):
         CheckpointError
             If there is no such tensor, if its values cannot be read, or if the reader is closed.
         """
+        return self._read(self.info(name))
+
+    def info(self, name: str) -> TensorInfo:
+        """Return what is known of one tensor that can be loaded.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such tensor, or if the reader is closed.
+        """
         if self._closed:
             raise CheckpointError(f"{self.path}: the reader is closed; open the checkpoint again to load {name!r}")
         info = self._by_name.get(name)
@@ -102,7 +112,7 @@ class CheckpointReader(ABC):
             close = difflib.get_close_matches(name, self._by_name, n=3)
             hint = f"close names: {', '.join(map(repr, close))}" if close else f"it has {len(self.tensors)} tensors"
             raise CheckpointError(f"{self.path}: no tensor {name!r}; {hint}")
-        return self._read(info)
+        return info
 
     @abstractmethod
     def _read(self, info: TensorInfo) -> torch.Tensor:
@@ -119,19 +129,3 @@ class CheckpointReader(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def likely_cause(path: Path) -> str:
-    """Say why a file that a format's own library refused is probably not what its name promises."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64).lstrip()
-    except OSError as error:
-        return f"it cannot be opened ({error.strerror})"
-    if not head:
-        return "it is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer: fetch the file that it stands for with 'git lfs pull'"
-    if head.startswith(b"<"):
-        return "it begins like a web page: a download has probably gone wrong"
-    return "it is truncated, damaged, or not of the format that its name says"

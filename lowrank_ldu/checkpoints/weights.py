@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo, open_checkpoint
 from lowrank_ldu.checkpoints.model_config import ModelConfigs
+from lowrank_ldu.checkpoints.opening import open_checkpoint
 from lowrank_ldu.checkpoints.parts import Part, parts_of, transposed_names
 from lowrank_ldu.checkpoints.quantized import find_quantized
 from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Source:
-    """What a part is taken from: a stored tensor, or several that make a quantized one."""
+    """Hold a part and the stored tensors that it is of."""
 
     part: Part
     stored: QuantizedWeight

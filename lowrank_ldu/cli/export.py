@@ -13,7 +13,8 @@ from lowrank_ldu.cli.console import say
 from lowrank_ldu.cli.errors import fail, readable_errors
 
 if TYPE_CHECKING:
-    from lowrank_ldu.adapters import AdapterFile, BaseCheckpoint
+    from lowrank_ldu.adapters import AdapterFile
+    from lowrank_ldu.checkpoints import CheckpointReader
 
 
 class Target(StrEnum):
@@ -58,7 +59,8 @@ def export(
     with one tensor in memory at a time; sums are float32 and rounded once. What was written is read again and compared
     with base and adapter before the folder gets its name.
     """
-    from lowrank_ldu.adapters import BaseCheckpoint, read_adapter  # noqa: PLC0415
+    from lowrank_ldu.adapters import read_adapter  # noqa: PLC0415
+    from lowrank_ldu.checkpoints import open_checkpoint  # noqa: PLC0415
 
     if compress is not None and to is not Target.LORA:
         fail(f"--compress is given with --to {to.value}; accepted: with --to lora")
@@ -68,7 +70,7 @@ def export(
         fail(f"--keep-module-dtype is given with --to {to.value}; accepted: with --to merged")
     with readable_errors():
         source = read_adapter(adapter)
-        checkpoint = BaseCheckpoint(_base_of(source) if base is None else base)
+        checkpoint = open_checkpoint(_base_of(source) if base is None else base)
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             lines = _export(
@@ -103,7 +105,7 @@ def _base_of(source: AdapterFile) -> Path:
 def _export(
     to: Target,
     source: AdapterFile,
-    checkpoint: BaseCheckpoint,
+    checkpoint: CheckpointReader,
     out: Path,
     *,
     compress: int | None,
@@ -114,7 +116,8 @@ def _export(
     from lowrank_ldu.adapters import export_delta, export_lora, export_merged  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_items  # noqa: PLC0415
 
-    with show_items(len(checkpoint.files) if to is Target.MERGED else len(source.layers)) as progress:
+    files = {info.file for info in checkpoint.tensors}
+    with show_items(len(files) if to is Target.MERGED else len(source.layers)) as progress:
         if to is Target.LORA:
             result = export_lora(
                 source,

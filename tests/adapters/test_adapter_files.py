@@ -17,8 +17,9 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lowrank_ldu.adapters import AdapterError, BaseCheckpoint, load_adapter, read_adapter, save_adapter
+from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter, save_adapter
 from lowrank_ldu.adapters.format import sealed
+from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.decomposition import PIVOTING
 from lowrank_ldu.diagnostics import stored_numbers
 from lowrank_ldu.nn import INITIALIZATIONS, inject, lowrank_layers, merge
@@ -600,7 +601,7 @@ def test_a_path_that_is_a_file_and_a_single_name(tmp_path):
             "force is 1; accepted: True or",
         ),
         (lambda _: stored_numbers(0), ValueError, "rank is 0; accepted: an integer from 1 on"),
-        (lambda _: BaseCheckpoint(None), TypeError, "path is a NoneType; accepted: a path"),
+        (lambda _: open_checkpoint(None), TypeError, "path is a NoneType; accepted: a path"),
     ],
 )
 def test_arguments_of_other_types(saved, call, error, message):

@@ -14,7 +14,6 @@ from torch import nn
 
 from lowrank_ldu.adapters import (
     AdapterError,
-    BaseCheckpoint,
     export_delta,
     export_lora,
     export_merged,
@@ -22,6 +21,7 @@ from lowrank_ldu.adapters import (
     save_adapter,
 )
 from lowrank_ldu.adapters.exports import delta, lora, merged
+from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
 from lowrank_ldu.nn import LoLDULayer, inject, lowrank_layers
 from lowrank_ldu.peft import LolduConfig
 
@@ -53,7 +53,7 @@ def state_of(model):
 
 
 def export(tmp_path, base="base.safetensors", write=export_merged, **options):
-    write(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / base), tmp_path / "out", **options)
+    write(read_adapter(tmp_path / "adapter"), open_checkpoint(tmp_path / base), tmp_path / "out", **options)
     return {
         name: tensor for file in sorted((tmp_path / "out").glob("*.safe*s")) for name, tensor in load_file(file).items()
     }
@@ -144,7 +144,9 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path):
     index = {"weight_map": dict(zip(base, ["a.safetensors", "b.safetensors"] * 4, strict=True))}
     (tmp_path / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
     adapted(model, ["head.0"], tmp_path / "adapter")
-    with pytest.raises(AdapterError, match=r"is in a\.safetensors and in b\.safetensors; accepted: each tensor once"):
+    with pytest.raises(
+        CheckpointError, match=r"is in a\.safetensors and in b\.safetensors; accepted: each tensor once"
+    ):
         export(tmp_path, "base")
 
 
@@ -304,6 +306,19 @@ def test_a_quantised_copy_of_the_base_is_refused(tmp_path, dtype):
     assert not (tmp_path / "out").exists()
 
 
+def test_shards_in_folders_below_the_index(tmp_path):
+    """Which shards an index may name is one rule for analysis and exports."""
+    model, base = Net(), tmp_path / "base"
+    (base / "part").mkdir(parents=True)
+    save_file(state_of(model), base / "part" / "a.safetensors")
+    index = {"weight_map": dict.fromkeys(state_of(model), "part/a.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    adapted(model, ["head.0"], tmp_path / "adapter")
+    export(tmp_path, "base")
+    before, after = (load_file(folder / "part" / "a.safetensors") for folder in (base, tmp_path / "out"))
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.0.weight"]
+
+
 # --- files ---
 
 
@@ -360,12 +375,12 @@ def test_modules_beside_a_transformer_are_taken_from_the_adapter(tmp_path):
     (base / "2_Dense" / "model.safetensors").write_text("base")
     adapted(model, ["backbone.0"], tmp_path / "adapter")
     (tmp_path / "adapter" / "2_Dense" / "model.safetensors").write_text("trained")
-    merged.export_merged(read_adapter(tmp_path / "adapter"), BaseCheckpoint(base), tmp_path / "out")
+    merged.export_merged(read_adapter(tmp_path / "adapter"), open_checkpoint(base), tmp_path / "out")
     assert (tmp_path / "out" / "2_Dense" / "model.safetensors").read_text() == "trained"
     model.new = nn.Linear(4, 4)
     save_adapter(model, tmp_path / "more", modules_to_save=["new"])
     with pytest.raises(AdapterError, match=r"'new.(weight|bias)' is not in .* folders of their own \(2_Dense\)"):
-        export_merged(read_adapter(tmp_path / "more"), BaseCheckpoint(base), tmp_path / "second")
+        export_merged(read_adapter(tmp_path / "more"), open_checkpoint(base), tmp_path / "second")
 
 
 def test_modules_whose_names_others_end_with_are_no_lora_adapter(tmp_path):
@@ -416,7 +431,7 @@ def test_what_is_read_is_never_written_over(tmp_path, case):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for write in (export_merged, export_lora, export_delta):
         with pytest.raises(AdapterError, match=r"holds the (base model|adapter); accepted: another folder"):
-            write(read_adapter(tmp_path / "adapter"), BaseCheckpoint(source), target, overwrite=True)
+            write(read_adapter(tmp_path / "adapter"), open_checkpoint(source), target, overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -426,7 +441,7 @@ def test_a_merged_model_may_lie_in_the_folder_of_its_base(tmp_path):
     save_file(state_of(model), tmp_path / "base" / "model.safetensors")
     (tmp_path / "base" / "config.json").write_text("{}")
     adapted(model, ["head.0"], tmp_path / "adapter")
-    arguments = read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base"), tmp_path / "base" / "merged"
+    arguments = read_adapter(tmp_path / "adapter"), open_checkpoint(tmp_path / "base"), tmp_path / "base" / "merged"
     for overwrite in (False, True):
         export_merged(*arguments, overwrite=overwrite)
         assert sorted(path.name for path in (tmp_path / "base" / "merged").iterdir()) == [

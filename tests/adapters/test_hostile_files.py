@@ -18,7 +18,6 @@ from torch import nn
 
 from lowrank_ldu.adapters import (
     AdapterError,
-    BaseCheckpoint,
     export_delta,
     export_lora,
     export_merged,
@@ -27,7 +26,9 @@ from lowrank_ldu.adapters import (
     read_adapter,
     save_adapter,
 )
+from lowrank_ldu.adapters.exports.base import BaseModel
 from lowrank_ldu.adapters.format import sealed
+from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
 from lowrank_ldu.nn import inject, lowrank_layers
 from lowrank_ldu.patterns import PatternError, Patterns, matches_end
 from lowrank_ldu.peft import LolduConfig
@@ -129,16 +130,17 @@ def test_files_of_a_base(tmp_path, file, damage):
         names = dict.fromkeys(base().state_dict(), "model.safetensors")
         (tmp_path / file).write_text(json.dumps({"weight_map": names}))
     damage(tmp_path / file)
-    with pytest.raises(AdapterError, match=r"model\.safetensors") as raised:
-        BaseCheckpoint(tmp_path)
+    # A pipe or a folder is no file of weights.
+    with pytest.raises(CheckpointError, match=r"model\.safetensors|no checkpoint among its") as raised:
+        BaseModel(open_checkpoint(tmp_path))
     assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_tensor_without_values_whose_sides_torch_cannot_count(tmp_path):
     header = json.dumps({"a": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(AdapterError, match="tensor 'a' cannot be read"):
-        BaseCheckpoint(tmp_path).tensor("a")
+    with pytest.raises(CheckpointError, match="tensor 'a' cannot be read"):
+        open_checkpoint(tmp_path).load("a")
 
 
 @pytest.mark.parametrize("export", [export_delta, export_lora, export_merged])
@@ -154,15 +156,16 @@ def test_sides_beyond_what_torch_counts(tmp_path, export, place):
     text = json.dumps(entries).encode()
     data = len(text).to_bytes(8, "little") + text + values[: 0 if place == "0.weight" else 256]
     (tmp_path / "base.safetensors").write_bytes(data)
-    with pytest.raises(AdapterError, match=f"tensor '{place}' has shape .*; accepted: at most"):
-        export(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base.safetensors"), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=f"tensor '{place}' has shape .*; accepted: at most"):
+        export(read_adapter(tmp_path / "adapter"), open_checkpoint(tmp_path / "base.safetensors"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", "a/" * 3000])
 def test_names_that_no_file_can_have(name):
-    for read in (BaseCheckpoint, read_adapter, lambda path: load_adapter(base(), path)):
-        with pytest.raises(AdapterError) as raised:
+    reads = {open_checkpoint: CheckpointError, read_adapter: AdapterError}
+    for read, error in {**reads, lambda path: load_adapter(base(), path): AdapterError}.items():
+        with pytest.raises(error) as raised:
             read(name)
         assert len(str(raised.value).splitlines()) == 1
 
@@ -232,7 +235,7 @@ def test_numbers_that_are_none_are_not_exported(native, tmp_path, export, dtype)
     changed(native, {"2.weight": torch.full((6, 20), torch.nan).to(dtype)})
     save_file(base().state_dict(), tmp_path / "base.safetensors")
     with pytest.raises(AdapterError, match="module tensor '2.weight' holds entries that are not finite"):
-        export(read_adapter(native), BaseCheckpoint(tmp_path / "base.safetensors"), tmp_path / "out")
+        export(read_adapter(native), open_checkpoint(tmp_path / "base.safetensors"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -25,7 +25,6 @@ from transformers import (
 
 from lowrank_ldu.adapters import (
     AdapterError,
-    BaseCheckpoint,
     export_delta,
     export_lora,
     export_merged,
@@ -34,6 +33,7 @@ from lowrank_ldu.adapters import (
     save_adapter,
 )
 from lowrank_ldu.adapters.format import sealed
+from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.nn import inject, lowrank_layers
 from lowrank_ldu.peft import LolduConfig
 
@@ -100,7 +100,7 @@ def trained(tmp_path, kind, *, rows=None, untied=False):
 
 
 def merged(tmp_path):
-    export_merged(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base"), tmp_path / "merged")
+    export_merged(read_adapter(tmp_path / "adapter"), open_checkpoint(tmp_path / "base"), tmp_path / "merged")
     return tmp_path / "merged"
 
 
@@ -177,9 +177,9 @@ def test_positions_that_are_in_no_file_are_not_missed(tmp_path):
 def test_lora_is_refused_where_peft_would_leave_the_other_as_it_was(tmp_path):
     trained(tmp_path, "llama")
     with pytest.raises(AdapterError, match=r"'model.embed_tokens.weight' was trained tied to 'lm_head.weight', which"):
-        export_lora(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base"), tmp_path / "lora")
+        export_lora(read_adapter(tmp_path / "adapter"), open_checkpoint(tmp_path / "base"), tmp_path / "lora")
     expected, _ = trained(tmp_path, "llama", untied=True)
-    export_lora(read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base"), tmp_path / "lora")
+    export_lora(read_adapter(tmp_path / "adapter"), open_checkpoint(tmp_path / "base"), tmp_path / "lora")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PEFT's, of tied modules
         plain = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "lora")
@@ -259,7 +259,7 @@ def test_a_layer_in_two_places_is_exported_to_both(tmp_path, both):
     with torch.no_grad():
         model[0].offset.normal_(std=0.1)
     save_adapter(model, tmp_path / "adapter")
-    arguments = read_adapter(tmp_path / "adapter"), BaseCheckpoint(tmp_path / "base.safetensors")
+    arguments = read_adapter(tmp_path / "adapter"), open_checkpoint(tmp_path / "base.safetensors")
     export_merged(*arguments, tmp_path / "merged")
     written = load_file(tmp_path / "merged" / "base.safetensors")
     again = nn.Sequential(layer := nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8) if both else layer, nn.Linear(8, 6))

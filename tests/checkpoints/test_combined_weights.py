@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 from weights import weight
 
 from lowrank_ldu.analysis.selection import as_matrix
-from lowrank_ldu.checkpoints import TensorInfo
+from lowrank_ldu.checkpoints import TensorInfo, open_weights
 from lowrank_ldu.checkpoints.model_config import ModelConfig
 from lowrank_ldu.checkpoints.parts import parts_of
-from lowrank_ldu.checkpoints.weights import open_weights
 
 SMALL = {"vocab_size": 32, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
 MODELS = {

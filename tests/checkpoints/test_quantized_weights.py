@@ -17,9 +17,8 @@ from weights import weight
 
 from lowrank_ldu.analysis import CompareOptions, SurveyOptions, analyze_checkpoint, compare_checkpoints
 from lowrank_ldu.analysis.selection import storage_reason
-from lowrank_ldu.checkpoints import CheckpointError
+from lowrank_ldu.checkpoints import CheckpointError, open_weights
 from lowrank_ldu.checkpoints.quantized.packing import unpacked
-from lowrank_ldu.checkpoints.weights import open_weights
 
 GPTQ = {"quantization_config": {"quant_method": "gptq", "checkpoint_format": "gptq"}}
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import save, save_file  # noqa: E402
 
-from lowrank_ldu.checkpoints import CheckpointError, TensorInfo, directory, open_checkpoint  # noqa: E402
+from lowrank_ldu.checkpoints import CheckpointError, TensorInfo, open_checkpoint, opening  # noqa: E402
 
 STATE = {
     "layer.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -536,14 +536,14 @@ def test_index_that_lists_an_index(tmp_path):
 
 def test_at_most_one_shard_is_open(tmp_path, monkeypatch):
     opened = []
-    original = directory.open_file
+    original = opening.open_file
 
-    def recording(path):
+    def recording(path, *suffix):
         assert all(reader._closed for reader in opened)
-        opened.append(original(path))
+        opened.append(original(path, *suffix))
         return opened[-1]
 
-    monkeypatch.setattr(directory, "open_file", recording)
+    monkeypatch.setattr(opening, "open_file", recording)
     with open_checkpoint(FORMATS["torch-index"](tmp_path)) as reader:
         listing = len(opened)
         for name in [*STATE, *STATE]:
@@ -658,3 +658,10 @@ def test_any_names_and_shapes_round_trip(tmp_path_factory, shapes):
     with open_checkpoint(path) as reader:
         assert {info.name: list(info.shape) for info in reader.tensors} == shapes
         assert all(reader.load(name).shape == torch.Size(shape) for name, shape in shapes.items())
+
+
+def test_the_package_shows_its_public_names_alone():
+    import lowrank_ldu.checkpoints as face
+
+    assert dir(face) == sorted(face.__all__)
+    assert all(getattr(face, name).__doc__ for name in dir(face))

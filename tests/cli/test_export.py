@@ -81,7 +81,7 @@ def test_force_warns_and_overwrite_replaces(files, tmp_path):
             {"adapter": "none"},
             "No such file or directory; accepted: a folder with adapter.safetensors and",
         ),
-        ({"--base": "none.safetensors"}, "no such file or folder"),
+        ({"--base": "none.safetensors"}, "no such file or directory"),
         ({"--compress": "0"}, "--compress is 0; accepted: a rank from 1 on"),
         ({"--compress": "2", "--to": "merged"}, "--compress is given with --to merged; accepted: with --to lora"),
         ({"--keep-module-dtype": None}, "--keep-module-dtype is given with --to lora; accepted: with --to merged"),

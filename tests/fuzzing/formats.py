@@ -24,7 +24,6 @@ from torch import nn
 
 from lowrank_ldu.adapters import (
     AdapterError,
-    BaseCheckpoint,
     export_delta,
     export_lora,
     export_merged,
@@ -35,8 +34,7 @@ from lowrank_ldu.adapters import (
 )
 from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.engine.journal import Journal, Origin
-from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
-from lowrank_ldu.checkpoints.weights import open_weights
+from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint, open_weights
 from lowrank_ldu.errors import JournalError, OutputError
 from lowrank_ldu.nn import inject, lowrank_layers
 
@@ -342,9 +340,9 @@ def exported(export, adapter=None, base=None):
             place = Path(name)
             try:
                 trained = read_adapter(path if adapter is None else written(adapter, place / "adapter"))
-                source = BaseCheckpoint(path if base is None else written(base, place / "base"))
+                source = open_checkpoint(path if base is None else written(base, place / "base"))
                 export(trained, source, place / "out")
-            except (AdapterError, OutputError) as error:
+            except (AdapterError, CheckpointError, OutputError) as error:
                 one_line(error)
                 if {path.name for path in place.iterdir()} - {"adapter", "base"}:
                     raise WrongError("refused, and something is there") from error
@@ -352,7 +350,8 @@ def exported(export, adapter=None, base=None):
             with safe_open(next((place / "out").glob("*.safetensors")), framework="pt") as file:
                 broken = [key for key in file.keys() if not finite(file.get_tensor(key))]  # noqa: SIM118
                 # What is not adapted is copied as it is: masks may be infinite.
-                if any(key not in source or finite(source.tensor(key)) for key in broken):
+                held = {info.name for info in source.tensors}
+                if any(key not in held or finite(source.load(key)) for key in broken):
                     raise WrongError("exported, and not finite")
             return "read"
 

@@ -33,7 +33,7 @@ _COUNTS = re.compile(r"layers|blocks|depth|experts|stages")
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model of transformers, without its numbers.
+    """Hold what transformers knows of a model, without its numbers.
 
     Attributes
     ----------

@@ -18,7 +18,7 @@ _LABELS = 2
 
 
 def is_tied(config: dict[str, Any]) -> bool:
-    """Whether a configuration leaves it possible that output layer and embedding are one tensor."""
+    """Return whether output layer and embedding may be one tensor."""
     return any(part.get(_TIE) is not False for part in _parts(config) if part is config or _TIE in part)
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowrank_ldu.adapters.exports.base import BaseModel
 from lowrank_ldu.adapters.exports.low_rank import update_pair
-from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
+from lowrank_ldu.adapters.exports.naming import names_in_base
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update, is_of_base
-from lowrank_ldu.checkpoints.writer import computed, entries_of, read_tensor, write_tensors
+from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
+from lowrank_ldu.checkpoints.writer import computed, write_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.update import updated_matrix
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+    from lowrank_ldu.checkpoints import CheckpointReader
     from lowrank_ldu.nn.base_identity import Deviation
 
 DELTA_WEIGHTS = "delta.safetensors"
@@ -31,7 +33,7 @@ DELTA_WEIGHTS = "delta.safetensors"
 
 def export_delta(
     adapter: AdapterFile,
-    base: BaseCheckpoint,
+    base: CheckpointReader,
     folder: str | os.PathLike[str],
     *,
     overwrite: bool = False,
@@ -66,10 +68,11 @@ def export_delta(
         Modules were trained whole, which are not in the file.
     """
     target = checked_export(adapter, base, folder, progress, overwrite=overwrite, force=force)
-    names = names_in_base(adapter, BaseModel(base))
+    model = BaseModel(base)
+    names = names_in_base(adapter, model)
     places = names.layers
     shapes = {
-        name: tuple(base_weight(adapter, adapter.layers[name], base, str(place.read)).shape)
+        name: tuple(base_weight(adapter, adapter.layers[name], model, str(place.read)).shape)
         for name, place in places.items()
     }
 
@@ -78,7 +81,7 @@ def export_delta(
     def reader(layer: StoredLayer) -> Callable[[], Tensor]:
         def read() -> Tensor:
             progress(layer.name)
-            weight, diagonal = bound(adapter, layer, base, str(places[layer.name].read), passed, force=force)
+            weight, diagonal = bound(adapter, layer, model, str(places[layer.name].read), passed, force=force)
             update = updated_matrix(diagonal.factors, diagonal.delta.detach()).float()
             if not bool(update.isfinite().all()):
                 raise AdapterError(f"layer {layer.name!r}: the update overflows float32; accepted: a smaller one")
@@ -92,22 +95,23 @@ def export_delta(
         for name, layer in adapter.layers.items()
         for write in writes[name]
     ]
-    with export_folder(adapter, base, target, {DELTA_WEIGHTS}, overwrite=overwrite) as out:
+    with export_folder(adapter, model, target, {DELTA_WEIGHTS}, overwrite=overwrite) as out:
         write_tensors(out / DELTA_WEIGHTS, entries, {"format": "pt"})
-        written = entries_of(out / DELTA_WEIGHTS)
+        written = SafetensorsReader(out / DELTA_WEIGHTS)
+        present = {info.name for info in written.tensors}
         for name, layer in adapter.layers.items():
-            _, diagonal = bound_again(adapter, layer, base, str(places[name].read))
+            _, diagonal = bound_again(adapter, layer, model, str(places[name].read))
             pair = update_pair(diagonal.factors, diagonal.delta.detach())
             for write in writes[name]:
-                if write not in written:
+                if write not in present:
                     raise AdapterError(f"export failed its check: tensor {write!r} is missing")
-                update = layer.kind.as_matrix(read_tensor(out / DELTA_WEIGHTS, write))
+                update = layer.kind.as_matrix(written.load(write))
                 check_update(update, pair, write)
     warn_of(passed)
     others = [
         name
         for name, tensor in adapter.module_tensors.items()
-        if not is_of_base(tensor, base, names.modules[name].read)
+        if not is_of_base(tensor, model, names.modules[name].read)
     ]
     if others:
         more = f" and {len(others) - 1} more, which were" if len(others) > 1 else ", which was"

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.adapters.exports.base import BaseModel
 from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
-from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base, shadowed
+from lowrank_ldu.adapters.exports.naming import names_in_base, shadowed
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import (
     bound,
@@ -18,7 +19,8 @@ from lowrank_ldu.adapters.exports.updates import (
     is_of_base,
     row_blocks,
 )
-from lowrank_ldu.checkpoints.writer import given, read_tensor, write_tensors
+from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
+from lowrank_ldu.checkpoints.writer import given, write_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
     from lowrank_ldu.adapters.exports.naming import BaseNames
     from lowrank_ldu.adapters.stored_layer import AdapterFile
+    from lowrank_ldu.checkpoints import CheckpointReader
     from lowrank_ldu.nn.base_identity import Deviation
 
 LORA_WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -45,7 +47,7 @@ _ERROR_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class LoraExport:
-    """What an export to LoRA came to.
+    """Hold the ranks, errors and size of an export to LoRA.
 
     Attributes
     ----------
@@ -64,7 +66,7 @@ class LoraExport:
 
 def export_lora(
     adapter: AdapterFile,
-    base: BaseCheckpoint,
+    base: CheckpointReader,
     folder: str | os.PathLike[str],
     *,
     rank: int | None = None,
@@ -80,8 +82,8 @@ def export_lora(
     Parameters
     ----------
     adapter : AdapterFile
-    base : BaseCheckpoint
-        The weights that the factors are rebuilt from.
+    base : CheckpointReader
+        What `open_checkpoint` gave: the weights that the factors are rebuilt from.
     folder : path
         Gets `adapter_model.safetensors` and `adapter_config.json`; is there whole or not at all.
     rank : int, optional
@@ -112,9 +114,9 @@ def export_lora(
     model = BaseModel(base)
     names = names_in_base(adapter, model)
     _refuse_obstacles(adapter, model)
-    others = _other_tensors(adapter, base, names)
+    others = _other_tensors(adapter, model, names)
     _refuse_tied(adapter, others)
-    _refuse_alike(adapter, base, names)
+    _refuse_alike(adapter, model, names)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     errors: dict[str, float] = {}
@@ -122,7 +124,7 @@ def export_lora(
     passed: list[Deviation] = []
     for name, layer in adapter.layers.items():
         progress(name)
-        weight, diagonal = bound(adapter, layer, base, str(names.layers[name].read), passed, force=force)
+        weight, diagonal = bound(adapter, layer, model, str(names.layers[name].read), passed, force=force)
         left, right = update_pair(diagonal.factors, diagonal.delta.detach())
         if not bool(left.isfinite().all()) or not bool(right.isfinite().all()):
             raise AdapterError(f"layer {name!r}: its update overflows {left.dtype}; accepted: a smaller one")
@@ -132,24 +134,24 @@ def export_lora(
         ranks[name], kinds[name] = int(right.shape[0]), layer.kind
         tensors.update(_named(name, layer.kind, left, right, weight))
     tensors.update({f"{_PREFIX}{name}": tensor for name, tensor in others.items()})
-    config = _config(adapter, ranks, kinds, shadowed(iter(base), adapter.layers))
-    with export_folder(adapter, base, target, {LORA_WEIGHTS, LORA_CONFIG}, overwrite=overwrite) as out:
+    config = _config(adapter, ranks, kinds, shadowed(iter(model), adapter.layers))
+    with export_folder(adapter, model, target, {LORA_WEIGHTS, LORA_CONFIG}, overwrite=overwrite) as out:
         path = out / LORA_WEIGHTS
         write_tensors(path, [given(name, tensor) for name, tensor in tensors.items()], {"format": "pt"})
         (out / LORA_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         size = path.stat().st_size
-        _check_lora(adapter, base, names, errors, out)
+        _check_lora(adapter, model, names, errors, out)
     warn_of(passed)
     return LoraExport(ranks, errors, size)
 
 
-def _refuse_obstacles(adapter: AdapterFile, model: BaseModel) -> None:
+def _refuse_obstacles(adapter: AdapterFile, base: BaseModel) -> None:
     """Refuse layers whose output is not base plus pair: by what the adapter says, and, of older ones, transformers."""
     for name, others in adapter.shared.items():
         raise AdapterError(
             f"layer {name!r} stands as {others[0]!r}, too, where PEFT would put no pair; accepted: --to merged or delta"
         )
-    known = {} if model.architecture is None else model.architecture.lora_obstacles
+    known = {} if base.architecture is None else base.architecture.lora_obstacles
     for name, layer in adapter.layers.items():
         obstacle = layer.record.lora_obstacle or known.get(name)
         if obstacle:
@@ -159,7 +161,7 @@ def _refuse_obstacles(adapter: AdapterFile, model: BaseModel) -> None:
             )
 
 
-def _other_tensors(adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames) -> dict[str, Tensor]:
+def _other_tensors(adapter: AdapterFile, base: BaseModel, names: BaseNames) -> dict[str, Tensor]:
     """Return what is written beside the pairs: modules that were trained whole, and embeddings with other rows."""
     whole = tuple(f"{name}." for name in adapter.module_names)
     kept, biases = {}, []
@@ -194,7 +196,7 @@ def _refuse_tied(adapter: AdapterFile, tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _refuse_alike(adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames) -> None:
+def _refuse_alike(adapter: AdapterFile, base: BaseModel, names: BaseNames) -> None:
     """Refuse names of modules that others end with: PEFT takes all of those for modules that were trained."""
     modules = set(adapter.layers)
     # Their own names on disk may be longer.
@@ -251,12 +253,13 @@ def _config(
 
 
 def _check_lora(
-    adapter: AdapterFile, base: BaseCheckpoint, names: BaseNames, errors: dict[str, float], folder: Path
+    adapter: AdapterFile, base: BaseModel, names: BaseNames, errors: dict[str, float], folder: Path
 ) -> None:
     """Compare the product of every pair that was written with the update, or with the error that was reported."""
+    written = SafetensorsReader(folder / LORA_WEIGHTS)
     for name, layer in adapter.layers.items():
         _, diagonal = bound_again(adapter, layer, base, str(names.layers[name].read))
-        left, right = _written_pair(folder / LORA_WEIGHTS, name, layer.kind)
+        left, right = _written_pair(written, name, layer.kind)
         exact = updated_matrix(diagonal.factors, diagonal.delta.detach())
         if errors[name] == 0.0:
             check_update(exact, (left, right), f"{_PREFIX}{name}.lora_B")
@@ -270,9 +273,9 @@ def _check_lora(
             raise AdapterError(f"export failed its check: layer {name!r} is off by {share:.3g}, not {errors[name]:.3g}")
 
 
-def _written_pair(path: Path, name: str, kind: type[LayerKind]) -> tuple[Tensor, Tensor]:
+def _written_pair(written: SafetensorsReader, name: str, kind: type[LayerKind]) -> tuple[Tensor, Tensor]:
     if kind is EmbeddingKind:
-        A, B = (read_tensor(path, f"{_PREFIX}{name}.lora_embedding_{which}") for which in "AB")
+        A, B = (written.load(f"{_PREFIX}{name}.lora_embedding_{which}") for which in "AB")
         return A.T, B.T
-    A, B = (read_tensor(path, f"{_PREFIX}{name}.lora_{which}.weight") for which in "AB")
+    A, B = (written.load(f"{_PREFIX}{name}.lora_{which}.weight") for which in "AB")
     return B.flatten(1), A.flatten(1)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, architecture_of, read_config
+from lowrank_ldu.adapters.exports.base import BaseModel
 from lowrank_ldu.adapters.exports.merged_check import check_merged
 from lowrank_ldu.adapters.exports.model_files import copy_files, further_modules, other_files, refuse_left_over
-from lowrank_ldu.adapters.exports.naming import BaseModel, names_in_base
+from lowrank_ldu.adapters.exports.naming import names_in_base
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.tied_weights import separate
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, check_module_tensor
-from lowrank_ldu.adapters.input_files import read_json
-from lowrank_ldu.checkpoints.writer import Entry, computed, entries_of, given, metadata_of, write_tensors
+from lowrank_ldu.checkpoints.safe_reading import read_json
+from lowrank_ldu.checkpoints.writer import Entry, computed, given, write_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.update import merged_weight, updated_matrix
+from lowrank_ldu.untrusted import LISTING
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -29,15 +33,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
     from lowrank_ldu.adapters.exports.naming import BaseNames, Place
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+    from lowrank_ldu.checkpoints import CheckpointReader
     from lowrank_ldu.nn.base_identity import Deviation
+
+
+_FLOATING = ("float", "bfloat", "F")
 
 
 @dataclass
 class MergePlan:
-    """What a merged model has that its base has not.
+    """Hold the tensors that differ between a base and its merge.
 
     Attributes
     ----------
@@ -65,7 +72,7 @@ class MergePlan:
 
 def export_merged(
     adapter: AdapterFile,
-    base: BaseCheckpoint,
+    base: CheckpointReader,
     folder: str | os.PathLike[str],
     *,
     overwrite: bool = False,
@@ -114,12 +121,12 @@ def export_merged(
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
     # Of a folder, everything else belongs to the model; beside a single file lies anything.
-    others = other_files(base, adapter, target) if base.path.is_dir() else {}
-    index = set() if base.index is None else {base.index.name}
-    if base.path.is_dir():
-        refuse_left_over(target, {*base.files, *index, *map(str, others)})
-    with export_folder(adapter, base, target, {*base.files, *index}, overwrite=overwrite) as out:
-        passed = _write(adapter, base, plan, out, force=force, progress=progress)
+    others = other_files(model, adapter, target) if model.path.is_dir() else {}
+    index = set() if model.index is None else {model.index.name}
+    if model.path.is_dir():
+        refuse_left_over(target, {*model.files, *index, *map(str, others)})
+    with export_folder(adapter, model, target, {*model.files, *index}, overwrite=overwrite) as out:
+        passed = _write(adapter, model, plan, out, force=force, progress=progress)
         copy_files(others, out)
         if plan.config is not None:
             (out / CONFIG).write_text(json.dumps(plan.config, indent=2), encoding="utf-8")
@@ -128,8 +135,8 @@ def export_merged(
     return sorted({*plan.layers, *plan.tensors})
 
 
-def _plan(adapter: AdapterFile, model: BaseModel, names: BaseNames, *, keep_module_dtype: bool) -> MergePlan:
-    base, plan = model.base, MergePlan()
+def _plan(adapter: AdapterFile, base: BaseModel, names: BaseNames, *, keep_module_dtype: bool) -> MergePlan:
+    plan = MergePlan()
     for name, place in names.layers.items():
         plan.layers[place.write] = (adapter.layers[name], str(place.read))
         plan.layers |= {other: (adapter.layers[name], other) for other in names.shared.get(name, ())}
@@ -142,18 +149,18 @@ def _plan(adapter: AdapterFile, model: BaseModel, names: BaseNames, *, keep_modu
                 "sentence-transformers saves them"
             )
         plan.tensors[place.write] = _module_tensor(adapter.module_tensors[name], name, place, base, keep_module_dtype)
-    _warn_of_names(names, model)
-    separate(plan, model, names)
-    _describe(plan, adapter, model)
-    _refuse_incomplete(plan, adapter, model)
+    _warn_of_names(names, base)
+    separate(plan, base, names)
+    _describe(plan, adapter, base)
+    _refuse_incomplete(plan, adapter, base)
     return plan
 
 
-def _warn_of_names(names: BaseNames, model: BaseModel) -> None:
+def _warn_of_names(names: BaseNames, base: BaseModel) -> None:
     # transformers finds both kinds of names as it loads a model that it knows.
     stripped = [rule.strip for rule in names.rules if rule.strip]
     new = [name for name, place in names.modules.items() if place.read is None and place.write == name]
-    if stripped and new and model.architecture is None:
+    if stripped and new and base.architecture is None:
         warnings.warn(
             f"the base has its tensors without the prefix {stripped[0]!r} of the adapted model; what is new "
             f"({new[0]!r}, {len(new)} tensors in all) is written under the name that it has in the adapted model",
@@ -162,7 +169,7 @@ def _warn_of_names(names: BaseNames, model: BaseModel) -> None:
         )
 
 
-def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseCheckpoint, keep: bool) -> Tensor:
+def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseModel, keep: bool) -> Tensor:
     """Return a tensor that was trained whole in the dtype of the base's, or of its floating numbers if it is new."""
     if place.read is not None:
         dtype = base.dtype(place.read)
@@ -172,9 +179,9 @@ def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseCheckpoint
                 "accepted: the base that the adapter is of, not a quantised copy"
             )
     else:
-        dtypes = {base.dtype(other) for other in base}
-        floating = {dtype for dtype in dtypes if dtype.is_floating_point}
-        dtype = floating.pop() if len(floating) == 1 else tensor.dtype
+        # Names of types that torch has not begin so, too.
+        floating = {name for name in {base.info(other).dtype for other in base} if name.startswith(_FLOATING)}
+        dtype = getattr(torch, floating.pop(), tensor.dtype) if len(floating) == 1 else tensor.dtype
     if keep or not tensor.is_floating_point():
         return check_module_tensor(tensor, name)
     return _finite(tensor.to(dtype), f"module tensor {name!r}", "or its own dtype kept")
@@ -186,9 +193,8 @@ def _finite(tensor: Tensor, what: str, otherwise: str) -> Tensor:
     return tensor
 
 
-def _describe(plan: MergePlan, adapter: AdapterFile, model: BaseModel) -> None:
+def _describe(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
     """Write a changed number of tokens or labels into the configuration, and refuse other changes of shape."""
-    base = model.base
     config = plan.config or read_config(base.root)
     if config is None:
         return
@@ -200,7 +206,7 @@ def _describe(plan: MergePlan, adapter: AdapterFile, model: BaseModel) -> None:
         config = configuration.with_vocabulary(config, shape[0])
     new_tokens = configuration.vocabulary(config)
     # What transformers knows is compared with the whole model when it is written.
-    if tokens != new_tokens and model.architecture is None:
+    if tokens != new_tokens and base.architecture is None:
         left = [name for name in base if base.shape(name)[:1] == (tokens,) and name not in plan]
         if left:
             raise AdapterError(
@@ -226,17 +232,17 @@ def _describe(plan: MergePlan, adapter: AdapterFile, model: BaseModel) -> None:
         plan.config = config
 
 
-def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, model: BaseModel) -> None:
+def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
     """Refuse a model for another task than the base's with tensors that neither base nor adapter has."""
-    base, whole = model.base, adapter.module_tensors
-    if model.architecture is None or adapter.task_type is None or not whole:
+    whole = adapter.module_tensors
+    if base.architecture is None or adapter.task_type is None or not whole:
         return
-    adapted = architecture_of(base.root, len(list(base)), adapter.task_type)
+    adapted = architecture_of(base.root, len(base), adapter.task_type)
     # The adapter may as well be of a class that nobody knows.
     if adapted is None or not set(whole) <= set(adapted.shapes):
         return
     present = {adapted.module_name(name) for name in {*base, *plan}} | set(whole) | set(adapted.tied)
-    absent = sorted(set(adapted.shapes) - set(model.architecture.shapes) - present)
+    absent = sorted(set(adapted.shapes) - set(base.architecture.shapes) - present)
     if absent and None not in present:
         raise AdapterError(
             f"{adapted.class_name}, which the adapter is of, has {absent[0]!r}, and neither the base nor the adapter "
@@ -246,7 +252,7 @@ def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, model: BaseModel) 
 
 
 def _changed_shapes(
-    plan: MergePlan, adapter: AdapterFile, base: BaseCheckpoint
+    plan: MergePlan, adapter: AdapterFile, base: BaseModel
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return the old and the new shape of every tensor that has another one than in the base."""
     shapes = {name: (base.shape(name), tuple(tensor.shape)) for name, tensor in plan.tensors.items() if name in base}
@@ -258,7 +264,7 @@ def _changed_shapes(
 
 def _write(
     adapter: AdapterFile,
-    base: BaseCheckpoint,
+    base: BaseModel,
     plan: MergePlan,
     out: Path,
     *,
@@ -266,26 +272,25 @@ def _write(
     progress: Callable[[str], None],
 ) -> list[Deviation]:
     """Write the weights, and return what `force` let pass."""
-    files = list(base.files)
     passed: list[Deviation] = []
     added = [name for name in plan if name not in base]
-    stored = {name: entry for file in files for name, entry in entries_of(base.root / file).items()}
-    for file in files:
+    last, size = list(base.files)[-1], 0
+    for file, reader in base.files.items():
         progress(file)
-        names = [*base.files[file], *(added if file == files[-1] else [])]
-        entries = [_entry(name, stored, adapter, base, plan, passed, force=force) for name in names]
-        write_tensors(out / file, entries, metadata_of(base.root / file) or None)
+        names = [*(info.name for info in reader.tensors), *(added if file == last else [])]
+        entries = [_entry(name, adapter, base, plan, passed, force=force) for name in names]
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(out / file, entries, reader.metadata)
+        size += sum(entry.size for entry in entries)
     if base.index is not None:
-        sizes = {path.name: sum(entry.size for entry in entries_of(path).values()) for path in map(out.joinpath, files)}
-        _write_index(base.index, out, dict.fromkeys(added, files[-1]), sum(sizes.values()))
+        _write_index(base.index, out, dict.fromkeys(added, last), size)
     return passed
 
 
-def _entry(  # noqa: PLR0917  # one caller, which has it all
+def _entry(
     name: str,
-    stored: dict[str, Entry],
     adapter: AdapterFile,
-    base: BaseCheckpoint,
+    base: BaseModel,
     plan: MergePlan,
     passed: list[Deviation],
     *,
@@ -294,10 +299,9 @@ def _entry(  # noqa: PLR0917  # one caller, which has it all
     if name in plan.tensors:
         return given(name, plan.tensors[name])
     if name in plan.copies:
-        copied = stored[plan.copies[name]]
-        return Entry(name, copied.dtype, copied.shape, copied.size, copied.chunks)
+        return replace(base.entry(plan.copies[name]), name=name)
     if name not in plan.layers:
-        return stored[name]
+        return base.entry(name)
     layer, read = plan.layers[name]
 
     def summed() -> Tensor:
@@ -315,7 +319,7 @@ def _entry(  # noqa: PLR0917  # one caller, which has it all
 
 
 def _write_index(index: Path, folder: Path, added: dict[str, str], size: int) -> None:
-    content, _ = read_json(index, "an index of safetensors shards")
+    content = read_json(index, "JSON index", LISTING)
     content["weight_map"].update(added)
     if isinstance(content.get("metadata"), dict) and "total_size" in content["metadata"]:
         content["metadata"]["total_size"] = size

@@ -9,9 +9,11 @@ import torch
 from lowrank_ldu.adapters.exports.architecture import architecture_of
 from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.updates import bound_again, product_error, row_blocks
-from lowrank_ldu.adapters.input_files import read_json
-from lowrank_ldu.checkpoints.writer import entries_of, given, read_tensor, same_bytes
+from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
+from lowrank_ldu.checkpoints.safe_reading import read_json
+from lowrank_ldu.checkpoints.writer import given, same_bytes, stored
 from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.untrusted import LISTING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,14 +21,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.base import BaseModel
     from lowrank_ldu.adapters.exports.merged import MergePlan
-    from lowrank_ldu.adapters.exports.naming import BaseModel
     from lowrank_ldu.adapters.stored_layer import AdapterFile
     from lowrank_ldu.checkpoints.writer import Entry
 
 
-def check_merged(adapter: AdapterFile, model: BaseModel, plan: MergePlan, folder: Path) -> None:
+def check_merged(adapter: AdapterFile, base: BaseModel, plan: MergePlan, folder: Path) -> None:
     """Read what was written, and compare every tensor with what it should be.
 
     Tensors of adapted layers are compared with the sum of the base's weight and the product of the update's two thin
@@ -35,8 +36,7 @@ def check_merged(adapter: AdapterFile, model: BaseModel, plan: MergePlan, folder
     Parameters
     ----------
     adapter : AdapterFile
-    model : BaseModel
-        The base.
+    base : BaseModel
     plan : MergePlan
     folder : Path
         Has the files of the base, merged.
@@ -46,27 +46,27 @@ def check_merged(adapter: AdapterFile, model: BaseModel, plan: MergePlan, folder
     AdapterError
         Naming the tensor.
     """
-    base = model.base
-    stored = {name: entry for file in base.files for name, entry in entries_of(base.root / file).items()}
     written: dict[str, Entry] = {}
-    places: dict[str, Path] = {}
+    places: dict[str, SafetensorsReader] = {}
     for file in base.files:
-        for name, entry in entries_of(folder / file).items():
-            if name in written:
-                raise AdapterError(f"export failed its check: tensor {name!r} was written twice")
-            written[name], places[name] = entry, folder / file
-    _same_names(set(written), {*stored, *plan})
+        reader = SafetensorsReader(folder / file)
+        for info in reader.tensors:
+            if info.name in written:
+                raise AdapterError(f"export failed its check: tensor {info.name!r} was written twice")
+            written[info.name], places[info.name] = stored(reader, info.name), reader
+    _same_names(set(written), {*base, *plan})
     if base.index is not None:
-        index, _ = read_json(folder / base.index.name, "the index that was written")
+        index = read_json(folder / base.index.name, "JSON index", LISTING)
         _same_names(set(index["weight_map"]), set(written))
     for name, entry in written.items():
         if name in plan.layers:
-            _check_sum(adapter, base, plan, name, read_tensor(places[name], name))
+            _check_sum(adapter, base, plan, name, places[name].load(name))
             continue
-        expected = given(name, plan.tensors[name]) if name in plan.tensors else stored[plan.copies.get(name, name)]
+        copied = name not in plan.tensors
+        expected = base.entry(plan.copies.get(name, name)) if copied else given(name, plan.tensors[name])
         if not same_bytes(entry, expected):
             raise AdapterError(f"export failed its check: tensor {name!r} is not what was to be written")
-    _check_model(plan, written, folder, _never_stored(model) if plan.copies else set())
+    _check_model(plan, written, folder, _never_stored(base) if plan.copies else set())
 
 
 def _same_names(found: Iterable[str], wanted: Iterable[str]) -> None:
@@ -75,7 +75,7 @@ def _same_names(found: Iterable[str], wanted: Iterable[str]) -> None:
         raise AdapterError(f"export failed its check: tensor {different[0]!r} is missing, or is one too many")
 
 
-def _check_sum(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, name: str, merged: Tensor) -> None:
+def _check_sum(adapter: AdapterFile, base: BaseModel, plan: MergePlan, name: str, merged: Tensor) -> None:
     layer, read = plan.layers[name]
     weight, diagonal = bound_again(adapter, layer, base, read)
     left, right = update_pair(diagonal.factors, diagonal.delta.detach())
@@ -93,12 +93,12 @@ def _check_sum(adapter: AdapterFile, base: BaseCheckpoint, plan: MergePlan, name
             raise AdapterError(f"export failed its check: tensor {name!r} is not the base's plus the update")
 
 
-def _never_stored(model: BaseModel) -> set[str]:
+def _never_stored(base: BaseModel) -> set[str]:
     """Return what the base's model computes itself: positions, for one."""
-    architecture = model.architecture
+    architecture = base.architecture
     if architecture is None:
         return set()
-    present = {architecture.module_name(name) for name in model.base}
+    present = {architecture.module_name(name) for name in base}
     return set(architecture.shapes) - present - set(architecture.tied)
 
 

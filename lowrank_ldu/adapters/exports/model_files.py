@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.base import BaseModel
     from lowrank_ldu.adapters.stored_layer import AdapterFile
 
 # Loaded with a model by their names alone, if they are there.
@@ -24,12 +24,12 @@ _LOADED = re.compile(
 )
 
 
-def other_files(base: BaseCheckpoint, adapter: AdapterFile, target: Path) -> dict[Path, Path]:
+def other_files(base: BaseModel, adapter: AdapterFile, target: Path) -> dict[Path, Path]:
     """Return what belongs to a model in a folder beside its weights.
 
     Parameters
     ----------
-    base : BaseCheckpoint
+    base : BaseModel
     adapter : AdapterFile
         sentence-transformers saves the other modules of its model beside it, trained or not.
     target : Path
@@ -110,5 +110,5 @@ def _is_model_or_adapter(path: Path) -> bool:
 
 
 def _is_another_model(folder: Path) -> bool:
-    """Whether a folder in a model's is another model, in another format, or an adapter, with what belongs to it."""
+    """Return whether a folder inside a model's holds another model or adapter."""
     return any(_is_model_or_adapter(path) for path in folder.iterdir())

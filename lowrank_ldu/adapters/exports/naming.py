@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from lowrank_ldu.adapters.exports.architecture import Architecture, architecture_of
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import relative_difference, sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.architecture import Architecture
+    from lowrank_ldu.adapters.exports.base import BaseModel
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
 
 _ACCEPTED = "accepted: the base that the adapter is of"
@@ -24,14 +23,14 @@ _COMMON = 2
 
 
 class Rule(NamedTuple):
-    """A prefix of the adapted model's names, and what the base has in its place."""
+    """Hold a prefix of the adapted model and the base's instead."""
 
     strip: str
     add: str
 
 
 class Place(NamedTuple):
-    """Where a tensor is in the base, and what its name will be.
+    """Hold the names that a tensor is read and written under.
 
     Attributes
     ----------
@@ -47,7 +46,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseNames:
-    """Names of an adapter's tensors in its base.
+    """Hold the names of an adapter's tensors in its base.
 
     Attributes
     ----------
@@ -71,24 +70,7 @@ class BaseNames:
     shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-class BaseModel:
-    """A base checkpoint with what its configuration says of it.
-
-    Parameters
-    ----------
-    base : BaseCheckpoint
-    """
-
-    def __init__(self, base: BaseCheckpoint) -> None:
-        self.base = base
-
-    @functools.cached_property
-    def architecture(self) -> Architecture | None:
-        """What transformers says of the model, built when it is first asked for."""
-        return architecture_of(self.base.root, len(list(self.base)))
-
-
-def names_in_base(adapter: AdapterFile, model: BaseModel) -> BaseNames:
+def names_in_base(adapter: AdapterFile, base: BaseModel) -> BaseNames:
     """Map every name of an adapter to its base by one prefix, which all layers confirm.
 
     Names are taken as they are where the base has all of them. Otherwise transformers says, for a model that it knows,
@@ -98,32 +80,30 @@ def names_in_base(adapter: AdapterFile, model: BaseModel) -> BaseNames:
     Parameters
     ----------
     adapter : AdapterFile
-    model : BaseModel
+    base : BaseModel
 
     Raises
     ------
     AdapterError
         A layer has no weight in the base, or it cannot be told which it is; two names would become one.
     """
-    base = model.base
-    _refuse_twice(base)
     plain = {name: Place(name, name) for name in base}
     same = Rule("", "")
     names = _by_rule(adapter, base, plain, same)
     if names is None or any(place.read is None for place in names.modules.values()):
-        if model.architecture is not None:
-            plain = _module_names(base, model.architecture)
+        if base.architecture is not None:
+            plain = _module_names(base, base.architecture)
             names = _by_rule(adapter, base, plain, same) or names
         names = names or _by_one_prefix(adapter, base, plain) or _by_samples(adapter, base, plain)
     if names is None:
         raise AdapterError(_unknown(adapter, base))
     _refuse_collisions(names, base)
-    if model.architecture is None:
+    if base.architecture is None:
         _refuse_look_alikes(names, base)
     return names
 
 
-def _module_names(base: BaseCheckpoint, architecture: Architecture) -> dict[str, Place]:
+def _module_names(base: BaseModel, architecture: Architecture) -> dict[str, Place]:
     """Return the base's tensors by the names of the modules that they are loaded into, tied ones included."""
     found: dict[str, list[str]] = {}
     for name in base:
@@ -138,7 +118,7 @@ def _module_names(base: BaseCheckpoint, architecture: Architecture) -> dict[str,
     return tied | table
 
 
-def _by_rule(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Place], rule: Rule) -> BaseNames | None:
+def _by_rule(adapter: AdapterFile, base: BaseModel, table: Mapping[str, Place], rule: Rule) -> BaseNames | None:
     """Return where everything is if names follow a rule, None if a layer has then no weight that fits it."""
     layers = {}
     for name, layer in adapter.layers.items():
@@ -185,7 +165,7 @@ def _applied(rules: Iterable[Rule], name: str) -> str:
     return name
 
 
-def _by_one_prefix(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Place]) -> BaseNames | None:
+def _by_one_prefix(adapter: AdapterFile, base: BaseModel, table: Mapping[str, Place]) -> BaseNames | None:
     wanted = f"{next(iter(adapter.layers))}.weight"
     rules = _prefix_rules(wanted, table)
     found = [names for rule in rules if (names := _by_rule(adapter, base, table, rule)) is not None]
@@ -206,7 +186,7 @@ def _prefix_rules(wanted: str, names: Iterable[str]) -> list[Rule]:
     return longer + [Rule(wanted.removesuffix(name), "") for name in names if wanted.endswith(f".{name}")]
 
 
-def _by_samples(adapter: AdapterFile, base: BaseCheckpoint, table: Mapping[str, Place]) -> BaseNames | None:
+def _by_samples(adapter: AdapterFile, base: BaseModel, table: Mapping[str, Place]) -> BaseNames | None:
     """Find a prefix for each prefix of the model's, where the base's numbers are those that the adapter has sampled."""
     rules: dict[str, str] = {}
     layers = {}
@@ -243,8 +223,8 @@ def _common(first: str, second: str) -> str:
     return ".".join(reversed(same))
 
 
-def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseCheckpoint, name: str) -> bool:
-    """Whether a tensor of the base reads as a matrix of the shape that the layer was trained on."""
+def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseModel, name: str) -> bool:
+    """Return whether a tensor of the base has the layer's shape."""
     try:
         matrix = tuple(layer.kind.as_matrix(torch.empty(base.shape(name), device="meta")).shape)
     except (RuntimeError, IndexError, TypeError):  # of a shape beyond 64 bits a TypeError
@@ -253,12 +233,12 @@ def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseCheckpoint, name: 
     return len(matrix) == 2 and (layer.record.shape in {(0, 0), matrix} or layer.name in adapter.base_weights)
 
 
-def _confirmed(adapter: AdapterFile, base: BaseCheckpoint, places: Mapping[str, Place]) -> bool:
-    """Whether the base has, in every one of these places, the numbers that the adapter has kept of its layer."""
+def _confirmed(adapter: AdapterFile, base: BaseModel, places: Mapping[str, Place]) -> bool:
+    """Return whether the base has the sampled numbers in all places."""
     return all(_agrees(adapter, adapter.layers[name], base, str(place.read)) for name, place in places.items())
 
 
-def _agrees(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> bool:
+def _agrees(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name: str) -> bool:
     if not _fits(layer, adapter, base, name):
         return False
     weight = base.tensor(name)
@@ -267,18 +247,7 @@ def _agrees(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name
     return relative_difference(layer.tensors["base_sample"], sample_of(layer.kind.as_matrix(weight))) == 0.0
 
 
-def _refuse_twice(base: BaseCheckpoint) -> None:
-    seen: dict[str, str] = {}
-    for file, names in base.files.items():
-        for name in names:
-            if name in seen:
-                raise AdapterError(
-                    f"{base.root}: tensor {name!r} is in {seen[name]} and in {file}; accepted: each tensor once"
-                )
-            seen[name] = file
-
-
-def _refuse_collisions(names: BaseNames, base: BaseCheckpoint) -> None:
+def _refuse_collisions(names: BaseNames, base: BaseModel) -> None:
     taken: dict[str, str] = {}
     for kind, places in (("layer", names.layers), ("module tensor", names.modules)):
         for name, (read, write) in places.items():
@@ -290,7 +259,7 @@ def _refuse_collisions(names: BaseNames, base: BaseCheckpoint) -> None:
             taken[write] = what
 
 
-def _refuse_look_alikes(names: BaseNames, base: BaseCheckpoint) -> None:
+def _refuse_look_alikes(names: BaseNames, base: BaseModel) -> None:
     """Refuse a module that may be in the base under a longer name: nothing says how the base names its tensors."""
     for name, place in names.modules.items():
         alike = [other for other in base if other.endswith(f".{name}")] if place.read is None else []
@@ -303,7 +272,7 @@ def _refuse_look_alikes(names: BaseNames, base: BaseCheckpoint) -> None:
             )
 
 
-def _unknown(adapter: AdapterFile, base: BaseCheckpoint) -> str:
+def _unknown(adapter: AdapterFile, base: BaseModel) -> str:
     """Return what is wrong with the first layer that breaks the rule which most of them follow."""
     names = list(base)
     rules = {Rule("", ""), *(rule for name in adapter.layers for rule in _prefix_rules(f"{name}.weight", names))}

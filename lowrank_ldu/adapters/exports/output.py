@@ -6,9 +6,9 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
 from lowrank_ldu.adapters.input_files import checked_path
 from lowrank_ldu.adapters.stored_layer import AdapterFile
+from lowrank_ldu.checkpoints import CheckpointReader
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.validation import check_flag
@@ -16,6 +16,8 @@ from lowrank_ldu.validation import check_flag
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from lowrank_ldu.adapters.exports.base import BaseModel
 
 
 # Weights in other formats beside the merged ones would be the unmerged model, and an adapter beside it would be put on
@@ -37,8 +39,8 @@ def checked_export(adapter: object, base: object, folder: object, progress: obje
     """
     if not isinstance(adapter, AdapterFile):
         raise TypeError(f"adapter is a {type(adapter).__name__}; accepted: an AdapterFile, what read_adapter returns")
-    if not isinstance(base, BaseCheckpoint):
-        raise TypeError(f"base is a {type(base).__name__}; accepted: a BaseCheckpoint, which takes the path of a base")
+    if not isinstance(base, CheckpointReader):
+        raise TypeError(f"base is a {type(base).__name__}; accepted: a CheckpointReader, what open_checkpoint returns")
     if not callable(progress):
         raise TypeError(f"progress is a {type(progress).__name__}; accepted: a function of a name")
     for name, value in flags.items():
@@ -49,7 +51,7 @@ def checked_export(adapter: object, base: object, folder: object, progress: obje
 @contextmanager
 def export_folder(
     adapter: AdapterFile,
-    base: BaseCheckpoint,
+    base: BaseModel,
     target: Path,
     written: set[str],
     *,
@@ -60,7 +62,7 @@ def export_folder(
     Parameters
     ----------
     adapter : AdapterFile
-    base : BaseCheckpoint
+    base : BaseModel
     target : path
     written : set of str
         Names of the files of weights that will be in it.
@@ -92,7 +94,7 @@ def _check_alone(target: Path, written: set[str]) -> None:
             )
 
 
-def _check_apart(adapter: AdapterFile, base: BaseCheckpoint, target: Path) -> None:
+def _check_apart(adapter: AdapterFile, base: BaseModel, target: Path) -> None:
     try:
         place = target.resolve()
         inputs = {base.root / name: "base model" for name in base.files}

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.adapters.exports import configuration
 from lowrank_ldu.adapters.exports.architecture import CONFIG, Architecture, read_config
 from lowrank_ldu.adapters.exports.updates import is_of_base
-from lowrank_ldu.checkpoints.writer import metadata_of
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import EmbeddingKind
 
 if TYPE_CHECKING:
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.base import BaseModel
     from lowrank_ldu.adapters.exports.merged import MergePlan
-    from lowrank_ldu.adapters.exports.naming import BaseModel, BaseNames
+    from lowrank_ldu.adapters.exports.naming import BaseNames
 
 
-def separate(plan: MergePlan, model: BaseModel, names: BaseNames) -> None:
+def separate(plan: MergePlan, base: BaseModel, names: BaseNames) -> None:
     """Give tensors that were tied to a changed one the numbers that they have in the adapted model.
 
     A module that was trained whole may have stayed tied to others, as the adapter's file says; a layer with an adapter
@@ -27,7 +26,7 @@ def separate(plan: MergePlan, model: BaseModel, names: BaseNames) -> None:
     ----------
     plan : MergePlan
         Changed.
-    model : BaseModel
+    base : BaseModel
     names : BaseNames
 
     Raises
@@ -35,7 +34,6 @@ def separate(plan: MergePlan, model: BaseModel, names: BaseNames) -> None:
     AdapterError
         It cannot be told what is tied to what.
     """
-    base = model.base
     changed = {name for name in plan if name in plan.layers or not is_of_base(plan.tensors[name], base, name)}
     together = {name: names.tied.get(name, ()) for name in changed} if names.tied is not None else {}
     for name, others in together.items():
@@ -45,7 +43,7 @@ def separate(plan: MergePlan, model: BaseModel, names: BaseNames) -> None:
     if config is None or not configuration.is_tied(config):
         return
     # A base without the adapted model's prefix is of another class, which may tie less than the adapted one.
-    if model.architecture is None or any(rule.strip for rule in names.rules):
+    if base.architecture is None or any(rule.strip for rule in names.rules):
         suspects = [name for name in plan if name in changed and _may_be_tied(plan, name, config)]
         suspect = next((name for name in suspects if not together.get(name)), None)
         if suspect is not None:
@@ -55,14 +53,14 @@ def separate(plan: MergePlan, model: BaseModel, names: BaseNames) -> None:
                 'transformers knows, or "tie_word_embeddings": false'
             )
         return
-    groups = [group for group in _groups(model.architecture, base) if changed & set(group)]
+    groups = [group for group in _groups(base.architecture, base) if changed & set(group)]
     if names.tied is None:
         _refuse_unknown(plan, changed, groups)
     if any(not _stays_one(plan, group, changed, together) for group in groups):
-        _refuse_tie_reader(model.architecture, changed, groups)
+        _refuse_tie_reader(base.architecture, changed, groups)
         # The configuration unties all of them, and what is in no file would be drawn at random.
         plan.config = configuration.untied(config)
-        for group in _groups(model.architecture, base):
+        for group in _groups(base.architecture, base):
             for name in changed & set(group):
                 _set(plan, name, [other for other in together.get(name, ()) if other in group])
             kept = next((name for name in group if name in base), None)
@@ -75,7 +73,7 @@ def _set(plan: MergePlan, name: str, others: list[str]) -> None:
     plan.tensors |= {other: plan.tensors[name] for other in others if other not in plan}
 
 
-def _groups(architecture: Architecture, base: BaseCheckpoint) -> list[list[str]]:
+def _groups(architecture: Architecture, base: BaseModel) -> list[list[str]]:
     """Return the tensors that the model has as one, by the names that the base has, or would have, for them."""
     stored = {architecture.module_name(name): name for name in base}
     groups: dict[str, list[str]] = {}
@@ -89,8 +87,8 @@ def _stays_one(plan: MergePlan, group: list[str], changed: set[str], together: d
     return all(name in plan.tensors and set(group) <= {name, *together.get(name, ())} for name in trained)
 
 
-def _refuse_by_metadata(plan: MergePlan, base: BaseCheckpoint, together: dict[str, tuple[str, ...]]) -> None:
-    metadata = {name: kept for file in base.files for name, kept in metadata_of(base.root / file).items()}
+def _refuse_by_metadata(plan: MergePlan, base: BaseModel, together: dict[str, tuple[str, ...]]) -> None:
+    metadata = {name: kept for file in base.files.values() for name, kept in file.metadata.items()}
     for name, shared in metadata.items():
         if shared in base and name not in base and shared in plan and name not in together.get(shared, ()):
             raise AdapterError(

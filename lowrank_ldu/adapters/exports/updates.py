@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lowrank_ldu.adapters.base_checkpoint import BaseCheckpoint
+    from lowrank_ldu.adapters.exports.base import BaseModel
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
     from lowrank_ldu.nn.base_identity import Deviation
     from lowrank_ldu.nn.host import Diagonal
@@ -23,7 +23,7 @@ _BLOCK_BYTES = 64 * 2**20
 
 
 class Bound(NamedTuple):
-    """A layer's numbers on its base weight.
+    """Hold a layer's numbers on its base weight.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ def check_module_tensor(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> Tensor:
+def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name: str) -> Tensor:
     """Return the weight that a layer was trained on: the base's, or the one that PEFT saved beside the adapter.
 
     Raises
@@ -71,8 +71,11 @@ def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, 
     return weight
 
 
-def is_of_base(tensor: Tensor, base: BaseCheckpoint, name: str | None) -> bool:
-    """Whether a tensor that was saved whole is the base's, in its dtype: PEFT saves embeddings that nobody trained."""
+def is_of_base(tensor: Tensor, base: BaseModel, name: str | None) -> bool:
+    """Return whether a tensor that was saved whole is the base's.
+
+    PEFT saves embeddings that nobody trained.
+    """
     if name is None or name not in base:
         return False
     stored = base.tensor(name)
@@ -80,7 +83,7 @@ def is_of_base(tensor: Tensor, base: BaseCheckpoint, name: str | None) -> bool:
 
 
 def bound(
-    adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str, passed: list[Deviation], *, force: bool
+    adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name: str, passed: list[Deviation], *, force: bool
 ) -> Bound:
     """Put a layer's numbers on its base weight, and add to `passed` what `force` lets pass.
 
@@ -95,7 +98,7 @@ def bound(
     return Bound(weight, diagonal)
 
 
-def bound_again(adapter: AdapterFile, layer: StoredLayer, base: BaseCheckpoint, name: str) -> Bound:
+def bound_again(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name: str) -> Bound:
     """Do what `bound` did, without a word about what was let pass then."""
     weight = base_weight(adapter, layer, base, name)
     diagonal, _ = layer.rebuild(layer.kind.as_matrix(weight), "ignore")

@@ -1,4 +1,4 @@
-"""Which reader a file that holds tensors is opened with."""
+"""The readers of single files, by suffix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from lowrank_ldu.checkpoints.formats.numpy_file import NumpyReader
 from lowrank_ldu.checkpoints.formats.onnx_file import OnnxReader
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.formats.torch_file import TorchReader
-from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-_READERS: dict[str, Callable[[Path], CheckpointReader]] = {
+READERS: dict[str, Callable[[Path], CheckpointReader]] = {
     SAFETENSORS_SUFFIX: SafetensorsReader,
     **dict.fromkeys(TORCH_SUFFIXES, TorchReader),
     ".gguf": GgufReader,
@@ -30,12 +29,4 @@ _READERS: dict[str, Callable[[Path], CheckpointReader]] = {
     ".npy": NumpyReader,
     ".npz": NumpyReader,
 }
-SUFFIXES = tuple(_READERS)
-
-
-def open_file(path: Path) -> CheckpointReader:
-    """Open one file that holds tensors, by its suffix."""
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
-    return reader(path)
+SUFFIXES = tuple(READERS)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lowrank_ldu.checkpoints.formats.gguf_header import header_of
-from lowrank_ldu.checkpoints.libraries import LIBRARY_ERRORS, empty_tensor, library_for, refused_as, stored_range
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, library_for, refused_as, stored_range
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _PLAIN = {
 
 
 class _Stored(NamedTuple):
-    """Where a tensor's values are, `size` bytes from `start` on, and how numpy reads them."""
+    """Hold where a tensor's values are, and how numpy reads them."""
 
     name: str
     kind: Any

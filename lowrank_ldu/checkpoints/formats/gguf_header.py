@@ -40,7 +40,7 @@ def header_of(file: BinaryIO, size: int) -> bytes:
 
 
 class _Walk:
-    """A place in a header, which only goes on, and keeps what it has passed."""
+    """Walk through a header once, and keep the bytes passed."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file

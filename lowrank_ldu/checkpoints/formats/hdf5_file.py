@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lowrank_ldu.checkpoints.formats.numpy_file import torch_name
-from lowrank_ldu.checkpoints.libraries import LIBRARY_ERRORS, library_for, reason_of, refused_as
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, library_for, reason_of, refused_as
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_written, open_regular
 

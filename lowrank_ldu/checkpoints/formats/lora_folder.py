@@ -6,9 +6,8 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lowrank_ldu.checkpoints.json_file import read_json
-from lowrank_ldu.checkpoints.libraries import reason_of
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.patterns import Patterns
 from lowrank_ldu.untrusted import CONFIGURATION
@@ -26,7 +25,7 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 class _Pair(NamedTuple):
-    """Two factors, a (r, in...) and b (out, r...), and what their product is multiplied by."""
+    """Hold two factors, a (r, in...) and b (out, r...), and their scaling."""
 
     a: TensorInfo
     b: TensorInfo

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from lowrank_ldu.checkpoints.libraries import LIBRARY_ERRORS, empty_tensor, reason_of, refused_as, stored_range
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, reason_of, refused_as, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_written, open_regular, read_exactly
 
@@ -33,7 +33,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 
 class _Array(NamedTuple):
-    """Where an array is: `member` of the archive, empty in a ``.npy`` file."""
+    """Hold where an array is: `member` is empty in a ``.npy`` file."""
 
     member: str
     dtype: np.dtype

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.libraries import LIBRARY_ERRORS, library_for, reason_of, refused_as
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, library_for, likely_cause, reason_of, refused_as
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:

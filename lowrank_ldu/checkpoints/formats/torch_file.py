@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.libraries import LIBRARY_ERRORS, empty_tensor, stored_range
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo, likely_cause
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, likely_cause, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.pickles import check_calls
 from lowrank_ldu.untrusted import check_inflated, check_regular
@@ -152,7 +152,10 @@ def _places(path: Path) -> dict[int, int]:
 
 
 def _all_placed(content: object, places: dict[int, int]) -> bool:
-    """Whether torch has said of each tensor where its values are; versions before 2.7 do not."""
+    """Return whether torch told where each tensor's values are.
+
+    Versions before 2.7 do not.
+    """
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
@@ -190,7 +193,10 @@ def _refused(path: Path) -> Iterator[None]:
 
 
 def _has_places(path: Path) -> bool:
-    """Whether values can be found by their offset: a zip archive of this byte order with no compressed member."""
+    """Return whether values can be found by their offset.
+
+    They can in a zip archive of this byte order with no compressed member.
+    """
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return False

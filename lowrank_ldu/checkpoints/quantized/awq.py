@@ -10,7 +10,7 @@ from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored, qu
 if TYPE_CHECKING:
     import torch
 
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _BITS = 4
 _IN_WORD = 32 // _BITS

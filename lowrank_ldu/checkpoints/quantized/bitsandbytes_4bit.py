@@ -14,7 +14,7 @@ from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored, mi
 from lowrank_ldu.untrusted import CONFIGURATION, strict_json
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _KINDS = ("nf4", "fp4")
 # The bytes may be stored under the name of a wider type.

@@ -10,7 +10,7 @@ import torch
 from lowrank_ldu.checkpoints.quantized.weight import FLOATS, QuantizedWeight, Stored, quantized_weight
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 # Of DeepSeek's files, and of compressed-tensors': what the stored numbers are to be multiplied by, in both.
 _SUFFIXES = ("_scale_inv", "_scale")

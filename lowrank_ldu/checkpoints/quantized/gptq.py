@@ -12,8 +12,8 @@ from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored, qu
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import TensorInfo
     from lowrank_ldu.checkpoints.model_config import ModelConfig
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _BITS = (2, 3, 4, 8)
 # What is added to the stored zeros. The first version stores them less one; files that name none are of it.

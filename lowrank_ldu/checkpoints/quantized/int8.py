@@ -10,7 +10,7 @@ from lowrank_ldu.checkpoints.quantized.weight import FLOATS, QuantizedWeight, St
 if TYPE_CHECKING:
     import torch
 
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _LARGEST = 127
 _SUFFIX = ".weight"

@@ -10,7 +10,7 @@ from lowrank_ldu.checkpoints.quantized.packing import looked_up
 from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored, missing, quantized_weight, refused
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _SUFFIX = "_blocks"
 _BYTES_PER_BLOCK = 16

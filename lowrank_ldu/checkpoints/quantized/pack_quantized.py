@@ -22,7 +22,7 @@ from lowrank_ldu.checkpoints.quantized.weight import (
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _SUFFIX = "_packed"
 _SCHEME = "pack-quantized"

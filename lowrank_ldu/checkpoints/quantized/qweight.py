@@ -9,7 +9,7 @@ from lowrank_ldu.checkpoints.quantized.gptq import find_gptq
 from lowrank_ldu.checkpoints.quantized.weight import FLOATS, INTEGERS, QuantizedWeight, Stored, missing, refused
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints import TensorInfo
+    from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _SUFFIX = ".qweight"
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
     from lowrank_ldu.checkpoints.model_config import ModelConfig
+    from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("int32", "int64")
@@ -23,7 +23,7 @@ _MOST_DESCRIBED = 2**16
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A quantized weight.
+    """Hold a quantized weight and how to dequantize it.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class QuantizedWeight:
 
 
 class Stored:
-    """The tensors of a checkpoint, for those who look for quantized ones among them.
+    """Hold the tensors of a checkpoint, to look for quantized ones.
 
     Parameters
     ----------

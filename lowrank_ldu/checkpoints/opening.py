@@ -1,26 +1,109 @@
-"""Open folders and indexes of shards: tensors spread over several files."""
+"""Open a checkpoint by its path: a file, a folder, an index of shards, or a name on the hub."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.formats import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, open_file
+from lowrank_ldu.checkpoints.formats import READERS, SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES
 from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader, lora_config
-from lowrank_ldu.checkpoints.json_file import read_json
-from lowrank_ldu.checkpoints.libraries import reason_of
+from lowrank_ldu.checkpoints.hub import PREFIX, fetch
 from lowrank_ldu.checkpoints.reader import CheckpointReader
+from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import LISTING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
     from lowrank_ldu.checkpoints.reader import TensorInfo
+
+INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
+    """Open a checkpoint, whatever its format.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that ``torch.save`` wrote; ``.gguf``; ``.onnx``;
+        ``.weights.h5`` or ``.h5`` of Keras; ``.npy`` or ``.npz``; an index of shards (``.safetensors.index.json``,
+        ``.bin.index.json``); a directory that holds safetensors or torch files, or folders with them; or ``hf://OWNER/NAME``
+        or ``hf://OWNER/NAME@REVISION`` on the Hugging Face hub, which is fetched to the local cache.
+
+    Returns
+    -------
+    CheckpointReader
+        A context manager with the list of tensors. Only headers have been read, where the format allows it.
+
+    Raises
+    ------
+    TypeError
+        If `path` is no path.
+    CheckpointError
+        If nothing is there, if it is none of these, if it is damaged, or if reading it would mean running code.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "model.safetensors")
+    ...     save_file({"bias": torch.zeros(3), "weight": torch.ones(3, 2, dtype=torch.bfloat16)}, file)
+    ...     with open_checkpoint(file) as checkpoint:
+    ...         for info in checkpoint.tensors:
+    ...             print(info.name, info.shape, info.dtype, info.nbytes)
+    ...         weight = checkpoint.load("weight")
+    bias (3,) float32 12
+    weight (3, 2) bfloat16 12
+    >>> weight.dtype
+    torch.bfloat16
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path is a {type(path).__name__}; accepted: a path, as a str or a pathlib.Path")
+    if str(path) == "":
+        raise CheckpointError("the name of the checkpoint is empty; accepted: a file, a directory, or hf://OWNER/NAME")
+    path = fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
+    try:
+        is_directory = path.is_dir()
+        is_file = path.is_file()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be looked up ({error.strerror})") from error
+    if is_directory:
+        return open_directory(path)
+    if not is_file:
+        # A pipe would be waited for, a device might never end.
+        raise CheckpointError(f"{path}: no such file or directory, or not a regular file")
+    if path.name.lower().endswith(INDEX_SUFFIXES):
+        return open_index(path)
+    if path.suffix.lower() in SUFFIXES:
+        return open_file(path)
+    accepted = ", ".join((*SUFFIXES, *INDEX_SUFFIXES))
+    raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {accepted}, or a directory")
+
+
+def open_file(path: Path, suffix: str = "") -> CheckpointReader:
+    """Open one file that holds tensors.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Its suffix tells the format.
+    suffix : str
+        Of the format that a file of an unknown suffix is of, where that is known.
+    """
+    reader = READERS.get(path.suffix.lower()) or READERS.get(suffix)
+    if reader is None:
+        raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
+    return reader(path)
 
 
 class MultiFileReader(CheckpointReader):
@@ -34,23 +117,39 @@ class MultiFileReader(CheckpointReader):
         For every name the tensor that it stands for, as its own file lists it.
     ignored : mapping of str to str
         What the files hold besides plain tensors.
+    files : sequence of pathlib.Path
+        The files beside an index, or of one folder.
+    suffix : str
+        Of the format of files with an unknown suffix.
 
     Attributes
     ----------
-    stored : dict of str to TensorInfo
+    stored, files
         As given.
+    directory : pathlib.Path, optional
+        The directory, where one was opened; `path` may be an index in it.
     """
 
-    def __init__(self, path: Path, stored: Mapping[str, TensorInfo], ignored: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stored: Mapping[str, TensorInfo],
+        ignored: Mapping[str, str],
+        files: Sequence[Path] = (),
+        suffix: str = "",
+    ) -> None:
         super().__init__(path, (replace(info, name=name) for name, info in stored.items()), ignored)
         self.stored = dict(stored)
+        self.files = tuple(files)
+        self.directory: Path | None = None
+        self._suffix = suffix
         self._file: CheckpointReader | None = None
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
         stored = self.stored[info.name]
         if self._file is None or str(self._file.path) != stored.file:
             self._close_file()
-            self._file = open_file(Path(stored.file))
+            self._file = open_file(Path(stored.file), self._suffix)
         return self._file.load(stored.name)
 
     def _close_file(self) -> None:
@@ -64,18 +163,15 @@ class MultiFileReader(CheckpointReader):
         self._close_file()
 
 
-def list_files(files: Iterable[Path]) -> tuple[list[TensorInfo], dict[str, str]]:
+def _list_files(files: Iterable[Path], suffix: str = "") -> tuple[list[TensorInfo], dict[str, str]]:
     """Return the tensors of all files, and what else they hold under ``file name:name``, opening one after another."""
     tensors: list[TensorInfo] = []
     ignored: dict[str, str] = {}
     for file in files:
-        with open_file(file) as reader:
+        with open_file(file, suffix) as reader:
             tensors += reader.tensors
             ignored |= {f"{file.name}:{name}": what for name, what in reader.ignored.items()}
     return tensors, ignored
-
-
-INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 
 
 def open_index(path: Path) -> MultiFileReader:
@@ -106,19 +202,23 @@ def open_index(path: Path) -> MultiFileReader:
         parsed = PureWindowsPath(shard)
         if parsed.anchor or ".." in parsed.parts or not parsed.parts:
             raise CheckpointError(f"{path}: shard {shard!r} is not a file inside the folder of the index")
+        if parsed.suffix == ".json":
+            raise CheckpointError(f"{path}: shard {shard!r} has the unknown suffix '.json'; accepted: files of tensors")
     try:
         missing = [shard for shard, file in shards.items() if not file.is_file()]
     except OSError as error:
         raise CheckpointError(f"{path}: a shard cannot be looked up ({reason_of(error)})") from error
     if missing:
         raise CheckpointError(f"{path}: missing {len(missing)} of {len(shards)} shards: {_some(missing)}")
-    tensors, ignored = list_files(shards.values())
+    # Shards may be called anything, where the index says of what format they are.
+    suffix = SAFETENSORS_SUFFIX if path.name.lower().endswith(INDEX_SUFFIXES[0]) else ""
+    tensors, ignored = _list_files(shards.values(), suffix)
     listed = {(str(shards[shard]), name) for name, shard in weight_map.items()}
     stored = {info.name: info for info in tensors if (info.file, info.name) in listed}
     absent = [f"{name!r} in {shard}" for name, shard in weight_map.items() if name not in stored]
     if absent:
         raise CheckpointError(f"{path}: lists tensors that the shards lack: {_some(absent)}")
-    return MultiFileReader(path, stored, ignored)
+    return MultiFileReader(path, stored, ignored, tuple(shards.values()), suffix)
 
 
 def _some(names: list[str]) -> str:
@@ -137,6 +237,8 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
+# What transformers calls the weights of a model, or their index, and PEFT those of an adapter.
+_MODEL, _ADAPTER = "model.safetensors", "adapter_model."
 # What training loops leave beside a model; none of it is weights.
 _NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 
@@ -167,13 +269,20 @@ def open_directory(path: Path) -> CheckpointReader:
         If there is none of these, or if what is there cannot be read.
     """
     try:
-        config = lora_config(path)
+        config = None if _is_model(path) else lora_config(path)
         reader = _open_own_files(path)
         if reader is None:
             reader = _open_subdirectories(path)
     except OSError as error:
         raise CheckpointError(f"{path}: the directory cannot be read ({reason_of(error)})") from error
+    reader.directory = path
     return reader if config is None else LoraReader(path, config, reader)
+
+
+def _is_model(path: Path) -> bool:
+    """Return whether a directory holds a model's weights and no adapter's."""
+    names = [entry.name for entry in path.iterdir()]
+    return any(name.startswith(_MODEL) for name in names) and not any(name.startswith(_ADAPTER) for name in names)
 
 
 def _open_own_files(path: Path) -> MultiFileReader | None:
@@ -233,9 +342,9 @@ def _find_index(files: list[Path], suffix: str, preferred: str) -> Path | None:
 
 
 def _open_files(path: Path, files: list[Path]) -> MultiFileReader:
-    tensors, ignored = list_files(files)
+    tensors, ignored = _list_files(files)
     stored = {info.name: info for info in tensors}
     if len(stored) < len(tensors):
         names = {str(file): file.name for file in files}
         stored = {f"{names[info.file]}:{info.name}": info for info in tensors}
-    return MultiFileReader(path, stored, ignored)
+    return MultiFileReader(path, stored, ignored, files)

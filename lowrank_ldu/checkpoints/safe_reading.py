@@ -1,4 +1,7 @@
-"""Libraries that read formats: imported where a file is opened, if few users have such files; and their errors."""
+"""Read files that may be damaged: JSON, ranges of bytes, and what libraries raise, as one error.
+
+Libraries of formats that few users have are imported where such a file is opened.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.reader import likely_cause
+from lowrank_ldu import untrusted
 from lowrank_ldu.errors import CheckpointError
-from lowrank_ldu.untrusted import ShortFileError, read_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +36,7 @@ LIBRARY_ERRORS = (
 
 
 def library_for(path: Path, module: str) -> Any:
-    """Return a module that reads the format of a file.
+    """Import the library that reads a file's format.
 
     Raises
     ------
@@ -58,7 +60,7 @@ _LONGEST_REASON = 300
 
 @contextmanager
 def refused_as(path: Path, what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turn what a library raises on a file that is none of its format into the one error that readers raise.
+    """Turn errors of a library into the one error of readers.
 
     Raises
     ------
@@ -74,17 +76,65 @@ def refused_as(path: Path, what: str, errors: tuple[type[Exception], ...]) -> It
         raise CheckpointError(f"{path}: not a readable {what} ({reason}); {likely_cause(path)}") from error
 
 
+def likely_cause(path: Path) -> str:
+    """Guess why a file is not what its name promises."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
+    except OSError as error:
+        return f"it cannot be opened ({error.strerror})"
+    if not head:
+        return "it is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: fetch the file that it stands for with 'git lfs pull'"
+    if head.startswith(b"<"):
+        return "it begins like a web page: a download has probably gone wrong"
+    return "it is truncated, damaged, or not of the format that its name says"
+
+
+def read_json(path: Path, what: str, limit: untrusted.Limit, *, lenient: bool = False) -> Any:
+    """Return the value that a JSON file holds.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    what : str
+        What the file is expected to be, for the message.
+    limit, lenient
+        As for `lowrank_ldu.untrusted.strict_json`.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be read, is too large, or is no JSON that says one thing.
+    """
+    with refused_as(path, what, (OSError, ValueError)):
+        return untrusted.read_json(path, limit, lenient=lenient)
+
+
 def stored_range(path: Path, name: str, start: int, size: int) -> bytearray:
-    """Return the bytes of a tensor, read from the range of a file that they are in.
+    """Read the bytes of a tensor from their range.
 
     Raises
     ------
     CheckpointError
         The file ends before them, cannot be read, or has a hole where they are said to be.
     """
+    with _range_of(path, name):
+        return untrusted.read_range(path, start, size)
+
+
+def stored_parts(path: Path, name: str, start: int, size: int) -> Iterator[bytes]:
+    """Yield the bytes of a tensor part by part; raises what `stored_range` does."""
+    with _range_of(path, name):
+        yield from untrusted.range_parts(path, start, size)
+
+
+@contextmanager
+def _range_of(path: Path, name: str) -> Iterator[None]:
     try:
-        return read_range(path, start, size)
-    except ShortFileError as error:
+        yield
+    except untrusted.ShortFileError as error:
         raise CheckpointError(
             f"{path}: tensor {name!r} {error}; the file has been changed since it was opened"
         ) from error
@@ -107,6 +157,6 @@ def empty_tensor(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dty
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says, in one line that is not long; its type if it says nothing."""
+    """Return an error's message as one short line, or its type."""
     said = _ADDRESS.sub(">", " ".join(str(error).split()))
     return (said if len(said) <= _LONGEST_REASON else f"{said[:_LONGEST_REASON]}...") or type(error).__name__
