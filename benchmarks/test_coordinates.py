@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lowrank_ldu.decomposition.gram import gram_matrix
-from lowrank_ldu.nn import PARAMETRIZATIONS, LoLDULayer, ProjectedOptimizer, inject
+from lowrank_ldu.nn import PARAMETRIZATIONS, LDULayer, ProjectedOptimizer, inject
 
 REDUCTION = 1e-6
 
@@ -29,7 +29,7 @@ def test_updates_until_a_quadratic_is_fitted(weights, rank, pivoting):
     base.weight.data.copy_(weights[0])
     updates = {}
     for parametrization in PARAMETRIZATIONS:
-        factors = LoLDULayer(base, rank, pivoting=pivoting, parametrization=parametrization).factors
+        factors = LDULayer(base, rank, pivoting=pivoting, parametrization=parametrization).factors
         right = factors.right * factors.scale[:, None]
         slope = (factors.left * ((weights[1] - weights[0]) @ right.T)).sum(0)
         frame = factors.frame

@@ -1,4 +1,4 @@
-"""The eight initialisations of the diagonal that the paper compares (its Table V).
+"""The eight initializations of the diagonal that the paper compares (its Table V).
 
 Not in `nn`: analysis examines them, and needs no layer.
 """
@@ -26,7 +26,7 @@ INITIALIZATIONS: tuple[Initialization, ...] = get_args(Initialization)
 
 
 def is_random(init: Initialization) -> bool:
-    """Whether the initialisation draws numbers, so that the diagonal itself has to be stored."""
+    """Whether the initialization draws numbers, so that the diagonal itself has to be stored."""
     return init.startswith(("uniform", "normal"))
 
 
@@ -40,7 +40,7 @@ def initial_diagonal(init: Initialization, z: Tensor, seed: int = 0) -> Tensor:
         "uniform_zmean_half": uniform between -mean(z) / 2 and mean(z) / 2. "normal_0_1": standard normal.
         "normal_zmean_zstd": normal with the mean and standard deviation of z. "zeros", "ones".
     z : Tensor, shape (r,)
-        Diagonal of the factorisation.
+        Diagonal of the factorization.
     seed : int
         Of the random ones. Drawn on the CPU in float64, so that every device starts from the same numbers.
 

@@ -69,7 +69,7 @@ def check_matrix(matrix: Array, name: str = "W") -> tuple[Array, Backend]:
     if 0 in shape:
         raise ValueError(f"{name} has shape {shape}, which holds no entries; accepted: at least 1 in every dimension")
     if getattr(getattr(matrix, "device", None), "type", None) == "meta":
-        raise ValueError(f"{name} is on the meta device and has no data; accepted: a materialised tensor")
+        raise ValueError(f"{name} is on the meta device and has no data; accepted: a materialized tensor")
     matrix = backend.detach(matrix)
     if dtype in {"float16", "bfloat16"}:
         matrix = backend.xp.astype(matrix, backend.xp.float32)
@@ -89,11 +89,11 @@ def check_like(matrix: Array, reference: Array, name: str = "W") -> tuple[Array,
     """
     matrix, backend = check_matrix(matrix, name)
     if backend.name != backend_of(reference).name:
-        raise TypeError(f"{name} is a {kind_of(matrix)}; accepted: a {kind_of(reference)}, as the factors")
+        raise TypeError(f"{name} is a {type_name(matrix)}; accepted: a {type_name(reference)}, as the factors")
     return matrix, backend
 
 
-def kind_of(array: Array) -> str:
+def type_name(array: Array) -> str:
     """Return the type of an array, for messages."""
     return f"{type(array).__module__}.{type(array).__qualname__}"
 
@@ -289,7 +289,7 @@ def explain_keywords(hints: Mapping[str, str]) -> Callable[[_Function], _Functio
     return decorate
 
 
-# Other names of the arguments of factorisations.
+# Other names of the arguments of factorizations.
 RANK_KEYWORDS = {"r": "it is rank here", "k": "it is rank here"}
 # What users of LoRA bring, and why there is no such thing here.
 LORA_KEYWORDS = {

@@ -15,7 +15,7 @@ from lowrank_ldu.analysis import SurveyOptions
 from lowrank_ldu.analysis.measures.matrix import analyze_matrix
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.kernels.planner import Problem, choose_plan
-from lowrank_ldu.nn import LoLDULayer, inject, set_plan
+from lowrank_ldu.nn import LDULayer, inject, set_plan
 from lowrank_ldu.peft import LolduConfig
 
 
@@ -41,8 +41,8 @@ def model():
         (lambda: inject(model(), target_modules=["0"]), "'target_modules': it is targets here"),
         (lambda: inject(model(), ["0"], pivot="rook"), "'pivot': accepted: pivoting"),
         (
-            lambda: LoLDULayer(nn.Linear(3, 3), r=8),
-            r"LoLDULayer\(\) got an unexpected keyword argument 'r': it is",
+            lambda: LDULayer(nn.Linear(3, 3), r=8),
+            r"LDULayer\(\) got an unexpected keyword argument 'r': it is",
         ),
         (lambda: ldu(np.eye(3), r=2), r"ldu\(\) got an unexpected keyword argument 'r': it is rank here"),
         (lambda: ldu(np.eye(3), pivots="rook"), "'pivots': accepted: pivoting"),

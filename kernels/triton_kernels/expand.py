@@ -47,7 +47,7 @@ def expand_kernel(
 
     UPPER: left is zero where its column is greater than its row; blocks right of the diagonal are not loaded.
     """
-    # Blocks of y in groups of GROUP rows of blocks, so that neighbours find x and the weights in the L2 cache.
+    # Blocks of y in groups of GROUP rows of blocks, so that neighbors find x and the weights in the L2 cache.
     program = tl.program_id(0)
     row_blocks = tl.cdiv(T, BLOCK_T)
     column_blocks = tl.cdiv(M, BLOCK_M)

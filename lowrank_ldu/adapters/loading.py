@@ -20,7 +20,7 @@ from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.host import AdapterHost
 from lowrank_ldu.nn.injection import outside_inference_mode, replace_module, restore_trainable_on_error
 from lowrank_ldu.nn.kinds import kind_of
-from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.layer import LDULayer
 from lowrank_ldu.nn.modules import plain_name, plain_submodule, unwrapped
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.nn.weights import weight_matrix
@@ -62,7 +62,7 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     return replace(adapter, path=folder)
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool = False) -> list[str]:
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, accept_other_base: bool = False) -> list[str]:
     """Put a saved adapter into the model it was trained on, in place.
 
     The factors are rebuilt from the stored pivots without a search, so that they are the same on every machine.
@@ -73,33 +73,36 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
         The base model, without LoLDU layers where the adapter has some.
     path : path
         Folder that `save_adapter` wrote, or `save_pretrained` of a PEFT model with a `LolduConfig`.
-    force : bool
-        Accept base weights that are not those of training, such as a rounded or quantised copy, and updates that do
+    accept_other_base : bool
+        Accept base weights that are not those of training, such as a rounded or quantized copy, and updates that do
         not come out as they were trained; warn once, of how far off the worst layer is. Nothing else is let pass.
 
     Returns
     -------
     list of str
         Qualified names of the layers that were replaced. Modules that were saved whole are loaded as well. Nothing is
-        frozen or unfrozen beyond what `LoLDULayer` does to its own base layer.
+        frozen or unfrozen beyond what `LDULayer` does to its own base layer.
 
     Raises
     ------
     TypeError
-        `model` is no module, `path` no path or `force` no bool.
+        `model` is no module, `path` no path or `accept_other_base` no bool.
     AdapterError
         A file is missing, damaged or changed; a layer of the adapter is missing in the model, has an adapter already,
         is of another kind or shape, or has another weight than in training; an update does not come out as it was
         trained; a tensor of a module that was saved whole is tied to others than in training. The model is then
         unchanged.
     """
-    path, force = checked_model_and_path(model, path), check_flag(force, "force")
+    path, accept_other_base = checked_model_and_path(model, path), check_flag(accept_other_base, "accept_other_base")
     model = unwrapped(model)
     with outside_inference_mode():
         adapter = read_adapter(path)
     deviations: list[Deviation] = []
     with outside_inference_mode(), restore_trainable_on_error(model):
-        layers = {name: _build(model, stored, deviations, force=force) for name, stored in adapter.layers.items()}
+        layers = {
+            name: _build(model, stored, deviations, accept_other_base=accept_other_base)
+            for name, stored in adapter.layers.items()
+        }
         state = _whole_state(model, adapter)
         if adapter.tied is not None:
             check_ties(model, state, adapter.tied)
@@ -110,7 +113,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
         for _, place, tensor in state:
             place.copy_(tensor)
     # A base layer that stands under two names was saved once and is replaced twice.
-    by_base: dict[nn.Module, LoLDULayer] = {layer.base_layer: layer for layer in layers.values()}
+    by_base: dict[nn.Module, LDULayer] = {layer.base_layer: layer for layer in layers.values()}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module in by_base:
             replace_module(model, name, by_base[module])
@@ -118,7 +121,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, force: bool 
     return list(layers)
 
 
-def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *, force: bool) -> LoLDULayer:
+def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *, accept_other_base: bool) -> LDULayer:
     name = stored.name
     try:
         base_layer = plain_submodule(model, name)
@@ -141,10 +144,10 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
         raise AdapterError(
             f"layer {name!r} is a {type(base_layer).__name__} in the model; accepted: kind {stored.kind.name!r}"
         )
-    diagonal, deviation = stored.rebuild(matrix, "warn" if force else "error")
+    diagonal, deviation = stored.rebuild(matrix, "warn" if accept_other_base else "error")
     if deviation is not None:
         deviations.append(deviation)
-    return LoLDULayer.of(base_layer, diagonal)
+    return LDULayer.of(base_layer, diagonal)
 
 
 def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[str, Tensor, Tensor]]:

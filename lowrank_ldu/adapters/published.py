@@ -17,7 +17,7 @@ from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.decomposition import LDU, ldu
 from lowrank_ldu.errors import AdapterError
-from lowrank_ldu.nn import AdapterOptions, LoLDULayer
+from lowrank_ldu.nn import AdapterOptions, LDULayer
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.injection import replace_module, restore_trainable_on_error
 from lowrank_ldu.nn.kinds import EmbeddingKind, LinearKind, kind_of
@@ -38,7 +38,7 @@ PublishedInit = Literal["lu", "uniform", "s_uniform", "normal", "s_normal", "con
 PUBLISHED_INITS: tuple[PublishedInit, ...] = get_args(PublishedInit)
 
 # What the residual was computed with. For these names the published code writes the start of z into the memory of the
-# factorisation's diagonal, and then computes the residual from that memory; for the others from the diagonal itself, so
+# factorization's diagonal, and then computes the residual from that memory; for the others from the diagonal itself, so
 # that the start has no part in the weight once z is known.
 _START_IN_RESIDUAL: dict[str, Initialization] = {
     "constant": "constant_zmean",
@@ -194,9 +194,7 @@ def _published(tensors: Mapping[str, Tensor]) -> list[_Published]:
     return found
 
 
-def _layer(
-    model: nn.Module, published: _Published, options: AdapterOptions, scale: float, *, drawn: bool
-) -> LoLDULayer:
+def _layer(model: nn.Module, published: _Published, options: AdapterOptions, scale: float, *, drawn: bool) -> LDULayer:
     name, z = published.name, published.z
     try:
         base_layer = model.get_submodule(name)
@@ -219,7 +217,7 @@ def _layer(
             "NaN; accepted: weights of full rank"
         )
     factors = whole.truncate(len(z))
-    layer = LoLDULayer(base_layer, options=replace(options, alpha=scale * len(z)), factors=factors)
+    layer = LDULayer(base_layer, options=replace(options, alpha=scale * len(z)), factors=factors)
     if drawn:
         layer.adapter.set_initial_diagonal(_drawn_start(published, matrix, factors, scale), layer.factors)
     layer.adapter.set_z(z.to(layer.offset), layer.factors)

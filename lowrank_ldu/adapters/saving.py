@@ -25,7 +25,7 @@ from lowrank_ldu.adapters.stored_layer import StoredLayer
 from lowrank_ldu.adapters.ties import tied_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.files import replace_file
-from lowrank_ldu.nn import LoLDULayer, lowrank_layers
+from lowrank_ldu.nn import LDULayer, lowrank_layers
 from lowrank_ldu.nn.base_identity import fingerprint, update_sketch
 from lowrank_ldu.nn.calls import warn_of_passed_by
 from lowrank_ldu.nn.host import hosts
@@ -135,11 +135,11 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
 def _shared(model: nn.Module) -> dict[str, list[str]]:
     """Return the other names of layers that stand in a model in several places."""
     found = places(model).items()
-    names = ([plain_name(name, model) for name in group] for module, group in found if isinstance(module, LoLDULayer))
+    names = ([plain_name(name, model) for name in group] for module, group in found if isinstance(module, LDULayer))
     return {first: others for first, *others in names if others}
 
 
-def _record(layer: LoLDULayer) -> LayerRecord:
+def _record(layer: LDULayer) -> LayerRecord:
     matrix = weight_matrix(layer.base_layer)
     return LayerRecord(
         kind=layer.kind.name,
@@ -151,14 +151,14 @@ def _record(layer: LoLDULayer) -> LayerRecord:
     )
 
 
-def _tensors(layer: LoLDULayer) -> dict[str, Tensor]:
+def _tensors(layer: LDULayer) -> dict[str, Tensor]:
     # The state that the layer loads from, the pivots in their smallest type.
     tensors: dict[str, Tensor] = layer.adapter.state_dict()
     tensors["update_sketch"] = update_sketch(layer.factors, layer.delta)
     return {key: _copy(tensor) for key, tensor in tensors.items()}
 
 
-def _warn_of_rounding(layer: LoLDULayer, stored: StoredLayer) -> None:
+def _warn_of_rounding(layer: LDULayer, stored: StoredLayer) -> None:
     """Try out, where the last pivots are as small as rounding errors, whether the update can be rebuilt."""
     sizes = layer.factors.diagonal.abs()
     noise = torch.finfo(sizes.dtype).eps * max(stored.record.shape)

@@ -73,27 +73,29 @@ class StoredLayer:
         """Kind of the base layer."""
         return kind_named(self.record.kind)
 
-    def bind(self, matrix: Tensor, *, force: bool = False) -> Diagonal:
+    def bind(self, matrix: Tensor, *, accept_other_base: bool = False) -> Diagonal:
         """Rebuild the factors from the weight at the stored pivots, without a search, and put the numbers on them.
 
         Parameters
         ----------
         matrix : Tensor, shape (m, n)
             The base weight, as its kind reads it.
-        force : bool
+        accept_other_base : bool
             Accept a weight that is not the one of training, and warn of how far off it and the update are.
 
         Raises
         ------
         TypeError
-            `matrix` is no tensor, or `force` no bool.
+            `matrix` is no tensor, or `accept_other_base` no bool.
         AdapterError
-            The weight has another shape; it cannot be eliminated at the pivots; or, without `force`, it has
+            The weight has another shape; it cannot be eliminated at the pivots; or, without `accept_other_base`, it has
             other entries, or the update does not come out as it was trained.
         """
         if not isinstance(matrix, torch.Tensor):
             raise TypeError(f"matrix is a {type(matrix).__name__}; accepted: a torch.Tensor")
-        diagonal, deviation = self.rebuild(matrix, "warn" if check_flag(force, "force") else "error")
+        diagonal, deviation = self.rebuild(
+            matrix, "warn" if check_flag(accept_other_base, "accept_other_base") else "error"
+        )
         warn_of([] if deviation is None else [deviation])
         return diagonal
 
@@ -109,9 +111,11 @@ class StoredLayer:
         if matrix.device.type == "meta":
             raise AdapterError(f"layer {self.name!r} is on the meta device and has no data; accepted: a base with data")
         deviation = self._base_deviation(matrix)
-        # Before the factorisation, which has no meaning on another base and may fail there.
+        # Before the factorization, which has no meaning on another base and may fail there.
         if deviation is not None and outcome(deviation, policy) == "error":
-            accepted = "the same base, or force=True (--force of export) for a rounded copy of it"
+            accepted = (
+                "the same base, or accept_other_base=True (--accept-other-base of export) for a rounded copy of it"
+            )
             if deviation.size > UNRELATED:
                 # Rows that were added to an embedding move the rows that are sampled.
                 accepted = "the same base, with as many rows (saved after its vocabulary was resized, if it was)"
@@ -123,8 +127,8 @@ class StoredLayer:
         deviation = replace(deviation or Deviation(self.name), update=update)
         if outcome(deviation, policy) == "error":
             raise AdapterError(
-                f"{deviation}: {self._reason()}; accepted: an adapter that can be rebuilt, or force=True "
-                "(--force of export) to take it as it is"
+                f"{deviation}: {self._reason()}; accepted: an adapter that can be rebuilt, or accept_other_base=True "
+                "(--accept-other-base of export) to take it as it is"
             )
         return diagonal, deviation
 

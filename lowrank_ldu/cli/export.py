@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.checkpoints import CheckpointReader
 
 
-class Target(StrEnum):
+class ExportFormat(StrEnum):
     """What an adapter is turned into."""
 
     LORA = "lora"
@@ -30,7 +30,9 @@ def export(
         Path, typer.Argument(help="Folder of the adapter: of save_adapter, or of PEFT's save_pretrained.")
     ],
     *,
-    to: Annotated[Target, typer.Option(help="lora: pairs for plain PEFT. merged: the model. delta: dense updates.")],
+    to: Annotated[
+        ExportFormat, typer.Option(help="lora: pairs for plain PEFT. merged: the model. delta: dense updates.")
+    ],
     base: Annotated[
         Path | None,
         typer.Option(
@@ -48,8 +50,8 @@ def export(
             "--keep-module-dtype", help="With merged: write modules trained whole in their own dtype, not the base's."
         ),
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept base weights that are not those of training, and warn.")
+    accept_other_base: Annotated[
+        bool, typer.Option("--accept-other-base", help="Accept base weights that are not those of training, and warn.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
 ) -> None:
@@ -62,11 +64,11 @@ def export(
     from lowrank_ldu.adapters import read_adapter  # noqa: PLC0415
     from lowrank_ldu.checkpoints import open_checkpoint  # noqa: PLC0415
 
-    if compress is not None and to is not Target.LORA:
+    if compress is not None and to is not ExportFormat.LORA:
         fail(f"--compress is given with --to {to.value}; accepted: with --to lora")
     if compress is not None and compress < 1:
         fail(f"--compress is {compress}; accepted: a rank from 1 on")
-    if keep_module_dtype and to is not Target.MERGED:
+    if keep_module_dtype and to is not ExportFormat.MERGED:
         fail(f"--keep-module-dtype is given with --to {to.value}; accepted: with --to merged")
     with readable_errors():
         source = read_adapter(adapter)
@@ -80,7 +82,7 @@ def export(
                 out,
                 compress=compress,
                 keep_module_dtype=keep_module_dtype,
-                force=force,
+                accept_other_base=accept_other_base,
                 overwrite=overwrite,
             )
         for line in lines:
@@ -103,28 +105,28 @@ def _base_of(source: AdapterFile) -> Path:
 
 
 def _export(
-    to: Target,
+    to: ExportFormat,
     source: AdapterFile,
     checkpoint: CheckpointReader,
     out: Path,
     *,
     compress: int | None,
     keep_module_dtype: bool,
-    force: bool,
+    accept_other_base: bool,
     overwrite: bool,
 ) -> list[str]:
     from lowrank_ldu.adapters import export_delta, export_lora, export_merged  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_items  # noqa: PLC0415
 
     files = {info.file for info in checkpoint.tensors}
-    with show_items(len(files) if to is Target.MERGED else len(source.layers)) as progress:
-        if to is Target.LORA:
+    with show_items(len(files) if to is ExportFormat.MERGED else len(source.layers)) as progress:
+        if to is ExportFormat.LORA:
             result = export_lora(
                 source,
                 checkpoint,
                 out,
                 rank=compress,
-                force=force,
+                accept_other_base=accept_other_base,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -141,15 +143,17 @@ def _export(
                     f"({worst})"
                 )
             return lines
-        if to is Target.DELTA:
-            names = export_delta(source, checkpoint, out, force=force, overwrite=overwrite, progress=progress)
+        if to is ExportFormat.DELTA:
+            names = export_delta(
+                source, checkpoint, out, accept_other_base=accept_other_base, overwrite=overwrite, progress=progress
+            )
             return [f"{len(names)} tensors of updates"]
         names = export_merged(
             source,
             checkpoint,
             out,
             keep_module_dtype=keep_module_dtype,
-            force=force,
+            accept_other_base=accept_other_base,
             overwrite=overwrite,
             progress=progress,
         )

@@ -15,7 +15,7 @@ from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
 from lowrank_ldu.decomposition.powers import scaled_by
 from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
 from lowrank_ldu.diagnostics.record import times_power_of_two
-from lowrank_ldu.validation import check_matrix, kind_of
+from lowrank_ldu.validation import check_matrix, type_name
 
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array
@@ -103,7 +103,7 @@ class Target:
             raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
         if backend_of(factors.left).name != self.library.name:
             raise TypeError(
-                f"W is of another library than the factors; accepted: a {kind_of(factors.left)}, as the factors"
+                f"W is of another library than the factors; accepted: a {type_name(factors.left)}, as the factors"
             )
         if tuple(self.W.shape) != factors.shape:
             raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lowrank_ldu.kernels import PLANS, ldu_linear_multi
-from lowrank_ldu.nn import LoLDULayer
+from lowrank_ldu.nn import LDULayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ class NaiveLayer(nn.Module):
 
     Parameters
     ----------
-    layer : LoLDULayer
+    layer : LDULayer
         Of the same weight, for its factors and its present z.
 
     Notes
@@ -43,7 +43,7 @@ class NaiveLayer(nn.Module):
     residual: Tensor
     bias: Tensor
 
-    def __init__(self, layer: LoLDULayer) -> None:
+    def __init__(self, layer: LDULayer) -> None:
         super().__init__()
         weight: Tensor = layer.base_layer.weight  # type: ignore[assignment]
         factors, m = layer.factors, len(weight)
@@ -102,13 +102,13 @@ class Batch(nn.Module):
 
     Parameters
     ----------
-    layer : LoLDULayer
+    layer : LDULayer
         For its base layer and factors.
     adapters : int
     index : Tensor, shape (T,)
     """
 
-    def __init__(self, layer: LoLDULayer, adapters: int, index: Tensor) -> None:
+    def __init__(self, layer: LDULayer, adapters: int, index: Tensor) -> None:
         super().__init__()
         self.layer = layer
         self.index = index
@@ -142,12 +142,12 @@ def base_layer(case: Case, dtype: torch.dtype, device: torch.device) -> nn.Linea
     return layer.to(dtype)
 
 
-def adapted_layer(base: nn.Linear, rank: int, plan: Plan) -> LoLDULayer:
+def adapted_layer(base: nn.Linear, rank: int, plan: Plan) -> LDULayer:
     """Return the layer with an adapter that is not at its start.
 
     Its factors are computed in float32.
     """
-    layer = LoLDULayer(_copy(base), rank=rank)
+    layer = LDULayer(_copy(base), rank=rank)
     z = layer.adapter.initial_diagonal
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(len(z), generator=generator).to(z)
@@ -176,8 +176,8 @@ def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True
         yield LayerMethod("full fine-tuning", "", _copy(base).requires_grad_())
         if importlib.util.find_spec("peft") is not None:
             yield LayerMethod(f"PEFT LoRA r = {LORA_RANK}", "", _lora(base))
-    layers: dict[str, LoLDULayer] = {}
-    first: LoLDULayer | None = None
+    layers: dict[str, LDULayer] = {}
+    first: LDULayer | None = None
     for plan in PLANS:
         if first is None:
             first = adapted_layer(base, case.rank, plan)
@@ -208,11 +208,11 @@ def _copy(base: nn.Linear) -> nn.Linear:
     return layer
 
 
-def _sharing(layer: LoLDULayer, plan: Plan) -> LoLDULayer:
+def _sharing(layer: LDULayer, plan: Plan) -> LDULayer:
     """Return a layer with the factors of another one and parameters of its own."""
     diagonal = next(layer.diagonals())
     own = diagonal._replace(adapter=copy.deepcopy(diagonal.adapter))
-    fresh = LoLDULayer.of(_copy(layer.base_layer), own)  # type: ignore[arg-type]
+    fresh = LDULayer.of(_copy(layer.base_layer), own)  # type: ignore[arg-type]
     fresh.plan = plan
     return fresh
 

@@ -15,7 +15,7 @@ from lowrank_ldu.measuring.memory import peak_bytes, saved_bytes
 from lowrank_ldu.measuring.methods import FROZEN, LayerMethod, adapted_layer, base_layer, methods_of
 from lowrank_ldu.measuring.table import Row
 from lowrank_ldu.measuring.timing import measure
-from lowrank_ldu.nn import LoLDULayer
+from lowrank_ldu.nn import LDULayer
 from lowrank_ldu.nn.plan import planned
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, to
 _ROWS = 64
 
 
-def deviation(method: LayerMethod, base: nn.Linear, adapted: LoLDULayer, x: Tensor) -> float:
+def deviation(method: LayerMethod, base: nn.Linear, adapted: LDULayer, x: Tensor) -> float:
     """Return the relative error of a method's output.
 
     The largest error over the largest output, against float64.
@@ -42,7 +42,7 @@ def deviation(method: LayerMethod, base: nn.Linear, adapted: LoLDULayer, x: Tens
     method : LayerMethod
     base : nn.Linear
         The layer it started from.
-    adapted : LoLDULayer
+    adapted : LDULayer
         The same with the adapter.
     x : Tensor, shape (T, n)
     """
@@ -188,7 +188,7 @@ def _step(method: LayerMethod, x: Tensor, gradient: Tensor, mode: StepMode) -> C
 
 def _chosen(method: LayerMethod, x: Tensor, mode: StepMode) -> str:
     """Return the plan that "auto" chooses."""
-    if not isinstance(method.module, LoLDULayer):
+    if not isinstance(method.module, LDULayer):
         return ""
     with torch.set_grad_enabled(mode == "training"):
         return planned(method.module, x)

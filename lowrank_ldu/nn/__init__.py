@@ -5,7 +5,7 @@ from lowrank_ldu.nn.basis import BASES, Basis
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, Parametrization
 from lowrank_ldu.nn.counting import ParameterCount, trainable_parameters
 from lowrank_ldu.nn.injection import inject, lowrank_layers
-from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.layer import LDULayer, LoLDULayer  # noqa: F401  # the second is its former name
 from lowrank_ldu.nn.merging import merge, unload, unmerge
 from lowrank_ldu.nn.optimization import ProjectedOptimizer, project_
 from lowrank_ldu.nn.options import AdapterOptions
@@ -18,7 +18,7 @@ __all__ = [
     "AdapterOptions",
     "Basis",
     "Initialization",
-    "LoLDULayer",
+    "LDULayer",
     "ParameterCount",
     "Parametrization",
     "ProjectedOptimizer",

@@ -30,7 +30,7 @@ SAMPLES = 32
 PROBES = 32
 
 # Of a sample, relative. Rounding a weight to bfloat16 changes it by 0.2 %, to 4 bits by some 10 %; another weight is
-# off by 100 %. No rounded or quantised copy is as far off as UNRELATED.
+# off by 100 %. No rounded or quantized copy is as far off as UNRELATED.
 ROUNDED, QUANTIZED, UNRELATED = 0.01, 0.2, 0.5
 # Of the update. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms are nothing but
 # rounding (a rank above the base's own) or singular vectors came out turned, they agree to 1 or worse.

@@ -1,4 +1,4 @@
-"""The rank-one terms whose coefficients are trained: of the LDU factorisation, or of what it is compared with."""
+"""The rank-one terms whose coefficients are trained: of the LDU factorization, or of what it is compared with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASES: tuple[Basis, ...] = get_args(Basis)
 
 
 @dataclass(frozen=True)
-class Terms:
+class BasisFactors:
     """Rank-one terms of a weight and, where they came from an elimination, its pivots.
 
     Attributes
@@ -39,7 +39,7 @@ class Terms:
     columns: Tensor | None = None
 
 
-def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting, seed: int) -> Terms:
+def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting, seed: int) -> BasisFactors:
     """Return the leading terms of a weight in a basis.
 
     Parameters
@@ -54,11 +54,11 @@ def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting,
     pivoting : str
         Of the LDU basis.
     seed : int
-        Of randomised pivoting and of the random basis.
+        Of randomized pivoting and of the random basis.
 
     Returns
     -------
-    Terms
+    BasisFactors
 
     Raises
     ------
@@ -72,13 +72,13 @@ def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting,
     tensor([3.])
     """
     if basis == "svd":
-        return Terms(svd(matrix, rank))
+        return BasisFactors(svd(matrix, rank))
     if basis == "random":
-        return Terms(_random(matrix, rank, seed))
+        return BasisFactors(_random(matrix, rank, seed))
     return ldu_terms(ldu(matrix, rank, pivoting=pivoting, seed=seed))
 
 
-def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoting: Pivoting) -> Terms:
+def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoting: Pivoting) -> BasisFactors:
     """Return the terms of the LDU basis for pivots that are known, without a search.
 
     Raises
@@ -90,10 +90,10 @@ def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoti
     return ldu_terms(ldu_at_pivots(matrix, rows.tolist(), listed, pivoting=pivoting))
 
 
-def ldu_terms(factors: LDU) -> Terms:
-    """Return the terms of a factorisation that is there."""
+def ldu_terms(factors: LDU) -> BasisFactors:
+    """Return the terms of a factorization that is there."""
     rows, columns, r = factors.permutation, factors.column_permutation, factors.rank
-    return Terms(factors, rows[:r].clone(), None if columns is None else columns[:r].clone())
+    return BasisFactors(factors, rows[:r].clone(), None if columns is None else columns[:r].clone())
 
 
 def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:

@@ -16,7 +16,7 @@ Parametrization = Literal["diagonal", "normalized", "gram"]
 PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
 
 # The unit-diagonal Gram matrix takes rounding errors of about r eps. Jitter starts there and grows until the pivots of
-# the Cholesky factorisation are beyond them.
+# the Cholesky factorization are beyond them.
 _JITTER_GROWTH = 10.0
 
 
@@ -44,7 +44,7 @@ def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization
     Notes
     -----
     G is computed and factored in float64 after its terms are scaled to unit norm, which is what its condition number
-    should not have to pay for. Terms that are zero count with norm 1.
+    should not have to pay for. BasisFactors that are zero count with norm 1.
     """
     if parametrization == "diagonal":
         return None, 0.0

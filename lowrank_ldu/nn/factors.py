@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from lowrank_ldu.kernels import operators, pack
 from lowrank_ldu.nn.base_identity import SAMPLES, sample_of
-from lowrank_ldu.nn.basis import Terms, terms_at_pivots, terms_of
+from lowrank_ldu.nn.basis import BasisFactors, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import coordinates_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Factors(nn.Module):
         The weight W, floating. On the meta device the factors are left for `build`, on the meta device as well.
     options : AdapterOptions
         With the rank filled in; of them the part `options.factors` is kept.
-    terms : Terms, optional
+    terms : BasisFactors, optional
         Where they are known already.
     deferred : bool
         Leave the factors for `build`, since their pivots are yet to be loaded.
@@ -40,7 +40,7 @@ class Factors(nn.Module):
     scale : Tensor, shape (r,)
         Powers of two.
     diagonal : Tensor, shape (r,)
-        The factorisation's own.
+        The factorization's own.
     frame : Tensor or None
         T of `coordinates_of`.
     pivot_rows, pivot_columns : Tensor or None
@@ -65,7 +65,7 @@ class Factors(nn.Module):
     pivot_columns: Tensor | None
 
     def __init__(
-        self, matrix: Tensor, options: AdapterOptions, *, terms: Terms | None = None, deferred: bool = False
+        self, matrix: Tensor, options: AdapterOptions, *, terms: BasisFactors | None = None, deferred: bool = False
     ) -> None:
         super().__init__()
         self.options = options.factors
@@ -82,7 +82,12 @@ class Factors(nn.Module):
 
     @torch.no_grad()
     def build(
-        self, matrix: Tensor, rows: Tensor | None = None, columns: Tensor | None = None, *, terms: Terms | None = None
+        self,
+        matrix: Tensor,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        *,
+        terms: BasisFactors | None = None,
     ) -> None:
         """Compute the factors of the weight, at the given pivots if there are any.
 

@@ -103,7 +103,7 @@ def _sums_of_bits(weight: Tensor) -> tuple[Tensor, ...]:
 
 
 class AdapterHost(nn.Module, ABC):
-    """A module that holds LoLDU adapters of one base layer; what optimisation, counting and saving ask for.
+    """A module that holds LoLDU adapters of one base layer; what optimization, counting and saving ask for.
 
     Attributes it lacks are those of its base layer: `weight`, `bias`, sizes, and whatever else a model looks at.
 
@@ -191,7 +191,7 @@ class AdapterHost(nn.Module, ABC):
         Raises
         ------
         TypeError
-            The base is quantised: no sum of its weight and an update is in its format. Or as for `check_mergeable`.
+            The base is quantized: no sum of its weight and an update is in its format. Or as for `check_mergeable`.
         RuntimeError
             As for `check_mergeable`; the merged weight was changed; or the merged layer, tried out where the base has
             hooks or a forward of its own, does not compute what this one does. The weight is not changed.
@@ -201,8 +201,8 @@ class AdapterHost(nn.Module, ABC):
         base, new = innermost(self), list(updates.values())
         if is_quantized(base):
             raise TypeError(
-                f"the base layer is a quantised {type(base).__name__}, which would lose the update in rounding; "
-                "accepted: a floating weight, or the adapter as it is beside the quantised base"
+                f"the base layer is a quantized {type(base).__name__}, which would lose the update in rounding; "
+                "accepted: a floating weight, or the adapter as it is beside the quantized base"
             )
         self.check_mergeable()
         with self._weight_to_write() as weight:

@@ -13,7 +13,7 @@ import torch
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.host import AdapterHost
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
-from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.layer import LDULayer
 from lowrank_ldu.nn.modules import check_model, check_not_distributed, plain_name
 from lowrank_ldu.nn.options import given_options, takes_options
 from lowrank_ldu.nn.weight_reads import reader_of
@@ -38,11 +38,11 @@ _ACCEPTED = f"a sequence of module names, a regular expression, or {ALL_LINEAR!r
 _WAYS_OUT = "other targets, or clip_rank=True"
 
 
-def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LoLDULayer]]:
+def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LDULayer]]:
     """Yield the qualified name and the layer of every LoLDU layer of `model`, a shared one once."""
     check_model(model)
     for name, module in model.named_modules():
-        if isinstance(module, LoLDULayer):
+        if isinstance(module, LDULayer):
             yield name, module
 
 
@@ -124,7 +124,7 @@ def inject(
     names = _matching(model, targets)
     # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
     # names gets one layer, so that what is shared stays shared.
-    layers: dict[nn.Module, LoLDULayer] = {}
+    layers: dict[nn.Module, LDULayer] = {}
     with outside_inference_mode(), restore_trainable_on_error(model):
         for name, base in names.items():
             if base in layers:
@@ -132,7 +132,7 @@ def inject(
             try:
                 rank = clipped_rank(options.rank, base) if clip_rank else options.rank
                 own = replace(options, rank=rank, seed=options.seed + len(layers))
-                layers[base] = LoLDULayer(base, options=own)
+                layers[base] = LDULayer(base, options=own)
             except (TypeError, ValueError) as error:
                 check_limits({name: (base, options.rank) for name, base in names.items()}, _WAYS_OUT)
                 raise type(error)(f"layer {name!r}: {error}") from error

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 _ADAPTER = "default"
 
 
-class LoLDULayer(AdapterHost):
+class LDULayer(AdapterHost):
     r"""Layer with frozen weight W0 = P L diag(z) U + residual, of which z_r and one scale sigma are trained.
 
     Computes `W0 x + b + P L_r diag(sigma z - sigma_0 z_ref) U_r x`. That is the paper's `RSM x + DSM x`, with the
     difference of the two diagonals taken before the products instead of the difference of two weights: W0 is never
-    written to, can be shared or quantised, and at step 0 of the preserving form the output is the base layer's bit for
+    written to, can be shared or quantized, and at step 0 of the preserving form the output is the base layer's bit for
     bit.
 
     Parameters
@@ -45,14 +45,14 @@ class LoLDULayer(AdapterHost):
         nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.Embedding, whose weight reads as W
         (m, n): (out, in) for linear layers, (out, in / groups * kernel) for convolutions, (num_embeddings,
         embedding_dim).
-        Linear layers that bitsandbytes or torchao quantised are factored dequantised and stay quantised. Kept, frozen,
+        Linear layers that bitsandbytes or torchao quantized are factored dequantized and stay quantized. Kept, frozen,
         as `self.base_layer`.
     rank : int, optional
         r, from 1 to min(m, n); the latter if not given.
     options : AdapterOptions, optional
         All options in one object, in place of rank and keywords.
     factors : LDU, optional
-        The weight's factorisation where it is known already, with `rank` terms if that is given; its pivoting counts.
+        The weight's factorization where it is known already, with `rank` terms if that is given; its pivoting counts.
     **fields
         Fields of `AdapterOptions`, by keyword: alpha, init, preserving, pivoting and so on.
 
@@ -71,7 +71,7 @@ class LoLDULayer(AdapterHost):
     Raises
     ------
     TypeError
-        No adapter fits this kind of layer, or its weight is neither floating nor in a known quantised format.
+        No adapter fits this kind of layer, or its weight is neither floating nor in a known quantized format.
     ValueError
         The weight is not finite or on the meta device; rank, alpha or a named option is not accepted.
 
@@ -85,7 +85,7 @@ class LoLDULayer(AdapterHost):
     --------
     >>> _ = torch.manual_seed(0)
     >>> base = nn.Linear(6, 4)
-    >>> layer = LoLDULayer(base, rank=2)
+    >>> layer = LDULayer(base, rank=2)
     >>> x = torch.randn(3, 6)
     >>> torch.equal(layer(x), base(x))
     True
@@ -127,7 +127,7 @@ class LoLDULayer(AdapterHost):
         self._hold(base_layer, adapter, constant)
 
     @classmethod
-    def of(cls, base_layer: nn.Module, diagonal: Diagonal) -> LoLDULayer:
+    def of(cls, base_layer: nn.Module, diagonal: Diagonal) -> LDULayer:
         """Return the layer of an adapter that is there already, with its factors."""
         layer = cls.__new__(cls)
         layer._hold(base_layer, diagonal.adapter, diagonal.factors)  # noqa: SLF001
@@ -217,7 +217,7 @@ class LoLDULayer(AdapterHost):
             The layer is merged already; its weight is another module's, too; or the merged layer, tried out where the
             base has hooks or a forward of its own, does not compute what this one does. The weight is not changed.
         TypeError
-            The base is quantised: no sum of its weight and an update is in its format. Or its weight is computed at
+            The base is quantized: no sum of its weight and an update is in its format. Or its weight is computed at
             each call (parametrized, weight-normed, pruned).
         OverflowError
             The sum is not finite in the weight's dtype. The weight is not changed then.
@@ -257,7 +257,7 @@ def _check_factors(factors: LDU, matrix: Tensor, options: AdapterOptions) -> Non
 
 
 def _refuse_while_merged(module: nn.Module, *_: Any) -> None:
-    if isinstance(module, LoLDULayer) and module.merged:
+    if isinstance(module, LDULayer) and module.merged:
         raise RuntimeError(
             "a merged layer's state would pass the merged weight off as the base; accepted: unmerge it first, "
             "or take the plain layers with lowrank_ldu.nn.unload"
@@ -266,9 +266,13 @@ def _refuse_while_merged(module: nn.Module, *_: Any) -> None:
 
 def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
     """After a state dict has been loaded: the factors of this weight at these pivots."""
-    if isinstance(module, LoLDULayer) and (
+    if isinstance(module, LDULayer) and (
         stored_weight(module.base_layer).device.type != "meta" or is_offloaded(module.base_layer)
     ):
         adapter = module.adapter
         module.factors.build(weight_matrix(module.base_layer), adapter.pivot_rows, adapter.pivot_columns)
         adapter.start_from(module.factors)
+
+
+# The former name, which scripts have, and models that were pickled whole.
+LoLDULayer = LDULayer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.nn.calls import unwatch, warn_of_passed_by
 from lowrank_ldu.nn.injection import lowrank_layers, replace_module
-from lowrank_ldu.nn.layer import LoLDULayer
+from lowrank_ldu.nn.layer import LDULayer
 from lowrank_ldu.nn.modules import check_model
 from lowrank_ldu.nn.weights import check_untied
 from lowrank_ldu.validation import check_flag
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def merge(model: nn.Module, *, keep_base: bool = True) -> None:
-    """Merge every LoLDU layer of `model` (`LoLDULayer.merge`).
+    """Merge every LoLDU layer of `model` (`LDULayer.merge`).
 
     Raises
     ------
     RuntimeError
         A layer is merged already, or its weight is tied to another module's.
     TypeError
-        A weight is quantised, or is computed at each call (parametrized, weight-normed, pruned).
+        A weight is quantized, or is computed at each call (parametrized, weight-normed, pruned).
     OverflowError, RuntimeError
         A merged weight is not finite in its dtype, or a merged layer, tried out where its base has hooks or a forward
         of its own, does not compute what it should. The layers before it are merged if `keep_base` is False.
@@ -43,7 +43,7 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> None:
     for name, layer in layers:
         if layer.merged:
             raise RuntimeError(f"layer {name!r} is merged already; accepted: one merge, then unmerge")
-    done: list[LoLDULayer] = []
+    done: list[LDULayer] = []
     try:
         for name, layer in layers:
             _merge_layer(name, layer, keep_base=keep_base)
@@ -54,7 +54,7 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> None:
         raise
 
 
-def _merge_layer(name: str, layer: LoLDULayer, *, keep_base: bool) -> None:
+def _merge_layer(name: str, layer: LDULayer, *, keep_base: bool) -> None:
     try:
         layer.merge(keep_base=keep_base)
     except (TypeError, OverflowError, RuntimeError) as error:
@@ -73,7 +73,7 @@ def _check_mergeable(model: nn.Module) -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Restore the base weights of every merged LoLDU layer of `model`, bit for bit (`LoLDULayer.unmerge`)."""
+    """Restore the base weights of every merged LoLDU layer of `model`, bit for bit (`LDULayer.unmerge`)."""
     for _, layer in lowrank_layers(model):
         if layer.merged:
             layer.unmerge()
@@ -109,7 +109,7 @@ def unload(model: nn.Module, *, merged: bool = True) -> None:
         warn_of_passed_by(model)
     # A layer that stands under two names is merged once and replaced twice.
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(module, LoLDULayer):
+        if not isinstance(module, LDULayer):
             continue
         if merged and not module.merged:
             _merge_layer(name, module, keep_base=False)

@@ -1,4 +1,4 @@
-"""The constraints of section III-D: on a model as it is, and after every step of any torch optimiser."""
+"""The constraints of section III-D: on a model as it is, and after every step of any torch optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# What is kept here; everything else, set or read, is the wrapped optimiser's. LR schedulers and accelerate replace
+# What is kept here; everything else, set or read, is the wrapped optimizer's. LR schedulers and accelerate replace
 # `step` by their own, which has to stay on the object that they were given.
 _OWN = frozenset({"optimizer", "model", "epsilon", "step", "_handle"})
 
@@ -44,8 +44,8 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
 
     Examples
     --------
-    >>> from lowrank_ldu.nn import LoLDULayer
-    >>> layer = LoLDULayer(torch.nn.Linear(4, 4), rank=2)
+    >>> from lowrank_ldu.nn import LDULayer
+    >>> layer = LDULayer(torch.nn.Linear(4, 4), rank=2)
     >>> with torch.no_grad():
     ...     _ = layer.sigma.fill_(3.0)
     >>> project_(layer, epsilon=0.5)
@@ -67,17 +67,17 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
 
 
 class ProjectedOptimizer(Optimizer):
-    r"""Optimiser after each step of which every LoLDU adapter has \|z\| <= epsilon and 0 < sigma <= 1.
+    r"""Optimizer after each step of which every LoLDU adapter has \|z\| <= epsilon and 0 < sigma <= 1.
 
-    Stands in for the optimiser that it wraps: for LR schedulers, GradScaler, accelerate, the Trainer of transformers.
-    Parameter groups, state and state dicts are the wrapped optimiser's own, so checkpoints are those without it. The
-    projection is a hook on the wrapped optimiser, so that whoever calls that one's `step`, which some libraries do,
+    Stands in for the optimizer that it wraps: for LR schedulers, GradScaler, accelerate, the Trainer of transformers.
+    Parameter groups, state and state dicts are the wrapped optimizer's own, so checkpoints are those without it. The
+    projection is a hook on the wrapped optimizer, so that whoever calls that one's `step`, which some libraries do,
     gets it as well.
 
     Parameters
     ----------
     optimizer : Optimizer
-        Any torch optimiser.
+        Any torch optimizer.
     model : nn.Module
         Holds the adapters: LoLDU layers, or layers of PEFT. Adapters that are added later count; frozen ones are left
         alone.
@@ -92,17 +92,17 @@ class ProjectedOptimizer(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        `optimizer` is not a torch optimiser, or epsilon not a positive finite number.
+        `optimizer` is not a torch optimizer, or epsilon not a positive finite number.
 
     Notes
     -----
-    The projection follows the step and does not enter the optimiser's moments. LBFGS keeps differences of points
+    The projection follows the step and does not enter the optimizer's moments. LBFGS keeps differences of points
     between its steps, which do not hold what the projection moved.
 
     Examples
     --------
-    >>> from lowrank_ldu.nn import LoLDULayer
-    >>> layer = LoLDULayer(torch.nn.Linear(4, 4), rank=2)
+    >>> from lowrank_ldu.nn import LDULayer
+    >>> layer = LDULayer(torch.nn.Linear(4, 4), rank=2)
     >>> optimizer = ProjectedOptimizer(torch.optim.SGD(layer.adapter.parameters(), lr=100.0), layer, epsilon=0.5)
     >>> layer(torch.ones(4)).square().sum().backward()
     >>> optimizer.step()
@@ -125,28 +125,28 @@ class ProjectedOptimizer(Optimizer):
         project_(self.model, self.epsilon)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take the wrapped optimiser's step, and project."""
-        # Without a closure no argument: some optimisers' step takes none.
+        """Take the wrapped optimizer's step, and project."""
+        # Without a closure no argument: some optimizers' step takes none.
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients of the wrapped optimiser's parameters."""
+        """Reset the gradients of the wrapped optimizer's parameters."""
         self.optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimiser."""
+        """Add a group to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimiser's state dict."""
+        """Return the wrapped optimizer's state dict."""
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict, of the wrapped optimiser with or without the projection."""
+        """Load a state dict, of the wrapped optimizer with or without the projection."""
         self.optimizer.load_state_dict(state_dict)
 
     def remove(self) -> None:
-        """Take the projection off; this object and the wrapped optimiser then do the same."""
+        """Take the projection off; this object and the wrapped optimizer then do the same."""
         self._handle.remove()
 
     def __getattr__(self, name: str) -> Any:
@@ -170,7 +170,7 @@ class ProjectedOptimizer(Optimizer):
         return f"ProjectedOptimizer(epsilon={self.epsilon}, {self.optimizer!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle with the model that is projected; torch's optimisers leave their hooks behind."""
+        """Copy and pickle with the model that is projected; torch's optimizers leave their hooks behind."""
         active = self._handle.id in self.optimizer._optimizer_step_post_hooks  # noqa: SLF001  # no public way to ask
         return type(self), (self.optimizer, self.model, self.epsilon), active
 

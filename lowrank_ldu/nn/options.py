@@ -46,7 +46,7 @@ class AdapterOptions:
     init : str
         Start of z, one of `INITIALIZATIONS`.
     preserving : bool
-        True: z_ref is the start of z, so the layer starts as the base layer. False: z_ref is the factorisation's own
+        True: z_ref is the start of z, so the layer starts as the base layer. False: z_ref is the factorization's own
         diagonal, as Algorithm 1 has it (the residual is computed before z is overwritten), and any other start of z
         changes the model at step 0.
     pivoting : str
@@ -60,7 +60,7 @@ class AdapterOptions:
     train_sigma : bool
         Whether sigma is trained (True) or stays at alpha / r.
     seed : int
-        Of random starts of z, of randomised pivoting and of the random basis.
+        Of random starts of z, of randomized pivoting and of the random basis.
 
     Raises
     ------

@@ -23,7 +23,7 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
     Parameters
     ----------
     model : nn.Module
-        With layers of `inject`, of `LoLDULayer`, or of PEFT.
+        With layers of `inject`, of `LDULayer`, or of PEFT.
     plan : str
         One of `lowrank_ldu.kernels.PLANS`; "auto" at first. The choice is the process's and is not saved.
 
@@ -36,8 +36,8 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
     Examples
     --------
     >>> from torch import nn
-    >>> from lowrank_ldu.nn import LoLDULayer
-    >>> set_plan(nn.Sequential(LoLDULayer(nn.Linear(6, 4), rank=2)), "reference")
+    >>> from lowrank_ldu.nn import LDULayer
+    >>> set_plan(nn.Sequential(LDULayer(nn.Linear(6, 4), rank=2)), "reference")
     1
     """
     check_choice(plan, "plan", PLANS)
@@ -58,7 +58,7 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
 
     Parameters
     ----------
-    layer : LoLDULayer or PEFT's LolduLayer
+    layer : LDULayer or PEFT's LolduLayer
         With one adapter.
     x : Tensor
 

@@ -1,4 +1,4 @@
-"""Weights that are stored quantised: told by their class, and read as the numbers that they stand for."""
+"""Weights that are stored quantized: told by their class, and read as the numbers that they stand for."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _LIBRARIES = {
 # The largest integer of bitsandbytes' symmetric 8-bit rows.
 _INT8_LIMIT = 127.0
 
-_ACCEPTED = "floating numbers of 16 bits or more, or weights quantised by bitsandbytes, torchao or HQQ"
+_ACCEPTED = "floating numbers of 16 bits or more, or weights quantized by bitsandbytes, torchao or HQQ"
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a module's weight is stored quantised, by bitsandbytes, torchao or HQQ."""
+    """Whether a module's weight is stored quantized, by bitsandbytes, torchao or HQQ."""
     return _format_of(module) is not None
 
 
@@ -42,12 +42,12 @@ def dense_weight(module: nn.Module) -> Tensor:
     Parameters
     ----------
     module : nn.Module
-        With a floating weight, or one that bitsandbytes (8 or 4 bits), torchao or HQQ quantised.
+        With a floating weight, or one that bitsandbytes (8 or 4 bits), torchao or HQQ quantized.
 
     Returns
     -------
     Tensor
-        The weight itself, without gradient; a new tensor where it had to be dequantised, in the dtype that its library
+        The weight itself, without gradient; a new tensor where it had to be dequantized, in the dtype that its library
         gives, float32 for bitsandbytes' 8 bits, which keep none.
 
     Raises
@@ -94,7 +94,7 @@ def _library_of(kind: type) -> str:
 
 
 def _awaits_quantization(module: nn.Module, weight: Tensor, kind: str) -> bool:
-    """Whether a parameter of bitsandbytes holds its numbers yet: it quantises them on the way to their device.
+    """Whether a parameter of bitsandbytes holds its numbers yet: it quantizes them on the way to their device.
 
     The dtype alone does not tell: with bnb_4bit_quant_storage, as FSDP needs it, 4 bits are stored as bfloat16.
     """
@@ -115,11 +115,11 @@ def _dequantize_4bit(module: Any) -> Tensor:
     codes, state = module.weight.data, _quant_state(module)
     if state is None:
         raise TypeError(
-            f"the 4-bit weight of a {type(module).__name__} has no quant_state; accepted: one that was quantised"
+            f"the 4-bit weight of a {type(module).__name__} has no quant_state; accepted: one that was quantized"
         )
     if getattr(state, "packing_format_for_cpu", False):
         # On CPUs with AVX512-BF16 the first inference reorders codes and scales, which dequantize_4bit then misreads.
-        # The inverse that bitsandbytes has restores the codes, but no plain scales, and quantises double ones again.
+        # The inverse that bitsandbytes has restores the codes, but no plain scales, and quantizes double ones again.
         scales = state.absmax.T.reshape(-1).float()
         state = copy.copy(state)
         state.original_nested = False
@@ -139,7 +139,7 @@ def _row_scales(module: Any) -> Tensor:
         scales: Tensor | None = getattr(holder, "SCB", None)
         if scales is not None:
             return scales.float()
-    raise TypeError(f"the 8-bit weight of a {type(module).__name__} has no scales; accepted: one that was quantised")
+    raise TypeError(f"the 8-bit weight of a {type(module).__name__} has no scales; accepted: one that was quantized")
 
 
 def _dequantize_torchao(module: Any) -> Tensor:
@@ -152,7 +152,7 @@ def _dequantize_torchao(module: Any) -> Tensor:
         return linear(torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device), weight).T.contiguous()
     except NotImplementedError as error:
         raise TypeError(
-            f"the weight of a {type(module).__name__} is a {_class_name(weight)}, which can neither be dequantised nor "
+            f"the weight of a {type(module).__name__} is a {_class_name(weight)}, which can neither be dequantized nor "
             f"multiplied by; accepted: {_ACCEPTED}"
         ) from error
 

@@ -25,7 +25,7 @@ def stored_weight(base_layer: nn.Module) -> nn.Parameter:
 
 
 def weight_matrix(base_layer: nn.Module) -> Tensor:
-    """Return a layer's weight as W (m, n), dequantised where it is stored quantised, in memory if it is offloaded.
+    """Return a layer's weight as W (m, n), dequantized where it is stored quantized, in memory if it is offloaded.
 
     Raises
     ------

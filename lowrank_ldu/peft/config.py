@@ -96,7 +96,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         that memory; unmerging then subtracts, which leaves rounding errors.
     base_check : str
         What happens when an adapter is loaded on a base weight that is not the one of training, beyond what a change
-        of its dtype explains: "error", "warn" or "ignore". "error" still only warns of what may be quantisation.
+        of its dtype explains: "error", "warn" or "ignore". "error" still only warns of what may be quantization.
     layer_kinds : dict, optional
         Kind of each target that is not a linear layer; filled in by the model.
     lora_obstacles : dict, optional

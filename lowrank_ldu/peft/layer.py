@@ -43,7 +43,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
     Parameters
     ----------
     base_layer : nn.Module
-        Of a kind that `lowrank_ldu.nn.LoLDULayer` takes. Never written to but by merging.
+        Of a kind that `lowrank_ldu.nn.LDULayer` takes. Never written to but by merging.
     adapter_name : str
     config : LolduConfig
     r : int
@@ -234,7 +234,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         Raises
         ------
         ValueError
-            The base is quantised, its weight is computed at each call (parametrized, weight-normed, pruned) or is
+            The base is quantized, its weight is computed at each call (parametrized, weight-normed, pruned) or is
             another module's, too, the sum is not finite, or the merged layer, tried out where the base has hooks or a
             forward of its own, does not compute what this one does; the weight is unchanged then.
         """

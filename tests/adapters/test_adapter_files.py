@@ -445,7 +445,7 @@ def test_force_accepts_another_weight_and_nothing_else(saved, spoil, message):
     spoil(model)
     before = [type(module) for module in model.modules()]
     with pytest.raises(AdapterError, match=message):
-        load_adapter(model, saved, force=True)
+        load_adapter(model, saved, accept_other_base=True)
     assert [type(module) for module in model.modules()] == before
 
 
@@ -453,7 +453,7 @@ def test_force_does_not_accept_damage(saved):
     path = saved / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(AdapterError, match="truncated or was changed"):
-        load_adapter(base_model(), saved, force=True)
+        load_adapter(base_model(), saved, accept_other_base=True)
 
 
 def test_what_cannot_be_saved(tmp_path):
@@ -568,9 +568,9 @@ def test_a_path_that_is_a_file_and_a_single_name(tmp_path):
         (lambda path: load_adapter(None, path), TypeError, "model is a NoneType; accepted: a torch.nn.Module"),
         (lambda _: load_adapter(base_model(), 5), TypeError, "path is a int; accepted: a path"),
         (
-            lambda path: load_adapter(base_model(), path, force="no"),
+            lambda path: load_adapter(base_model(), path, accept_other_base="no"),
             TypeError,
-            "force is 'no'; accepted: True or False",
+            "accept_other_base is 'no'; accepted: True or False",
         ),
         (lambda _: read_adapter(b"a"), TypeError, "path is a bytes; accepted: a path"),
         (lambda _: read_adapter("a\0b"), AdapterError, r"path is 'a\\x00b'; accepted: a path"),
@@ -596,9 +596,9 @@ def test_a_path_that_is_a_file_and_a_single_name(tmp_path):
             "matrix is a NoneType; accepted: a torch.T",
         ),
         (
-            lambda path: read_adapter(path).layers["0"].bind(torch.ones(280, 300), force=1),
+            lambda path: read_adapter(path).layers["0"].bind(torch.ones(280, 300), accept_other_base=1),
             TypeError,
-            "force is 1; accepted: True or",
+            "accept_other_base is 1; accepted: True or",
         ),
         (lambda _: stored_numbers(0), ValueError, "rank is 0; accepted: an integer from 1 on"),
         (lambda _: open_checkpoint(None), TypeError, "path is a NoneType; accepted: a path"),

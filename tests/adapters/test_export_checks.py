@@ -22,7 +22,7 @@ from lowrank_ldu.adapters import (
 )
 from lowrank_ldu.adapters.exports import delta, lora, merged
 from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
-from lowrank_ldu.nn import LoLDULayer, inject, lowrank_layers
+from lowrank_ldu.nn import LDULayer, inject, lowrank_layers
 from lowrank_ldu.peft import LolduConfig
 
 
@@ -173,7 +173,7 @@ def test_a_lora_configuration_takes_no_other_layer(tmp_path):
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
     base = state_of(model)
     save_file(base, tmp_path / "base.safetensors")
-    model[0] = LoLDULayer(model[0], rank=4)
+    model[0] = LDULayer(model[0], rank=4)
     with torch.no_grad():
         model[0].offset.normal_(std=0.1)
     save_adapter(model, tmp_path / "adapter")
@@ -265,8 +265,8 @@ def test_modules_are_written_in_the_dtype_of_the_base(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the base is a rounded copy
         adapted(model, ["backbone.0"], tmp_path / "adapter", modules_to_save=["head"])
-        assert {tensor.dtype for tensor in export(tmp_path, force=True).values()} == {torch.bfloat16}
-        kept = export(tmp_path, force=True, overwrite=True, keep_module_dtype=True)
+        assert {tensor.dtype for tensor in export(tmp_path, accept_other_base=True).values()} == {torch.bfloat16}
+        kept = export(tmp_path, accept_other_base=True, overwrite=True, keep_module_dtype=True)
     assert {name for name, tensor in kept.items() if tensor.dtype == torch.float32} == {
         f"head.{name}" for name in model.head.state_dict()
     }
@@ -289,20 +289,20 @@ def test_a_new_module_is_written_in_the_dtype_that_the_base_has(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-def test_a_quantised_copy_of_the_base_is_refused(tmp_path, dtype):
+def test_a_quantized_copy_of_the_base_is_refused(tmp_path, dtype):
     model = Net()
     base = state_of(model)
     base["head.0.weight"] = base["head.0.weight"].to(dtype)
     save_file(base, tmp_path / "base.safetensors")
     adapted(model, ["backbone.0"], tmp_path / "adapter", modules_to_save=["head"])
     with pytest.raises(
-        AdapterError, match=r"'head.0.weight' is float32, and .* in the base; accepted: .* not a quantised"
+        AdapterError, match=r"'head.0.weight' is float32, and .* in the base; accepted: .* not a quantized"
     ):
         export(tmp_path)
     adapted(Net(), ["head.0"], tmp_path / "adapter")
     for write in (export_merged, export_lora, export_delta):
         with pytest.raises(AdapterError, match="layer 'head.0'"):
-            export(tmp_path, write=write, force=True)
+            export(tmp_path, write=write, accept_other_base=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -270,14 +270,19 @@ def test_another_base_and_what_force_lets_pass(tmp_path):
         for write in (export_merged, export_lora, export_delta):
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always", UserWarning)
-                write(arguments[0], open_checkpoint(tmp_path / base), tmp_path / f"{write.__name__} {base}", force=True)
+                write(
+                    arguments[0],
+                    open_checkpoint(tmp_path / base),
+                    tmp_path / f"{write.__name__} {base}",
+                    accept_other_base=True,
+                )
             (text,) = [text for each in warned if "trained whole" not in (text := str(each.message))]
             assert re.search(message, text)
     del other["first.weight"]
     save_file(other, tmp_path / "other.safetensors")
     arguments = read_adapter(tmp_path / "adapter"), open_checkpoint(tmp_path / "other.safetensors"), tmp_path / "out"
     with pytest.raises(AdapterError, match="layer 'first': .* has no 'first.weight'"):
-        export_lora(*arguments, force=True)
+        export_lora(*arguments, accept_other_base=True)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +498,7 @@ def test_trained_biases_go_into_a_merged_model_and_not_into_lora(tmp_path, base)
         ({"folder": None}, "folder is a NoneType; accepted: a path"),
         ({"progress": None}, "progress is a NoneType; accepted: a function of a name"),
         ({"overwrite": "no"}, "overwrite is 'no'; accepted: True or False"),
-        ({"force": "no"}, "force is 'no'; accepted: True or False"),
+        ({"accept_other_base": "no"}, "accept_other_base is 'no'; accepted: True or False"),
     ],
 )
 def test_arguments_of_other_types(base, tmp_path, export, wrong, message):

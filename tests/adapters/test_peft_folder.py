@@ -196,7 +196,7 @@ def test_a_base_is_told_by_its_sample(tmp_path):
     with pytest.raises(AdapterError, match=r"layer 'inner.first': .* differs, by 0\.\d+ % where it was sampled, so"):
         layer.bind(weight.bfloat16())
     with pytest.warns(UserWarning, match=r"layer 'inner.first': .* differs, by 0\.\d+ % where it was sampled$"):
-        layer.bind(weight.bfloat16(), force=True)
+        layer.bind(weight.bfloat16(), accept_other_base=True)
 
 
 @pytest.mark.parametrize("first", ["native", "peft"])

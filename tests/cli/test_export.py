@@ -67,11 +67,15 @@ def test_force_warns_and_overwrite_replaces(files, tmp_path):
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: layer '0': the weight is not the one that the adapter was trained on")
     assert not (tmp_path / "o").exists()
-    forced = run(*arguments, "--force")
+    forced = run(*arguments, "--accept-other-base")
     assert forced.returncode == 0
     assert [line.split(":")[0] for line in forced.stderr.splitlines()] == ["warning"]
-    assert run(*arguments, "--force").stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'o'}: is not empty")
-    assert run(*arguments, "--force", "--overwrite").returncode == 0
+    assert (
+        run(*arguments, "--accept-other-base")
+        .stderr.splitlines()[-1]
+        .startswith(f"error: {tmp_path / 'o'}: is not empty")
+    )
+    assert run(*arguments, "--accept-other-base", "--overwrite").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -135,5 +139,13 @@ def test_the_base_that_an_adapter_of_peft_names_is_taken(tmp_path, named):
 def test_help_says_what_it_does():
     result = run("--help")
     assert result.returncode == 0
-    for word in ("--base", "--to", "lora|merged|delta", "--compress", "--keep-module-dtype", "--force", "--overwrite"):
+    for word in (
+        "--base",
+        "--to",
+        "lora|merged|delta",
+        "--compress",
+        "--keep-module-dtype",
+        "--accept-other-base",
+        "--overwrite",
+    ):
         assert word in result.stdout

@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lowrank_ldu import ldu
 from lowrank_ldu.kernels import Problem, choose_plan, ldu_linear, ldu_linear_multi, operators, pack
-from lowrank_ldu.nn import LoLDULayer, set_plan
+from lowrank_ldu.nn import LDULayer, set_plan
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ class TestAutocast:
         assert_close({"y": y}, layer, torch.zeros(600, 96), torch.bfloat16)
 
     def test_float64_stays(self):
-        layer = LoLDULayer(nn.Linear(48, 64).double(), rank=8)
+        layer = LDULayer(nn.Linear(48, 64).double(), rank=8)
         x = torch.randn(5, 48, dtype=torch.float64)
         with torch.autocast("cpu", torch.bfloat16):
             for plan in TORCH_PLANS:
@@ -102,7 +102,7 @@ class TestPackings:
     def layer(self):
         """A layer for whose rows "auto" takes the packed plan."""
         torch.manual_seed(0)
-        layer = LoLDULayer(nn.Linear(768, 768), 768)
+        layer = LDULayer(nn.Linear(768, 768), 768)
         x = torch.randn(1500, 768, requires_grad=True)
         layer(x)
         assert layer.factors._packing is not None
@@ -200,7 +200,7 @@ class TestExport:
     def test_layers_for_any_number_of_rows(self, plan, strict):
         torch._dynamo.reset()
         torch.manual_seed(0)
-        layer = LoLDULayer(nn.Linear(48, 64), rank=8)
+        layer = LDULayer(nn.Linear(48, 64), rank=8)
         layer.adapter.set_z(1.5 * layer.z, layer.factors)
         set_plan(layer, plan)
         rows = {"x": {0: torch.export.Dim("T", min=2, max=100_000)}}

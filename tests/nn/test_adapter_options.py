@@ -16,7 +16,7 @@ from torch import nn
 
 import lowrank_ldu
 from lowrank_ldu.decomposition import PIVOTING
-from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LoLDULayer, inject, lowrank_layers
+from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LDULayer, inject, lowrank_layers
 
 PACKAGE = Path(lowrank_ldu.__file__).parent
 FIELDS = [field.name for field in dataclasses.fields(AdapterOptions)]
@@ -98,7 +98,7 @@ def test_numbers_of_other_libraries_become_those_of_python():
 def test_every_door_refuses_the_same_values(fields, error, message):
     doors = (
         lambda: AdapterOptions(**fields),
-        lambda: LoLDULayer(nn.Linear(4, 3), **fields),
+        lambda: LDULayer(nn.Linear(4, 3), **fields),
         lambda: inject(nn.Sequential(nn.Linear(4, 3)), ["0"], **fields),
         lambda: dataclasses.replace(AdapterOptions(), **fields),
     )
@@ -119,7 +119,7 @@ def test_one_object_or_keywords():
     options = AdapterOptions(rank=2, init="normal_0_1", seed=5)
     torch.manual_seed(0)
     base = nn.Linear(6, 4)
-    layers = [LoLDULayer(base, options=options), LoLDULayer(base, 2, init="normal_0_1", seed=5)]
+    layers = [LDULayer(base, options=options), LDULayer(base, 2, init="normal_0_1", seed=5)]
     assert layers[0].options == layers[1].options == options.for_layer(4)
     assert torch.equal(layers[0].adapter.initial_diagonal, layers[1].adapter.initial_diagonal)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
@@ -136,12 +136,12 @@ def test_one_object_or_keywords():
     ],
 )
 def test_not_both(arguments, message):
-    for door in (LoLDULayer, lambda layer, **given: inject(nn.Sequential(layer), ["0"], **given)):
+    for door in (LDULayer, lambda layer, **given: inject(nn.Sequential(layer), ["0"], **given)):
         with pytest.raises(TypeError, match=message):
             door(nn.Linear(4, 3), **arguments)
 
 
-@pytest.mark.parametrize("door", [LoLDULayer, inject, AdapterOptions])
+@pytest.mark.parametrize("door", [LDULayer, inject, AdapterOptions])
 def test_help_and_completion_show_the_fields(door):
     shown = inspect.signature(door).parameters
     for field in dataclasses.fields(AdapterOptions):

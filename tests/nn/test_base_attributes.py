@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lowrank_ldu.nn import LoLDULayer, inject
+from lowrank_ldu.nn import LDULayer, inject
 from lowrank_ldu.peft import LolduConfig
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ BASES = {
 
 def adapted(base, under_peft):
     if not under_peft:
-        return LoLDULayer(base, rank=3)
+        return LDULayer(base, rank=3)
     return get_peft_model(nn.Sequential(base), LolduConfig(r=3, target_modules=["0"])).base_model.model[0]
 
 

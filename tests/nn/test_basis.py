@@ -15,7 +15,7 @@ from matrices import any_finite
 from torch import nn
 
 from lowrank_ldu.decomposition import PIVOTING
-from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LoLDULayer, trainable_parameters
+from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LDULayer, trainable_parameters
 from lowrank_ldu.nn.base_identity import relative_difference, sample_of
 from lowrank_ldu.nn.basis import terms_at_pivots, terms_of
 from lowrank_ldu.nn.diagonal import DiagonalAdapter
@@ -72,7 +72,7 @@ def test_random_is_orthonormal_independent_of_the_weight_and_its_diagonal_is_bes
 def test_random_bases_are_the_same_on_every_numpy():
     """An adapter that was saved finds its basis by the seed alone: these entries must never change."""
     factors = terms_of(torch.ones(3, 2, dtype=torch.float64), 1, "random", "partial", 7).factors
-    # The first five numbers of RandomState(7).standard_normal, normalised, with their signs.
+    # The first five numbers of RandomState(7).standard_normal, normalized, with their signs.
     first = torch.tensor([1.690525703800356, -0.4659373705408328, 0.0328201636785844], dtype=torch.float64)
     second = torch.tensor([0.40751628299650783, -0.7889230286257386], dtype=torch.float64)
     torch.testing.assert_close(factors.left[:, 0], first / first.norm(), atol=1e-15, rtol=1e-14)
@@ -87,20 +87,20 @@ def test_seeds_of_the_random_basis_differ():
 
 def test_names_that_are_not_known_and_weights_out_of_range():
     with pytest.raises(ValueError, match="basis is 'qr'; accepted: 'ldu', 'svd', 'random'"):
-        LoLDULayer(nn.Linear(4, 3), 2, basis="qr")
+        LDULayer(nn.Linear(4, 3), 2, basis="qr")
     with pytest.raises(ValueError, match="parametrization is 'polar'; accepted: 'diagonal', 'normalized', 'gram'"):
-        LoLDULayer(nn.Linear(4, 3), 2, parametrization="polar")
+        LDULayer(nn.Linear(4, 3), 2, parametrization="polar")
     huge = linear(torch.full((3, 4), 3.4e38))
     for basis in ("svd", "random"):
         with pytest.raises(ValueError, match=r"W has entries up to 3\.4e\+38, .* overflow; accepted: "):
-            LoLDULayer(huge, 2, basis=basis)
-    assert LoLDULayer(huge, 2).factors.diagonal.isfinite().all()
+            LDULayer(huge, 2, basis=basis)
+    assert LDULayer(huge, 2).factors.diagonal.isfinite().all()
 
 
 def test_every_basis_and_parametrization_trains_the_same_number_of_parameters():
     base = nn.Linear(8, 6)
     counts = {
-        trainable_parameters(LoLDULayer(base, 5, basis=basis, parametrization=parametrization)).adapter
+        trainable_parameters(LDULayer(base, 5, basis=basis, parametrization=parametrization)).adapter
         for basis, parametrization in itertools.product(BASES, PARAMETRIZATIONS)
     }
     assert counts == {6}
@@ -113,11 +113,11 @@ def test_any_finite_weight_gives_finite_factors_and_step_0(W, basis, parametriza
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "the [0-9]+ rank-one terms are linearly dependent", UserWarning)
         if basis != "ldu" and np.abs(W).max() > np.finfo(W.dtype).max / W.size:
-            # The yardsticks may refuse what is near the largest number; the factorisation may not.
+            # The yardsticks may refuse what is near the largest number; the factorization may not.
             with contextlib.suppress(ValueError):
-                LoLDULayer(base, rank, basis=basis, parametrization=parametrization)
+                LDULayer(base, rank, basis=basis, parametrization=parametrization)
             return
-        layer = LoLDULayer(base, rank, basis=basis, parametrization=parametrization, pivoting=pivoting)
+        layer = LDULayer(base, rank, basis=basis, parametrization=parametrization, pivoting=pivoting)
     for name, buffer in layer.named_buffers():
         assert buffer.isfinite().all(), name
     x = torch.eye(W.shape[1], dtype=base.weight.dtype)
@@ -131,29 +131,29 @@ def test_state_dict_round_trip(basis, parametrization):
     x = torch.randn(5, 12)
     for init, preserving in itertools.product(INITIALIZATIONS, [True, False]):
         options = {"basis": basis, "parametrization": parametrization, "init": init, "preserving": preserving}
-        layer = trained(LoLDULayer(nn.Linear(12, 10), 4, alpha=3, pivoting="rook", seed=5, **options))
-        other = LoLDULayer(nn.Linear(12, 10), 4, basis="svd" if basis == "ldu" else "ldu")
+        layer = trained(LDULayer(nn.Linear(12, 10), 4, alpha=3, pivoting="rook", seed=5, **options))
+        other = LDULayer(nn.Linear(12, 10), 4, basis="svd" if basis == "ldu" else "ldu")
         other.load_state_dict(copy.deepcopy(layer.state_dict()))
         assert other.options == layer.options
-        exact = LoLDULayer(nn.Linear(12, 10).double(), 4)
+        exact = LDULayer(nn.Linear(12, 10).double(), 4)
         assert_reloaded(other, layer, exact, x)
         assert_as_near(other.z, exact.z, layer.z, exact.z)
 
 
 def test_a_state_dict_of_a_whole_model_and_a_strict_error():
-    layer = LoLDULayer(nn.Linear(12, 10), 4, basis="svd")
+    layer = LDULayer(nn.Linear(12, 10), 4, basis="svd")
     model = nn.Sequential(trained(layer), nn.Linear(10, 2))
-    other = nn.Sequential(LoLDULayer(nn.Linear(12, 10), 4), nn.Linear(10, 2))
+    other = nn.Sequential(LDULayer(nn.Linear(12, 10), 4), nn.Linear(10, 2))
     other.load_state_dict(model.state_dict())
     x = torch.randn(3, 12)
-    exact = nn.Sequential(LoLDULayer(nn.Linear(12, 10).double(), 4), nn.Linear(10, 2).double())
+    exact = nn.Sequential(LDULayer(nn.Linear(12, 10).double(), 4), nn.Linear(10, 2).double())
     assert_reloaded(other, model, exact, x)
     state = model.state_dict()
     del state["0.adapter.offset"]
     with pytest.raises(RuntimeError, match=r"Missing key.*0\.adapter\.offset"):
         other.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"size mismatch for adapter\.offset"):
-        LoLDULayer(nn.Linear(12, 10), 5, basis="svd").load_state_dict(layer.state_dict())
+        LDULayer(nn.Linear(12, 10), 5, basis="svd").load_state_dict(layer.state_dict())
 
 
 @pytest.mark.parametrize("basis", BASES)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint as gradient_checkpoint
 
 from lowrank_ldu.decomposition import PIVOTING
 from lowrank_ldu.decomposition.gram import gram_matrix
-from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LoLDULayer, inject, lowrank_layers, project_
+from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LDULayer, inject, lowrank_layers, project_
 from lowrank_ldu.nn.coordinates import coordinates_of, from_diagonal, to_diagonal
 
 EPS = torch.finfo(torch.float64).eps
@@ -23,7 +23,7 @@ parametrized = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 
 
 def float64_layer(m, n, rank=None, **options):
-    return LoLDULayer(nn.Linear(n, m, bias=False).double(), rank, **options)
+    return LDULayer(nn.Linear(n, m, bias=False).double(), rank, **options)
 
 
 def trained(layer, size=0.1):
@@ -84,7 +84,7 @@ def test_the_gradient_in_gram_coordinates_is_the_natural_gradient(m, n, pivoting
     x, target = torch.randn(20, n, dtype=torch.float64), torch.randn(20, m, dtype=torch.float64)
     gradients = {}
     for parametrization in ("diagonal", "gram"):
-        layer = LoLDULayer(base, parametrization=parametrization, pivoting=pivoting)
+        layer = LDULayer(base, parametrization=parametrization, pivoting=pivoting)
         nn.functional.mse_loss(layer(x), target).backward()
         gradients[parametrization] = layer.offset.grad
     natural = torch.linalg.solve(unscaled_gram(layer), gradients["diagonal"])
@@ -118,7 +118,7 @@ def test_from_diagonal_inverts_to_diagonal(rank, parametrization, pivoting):
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_set_z_and_set_delta_are_read_back(parametrization, basis, dtype):
-    layer = LoLDULayer(nn.Linear(12, 10).to(dtype), 6, alpha=3, basis=basis, parametrization=parametrization)
+    layer = LDULayer(nn.Linear(12, 10).to(dtype), 6, alpha=3, basis=basis, parametrization=parametrization)
     trained(layer)
     z = torch.randn(6).to(layer.offset.dtype)
     layer.adapter.set_z(z, layer.factors)
@@ -133,7 +133,7 @@ def test_set_z_and_set_delta_are_read_back(parametrization, basis, dtype):
 @parametrized
 @pytest.mark.parametrize("basis", BASES)
 def test_projection_in_every_parametrization(parametrization, basis):
-    layer = LoLDULayer(nn.Linear(12, 10), 6, basis=basis, parametrization=parametrization)
+    layer = LDULayer(nn.Linear(12, 10), 6, basis=basis, parametrization=parametrization)
     trained(layer, 2.0)
     z = layer.z.detach().clone()
     project_(layer, 2 * z.norm().item())
@@ -155,7 +155,7 @@ def test_dependent_terms_are_reported_and_the_frame_stays_finite():
     base = nn.Linear(80, 80, bias=False).double()
     base.weight.data.copy_(wilkinson(80))
     with pytest.warns(UserWarning, match="a smaller rank, or parametrization 'normalized', avoids it"):
-        layer = LoLDULayer(base, parametrization="gram")
+        layer = LDULayer(base, parametrization="gram")
     assert 0 < layer.factors.jitter < 1e-10
     with torch.no_grad():
         layer.offset.normal_()
@@ -164,7 +164,7 @@ def test_dependent_terms_are_reported_and_the_frame_stays_finite():
     assert all(buffer.isfinite().all() for buffer in layer.buffers())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert LoLDULayer(base, parametrization="normalized").factors.jitter == 0
+        assert LDULayer(base, parametrization="normalized").factors.jitter == 0
 
 
 @parametrized
@@ -185,7 +185,7 @@ def test_weights_that_lack_terms(weight, parametrization):
     """Zero terms count with norm 1, so that no coordinate is infinite; a step along one changes nothing."""
     base = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     base.weight.data.copy_(weight)
-    layer = LoLDULayer(base, parametrization=parametrization)
+    layer = LDULayer(base, parametrization=parametrization)
     assert all(buffer.isfinite().all() for buffer in layer.buffers())
     assert layer.factors.jitter == 0
     x = torch.eye(weight.shape[1])
@@ -226,7 +226,7 @@ def query_weights():
 def query_layer(parametrization, rank):
     base = nn.Linear(384, 384, bias=False).double()
     base.weight.data.copy_(query_weights()[0])
-    return LoLDULayer(base, rank, parametrization=parametrization, train_sigma=False)
+    return LDULayer(base, rank, parametrization=parametrization, train_sigma=False)
 
 
 def test_gram_coordinates_train_in_one_step_where_the_diagonal_takes_hundreds():

@@ -13,13 +13,13 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations
 
-from lowrank_ldu.nn import LoLDULayer, inject, set_plan
+from lowrank_ldu.nn import LDULayer, inject, set_plan
 from lowrank_ldu.nn.plan import planned
 from lowrank_ldu.nn.update import updated_output
 
 
 def layer(m=12, n=10, rank=4, dtype=torch.float32, **options):
-    made = LoLDULayer(nn.Linear(n, m).to(dtype), rank, **options)
+    made = LDULayer(nn.Linear(n, m).to(dtype), rank, **options)
     made.adapter.set_z(made.z * (1 + 0.3 * torch.randn(rank).to(made.z)), made.factors)
     with torch.no_grad():
         made.sigma.mul_(1.1)
@@ -177,7 +177,7 @@ def test_packed_in_a_compiled_graph():
 
 def test_packed_under_inference_mode():
     with torch.inference_mode():
-        module = LoLDULayer(nn.Linear(16, 16), 16)
+        module = LDULayer(nn.Linear(16, 16), 16)
         set_plan(module, "packed")
         x = torch.randn(5, 16)
         exact = copy.deepcopy(module.base_layer).double()(x.double())
@@ -204,12 +204,12 @@ def test_set_plan():
 
 
 def test_planned():
-    large = LoLDULayer(nn.Linear(256, 256), 16)
+    large = LDULayer(nn.Linear(256, 256), 16)
     x = torch.randn(2000, 256, requires_grad=True)
     assert planned(large, x) in {"factored", "reference", "hybrid", "materialized"}
     set_plan(large, "materialized")
     assert planned(large, x) == "materialized"
-    assert planned(LoLDULayer(nn.Conv1d(4, 4, 2), 2), x) == "reference"
+    assert planned(LDULayer(nn.Conv1d(4, 4, 2), 2), x) == "reference"
 
 
 class TestNothingIsPassedBy:
@@ -239,7 +239,7 @@ class TestNothingIsPassedBy:
             def forward(self, x):
                 return 2 * super().forward(x)
 
-        self.refused(LoLDULayer(Doubled(10, 12), 4), "forward of its own")
+        self.refused(LDULayer(Doubled(10, 12), 4), "forward of its own")
         module = layer()
         own = module.base_layer.forward
         module.base_layer.forward = lambda x: own(x) + 1  # as accelerate's offloading does
@@ -247,7 +247,7 @@ class TestNothingIsPassedBy:
 
     def test_parametrized(self):
         base = parametrizations.weight_norm(nn.Linear(10, 12))
-        self.refused(LoLDULayer(base, 4), "forward of its own")
+        self.refused(LDULayer(base, 4), "forward of its own")
 
     def test_trained_base(self):
         module = layer()
@@ -264,7 +264,7 @@ class TestNothingIsPassedBy:
         torch.testing.assert_close(module.base_layer.bias.grad, torch.full((12,), 6.0))
 
     def test_other_kinds(self):
-        module = LoLDULayer(nn.Embedding(20, 8), 4)
+        module = LDULayer(nn.Embedding(20, 8), 4)
         set_plan(module, "factored")
         with pytest.raises(RuntimeError, match="the layer is a Embedding"):
             module(torch.arange(3))

@@ -121,13 +121,13 @@ def test_a_tied_weight_is_not_merged_into(make):
 
 
 @both
-def test_a_quantised_weight_is_not_merged_into(make):
+def test_a_quantized_weight_is_not_merged_into(make):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     base = bitsandbytes.nn.Linear8bitLt(16, 12, has_fp16_weights=False)
     base.load_state_dict(nn.Linear(16, 12).state_dict())
     host, expected = make(base.to("cpu"))
     codes = base.weight.detach().clone()
-    message = "the base layer is a quantised Linear8bitLt, which would lose the update in rounding; accepted"
+    message = "the base layer is a quantized Linear8bitLt, which would lose the update in rounding; accepted"
     with refused("type", expected, message):
         trained(host).merge()
     assert not host.merged

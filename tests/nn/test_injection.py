@@ -9,7 +9,7 @@ from half_precision import assert_as_near, assert_within, gamma, references
 from torch import nn
 
 from lowrank_ldu.nn import (
-    LoLDULayer,
+    LDULayer,
     initial_diagonal,
     inject,
     lowrank_layers,
@@ -161,9 +161,9 @@ def test_a_refused_injection_leaves_the_model_as_it_was(model, targets, rank, er
         (lambda m: inject(m, ["query"], seed="a"), f"^seed is 'a'; accepted: an integer from 0 to {2**63 - 1}$"),
         (lambda m: inject(m, ["query"], basis="random", seed=2**32), f"seed is {2**32}; accepted: .* {2**32 - 1}$"),
         (lambda m: inject(m, ["query"], init=["zeros"]), r"init is \['zeros'\]; accepted: 'regular_ldu'"),
-        (lambda m: LoLDULayer(m.classifier, train_sigma=None), "^train_sigma is None; accepted: True or False"),
-        (lambda m: LoLDULayer("classifier"), "the layer is a str; accepted: nn.Linear"),
-        (lambda m: LoLDULayer(nn.Linear(2, 2)).merge(keep_base="no"), "keep_base is 'no'; accepted: True or False"),
+        (lambda m: LDULayer(m.classifier, train_sigma=None), "^train_sigma is None; accepted: True or False"),
+        (lambda m: LDULayer("classifier"), "the layer is a str; accepted: nn.Linear"),
+        (lambda m: LDULayer(nn.Linear(2, 2)).merge(keep_base="no"), "keep_base is 'no'; accepted: True or False"),
         (lambda m: list(lowrank_layers(None)), "model is a NoneType; accepted: a torch.nn.Module"),
         (lambda m: trainable_parameters([m]), "model is a list; accepted: a torch.nn.Module"),
         (lambda m: project_(None), "model is a NoneType; accepted: a torch.nn.Module"),
@@ -264,7 +264,7 @@ def test_an_overflowing_merge_names_the_layer(model):
 
 def test_a_base_that_stands_elsewhere_has_an_adapter_there_too():
     shared = nn.Linear(4, 4)
-    model = nn.Sequential(LoLDULayer(shared, 2), shared, nn.Linear(4, 4))
+    model = nn.Sequential(LDULayer(shared, 2), shared, nn.Linear(4, 4))
     with pytest.raises(ValueError, match="target '1' matches layers that have an adapter already"):
         inject(model, ["1"], 2)
 
@@ -342,4 +342,4 @@ def test_layers_print_their_options(model):
     inject(model, ["query"], 2)
     assert "rank=2, basis=ldu, pivoting=partial, parametrization=diagonal" in repr(model)
     assert "alpha=2, init=regular_ldu, preserving=True, train_sigma=True" in repr(model)
-    assert isinstance(model.blocks[0].query, LoLDULayer)
+    assert isinstance(model.blocks[0].query, LDULayer)

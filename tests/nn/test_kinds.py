@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LoLDULayer, inject, merge, unload, unmerge
+from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LDULayer, inject, merge, unload, unmerge
 from lowrank_ldu.nn.kinds import KINDS, kind_of, supports
 from lowrank_ldu.nn.update import updated_output
 
@@ -87,7 +87,7 @@ def test_update_is_that_of_the_changed_weight_for_every_kind_basis_and_parametri
     base, x = layer_and_input
     base, x = base.double(), to(x, torch.float64)
     for basis, parametrization in itertools.product(BASES, PARAMETRIZATIONS):
-        layer = trained(LoLDULayer(base, 3, basis=basis, parametrization=parametrization))
+        layer = trained(LDULayer(base, 3, basis=basis, parametrization=parametrization))
         assert_same_output(layer, x)
         assert not torch.equal(layer(x), base(x))
 
@@ -97,14 +97,14 @@ def test_inputs_without_a_batch(name):
     base, x = SINGLE[name]()
     base, x = base.double(), to(x, torch.float64)
     for rank in (1, 3):
-        layer = trained(LoLDULayer(base, rank))
+        layer = trained(LDULayer(base, rank))
         assert layer(x).shape == base(x).shape
         assert_same_output(layer, x)
 
 
 def test_gradients_of_every_kind(layer_and_input):
     base, x = layer_and_input
-    layer = trained(LoLDULayer(base.double(), 3))
+    layer = trained(LDULayer(base.double(), 3))
     x = to(x, torch.float64)
 
     def output(offset, sigma):
@@ -146,22 +146,22 @@ def test_any_convolution(convolution, data):
     base, x = convolution
     assert base(x).isfinite().all()
     rank = data.draw(st.integers(1, min(kind_of(base).as_matrix(base.weight).shape)))
-    assert_same_output(trained(LoLDULayer(base, rank)), x)
+    assert_same_output(trained(LDULayer(base, rank)), x)
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 3), st.data())
 def test_any_transposed_linear_layer_and_embedding(m, n, dimensions, data):
     rank = data.draw(st.integers(1, min(m, n)))
     x = torch.randn(*(2,) * dimensions, n, dtype=torch.float64)
-    assert_same_output(trained(LoLDULayer(Conv1D(m, n).double(), rank)), x)
+    assert_same_output(trained(LDULayer(Conv1D(m, n).double(), rank)), x)
     tokens = torch.randint(0, m, (2,) * dimensions)
-    assert_same_output(trained(LoLDULayer(nn.Embedding(m, n).double(), rank)), tokens)
+    assert_same_output(trained(LDULayer(nn.Embedding(m, n).double(), rank)), tokens)
 
 
 def test_a_diagonal_for_each_row_is_each_row_with_its_own(layer_and_input):
     base, x = layer_and_input
     base, x = base.double(), to(x, torch.float64)
-    layer = LoLDULayer(base, 3)
+    layer = LDULayer(base, 3)
     deltas = torch.randn(len(x), 3, dtype=torch.float64)
     y = base(x)
     together = updated_output(base, layer.kind, x, y, layer.factors, deltas)
@@ -179,7 +179,7 @@ def test_step_0_and_unmerge_bit_for_bit(name, dtype):
     base, x = LAYERS[name]()
     base, x = base.to(dtype), to(x, dtype)
     weight, before = base.weight.detach().clone(), base(x)
-    layer = LoLDULayer(base, 3)
+    layer = LDULayer(base, 3)
     assert torch.equal(layer(x), before)
     trained(layer, 0.01)
     output = layer(x)
@@ -227,12 +227,12 @@ def test_which_layers_are_of_a_kind(layer_and_input):
 def test_an_embedding_that_changes_its_own_weight_is_refused():
     base = nn.Embedding(5, 4, max_norm=1.0)
     with pytest.raises(ValueError, match=r"max_norm 1\.0 and changes its weight in use; accepted: max_norm None"):
-        LoLDULayer(base, 2)
+        LDULayer(base, 2)
     assert base.weight.requires_grad
 
 
 def test_padding_tokens_take_the_update_and_give_no_gradient_to_a_frozen_base():
-    layer = trained(LoLDULayer(nn.Embedding(6, 4, padding_idx=1).double(), 2))
+    layer = trained(LDULayer(nn.Embedding(6, 4, padding_idx=1).double(), 2))
     tokens = torch.tensor([1, 3])
     changed = with_weight_changed(layer)
     torch.testing.assert_close(layer(tokens), changed.weight[tokens], atol=1e-12, rtol=1e-12)
@@ -247,7 +247,7 @@ def test_lora_pair_is_the_lora_layer_of_peft(name):
     layers = LAYERS | {"conv2d plain": lambda: (nn.Conv2d(4, 6, (3, 2), padding=1), torch.randn(4, 4, 6, 5))}
     base, x = layers[name]()
     base, x = base.double(), to(x, torch.float64)
-    layer = trained(LoLDULayer(copy.deepcopy(base), 3))
+    layer = trained(LDULayer(copy.deepcopy(base), 3))
     config = peft.LoraConfig(
         r=3, lora_alpha=3, target_modules=["0"], fan_in_fan_out=name == "Conv1D", init_lora_weights=False
     )

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lowrank_ldu.adapters import load_adapter, save_adapter
-from lowrank_ldu.nn import LoLDULayer, inject, merge, unload, unmerge
+from lowrank_ldu.nn import LDULayer, inject, merge, unload, unmerge
 from lowrank_ldu.peft import LolduConfig
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -74,7 +74,7 @@ COMPUTED = {
 def trained(model, size=0.2):
     with torch.no_grad():
         for layer in model.modules():
-            if isinstance(layer, LoLDULayer):
+            if isinstance(layer, LDULayer):
                 layer.offset.normal_(std=size)
     return model
 
@@ -135,13 +135,13 @@ def test_a_weight_that_is_as_of_the_last_call_is_computed_before_it_is_factored(
     """A state dict that is loaded into a pruned layer shows in its weight after the next call only."""
     layer, other = pruned(), pruned()
     layer.load_state_dict(other.state_dict())
-    adapter = LoLDULayer(layer, rank=3)
-    torch.testing.assert_close(adapter.factors.sample, LoLDULayer(other, rank=3).factors.sample)
+    adapter = LDULayer(layer, rank=3)
+    torch.testing.assert_close(adapter.factors.sample, LDULayer(other, rank=3).factors.sample)
     assert torch.equal(adapter(IMAGES), other(IMAGES))
 
 
 def overwritten(layer):
-    """A weight that a hook copies from elsewhere before each call, as some quantisers do."""
+    """A weight that a hook copies from elsewhere before each call, as some quantizers do."""
     source = layer.weight.detach().clone()
 
     def write(module, _):
@@ -163,7 +163,7 @@ class Cached(nn.Linear):
 
 @pytest.mark.parametrize("make", [lambda: overwritten(nn.Linear(6, 5)), lambda: overwritten(nn.Linear(6, 5).half())])
 def test_a_hook_that_undoes_a_merge_is_found_by_trying(make):
-    layer = LoLDULayer(make(), rank=3)
+    layer = LDULayer(make(), rank=3)
     x = ROWS.to(layer.weight.dtype)
     adapted, weight = trained(layer)(x), layer.weight.detach().clone()
     with pytest.raises(
@@ -176,7 +176,7 @@ def test_a_hook_that_undoes_a_merge_is_found_by_trying(make):
 
 
 def test_a_merge_that_does_not_show_in_the_output_is_found_by_trying():
-    layer = LoLDULayer(Cached(6, 5), rank=3)
+    layer = LDULayer(Cached(6, 5), rank=3)
     with torch.no_grad():
         trained(layer)(ROWS)
         weight = layer.weight.detach().clone()
@@ -193,7 +193,7 @@ class CachedPair(Cached):
 
 
 def test_every_output_is_compared():
-    layer = trained(LoLDULayer(CachedPair(6, 5), rank=3))
+    layer = trained(LDULayer(CachedPair(6, 5), rank=3))
     with torch.no_grad():
         layer(ROWS)
         with pytest.raises(RuntimeError, match="output is not the adapted layer's"):
@@ -234,7 +234,7 @@ def test_peft_refuses_what_undoes_a_merge():
 def test_no_layer_is_refused_for_its_rounding(make, size, dtype):
     base = make().to(dtype)
     base.register_forward_hook(lambda module, args, y: y * 1.5)
-    layer = trained(LoLDULayer(base, rank=6), size)
+    layer = trained(LDULayer(base, rank=6), size)
     layer.merge()
     assert layer.merged
 
@@ -255,7 +255,7 @@ def test_trying_out_changes_nothing():
         def forward(self, x, y):
             return super().forward(x) * y
 
-    layer = trained(LoLDULayer(Counting(6, 5), rank=3))
+    layer = trained(LDULayer(Counting(6, 5), rank=3))
     torch.manual_seed(3)
     layer.merge()
     drawn = torch.rand(1)
@@ -263,7 +263,7 @@ def test_trying_out_changes_nothing():
     assert torch.equal(drawn, torch.rand(1))
     assert layer.base_layer.training
     assert layer.base_layer.calls == 0
-    layer = trained(LoLDULayer(TwoInputs(6, 5), rank=3))
+    layer = trained(LDULayer(TwoInputs(6, 5), rank=3))
     y = randn(4, 5)
     adapted = layer(ROWS, y)
     layer.merge()

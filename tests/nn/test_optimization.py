@@ -1,4 +1,4 @@
-"""The constraints after every step of an optimiser, wherever the optimiser goes."""
+"""The constraints after every step of an optimizer, wherever the optimizer goes."""
 
 import copy
 import pickle
@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD, Adagrad, AdamW, RMSprop
 from transformers import Trainer, TrainingArguments
 
-from lowrank_ldu.nn import PARAMETRIZATIONS, LoLDULayer, ProjectedOptimizer, inject, lowrank_layers, project_
+from lowrank_ldu.nn import PARAMETRIZATIONS, LDULayer, ProjectedOptimizer, inject, lowrank_layers, project_
 from lowrank_ldu.peft import LolduConfig
 
 EPSILON = 0.25
@@ -77,7 +77,7 @@ def test_every_step_ends_within_the_constraints(model, name):
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_every_parametrization(parametrization):
-    layer = LoLDULayer(nn.Linear(8, 8), 4, parametrization=parametrization)
+    layer = LDULayer(nn.Linear(8, 8), 4, parametrization=parametrization)
     optimizer = ProjectedOptimizer(AdamW(parameters(layer), lr=0.5), layer, EPSILON)
     assert all(train(layer, optimizer))
 
@@ -90,7 +90,7 @@ def test_it_is_a_step_followed_by_project(model):
         assert torch.equal(ours, theirs)
 
 
-def test_the_step_of_the_wrapped_optimiser_projects_too(model):
+def test_the_step_of_the_wrapped_optimizer_projects_too(model):
     optimizer = AdamW(parameters(model), lr=0.5)
     ProjectedOptimizer(optimizer, model, EPSILON)
     assert all(train(model, optimizer))
@@ -134,7 +134,7 @@ def test_schedulers(model, schedule, wrapped_first):
     assert optimizer.param_groups is inner.param_groups
 
 
-def test_state_dicts_are_those_of_the_wrapped_optimiser(model):
+def test_state_dicts_are_those_of_the_wrapped_optimizer(model):
     inner = AdamW(parameters(model), lr=0.5)
     optimizer = ProjectedOptimizer(inner, model, EPSILON)
     train(model, optimizer, 3)
@@ -148,7 +148,7 @@ def test_state_dicts_are_those_of_the_wrapped_optimiser(model):
     assert all(train(at, resumed, 2))
     for ours, theirs in zip(values(at), values(model), strict=True):
         assert torch.equal(ours, theirs)
-    # And the state is good for the optimiser without the projection.
+    # And the state is good for the optimizer without the projection.
     AdamW(parameters(at), lr=0.1).load_state_dict(state)
 
 
@@ -289,12 +289,12 @@ def test_models_of_peft_and_their_inactive_adapters():
 def test_each_of_z_and_sigma_is_projected_where_it_trains():
     """A sigma that the caller fixed beyond 1 is no parameter: moving it would change the model at a step of lr 0."""
     base = nn.Linear(8, 6)
-    layer = LoLDULayer(base, 4, alpha=8, train_sigma=False)
+    layer = LDULayer(base, 4, alpha=8, train_sigma=False)
     output = layer(x)
     project_(layer)
     assert layer.sigma.item() == 2.0
     assert torch.equal(layer(x), output)
-    layer = LoLDULayer(base, 4)
+    layer = LDULayer(base, 4)
     layer.offset.requires_grad_(False)
     with torch.no_grad():
         layer.sigma.fill_(3.0)

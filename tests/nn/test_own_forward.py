@@ -15,7 +15,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100ScaledWordEmbedding
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 
-from lowrank_ldu.nn import LoLDULayer, inject, merge, unmerge
+from lowrank_ldu.nn import LDULayer, inject, merge, unmerge
 from lowrank_ldu.nn.kinds.own_forward import own_forward
 from lowrank_ldu.peft import LolduConfig
 
@@ -144,7 +144,7 @@ def test_the_output_is_that_of_the_summed_weight_before_merging_and_after(name):
     base, x = double(make), floating(x)
     assert own_forward(base) is (name in OWN)
     expected = base(x)
-    layer = LoLDULayer(base, rank=3)
+    layer = LDULayer(base, rank=3)
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)  # step 0, bit for bit
     weight = base.weight.detach().clone()
     trained(layer)
@@ -161,7 +161,7 @@ def test_the_output_is_that_of_the_summed_weight_before_merging_and_after(name):
 @pytest.mark.parametrize("name", [*OWN, *KNOWN])
 def test_gradients_reach_the_diagonal_and_sigma(name):
     make, x = {**OWN, **KNOWN}[name]
-    layer, x = trained(LoLDULayer(double(make), rank=3)), floating(x)
+    layer, x = trained(LDULayer(double(make), rank=3)), floating(x)
 
     def output(offset, sigma):
         y = torch.func.functional_call(layer, {"adapter.offset": offset, "adapter.sigma": sigma}, (x,))
@@ -183,7 +183,7 @@ def _own_graphs():
 @pytest.mark.parametrize("name", ["positive linear", "normed kernel", "padded embedding", "Gemma 3's words"])
 def test_compiled_without_a_break(name):
     make, x = {**OWN, **KNOWN}[name]
-    layer = trained(LoLDULayer(make(), rank=3))
+    layer = trained(LDULayer(make(), rank=3))
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     for _ in range(2):
         torch.testing.assert_close(compiled(x), layer(x))
@@ -192,7 +192,7 @@ def test_compiled_without_a_break(name):
 
 
 def test_half_precision_computes_with_the_weight_that_is_merged():
-    layer = trained(LoLDULayer(Positive(16, 12).bfloat16(), rank=6))
+    layer = trained(LDULayer(Positive(16, 12).bfloat16(), rank=6))
     x = randn(5, 16, dtype=torch.bfloat16)
     adapted = layer(x)
     layer.merge()
@@ -206,7 +206,7 @@ def test_half_precision_computes_with_the_weight_that_is_merged():
 def test_threads_that_share_a_base(make):
     """No thread sees the weight or the forward that another one has put in for its call."""
     base = make()
-    layers = [trained(LoLDULayer(base, rank=3, seed=seed)) for seed in range(4)]
+    layers = [trained(LDULayer(base, rank=3, seed=seed)) for seed in range(4)]
     x = randn(4, 6)
     with torch.no_grad():
         expected = [layer(x) for layer in layers]
@@ -239,7 +239,7 @@ HOOKED = {
 @pytest.mark.parametrize("name", HOOKED)
 def test_what_hooks_change_they_change_of_the_update_too(name):
     x = randn(4, 6, dtype=torch.float64)
-    layer = trained(LoLDULayer(HOOKED[name]().double(), rank=3))
+    layer = trained(LDULayer(HOOKED[name]().double(), rank=3))
     adapted = layer(x)
     assert_same(adapted, summed(layer, x))
     adapted.sum().backward()
@@ -265,7 +265,7 @@ def summed_under_peft(model, x):
 def test_a_hook_sees_the_adapted_output_and_the_base_layer():
     seen = []
     base = hooked(lambda module, args, y: seen.append((module, y)))
-    layer = trained(LoLDULayer(base, rank=3))
+    layer = trained(LDULayer(base, rank=3))
     y = layer(randn(4, 6))
     ((module, output),) = seen
     assert module is base
@@ -287,7 +287,7 @@ class Swapper(nn.Linear):
 
 @pytest.mark.parametrize("kind", [Writer, Swapper])
 def test_a_forward_that_writes_to_its_weight_is_refused_and_leaves_the_base(kind):
-    layer = LoLDULayer(kind(6, 5), rank=3)
+    layer = LDULayer(kind(6, 5), rank=3)
     weight = layer.base_layer.weight
     before = weight.detach().clone()
     with pytest.raises(RuntimeError, match="which writes to its weight; accepted: a layer whose weight is constant"):
@@ -343,7 +343,7 @@ def test_rows_that_cannot_be_told_apart():
 def test_an_attribute_of_a_plain_embedding_is_not_taken_for_its_scale():
     embedding = nn.Embedding(8, 5)
     embedding.embed_scale = 7.0  # which the model multiplies by, not the layer
-    layer = trained(LoLDULayer(embedding, rank=3))
+    layer = trained(LDULayer(embedding, rank=3))
     torch.testing.assert_close(layer(IDS), summed(layer, IDS))
 
 
@@ -365,7 +365,7 @@ def test_a_model_of_them_is_merged_and_comes_back():
 @pytest.mark.usefixtures("_own_graphs")
 @pytest.mark.parametrize("name", ["output scaled", "both", "looked at"])
 def test_hooks_and_keywords_compiled_without_a_break(name):
-    layer = trained(LoLDULayer(HOOKED[name](), rank=3))
+    layer = trained(LDULayer(HOOKED[name](), rank=3))
     x = randn(4, 6)
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     for _ in range(2):
@@ -376,7 +376,7 @@ def test_hooks_and_keywords_compiled_without_a_break(name):
 def test_hooks_of_accelerate_are_no_forward_of_its_own(make):
     base = make()
     own, x = own_forward(base), randn(4, 6)
-    layer = trained(LoLDULayer(base, rank=3))
+    layer = trained(LDULayer(base, rank=3))
     adapted = layer(x)
     add_hook_to_module(base, AlignDevicesHook(io_same_device=True))
     assert own_forward(base) is own

@@ -1,4 +1,4 @@
-"""Quantised bases, by the real libraries: factored as the numbers they stand for, and never written to."""
+"""Quantized bases, by the real libraries: factored as the numbers they stand for, and never written to."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from peft import get_peft_model
 from torch import nn
 from torch.nn.functional import linear
 
-from lowrank_ldu.nn import LoLDULayer, inject, merge
+from lowrank_ldu.nn import LDULayer, inject, merge
 from lowrank_ldu.nn.quantized import dense_weight, is_quantized
 from lowrank_ldu.nn.weights import weight_matrix
 from lowrank_ldu.peft import LolduConfig
@@ -101,7 +101,7 @@ class HQQLinear(nn.Module):
 
 HQQLinear.__module__ = "hqq.core.quantize"
 
-# The step between neighbouring numbers, in units of the largest of a row or block: 1/127 (by way of float16 with
+# The step between neighboring numbers, in units of the largest of a row or block: 1/127 (by way of float16 with
 # bitsandbytes),
 # and the gaps of 4 bits.
 KINDS = [
@@ -131,7 +131,7 @@ def test_the_dense_weight_is_what_the_layer_multiplies_by(make, step):
     dense = dense_weight(layer)
     original = plain().weight.detach()
     assert dense.shape == original.shape
-    # bitsandbytes' 8 bits quantise the input, too, by way of float16, where 127 is exact.
+    # bitsandbytes' 8 bits quantize the input, too, by way of float16, where 127 is exact.
     x = torch.eye(64) * 127.0
     products = (layer(x).float() - layer.bias).T
     expected = dense.float() * 127.0
@@ -143,12 +143,12 @@ def test_the_dense_weight_is_what_the_layer_multiplies_by(make, step):
 
 
 @pytest.mark.parametrize(("make", "step"), KINDS)
-def test_a_layer_leaves_the_base_quantised(make, step):
+def test_a_layer_leaves_the_base_quantized(make, step):
     del step
     base = make()
     x = torch.randn(5, 64)
     before, stored = base(x), dense_weight(base).clone()
-    layer = LoLDULayer(base, 8)
+    layer = LDULayer(base, 8)
     assert torch.equal(layer(x), before)
     with torch.no_grad():
         layer.offset.normal_(std=0.1)
@@ -160,7 +160,7 @@ def test_a_layer_leaves_the_base_quantised(make, step):
     assert_within(layer(x), expected, gamma(x.shape[1] + layer.rank + 4, before.dtype) * summed)
     assert is_quantized(base)
     assert torch.equal(dense_weight(base), stored)
-    with pytest.raises(TypeError, match="the base layer is a quantised .*, which would lose the update in rounding"):
+    with pytest.raises(TypeError, match="the base layer is a quantized .*, which would lose the update in rounding"):
         layer.merge()
 
 
@@ -176,12 +176,12 @@ def test_under_peft(make, step):
     adapter = model.base_model.model[0].adapter("default")
     assert adapter.offset.dtype == torch.float32
     assert adapter.offset.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="layer '0': the base layer is a quantised"):
+    with pytest.raises(ValueError, match="layer '0': the base layer is a quantized"):
         model.merge_and_unload()
     assert torch.equal(model.unload()(x), before)
 
 
-def test_a_quantised_layer_whose_output_is_not_its_product_is_refused():
+def test_a_quantized_layer_whose_output_is_not_its_product_is_refused():
     import bitsandbytes
 
     class Tripled(bitsandbytes.nn.Linear4bit):
@@ -192,19 +192,19 @@ def test_a_quantised_layer_whose_output_is_not_its_product_is_refused():
     layer.load_state_dict(plain().state_dict())
     model = nn.Sequential(layer.to("cpu"))
     with pytest.raises(
-        ValueError, match="layer '0': .* a quantised weight, whose output is not their product; accepted"
+        ValueError, match="layer '0': .* a quantized weight, whose output is not their product; accepted"
     ):
         inject(model, ["0"], rank=4)
     assert model[0] is layer
 
 
 @pytest.mark.parametrize("make", [four_bits, torchao_int8])
-def test_hooks_of_a_quantised_layer_see_the_update(make):
+def test_hooks_of_a_quantized_layer_see_the_update(make):
     base = make()
     x = torch.randn(3, 64)
-    plain_layer = LoLDULayer(make(), rank=4)
+    plain_layer = LDULayer(make(), rank=4)
     base.register_forward_hook(lambda module, args, y: 3 * y)
-    layer = LoLDULayer(base, rank=4)
+    layer = LDULayer(base, rank=4)
     with torch.no_grad():
         layer.offset.normal_()
         plain_layer.offset.copy_(layer.offset)
@@ -214,14 +214,14 @@ def test_hooks_of_a_quantised_layer_see_the_update(make):
         assert_within(layer(x), 3 * plain_layer(x), allowed)
 
 
-def test_a_model_with_quantised_layers_is_not_merged():
+def test_a_model_with_quantized_layers_is_not_merged():
     model = nn.Sequential(eight_bits())
     inject(model, "all-linear", 4)
-    with pytest.raises(TypeError, match="layer '0': the base layer is a quantised Linear8bitLt"):
+    with pytest.raises(TypeError, match="layer '0': the base layer is a quantized Linear8bitLt"):
         merge(model)
 
 
-def test_not_yet_quantised_is_a_floating_weight():
+def test_not_yet_quantized_is_a_floating_weight():
     import bitsandbytes
 
     layer = bitsandbytes.nn.Linear4bit(8, 8)
@@ -234,7 +234,7 @@ def test_bare_integers_and_bytes_are_refused(dtype):
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(torch.ones(4, 4).to(dtype), requires_grad=False)
     with pytest.raises(TypeError, match=f"the weight of a Linear is {str(dtype).removeprefix('torch.')}, which says"):
-        LoLDULayer(layer, 2)
+        LDULayer(layer, 2)
 
 
 @pytest.mark.parametrize("options", [{"quant_type": "nf4"}, {"quant_type": "fp4"}, {"compress_statistics": True}])
@@ -342,7 +342,7 @@ def test_a_torchao_format_that_cannot_be_read_is_refused():
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(TorchAOBaseTensor(torch.ones(4, 4, dtype=torch.int8)), requires_grad=False)
     assert is_quantized(layer)
-    with pytest.raises(TypeError, match=r"a torchao\.utils\.TorchAOBaseTensor, which can neither be dequantised nor"):
+    with pytest.raises(TypeError, match=r"a torchao\.utils\.TorchAOBaseTensor, which can neither be dequantized nor"):
         dense_weight(layer)
 
 

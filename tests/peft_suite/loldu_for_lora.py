@@ -34,7 +34,7 @@ def options_as_loldu(options):
     if unknown:
         raise NoCounterpartError(f"LoLDU has no {', '.join(unknown)}")
     if isinstance(renamed.get("init_weights"), str):
-        raise NoCounterpartError(f"LoLDU has no initialisation {renamed['init_weights']}")
+        raise NoCounterpartError(f"LoLDU has no initialization {renamed['init_weights']}")
     renamed["r"] = _rank(options.get("r", _USUAL_RANK))
     renamed["rank_pattern"] = {name: _rank(rank) for name, rank in options.get("rank_pattern", {}).items()} or RANKS
     if str(renamed.get("bias")).endswith("_only"):

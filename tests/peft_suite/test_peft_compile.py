@@ -39,7 +39,7 @@ class _Batch(dict):
         return _Batch({name: value.to(device) for name, value in self.items()})
 
 
-class _Unquantised:
+class _Unquantized:
     @staticmethod
     def from_pretrained(name, **options):
         del options
@@ -63,7 +63,7 @@ class TestCompile(_Suite):
     @pytest.fixture(autouse=True)
     def _quickly(self, monkeypatch):
         # The tests that name LoRA load 4-bit weights, which the stand-ins are too narrow for.
-        monkeypatch.setattr(module("test_torch_compile"), "AutoModelForCausalLM", _Unquantised)
+        monkeypatch.setattr(module("test_torch_compile"), "AutoModelForCausalLM", _Unquantized)
         plain = torch.compile
         monkeypatch.setattr(torch, "compile", lambda model, **options: plain(model, **{**_BACKEND, **options}))
 

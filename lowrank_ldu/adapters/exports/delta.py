@@ -37,14 +37,14 @@ def export_delta(
     folder: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-    force: bool = False,
+    accept_other_base: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Write each layer's update in the layout of its weight, float32, under the weight's name in the base.
 
     Parameters
     ----------
-    adapter, base, folder, overwrite, force, progress
+    adapter, base, folder, overwrite, accept_other_base, progress
         As for `export_lora`; the folder gets `delta.safetensors`. One update is in memory at a time.
 
     Returns
@@ -67,7 +67,7 @@ def export_delta(
     UserWarning
         Modules were trained whole, which are not in the file.
     """
-    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, force=force)
+    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, accept_other_base=accept_other_base)
     model = BaseModel(base)
     names = names_in_base(adapter, model)
     places = names.layers
@@ -81,7 +81,9 @@ def export_delta(
     def reader(layer: StoredLayer) -> Callable[[], Tensor]:
         def read() -> Tensor:
             progress(layer.name)
-            weight, diagonal = bound(adapter, layer, model, str(places[layer.name].read), passed, force=force)
+            weight, diagonal = bound(
+                adapter, layer, model, str(places[layer.name].read), passed, accept_other_base=accept_other_base
+            )
             update = updated_matrix(diagonal.factors, diagonal.delta.detach()).float()
             if not bool(update.isfinite().all()):
                 raise AdapterError(f"layer {layer.name!r}: the update overflows float32; accepted: a smaller one")

@@ -71,7 +71,7 @@ def export_lora(
     *,
     rank: int | None = None,
     overwrite: bool = False,
-    force: bool = False,
+    accept_other_base: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoraExport:
     """Write an adapter's updates as LoRA pairs, lora_A = U_r and lora_B = P L_r diag(delta), with alpha = r.
@@ -90,7 +90,7 @@ def export_lora(
         Truncate each update to this rank, optimally; layers of a smaller rank stay exact. Exact if not given.
     overwrite : bool
         Whether the folder may hold files already, which are then replaced.
-    force : bool
+    accept_other_base : bool
         Accept another base weight, with one warning, of the layer that is furthest off.
     progress : callable
         Gets the name of each layer, when its turn comes.
@@ -109,7 +109,7 @@ def export_lora(
     OutputError
         The folder cannot be written.
     """
-    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, force=force)
+    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, accept_other_base=accept_other_base)
     rank = None if rank is None else check_count(rank, "rank", 1)
     model = BaseModel(base)
     names = names_in_base(adapter, model)
@@ -124,7 +124,9 @@ def export_lora(
     passed: list[Deviation] = []
     for name, layer in adapter.layers.items():
         progress(name)
-        weight, diagonal = bound(adapter, layer, model, str(names.layers[name].read), passed, force=force)
+        weight, diagonal = bound(
+            adapter, layer, model, str(names.layers[name].read), passed, accept_other_base=accept_other_base
+        )
         left, right = update_pair(diagonal.factors, diagonal.delta.detach())
         if not bool(left.isfinite().all()) or not bool(right.isfinite().all()):
             raise AdapterError(f"layer {name!r}: its update overflows {left.dtype}; accepted: a smaller one")

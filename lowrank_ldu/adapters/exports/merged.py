@@ -76,19 +76,19 @@ def export_merged(
     folder: str | os.PathLike[str],
     *,
     overwrite: bool = False,
-    force: bool = False,
+    accept_other_base: bool = False,
     keep_module_dtype: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Write the base model with the adapter's updates in its weights, summed in float32 and rounded once.
 
     Files keep their names and tensors their order; memory holds one tensor and its update at a time, so that a model
-    larger than memory can be merged. Configuration and tokeniser files are copied. What was written is read again and
+    larger than memory can be merged. Configuration and tokenizer files are copied. What was written is read again and
     compared with base and adapter before it gets its name.
 
     Parameters
     ----------
-    adapter, base, folder, overwrite, force
+    adapter, base, folder, overwrite, accept_other_base
         As for `export_lora`.
     keep_module_dtype : bool
         Write modules that were trained whole as they are, not in the dtype that the base has them in.
@@ -116,7 +116,7 @@ def export_merged(
     UserWarning
         The base has names without a prefix, and tensors that are not in it have theirs.
     """
-    flags = {"overwrite": overwrite, "force": force, "keep_module_dtype": keep_module_dtype}
+    flags = {"overwrite": overwrite, "accept_other_base": accept_other_base, "keep_module_dtype": keep_module_dtype}
     target = checked_export(adapter, base, folder, progress, **flags)
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
@@ -126,7 +126,7 @@ def export_merged(
     if model.path.is_dir():
         refuse_left_over(target, {*model.files, *index, *map(str, others)})
     with export_folder(adapter, model, target, {*model.files, *index}, overwrite=overwrite) as out:
-        passed = _write(adapter, model, plan, out, force=force, progress=progress)
+        passed = _write(adapter, model, plan, out, accept_other_base=accept_other_base, progress=progress)
         copy_files(others, out)
         if plan.config is not None:
             (out / CONFIG).write_text(json.dumps(plan.config, indent=2), encoding="utf-8")
@@ -176,7 +176,7 @@ def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseModel, kee
         if dtype.is_floating_point != tensor.is_floating_point() or dtype.itemsize == 1 < tensor.dtype.itemsize:
             raise AdapterError(
                 f"module tensor {name!r} is {dtype_name(tensor)}, and {str(dtype).removeprefix('torch.')} in the base; "
-                "accepted: the base that the adapter is of, not a quantised copy"
+                "accepted: the base that the adapter is of, not a quantized copy"
             )
     else:
         # Names of types that torch has not begin so, too.
@@ -268,17 +268,17 @@ def _write(
     plan: MergePlan,
     out: Path,
     *,
-    force: bool,
+    accept_other_base: bool,
     progress: Callable[[str], None],
 ) -> list[Deviation]:
-    """Write the weights, and return what `force` let pass."""
+    """Write the weights, and return what `accept_other_base` let pass."""
     passed: list[Deviation] = []
     added = [name for name in plan if name not in base]
     last, size = list(base.files)[-1], 0
     for file, reader in base.files.items():
         progress(file)
         names = [*(info.name for info in reader.tensors), *(added if file == last else [])]
-        entries = [_entry(name, adapter, base, plan, passed, force=force) for name in names]
+        entries = [_entry(name, adapter, base, plan, passed, accept_other_base=accept_other_base) for name in names]
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         write_tensors(out / file, entries, reader.metadata)
         size += sum(entry.size for entry in entries)
@@ -294,7 +294,7 @@ def _entry(
     plan: MergePlan,
     passed: list[Deviation],
     *,
-    force: bool,
+    accept_other_base: bool,
 ) -> Entry:
     if name in plan.tensors:
         return given(name, plan.tensors[name])
@@ -305,7 +305,7 @@ def _entry(
     layer, read = plan.layers[name]
 
     def summed() -> Tensor:
-        weight, diagonal = bound(adapter, layer, base, read, passed, force=force)
+        weight, diagonal = bound(adapter, layer, base, read, passed, accept_other_base=accept_other_base)
         try:
             update = updated_matrix(diagonal.factors, diagonal.delta.detach())
             merged = merged_weight(weight, layer.kind, [update]).to(base.dtype(read))

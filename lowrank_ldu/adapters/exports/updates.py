@@ -56,7 +56,7 @@ def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name:
     Raises
     ------
     AdapterError
-        It is stored quantised. A saved one of the base's shape is not looked at: `StoredLayer.bind` compares the base
+        It is stored quantized. A saved one of the base's shape is not looked at: `StoredLayer.bind` compares the base
         with what the adapter has sampled.
     """
     weight = base.tensor(name)
@@ -83,9 +83,15 @@ def is_of_base(tensor: Tensor, base: BaseModel, name: str | None) -> bool:
 
 
 def bound(
-    adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name: str, passed: list[Deviation], *, force: bool
+    adapter: AdapterFile,
+    layer: StoredLayer,
+    base: BaseModel,
+    name: str,
+    passed: list[Deviation],
+    *,
+    accept_other_base: bool,
 ) -> Bound:
-    """Put a layer's numbers on its base weight, and add to `passed` what `force` lets pass.
+    """Put a layer's numbers on its base weight, and add to `passed` what `accept_other_base` lets pass.
 
     Raises
     ------
@@ -93,7 +99,7 @@ def bound(
         As for `StoredLayer.bind`.
     """
     weight = base_weight(adapter, layer, base, name)
-    diagonal, deviation = layer.rebuild(layer.kind.as_matrix(weight), "warn" if force else "error")
+    diagonal, deviation = layer.rebuild(layer.kind.as_matrix(weight), "warn" if accept_other_base else "error")
     passed.extend([] if deviation is None else [deviation])
     return Bound(weight, diagonal)
 

@@ -40,7 +40,7 @@ def own_forward(module: nn.Module) -> bool:
     >>> own_forward(nn.Linear(2, 2))
     False
     """
-    # Whatever a quantised layer calls, it multiplies by what its integers stand for (`check_forward`).
+    # Whatever a quantized layer calls, it multiplies by what its integers stand for (`check_forward`).
     if not _has_own_forward(module):
         return False
     # The quick test is one that torch.compile follows.
@@ -87,7 +87,7 @@ def check_forward(module: nn.Module) -> None:
     Raises
     ------
     ValueError
-        Its weight is quantised and its output is not the product with it, or its weight is computed at each call, or
+        Its weight is quantized and its output is not the product with it, or its weight is computed at each call, or
         its gradient would be no gradient of the sum.
     """
     if not _has_own_forward(module):
@@ -96,8 +96,8 @@ def check_forward(module: nn.Module) -> None:
     if is_quantized(module):
         if not _multiplies_by_its_weight(module):
             raise ValueError(
-                f"{name} and a quantised weight, whose output is not their product; accepted: a floating weight, or "
-                "the quantising library's own layer"
+                f"{name} and a quantized weight, whose output is not their product; accepted: a floating weight, or "
+                "the quantizing library's own layer"
             )
         return
     if is_offloaded(module):
@@ -138,7 +138,7 @@ def refresh_weight(module: nn.Module) -> None:
 
 
 def _multiplies_by_its_weight(module: nn.Module) -> bool:
-    """Whether a quantised layer's output is that of its kind, but for the rounding of its input; True if it is unknown.
+    """Whether a quantized layer's output is that of its kind, but for the rounding of its input; True if it is unknown.
 
     An activation in 4 bits is off by a tenth.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.kinds.base import LayerKind
 
 ACCEPTED_LAYERS = (
-    "nn.Linear (quantised by bitsandbytes or torchao, too), transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, "
+    "nn.Linear (quantized by bitsandbytes or torchao, too), transformers' Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, "
     "nn.Embedding"
 )
 
@@ -42,7 +42,7 @@ def kind_of(module: nn.Module) -> type[LayerKind]:
     TypeError
         No kind is known for it.
     ValueError
-        An embedding that renormalises its weight as it looks rows up (max_norm), so that nothing can be factored; a
+        An embedding that renormalizes its weight as it looks rows up (max_norm), so that nothing can be factored; a
         layer with a forward of its own that cannot be called with another weight (`check_forward`).
 
     Examples

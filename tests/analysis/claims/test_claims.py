@@ -24,7 +24,7 @@ from lowrank_ldu.analysis.claims.report import claims_json, render_claims
 from lowrank_ldu.analysis.measures.initialization_change import initialization_changes
 from lowrank_ldu.diagnostics import stored_numbers
 from lowrank_ldu.initialization import INITIALIZATIONS, initial_diagonal
-from lowrank_ldu.nn import LoLDULayer
+from lowrank_ldu.nn import LDULayer
 
 RANK = 4
 
@@ -164,7 +164,7 @@ def test_identity_is_changed_by_no_start_that_is_its_own_diagonal(known):
 @pytest.mark.parametrize("init", INITIALIZATIONS)
 def test_starts_are_those_of_the_layer(init, preserving):
     base = nn.Linear(14, 10, dtype=torch.float64)
-    layer = LoLDULayer(base, RANK, init=init, preserving=preserving, seed=3)
+    layer = LDULayer(base, RANK, init=init, preserving=preserving, seed=3)
     norm = float(torch.linalg.norm(base.weight))
     factors = ldu(base.weight.detach())
     (changes,) = initialization_changes(factors.diagonal, gram_matrix(factors.left, factors.right), [RANK], norm, 3)
@@ -266,7 +266,7 @@ def test_only_memory_grows_with_the_matrix(tmp_path):
 
 
 def test_stored_numbers_are_those_in_the_file(tmp_path):
-    model = nn.Sequential(LoLDULayer(nn.Linear(20, 16), 7))
+    model = nn.Sequential(LDULayer(nn.Linear(20, 16), 7))
     save_adapter(model, tmp_path)
     with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
         numbers = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
