@@ -202,11 +202,7 @@ def _computed(
     *,
     check_values: bool,
 ) -> Tensor:
-    validation.check_layer(x, layer)
-    check_values = check_values and has_values(x)
-    validation.check_adapters(x, layer, adapters, values=check_values)
-    if layer.upper and check_values:
-        validation.check_upper(layer.right)
+    validation.check_call(x, layer, adapters, values=check_values)
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     chosen, packing = plan_call(rows, layer, adapters, plan, packing)
     adapters = _for_every_row(adapters, x)
@@ -214,7 +210,7 @@ def _computed(
     if implementation.linear is not None:
         y = implementation.linear(rows, layer, adapters)
     elif packing is not None:
-        validation.check_packing(packing, x, layer, values=check_values)
+        validation.check_packing(packing, x, layer, values=check_values and has_values(x))
         diagonal = (packing.diagonal + adapters.deltas).to(x.dtype)
         y = packed_linear(rows, layer, diagonal, packing.order, packing.inverse)
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.kernels.packed import TOLERANCE, Packing
+from lowrank_ldu.kernels.torch_modes import has_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,22 @@ def _check_kind(name: str, tensor: object, x: Tensor) -> None:
         raise ValueError(f"{name} is on {tensor.device}; accepted: x's device, {x.device}")
 
 
-def check_layer(x: Tensor, layer: Layer) -> None:
+def check_call(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool) -> None:
+    """Check all tensors of a call, and their values if asked.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As for `_check_layer` and `_check_adapters`; or right is not upper trapezoidal where the layer says so.
+    """
+    _check_layer(x, layer)
+    values = values and has_values(x)
+    _check_adapters(x, layer, adapters, values=values)
+    if layer.upper and values:
+        _check_upper(layer.right)
+
+
+def _check_layer(x: Tensor, layer: Layer) -> None:
     """Check that the layer's tensors belong together: shapes, dtype, device.
 
     Raises
@@ -72,7 +88,7 @@ def check_layer(x: Tensor, layer: Layer) -> None:
         raise ValueError("left and right have no terms; accepted: a rank of at least 1")
 
 
-def check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool) -> None:
+def _check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool) -> None:
     """Check the diagonals, and which of them rows use.
 
     Parameters
@@ -145,7 +161,7 @@ def _check_index(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int,
             )
 
 
-def check_upper(right: Tensor) -> None:
+def _check_upper(right: Tensor) -> None:
     """Check that right is upper trapezoidal, before half of it is left out."""
     if bool(right.tril(-1).any()):
         raise ValueError(
