@@ -1,4 +1,7 @@
-"""Factors of one base weight, shared by the adapters that ask for the same ones."""
+"""Share the factors of one base weight among adapters.
+
+Adapters that ask for the same factors share them.
+"""
 
 from __future__ import annotations
 
@@ -58,11 +61,16 @@ class SharedFactors(nn.ModuleDict):
         self._seen: dict[str, Tensor] = {}
 
     def of(self, adapter_name: str) -> Factors:
-        """Return the factors that an adapter is expressed in."""
+        """Return the factors of an adapter.
+
+        The adapter is expressed in them.
+        """
         return cast("Factors", self[self.key_of[adapter_name]])
 
     def assign(self, adapter_name: str, options: AdapterOptions, matrix: Tensor, *, deferred: bool) -> None:
-        """Give a new adapter the factors of its options, computed if there are none.
+        """Give a new adapter the factors of its options.
+
+        They are computed if there are none.
 
         Parameters
         ----------
@@ -90,13 +98,13 @@ class SharedFactors(nn.ModuleDict):
         self._drop_unused()
 
     def remove(self, adapter_name: str) -> None:
-        """Forget an adapter, and its factors if no other one uses them."""
+        """Forget an adapter, and its factors if they are unused."""
         for known in (self.key_of, self._settled, self._seen):
             known.pop(adapter_name, None)
         self._drop_unused()
 
     def unsettled(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[str]:
-        """Return those of the adapters that have to be settled.
+        """Return the adapters that have to be settled.
 
         Their factors are not there, or their numbers were replaced since they were settled.
         """
@@ -113,9 +121,9 @@ class SharedFactors(nn.ModuleDict):
         return names
 
     def summed_updates(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[Update]:
-        """Return the updates of adapters, one for all that share their factors.
+        """Return the updates of adapters, one for each set of factors.
 
-        Their diagonals add up before the products.
+        The adapters that share their factors have one update. Their diagonals add up before the products.
 
         Parameters
         ----------
@@ -133,7 +141,7 @@ class SharedFactors(nn.ModuleDict):
     def updates_by_row(self, adapters: nn.ModuleDict, adapter_names: list[str]) -> list[Update]:
         """Return the updates of a batch whose rows use different adapters.
 
-        One for all adapters that share their factors.
+        There is one update for all adapters that share their factors.
 
         Parameters
         ----------
@@ -169,7 +177,9 @@ class SharedFactors(nn.ModuleDict):
         weight: AbstractContextManager[Tensor] | None,
         policy: BaseCheck,
     ) -> None:
-        """See to it that an adapter's factors are those at its pivots, which may have been loaded meanwhile.
+        """Give an adapter the factors at its pivots.
+
+        The pivots may have been loaded since the last time.
 
         Parameters
         ----------
@@ -229,7 +239,10 @@ class SharedFactors(nn.ModuleDict):
         self._seen[adapter_name] = adapter.base_sample
 
     def _factors_at(self, adapter_name: str, matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Factors:
-        """Give an adapter the factors at its pivots: another adapter's if they are the same, or built anew."""
+        """Give an adapter shared or new factors at its pivots.
+
+        They are another adapter's if it has the same ones, or else built anew.
+        """
         present = self.of(adapter_name)
         for key, factors in self._each():
             if factors.options == present.options and factors.at(rows, columns):

@@ -1,4 +1,7 @@
-"""The weight of a layer: as it is stored, as a matrix, and which other modules use it."""
+"""Read the weight of a layer, and find its other users.
+
+It is read as it is stored, or as a matrix; the users are other modules.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ def stored_weight(base_layer: nn.Module) -> nn.Parameter:
 
 
 def weight_matrix(base_layer: nn.Module) -> Tensor:
-    """Return a layer's weight as W (m, n), dequantized where it is stored quantized, in memory if it is offloaded.
+    """Return a layer's weight as W (m, n).
+
+    It is dequantized where it is stored quantized, and in memory if it is offloaded.
 
     Raises
     ------
@@ -40,7 +45,9 @@ def weight_matrix(base_layer: nn.Module) -> Tensor:
 
 
 def check_untied(model: nn.Module, base_layers: Mapping[str, nn.Module]) -> None:
-    """Refuse to write an update into a weight that another module uses too: that one would change with it.
+    """Refuse to write an update into a tied weight.
+
+    Another module that uses the weight would change with it.
 
     Parameters
     ----------
@@ -65,7 +72,10 @@ def check_untied(model: nn.Module, base_layers: Mapping[str, nn.Module]) -> None
 def users_of_weights(
     model: nn.Module, base_layers: Mapping[str, nn.Module]
 ) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
-    """Yield each layer's name with the names and modules of all that have some of its weight's memory."""
+    """Yield each layer's name with the users of its weight.
+
+    They are the names and modules of all that have some of the weight's memory.
+    """
     owners = Owners(
         ((name, module), tensor)
         for name, module in model.named_modules()
