@@ -67,7 +67,10 @@ def read_native(folder: Path) -> AdapterFile:
 
 
 def _other_names(path: Path, config: dict[str, Any], key: str, known: Container[str]) -> dict[str, list[str]] | None:
-    """Return the other names that tensors or layers had in training; None in files of versions that wrote none."""
+    """Return the other names that tensors or layers had in training.
+
+    None in files of versions that wrote no such names.
+    """
     names = config.get(key)
     if names is None:
         return None

@@ -1,4 +1,7 @@
-"""Read the folder that PEFT's save_pretrained wrote for a LoLDU adapter; PEFT is not needed for it."""
+"""Read the folder that PEFT's save_pretrained wrote.
+
+It holds a LoLDU adapter. PEFT is not needed to read it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ _OPTIONS = tuple(name for name in OPTION_NAMES if name not in {"rank", "alpha"})
 
 
 def read_peft(folder: Path) -> AdapterFile:
-    """Read an adapter.
+    """Read an adapter from PEFT's folder.
 
     Its layers have no fingerprint of their base, only a sample of it, and no shape: the base has to supply that.
 
@@ -135,7 +138,10 @@ def _stored(
 
 
 def _module_names(path: Path, listed: Any, tensors: dict[str, Tensor]) -> list[str]:
-    """Return the qualified names of modules that are listed by their last parts, not all of which there need be."""
+    """Return the qualified names of listed modules.
+
+    They are listed by their last parts. Not all of them need to be in the file.
+    """
     if not isinstance(listed, list | None) or not all(isinstance(name, str) for name in listed or []):
         raise AdapterError(f"{path}: modules_to_save is {listed!r}; accepted: a list of names, or null")
     found = set()

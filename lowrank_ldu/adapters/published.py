@@ -1,4 +1,7 @@
-"""Take over what the method's published code saved: github.com/SKDDJ/LoLDU, `get_loldu_state_dict` or a state dict."""
+"""Import adapters of the method's published code.
+
+The code is github.com/SKDDJ/LoLDU. It saves `get_loldu_state_dict` or a state dict.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ _KEY = re.compile(r"(?P<layer>.+)\.parametrizations\.weight\.(?P<index>\d+)\.vec
 
 @dataclass(frozen=True)
 class _Published:
-    """What a state says of one layer: z, and where it is the state of a whole model, sigma and the residual."""
+    """Hold the published numbers of one layer.
+
+    They are z and, in the state of a whole model, sigma and the residual.
+    """
 
     name: str
     z: Tensor
@@ -68,7 +74,9 @@ def import_published(
     rank: int | None = None,
     train_sigma: bool = False,
 ) -> list[str]:
-    """Put LoLDU layers into a base model that compute what the published code's layers did, in place.
+    """Put LoLDU layers with published numbers into a base model.
+
+    They compute what the published code's layers did. The model is changed in place.
 
     Parameters
     ----------
@@ -229,7 +237,10 @@ def _layer(model: nn.Module, published: _Published, options: AdapterOptions, sca
 
 
 def _drawn_start(published: _Published, matrix: Tensor, factors: LDU, scale: float) -> Tensor:
-    """Return the start of z that was drawn, which only the residual W - scale P L diag(start) U still has."""
+    """Return the random start of z.
+
+    Only the residual W - scale P L diag(start) U still has it.
+    """
     name, residual = published.name, published.residual
     if residual is None:
         raise AdapterError(

@@ -1,4 +1,4 @@
-"""Write an adapter."""
+"""Write an adapter to a folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ _NAMED = 5
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_save: Sequence[str] = ()) -> Path:
-    """Write the trained numbers of every LoLDU layer of `model`, and nothing of the base.
+    """Write the trained numbers of every LoLDU layer.
+
+    Nothing of the base is written.
 
     Parameters
     ----------
@@ -133,7 +135,10 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
 
 
 def _shared(model: nn.Module) -> dict[str, list[str]]:
-    """Return the other names of layers that stand in a model in several places."""
+    """Return the other names of layers in several places.
+
+    They stand in several places of the model.
+    """
     found = places(model).items()
     names = ([plain_name(name, model) for name in group] for module, group in found if isinstance(module, LDULayer))
     return {first: others for first, *others in names if others}
@@ -159,7 +164,10 @@ def _tensors(layer: LDULayer) -> dict[str, Tensor]:
 
 
 def _warn_of_rounding(layer: LDULayer, stored: StoredLayer) -> None:
-    """Try out, where the last pivots are as small as rounding errors, whether the update can be rebuilt."""
+    """Warn if a saved update cannot be rebuilt.
+
+    It is tried out where the last pivots are as small as rounding errors.
+    """
     sizes = layer.factors.diagonal.abs()
     noise = torch.finfo(sizes.dtype).eps * max(stored.record.shape)
     if stored.record.options.basis != "ldu" or sizes.min() > noise * sizes.max():
@@ -171,7 +179,10 @@ def _warn_of_rounding(layer: LDULayer, stored: StoredLayer) -> None:
 
 
 def _warn_of_left_out(model: nn.Module, modules: Sequence[str]) -> None:
-    """Warn of parameters that were unfrozen after `inject` and are not written."""
+    """Warn of trained parameters that are not written.
+
+    They were unfrozen after `inject`.
+    """
     layers = [layer for _, layer in lowrank_layers(model)]
     if not any(layer.injected for layer in layers):
         return  # load_adapter freezes nothing, so that requires_grad says nothing

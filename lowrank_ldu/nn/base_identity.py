@@ -68,11 +68,11 @@ def sample_of(matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def update_sketch(factors: Factors, delta: Tensor) -> Tensor:
-    r"""Return the products of an update with fixed vectors of signs.
+    r"""Return products of an update with vectors of signs.
 
-    These are a_k^T (P L diag(delta) U) b_k for vectors of signs a_k and b_k, shape (PROBES,), float32. The mean square
-    of a sketch is that of the update's Frobenius norm, so that the relative distance of two sketches estimates that of
-    two updates. Costs PROBES r (m + n) multiply-adds; nothing of size m n is formed.
+    These are a_k^T (P L diag(delta) U) b_k for fixed vectors of signs a_k and b_k, shape (PROBES,), float32. The mean
+    square of a sketch is that of the update's Frobenius norm, so that the relative distance of two sketches estimates
+    that of two updates. Costs PROBES r (m + n) multiply-adds; nothing of size m n is formed.
 
     Parameters
     ----------
@@ -150,7 +150,10 @@ class Deviation:
 
     @property
     def size(self) -> float:
-        """Return the key that layers are ordered by, to name the worst one."""
+        """Return the largest deviation of the layer.
+
+        Layers are ordered by it, to name the worst one.
+        """
         return max(self.base or 0.0, self.update or 0.0)
 
 
@@ -188,7 +191,7 @@ def outcome(deviation: Deviation | None, policy: BaseCheck, *, tolerated: float 
 
 
 def warn_of(deviations: Sequence[Deviation], stacklevel: int = 2) -> None:
-    """Warn once of the layer with the largest deviation, if there is any."""
+    """Warn once of the layer that deviates most, if any."""
     if not deviations:
         return
     worst = max(deviations, key=lambda deviation: deviation.size)

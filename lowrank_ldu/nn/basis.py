@@ -27,7 +27,7 @@ BASES: tuple[Basis, ...] = get_args(Basis)
 
 @dataclass(frozen=True)
 class BasisFactors:
-    """Hold rank-one terms of a weight, and pivots where there are any.
+    """Hold rank-one terms of a weight, and pivots if any.
 
     There are pivots where the terms come from an elimination.
 

@@ -64,7 +64,7 @@ def never_called(model: nn.Module) -> list[str]:
 def read_past(model: nn.Module) -> list[str]:
     """Return the names of the adapted layers whose weight was read.
 
-    The module that calls such a layer reads its weight on another of its paths.
+    The module that calls such a layer has read its weight on another of its paths.
     """
     if not _has_run(model):
         return []

@@ -66,9 +66,9 @@ class Seen:
 
 
 class KeptBase(NamedTuple):
-    """Hold the base weight before a merge, and sums of the merged one.
+    """Hold a base weight, and sums of the merged weight.
 
-    The sums tell whether the merged weight is still as merging left it.
+    The base weight is the one before the merge. The sums tell whether the merged weight is still as merging left it.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Configuration of LoLDU under PEFT."""
+"""Configure LoLDU under PEFT."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ model = PeftModel.from_pretrained(base_model, "the folder of this file")
 
 @dataclass
 class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
-    r"""Options of a LoLDU adapter under PEFT; fields that LoRA has, too, mean the same.
+    r"""Options of a LoLDU adapter under PEFT.
+
+    Fields that LoRA has, too, mean the same.
 
     Attributes
     ----------
@@ -165,7 +167,10 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     )
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the configuration, and into the card that PEFT wrote how such an adapter is loaded."""
+        """Write the configuration, and complete the card that PEFT wrote.
+
+        The card gets instructions for loading such an adapter.
+        """
         super().save_pretrained(save_directory, **kwargs)
         # Adapters of other names than "default" lie in folders below the card.
         for folder in (Path(save_directory), Path(save_directory).parent):
@@ -178,7 +183,10 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
                 break
 
     def __post_init__(self) -> None:
-        """Check every value, so that a mistake shows before a model is touched."""
+        """Check every value.
+
+        A mistake shows before a model is touched.
+        """
         super().__post_init__()
         self.peft_type = PeftType.LOLDU
         for name in _FLAGS:
@@ -190,7 +198,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
     @property
     def options(self) -> AdapterOptions:
-        """The options of an adapter, for layers of no other rank or alpha."""
+        """Return the options for layers without a rank or alpha of their own."""
         return AdapterOptions(rank=self.r, **{name: getattr(self, name) for name in _OPTIONS})
 
     def _check_options(self) -> None:
@@ -266,7 +274,10 @@ def _are_texts(value: object) -> bool:
 
 
 def _block_numbers(value: Any) -> list[int] | int | None:
-    """Return numbers of blocks as Python's own, one or a list."""
+    """Return numbers of blocks as Python's own.
+
+    They are one number or a list.
+    """
     if value is None:
         return None
     several = is_several(value)

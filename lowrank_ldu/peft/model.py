@@ -1,4 +1,4 @@
-"""The model that PEFT makes of a base model and a `LolduConfig`."""
+"""Put LoLDU adapters into a base model under PEFT."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ _SUMS = ("linear", "svd", "cat")
 
 
 class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
-    """LoLDU adapters on a model; made by `peft.get_peft_model` for a `LolduConfig`.
+    """Model with LoLDU adapters under PEFT.
+
+    `peft.get_peft_model` makes it of a base model and a `LolduConfig`.
 
     Parameters
     ----------
@@ -122,7 +124,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         self._replace_module(parent, target_name, layer, target)
 
     def _check_stands_once(self, name: str, target: nn.Module) -> None:
-        """Refuse a target that stands under a second name, where PEFT would leave the plain layer."""
+        """Refuse a target that stands under a second name.
+
+        PEFT would leave the plain layer there.
+        """
         while True:
             second = next((place for place in self._repeated.get(target, ()) if place != name), None)
             if second is not None:
@@ -145,7 +150,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: LolduConfig, *, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
-        """Return what a file holds of an adapter, by the plain model's names, wrappers left out."""
+        """Return a file's tensors of an adapter.
+
+        Their names are those of the plain model, without wrappers.
+        """
         plain = {plain_name(key, model): value for key, value in state_dict.items()}
         layers = list(_adapted_names(model))
         prefixes = tuple(f"{layer}{PREFIX}adapter." for layer in layers)
@@ -158,7 +166,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
-        """Return what a file holds of an adapter, by the names of this model, wrappers included."""
+        """Return a file's tensors of an adapter, named as in this model.
+
+        These names include wrappers.
+        """
         prefixes = tuple(f"{layer}{PREFIX}adapter.{adapter_name}." for layer in _adapted_names(model))
         keys = {plain_name(key, model): key for key in model.state_dict()}
         for plain, key in list(keys.items()):
@@ -225,7 +236,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     @contextmanager
     def _small_layers_named(self, config: LolduConfig) -> Iterator[None]:
-        """Name all targets that are too small for their rank, of which PEFT meets the first."""
+        """Name all targets that are too small for their rank.
+
+        PEFT meets only the first of them.
+        """
         try:
             yield
         except ValueError:
@@ -268,7 +282,9 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                 )
 
     def _check_merge_allowed(self) -> None:
-        """Refuse to write an update into a weight that another module uses, too, or that is computed at each call.
+        """Refuse to merge into a weight that cannot be written to.
+
+        Another module uses such a weight, too, or it is computed at each call.
 
         Raises
         ------
@@ -292,7 +308,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Hand `adapter_names` of a forward or generate call on to the layers, while it lasts."""
+        """Pass `adapter_names` of a forward or generate call to the layers.
+
+        It lasts as long as the call.
+        """
         del args  # whatever the options of a call are, `generate` itself is asked how often it repeats rows
         names = kwargs.pop("adapter_names", None)
         if names is None:
@@ -330,9 +349,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
     ) -> None:
-        """Add an adapter whose update is the weighted sum of other adapters' updates, exactly.
+        """Add an adapter that is the weighted sum of other adapters.
 
-        Adapters of the same factors add up entry by entry of their diagonals, without any approximation.
+        Its update is exactly the weighted sum of their updates. Adapters of the same factors add up entry by entry of
+        their diagonals, without any approximation.
 
         Parameters
         ----------
@@ -396,7 +416,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
 
 def _before_saving(model: nn.Module, *_: Any) -> None:
-    """Before an adapter is saved: name the layers that it had no effect in."""
+    """Warn of layers without effect before an adapter is saved.
+
+    The adapter had no effect in these layers.
+    """
     if isinstance(model, LolduModel):
         warn_of_passed_by(model.model, stacklevel=6)
 
@@ -415,7 +438,10 @@ def _are_numbers(weights: Any) -> bool:
 
 
 def _in_wrappers(parent: nn.Module, name: str, layer: nn.Module) -> tuple[nn.Module, str, nn.Module]:
-    """Return the layer that wrappers of it alone are around, with the innermost wrapper and its name there."""
+    """Return the layer inside of wrappers of it alone.
+
+    With it come the innermost wrapper and the layer's name there.
+    """
     while wrapped := next((key for key in LAYER_WRAPPED if key in layer._modules), None):  # noqa: SLF001
         parent, name, layer = layer, wrapped, layer.get_submodule(wrapped)
     return parent, name, layer
@@ -429,7 +455,10 @@ def _repeated_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def _adapted_names(model: nn.Module) -> Iterator[str]:
-    """Yield what the names of the tensors of layers with adapters begin with in the plain model."""
+    """Yield the prefix of each adapted layer's tensors.
+
+    The names are those of the plain model.
+    """
     for name, layer in hosts(model):
         if isinstance(layer, LolduLayer):
             yield f"{plain_name(name, model)}.".removeprefix(".")
@@ -456,7 +485,10 @@ def _union(targets: list[set[str] | str]) -> set[str] | str:
 
 
 def _describe(config: LolduConfig, key: str, base_layer: nn.Module, kind: type[LayerKind]) -> None:
-    """Write into the configuration what cannot be told from an adapter's numbers alone."""
+    """Complete the configuration with facts of a layer.
+
+    An adapter's numbers alone do not tell these.
+    """
     if kind is TransposedLinearKind:
         config.fan_in_fan_out = True
     if kind is not LinearKind:
@@ -467,7 +499,10 @@ def _describe(config: LolduConfig, key: str, base_layer: nn.Module, kind: type[L
 
 
 def _clipped(config: LolduConfig, key: str, base_layer: nn.Module, rank: int) -> int:
-    """Return the rank that a layer gets, and write a smaller one into the configuration, which is saved."""
+    """Return a layer's rank, and keep a smaller one.
+
+    A smaller rank is written into the configuration, which is saved.
+    """
     clipped = int(clipped_rank(rank, base_layer) or rank)
     if clipped != rank:
         config.rank_pattern = {f"^{re.escape(key)}": clipped, **config.rank_pattern}
@@ -479,7 +514,10 @@ def _for_layer(pattern: dict[str, Any], key: str, default: Any) -> Any:
 
 
 def _adapted_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield what takes `adapter_names`, without looking at every adapter of every layer: there may be thousands."""
+    """Yield the modules that take `adapter_names`.
+
+    The adapters of a layer are not visited: there may be thousands.
+    """
     for child in model.children():
         if isinstance(child, LolduLayer | AuxiliaryTrainingWrapper):
             yield child
@@ -495,7 +533,10 @@ def _encoder_modules(model: nn.Module) -> set[nn.Module]:
 
 @contextmanager
 def _repeated_with_rows(model: nn.Module, names: list[str], repeated: list[str]) -> Iterator[None]:
-    """Repeat names whenever `generate` repeats rows, for beams or return sequences of any configuration."""
+    """Repeat names whenever `generate` repeats rows.
+
+    It does so for beams or return sequences of any configuration.
+    """
     expand = getattr(model, "_expand_inputs_for_generation", None)
     if expand is None:
         yield

@@ -1,4 +1,4 @@
-"""Make PEFT know a method that is not its own.
+"""Register a method with PEFT that is not its own.
 
 There is no supported way. PEFT checks a method's name against the members of an enumeration, and transformers asks
 those members for their value; so the enumeration gets one more.

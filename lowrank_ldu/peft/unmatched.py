@@ -1,4 +1,7 @@
-"""Warn of names in a configuration that match nothing in the model, and so have no effect."""
+"""Warn of names in a configuration that match nothing.
+
+Such a name has no effect in the model.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ _TASKS = {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"}
 
 
 def warn_of_unmatched(config: LolduConfig, modules: list[str], layers: list[str], *, targets_given: bool) -> None:
-    """Warn of every name of a configuration that matches nothing, with what comes close.
+    """Warn of every name of a configuration that matches nothing.
+
+    The warning has the names that come close.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""What transformers knows of a base model: its modules' names and shapes, and which weights are tied."""
+"""Ask transformers for the architecture of a base model.
+
+It knows the names and shapes of the model's modules, and its tied weights.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ class Architecture:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return a folder's config.json, None where there is none or it is of something else than a model."""
+    """Return a folder's config.json, or None.
+
+    None where there is no such file, or it describes something else than a model.
+    """
     try:
         config = read_json(folder / CONFIG, CONFIGURATION, lenient=True)
     except (OSError, ValueError):
@@ -69,7 +75,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def architecture_of(folder: Path, tensors: int, task: str | None = None) -> Architecture | None:
-    """Build the model that a folder's config.json describes, on the meta device.
+    """Build the model of a folder's config.json.
+
+    It is on the meta device.
 
     Parameters
     ----------
@@ -145,7 +153,10 @@ def _tied(model: Any) -> dict[str, str]:
 
 
 def _tie_reader(model: Any) -> str | None:
-    """Return the class of a model's part with a method, past its setting up, that asks whether weights are tied."""
+    """Return the name of a class that asks whether weights are tied.
+
+    It is the class of a part of the model. A method of it, other than one that sets the model up, asks so.
+    """
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     for kind in sorted(kinds, key=lambda kind: kind.__name__):
         if not kind.__module__.startswith("transformers.models."):
@@ -158,7 +169,10 @@ def _tie_reader(model: Any) -> str | None:
 
 
 def _renaming(model: Any) -> Callable[[str], str | None]:
-    """Return how names of checkpoints become names of the model as `from_pretrained` loads them."""
+    """Return the function that renames tensors of checkpoints.
+
+    The new names are those of the model, as `from_pretrained` gives them.
+    """
     state, prefix = model.state_dict(), model.base_model_prefix
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415

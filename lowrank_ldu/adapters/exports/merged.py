@@ -1,4 +1,7 @@
-"""A base model with an adapter merged in, written shard by shard."""
+"""Export a base model with an adapter merged in.
+
+It is written shard by shard.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ _FLOATING = ("float", "bfloat", "F")
 
 @dataclass
 class MergePlan:
-    """Hold the tensors that differ between a base and its merge.
+    """Hold the changed tensors of a merge.
+
+    They differ between the base and its merge.
 
     Attributes
     ----------
@@ -80,11 +85,12 @@ def export_merged(
     keep_module_dtype: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
-    """Write the base model with the adapter's updates in its weights, summed in float32 and rounded once.
+    """Write the base model with the updates in its weights.
 
-    Files keep their names and tensors their order; memory holds one tensor and its update at a time, so that a model
-    larger than memory can be merged. Configuration and tokenizer files are copied. What was written is read again and
-    compared with base and adapter before it gets its name.
+    Weight and update are summed in float32 and rounded once. Files keep their names and tensors their order. Memory
+    holds one tensor and its update at a time, so that a model larger than memory can be merged. Configuration and
+    tokenizer files are copied. The written files are read again and compared with base and adapter before they get
+    their names.
 
     Parameters
     ----------
@@ -170,7 +176,10 @@ def _warn_of_names(names: BaseNames, base: BaseModel) -> None:
 
 
 def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseModel, keep: bool) -> Tensor:
-    """Return a tensor that was trained whole in the dtype of the base's, or of its floating numbers if it is new."""
+    """Return a wholly trained tensor in the base's dtype.
+
+    That is the dtype of the base's tensor. For a new tensor it is the dtype of the base's floating numbers.
+    """
     if place.read is not None:
         dtype = base.dtype(place.read)
         if dtype.is_floating_point != tensor.is_floating_point() or dtype.itemsize == 1 < tensor.dtype.itemsize:
@@ -194,7 +203,10 @@ def _finite(tensor: Tensor, what: str, otherwise: str) -> Tensor:
 
 
 def _describe(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
-    """Write a changed number of tokens or labels into the configuration, and refuse other changes of shape."""
+    """Write new numbers of tokens or labels into the configuration.
+
+    Other changes of shape are refused.
+    """
     config = plan.config or read_config(base.root)
     if config is None:
         return
@@ -233,7 +245,10 @@ def _describe(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
 
 
 def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
-    """Refuse a model for another task than the base's with tensors that neither base nor adapter has."""
+    """Refuse a model for another task with tensors that are missing.
+
+    The task is another one than the base's, and neither base nor adapter has these tensors.
+    """
     whole = adapter.module_tensors
     if base.architecture is None or adapter.task_type is None or not whole:
         return
@@ -254,7 +269,10 @@ def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -
 def _changed_shapes(
     plan: MergePlan, adapter: AdapterFile, base: BaseModel
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return the old and the new shape of every tensor that has another one than in the base."""
+    """Return the old and the new shape of every reshaped tensor.
+
+    The old one is the shape in the base.
+    """
     shapes = {name: (base.shape(name), tuple(tensor.shape)) for name, tensor in plan.tensors.items() if name in base}
     for name, (layer, read) in plan.layers.items():
         if layer.name in adapter.base_weights:
@@ -271,7 +289,10 @@ def _write(
     accept_other_base: bool,
     progress: Callable[[str], None],
 ) -> list[Deviation]:
-    """Write the weights, and return what `accept_other_base` let pass."""
+    """Write the weights, and return the accepted deviations.
+
+    `accept_other_base` has let them pass.
+    """
     passed: list[Deviation] = []
     added = [name for name in plan if name not in base]
     last, size = list(base.files)[-1], 0
