@@ -32,10 +32,11 @@ CONFIG_FILE = "adapter.json"
 FORMAT = "lowrank-ldu adapter"
 VERSION = 2
 
-# Of the configuration, the SHA-256 of its text less these digits.
+# Key in the configuration of the SHA-256 of its text without these digits.
 _KEY = "config_sha256"
 _DIGITS = 64
-# Of the metadata of the weights' file: the SHA-256 of the file less its own digits, and the configuration.
+# Key in the metadata of the weights' file. It has the SHA-256 of the file without its own digits, and the
+# configuration.
 _COPY, _NO_DIGEST = "adapter", "?" * _DIGITS
 
 
@@ -147,7 +148,7 @@ def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *
             _check_pivots(where, key, tensors[key], limits[key])
         elif not tensors[key].is_floating_point():
             raise AdapterError(f"{where}: {key} is {dtype_name(tensors[key])}; accepted: floating")
-        # Through float64, since 8-bit floating numbers cannot be asked.
+        # Numbers become float64, since torch cannot check those of 8 bits.
         elif not bool(tensors[key].double().isfinite().all()):
             raise AdapterError(f"{where}: {key} holds entries that are not finite")
     unknown = sorted(set(tensors) - set(sizes))

@@ -112,9 +112,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, accept_other
         state = _whole_state(model, adapter)
         if adapter.tied is not None:
             check_ties(model, state, adapter.tied)
-        # Here, since a warning may be an error to the caller.
+        # This comes before any change, since a warning may be an error to the caller.
         warn_of(deviations)
-    # What can fail has not failed: from here on the model is changed.
+    # All checks have passed: from here on the model is changed.
     with torch.no_grad():
         for _, place, tensor in state:
             place.copy_(tensor)
@@ -189,7 +189,7 @@ def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[str, Tens
                 f"tensor {name!r} is {dtype_name(tensor)} in the adapter and {dtype_name(place)} in the model; "
                 "accepted: the same kind of numbers"
             )
-        # Buffers may be infinite: masks are. Through float64, since 8-bit floating numbers cannot be asked.
+        # Buffers may be infinite: masks are. Numbers become float64, since torch cannot check those of 8 bits.
         cast = tensor.to(place.dtype)
         cast = cast.double() if cast.is_floating_point() else cast
         if isinstance(place, nn.Parameter) and not bool(cast.isfinite().all()):

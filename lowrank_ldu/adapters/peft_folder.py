@@ -32,7 +32,7 @@ _BASE_WEIGHT = ".base_layer.weight"
 # With bias="all" PEFT saves the biases of modules that were trained whole twice more, under the names of its wrapper.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 _OBJECTS = ("layer_kinds", "lora_obstacles", "rank_pattern", "alpha_pattern")
-# Those that are the same for all layers.
+# Options that are the same for all layers.
 _OPTIONS = tuple(name for name in OPTION_NAMES if name not in {"rank", "alpha"})
 
 
@@ -51,7 +51,7 @@ def read_peft(folder: Path) -> AdapterFile:
     data = read_tensors(folder / PEFT_WEIGHTS, accepted)
     try:
         tensors = load(data)
-    except Exception as error:  # of dtypes that torch has not, a bare KeyError
+    except Exception as error:  # a bare KeyError where torch lacks a dtype
         raise AdapterError(f"{folder / PEFT_WEIGHTS}: is damaged ({reason_of(error)})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LOLDU":
         kind = config.get("peft_type") if isinstance(config, dict) else None
@@ -112,7 +112,7 @@ def _stored(
 ) -> StoredLayer:
     where = f"{path}: layer {name!r}"
     kinds, obstacles = objects["layer_kinds"], objects["lora_obstacles"]
-    # Kinds are listed where one is not the plain one; files that have no list say it for all layers at once.
+    # A list of kinds is there if any layer is not of the plain kind. Files without a list name one kind for all layers.
     plain = TransposedLinearKind if not kinds and config.get("fan_in_fan_out") is True else LinearKind
     try:
         rank, alpha = (

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-# How many parameters a warning names.
+# Number of parameters that a warning names.
 _NAMED = 5
 
 
@@ -157,7 +157,7 @@ def _record(layer: LDULayer) -> LayerRecord:
 
 
 def _tensors(layer: LDULayer) -> dict[str, Tensor]:
-    # The state that the layer loads from, the pivots in their smallest type.
+    # This is the state that the layer loads from, with the pivots in their smallest type.
     tensors: dict[str, Tensor] = layer.adapter.state_dict()
     tensors["update_sketch"] = update_sketch(layer.factors, layer.delta)
     return {key: _copy(tensor) for key, tensor in tensors.items()}

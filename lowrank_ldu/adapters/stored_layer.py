@@ -116,7 +116,7 @@ class StoredLayer:
         if matrix.device.type == "meta":
             raise AdapterError(f"layer {self.name!r} is on the meta device and has no data; accepted: a base with data")
         deviation = self._base_deviation(matrix)
-        # Before the factorization, which has no meaning on another base and may fail there.
+        # This comes before the factorization, which has no meaning on another base and may fail there.
         if deviation is not None and outcome(deviation, policy) == "error":
             accepted = (
                 "the same base, or accept_other_base=True (--accept-other-base of export) for a rounded copy of it"
@@ -147,7 +147,7 @@ class StoredLayer:
             adapter.start_from(factors)
             if "initial_diagonal" in self.tensors:
                 adapter.set_initial_diagonal(self.tensors["initial_diagonal"], factors)
-        # A number that the layer's dtype cannot hold is a RuntimeError of torch's.
+        # torch raises RuntimeError for a number that the layer's dtype cannot hold.
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise AdapterError(f"layer {self.name!r}: {error}") from error
         with torch.no_grad():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-# What a layer with an adapter has its base under, here and in PEFT.
+# Name of the base layer inside of a layer with an adapter, here and in PEFT.
 _BASE_LAYER = "base_layer"
 
 

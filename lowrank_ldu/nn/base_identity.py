@@ -29,11 +29,11 @@ SAMPLES = 32
 # Pairs of vectors of signs that an update is multiplied by.
 PROBES = 32
 
-# Of a sample, relative. Rounding a weight to bfloat16 changes it by 0.2 %, to 4 bits by some 10 %; another weight is
-# off by 100 %. No rounded or quantized copy is as far off as UNRELATED.
+# Relative differences of samples. Rounding a weight to bfloat16 changes it by 0.2 %, to 4 bits by some 10 %; another
+# weight is off by 100 %. No rounded or quantized copy is as far off as UNRELATED.
 ROUNDED, QUANTIZED, UNRELATED = 0.01, 0.2, 0.5
-# Of the update. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms are nothing but
-# rounding (a rank above the base's own) or singular vectors came out turned, they agree to 1 or worse.
+# Relative difference of updates. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms
+# are nothing but rounding (a rank above the base's own) or singular vectors came out turned, they agree to 1 or worse.
 UPDATE_AGREES = 0.01
 
 
@@ -62,7 +62,7 @@ def sample_of(matrix: Tensor) -> Tensor:
     """
     m, n = matrix.shape
     positions = torch.arange(SAMPLES, device=matrix.device) * (m * n - 1) // (SAMPLES - 1)
-    # What float32 cannot hold counts as its largest number: infinities could not be compared.
+    # Numbers beyond float32 count as its largest number: infinities could not be compared.
     return matrix[positions // n, positions % n].detach().float().nan_to_num()
 
 
@@ -81,7 +81,7 @@ def update_sketch(factors: Factors, delta: Tensor) -> Tensor:
     """
     left, right = factors.left, factors.right
     wide = torch.promote_types(left.dtype, torch.float32)
-    # The legacy generator, whose stream is frozen: a file has to meet the same signs under any NumPy.
+    # The stream of NumPy's legacy generator is frozen: a file has to meet the same signs under any NumPy.
     generator = np.random.RandomState(0)
 
     def signs(size: int) -> Tensor:

@@ -106,8 +106,8 @@ def ldu_terms(factors: LDU) -> BasisFactors:
 def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:
     wide, _ = check_matrix(matrix)
     rank = check_rank(rank, min(matrix.shape))
-    # The legacy generator, whose stream is frozen: an adapter has to find the same basis under any NumPy. QR in float64
-    # on the CPU, so that every device gets the same to rounding.
+    # The stream of NumPy's legacy generator is frozen: an adapter has to find the same basis under any NumPy. QR is
+    # computed in float64 on the CPU, so that every device gets the same to rounding.
     generator = np.random.RandomState(seed)
     bases = [_orthonormal(generator.standard_normal((size, rank))) for size in matrix.shape]
     left, right = (torch.from_numpy(basis).to(matrix.device, wide.dtype) for basis in bases)

@@ -39,7 +39,7 @@ def observe(model: nn.Module) -> None:
         layer.reader = occasional_reader_of(model, name)
     bases = {name: innermost(layer) for name, layer in layers.items()}
     for name, users in users_of_weights(model, bases):
-        # So that no layer is merged on its own into a weight that is another module's, too.
+        # With this no layer is merged on its own into a weight that is another module's, too.
         layers[name].sharers = tuple(module for _, module in users if module is not bases[name])
     if not _watches(model):
         model.register_forward_hook(ForwardWatch())

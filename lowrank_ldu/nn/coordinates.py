@@ -83,7 +83,7 @@ def _cholesky(matrix: Tensor, identity: Tensor) -> tuple[Tensor, float]:
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps
     jitter = 0.0
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    # A pivot within rounding of zero is noise that happened to be positive: dividing by it would pass it on enlarged.
+    # A pivot within rounding of zero is noise that happened to be positive: a division by it would enlarge the noise.
     while bool(failed) or float(factor.diagonal().min()) ** 2 < rounding:
         jitter = jitter * _JITTER_GROWTH or rounding
         factor, failed = torch.linalg.cholesky_ex(matrix + jitter * identity)

@@ -46,8 +46,8 @@ def delta_of(state: DiagonalState, frame: Tensor | None) -> Tensor:
     z = z_start + T w with the trained coordinates w ("offset") and T (`coordinates_of`). Equation (9) of arXiv
     2410.13618 less the frozen weight's part.
     """
-    # At least float32: in bfloat16 parameters are few enough to widen, and the differences below are small ones. sigma
-    # is compared in its own dtype, in which it started as sigma_0.
+    # At least float32 is used: the parameters are few enough to widen from bfloat16, and the differences below are
+    # small. sigma is compared in its own dtype, in which it started as sigma_0.
     step = state.sigma - state.initial_sigma.to(state.sigma.dtype)
     wide = torch.promote_types(state.offset.dtype, torch.float32)
     reference = state.reference_diagonal.to(wide)
@@ -109,7 +109,7 @@ class DiagonalAdapter(nn.Module):
         if options.train_sigma:
             self.sigma = nn.Parameter(start)
         else:
-            # No parameter: whoever unfreezes an adapter's parameters is not to unfreeze this one.
+            # sigma is no parameter here: it stays as it is where all parameters of an adapter are unfrozen.
             self.register_buffer("sigma", start)
         self._keep("initial_sigma", start.clone())
         self._keep("initial_diagonal", torch.zeros(rank, device=device), persistent=is_random(options.init))
@@ -164,7 +164,7 @@ class DiagonalAdapter(nn.Module):
     @property
     def state(self) -> DiagonalState:
         """Return the numbers of the update's diagonal."""
-        # Asked at every call of the layer, where there is hardly ever a hook.
+        # This runs at every call of the layer, and there is hardly ever a hook.
         with onloaded(self) if "_hf_hook" in vars(self) else nullcontext():
             return DiagonalState(
                 self.offset, self.sigma, self.initial_sigma, self.initial_diagonal, self.reference_diagonal
@@ -223,7 +223,7 @@ class DiagonalAdapter(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}offset" in state_dict:
             self._check_in_memory()
-            # What is constant may be there or not by the options of the adapter that was saved: make room for it.
+            # The options of the saved adapter decide which constants it has: make room for these.
             for name in ("initial_diagonal", "pivot_rows", "pivot_columns"):
                 tensor = state_dict.get(f"{prefix}{name}")
                 if name == "initial_diagonal":
@@ -259,7 +259,7 @@ def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
     """
     hooked = [each for each in adapters if "_hf_hook" in vars(each)]
     with onloaded(*hooked) if hooked else nullcontext():
-        # Not one by one through Module.__getattr__.
+        # Module.__getattr__ would be slow for each of them.
         parameters = [dict(each._parameters) for each in adapters]  # noqa: SLF001
         buffers = [each._buffers for each in adapters]  # noqa: SLF001
 

@@ -142,13 +142,14 @@ class Factors(nn.Module):
         if not (full and self.upper and self.right.dtype in {torch.float32, torch.float64}):
             return None
         if torch.compiler.is_compiling() or get_proxy_mode() is not None:
-            # Of a call before; none is made in the middle of a graph, which compares the weight whenever it runs.
+            # The packing is an earlier call's: none is made in the middle of a graph. The graph compares the weight
+            # whenever it runs.
             known = self._packing
             if known is None or known.diagonal.dtype != weight.dtype:
                 return None
             return replace(known, order=operators.unchanged(known.order, weight, self._packed_weight))
-        # Much changes a weight without a word (.data, a NumPy view, a foreign kernel): every entry is compared,
-        # one pass over it beside the products of all rows of x.
+        # A weight can change unnoticed (by .data, a NumPy view, a foreign kernel). So every entry is compared, which is
+        # one pass over the weight beside the products of all rows of x.
         key = (weight.device, weight.dtype, weight.shape, self.left.data_ptr(), self.left.device)
         if self._packed != key or not torch.equal(weight, self._packed_weight):
             try:
@@ -165,7 +166,7 @@ class Factors(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> Factors:
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.left.device.type == "meta":
-            self.ready = False  # whatever comes back in their place: no checkpoint holds them
+            self.ready = False  # the numbers are lost here, and no checkpoint holds them
         return self
 
     def _set_empty(self, matrix: Tensor) -> None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Held while a layer is called with another weight or forward than its own: threads may share the layer. One for all
-# layers, since a layer has to be copied and pickled.
+# This lock is held while a layer is called with another weight or forward than its own: threads may share the layer.
+# There is one lock for all layers, since a layer has to be copied and pickled.
 _LOCK = threading.RLock()
 
 

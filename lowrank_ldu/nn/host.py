@@ -100,7 +100,7 @@ class KeptBase(NamedTuple):
         RuntimeError
         """
         if merged.dtype != self.dtype or merged.device.type == "meta":
-            return  # cast or moved away since: what is put back is cast as well
+            return  # cast or moved away since: the base that is put back is cast as well
         present = _sums_of_bits(merged)
         if not all(torch.equal(now, then.to(now.device)) for now, then in zip(present, self.sums, strict=True)):
             raise RuntimeError(
@@ -158,7 +158,7 @@ class AdapterHost(nn.Module, ABC):
         self.base_layer = base_layer
         self.kind = kind_of(base_layer)
         self.called, self.weight_read = Seen(), Seen()
-        # What was merged, r numbers each: the adapters' own may change before they are unmerged.
+        # The merged updates, r numbers each: the adapters' own numbers may change before they are unmerged.
         self._merged_updates: dict[str, Update] = {}
         self._kept_base: KeptBase | None = None
 
@@ -234,7 +234,7 @@ class AdapterHost(nn.Module, ABC):
                 kept = weight.detach().clone()
             start, added = (weight, new) if kept is None else (kept, [*self._merged_updates.values(), *new])
             merged = merged_weight(start.detach(), self.kind, [_matrix(update) for update in added])
-            # What is merged already is in the weight that the updates are added to.
+            # Updates that are merged already are in the weight that the new ones are added to.
             with tried_out(base, self.kind, weight, merged, new):
                 _write(weight, merged)
             self._kept_base = None if kept is None else KeptBase.of(kept, weight)
@@ -285,7 +285,8 @@ class AdapterHost(nn.Module, ABC):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # What begins with an underscore belongs to the one module: flags and hooks of libraries, ways to copy it.
+            # Names that begin with an underscore belong to this one module: flags and hooks of libraries, ways to copy
+            # it.
             if name.startswith("_") or "base_layer" not in modules or not hasattr(modules["base_layer"], name):
                 raise
             return getattr(modules["base_layer"], name)
@@ -311,7 +312,7 @@ class AdapterHost(nn.Module, ABC):
 
 
 def _write(weight: Tensor, numbers: Tensor) -> None:
-    # What was made in inference mode is written to in it alone. Not through .data: autograd would not notice.
+    # Tensors made in inference mode can be written to in it alone. Not through .data: autograd would not notice.
     with torch.inference_mode() if weight.is_inference() else nullcontext():
         weight.copy_(numbers)
 

@@ -126,8 +126,8 @@ def inject(
     clip_rank = check_flag(clip_rank, "clip_rank")
     options = given_options(options, rank, fields)
     names = _matching(model, targets)
-    # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
-    # names gets one layer, so that what is shared stays shared.
+    # All layers are built before any is replaced, so that a failure leaves the model as it was. A module that stands
+    # under two names gets one layer, so that it stays shared.
     layers: dict[nn.Module, LDULayer] = {}
     with outside_inference_mode(), restore_trainable_on_error(model):
         for name, base in names.items():
@@ -232,7 +232,7 @@ def call_replaced(parent: nn.Module) -> None:
     """
     compiled: Any = parent
     if "_orig_mod" in compiled._modules and hasattr(compiled, "_initialize"):  # noqa: SLF001
-        compiled._initialize()  # noqa: SLF001  # it would go on calling what it was made of
+        compiled._initialize()  # noqa: SLF001  # it would go on calling its former layer
 
 
 def ends_with(target: str, name: str) -> bool:
@@ -255,7 +255,7 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         if name and not any(name == layer or name.startswith(f"{layer}.") for layer in taken)
     }
     supported = {name: module for name, module in candidates.items() if supports(module)}
-    # What is read in one place is no layer to adapt in another: its adapter would have no effect there.
+    # A layer whose weight is read in one place is adapted in no other place: its adapter would have no effect there.
     read = {module: reader for name, module in supported.items() if (reader := reader_of(model, name)) is not None}
     readers = {name: read.get(module) for name, module in supported.items()}
     adaptable = {name: module for name, module in supported.items() if readers[name] is None}
@@ -278,7 +278,7 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         raise ValueError(f"targets is empty; accepted: {_ACCEPTED}")
     chosen: set[str] = set()
     for target, test in tests.items():
-        # By names with those of wrappers, and without.
+        # Names match with the parts of wrappers, and without.
         matches, done = (
             [name for name in names if test(name) or test(plain_name(name, model))] for names in (candidates, taken)
         )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-# Of the one adapter that the layer has.
+# Name of the one adapter of the layer.
 _ADAPTER = "default"
 
 
@@ -291,5 +291,5 @@ def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
         adapter.start_from(module.factors)
 
 
-# The former name, which scripts have, and models that were pickled whole.
+# The former name, in scripts and in models that were pickled whole.
 LoLDULayer = LDULayer

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.update import Update
 
 _ROWS = 4
-# Roundings of a weight are independent of each other, so that an output is off by about one of them, relative to it:
-# a few times that, and an update that is lost is found unless it is as small as rounding errors.
+# The difference of outputs that is let pass, in roundings. Roundings of a weight are independent of each other, so that
+# an output is off by about one, relative to its size. A lost update is off by more, unless it is as small as rounding
+# errors.
 _ROUNDINGS = 8
 
 
@@ -143,7 +144,7 @@ def check_mergeable(base_layer: nn.Module, sharers: Iterable[nn.Module]) -> None
         )
     weight = base_layer._parameters.get("weight")  # noqa: SLF001
     for sharer in sharers:
-        # Offloading puts another parameter in the place of each of those that share their memory.
+        # Parameters may share their memory. Offloading puts another parameter in the place of each of them.
         away = is_offloaded(base_layer) or is_offloaded(sharer)
         if sharer is not base_layer and (away or _has_memory_of(sharer, weight)):
             raise RuntimeError(
@@ -187,9 +188,9 @@ def tried_out(
 
 
 def _is_local(weight: Tensor) -> bool:
-    """Return whether a weight's numbers are all in this process to stay.
+    """Return whether a weight's numbers are all here to stay.
 
-    They are so in the class of tensor that torch computes with itself.
+    Its class is then one of torch's own, which torch computes with itself.
     """
     # DeepSpeed's hooks would scatter a weight again that was gathered to be merged.
     return type(weight) in {Tensor, nn.Parameter} and not is_fake(weight) and not hasattr(weight, "ds_id")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import Proxy
 
-# What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap; the first two may wrap one layer.
+# Names of the module inside of torch.compile's, checkpoint_wrapper's and FSDP's; the first two may wrap one layer.
 LAYER_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 _WRAPPED = (*LAYER_WRAPPED, "_fsdp_wrapped_module")
 _NOTHING = nn.Module()
@@ -77,7 +77,7 @@ def places(model: nn.Module) -> dict[nn.Module, list[str]]:
     """
     found: dict[nn.Module, list[str]] = {}
     for name, parent in model.named_modules():
-        for key, child in parent._modules.items():  # noqa: SLF001  # named_children() leaves out what it has seen
+        for key, child in parent._modules.items():  # noqa: SLF001  # named_children() leaves out repetitions
             if child is not None:
                 found.setdefault(child, []).append(f"{name}.{key}" if name else key)
     return found

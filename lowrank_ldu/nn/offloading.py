@@ -26,7 +26,7 @@ def offloading_hook(module: nn.Module) -> Any:
 
 def is_offloaded(module: nn.Module) -> bool:
     """Return whether a module's weights are out of memory until its call."""
-    parameters = module._parameters.values()  # noqa: SLF001  # not one by one through Module.__getattr__
+    parameters = module._parameters.values()  # noqa: SLF001  # Module.__getattr__ is slow
     away = any(parameter is not None and parameter.device.type == "meta" for parameter in parameters)
     return away and offloading_hook(module) is not None
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# What is kept here; everything else, set or read, is the wrapped optimizer's. LR schedulers and accelerate replace
+# Attributes of this object; all others, set or read, are the wrapped optimizer's. LR schedulers and accelerate replace
 # `step` by their own, which has to stay on the object that they were given.
 _OWN = frozenset({"optimizer", "model", "epsilon", "step", "_handle"})
 
@@ -60,7 +60,7 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     limit = None if epsilon is None else check_positive(epsilon, "epsilon")
     for _, host in hosts(model):
         for _, adapter, factors in host.diagonals():
-            # Each for itself: one may be trained and the other not.
+            # sigma and z are projected separately: one may be trained and the other not.
             if adapter.sigma.requires_grad:
                 adapter.sigma.clamp_(torch.finfo(adapter.sigma.dtype).tiny, 1.0)
             if limit is None or not adapter.offset.requires_grad:
@@ -131,7 +131,7 @@ class ProjectedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take the wrapped optimizer's step, and project."""
-        # Without a closure no argument: some optimizers' step takes none.
+        # Without a closure no argument is passed: some optimizers' step takes none.
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

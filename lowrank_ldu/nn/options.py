@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
-# Of NumPy's legacy generator, which the random basis is drawn from.
+# The random basis is drawn from NumPy's legacy generator, which takes no larger seed.
 _LARGEST_BASIS_SEED = 2**32 - 1
-# Other options change what is trained between the factors.
+# Options that the factors depend on. All others concern the diagonal between the factors.
 _OF_FACTORS = ("rank", "pivoting", "basis", "parametrization", "seed")
 
 

@@ -17,7 +17,7 @@ from lowrank_ldu.validation import dtype_name
 if TYPE_CHECKING:
     from torch import nn
 
-# Told by name, so that no library is imported for it: whoever has such a module has the library.
+# Classes by name, so that no library is imported for them. The library is there where there is such a module.
 _BITSANDBYTES_4, _BITSANDBYTES_8 = "Params4bit", "Int8Params"
 _TORCHAO, _TORCHAO_NF4 = "TorchAOBaseTensor", "NF4Tensor"
 _HQQ = "HQQLinear"
@@ -157,11 +157,11 @@ def _row_scales(module: Any) -> Tensor:
 
 def _dequantize_torchao(module: Any) -> Tensor:
     weight: Tensor = module.weight.detach()
-    # Every tensor has the method, but torch's own knows nothing of torchao's formats.
+    # Every tensor has the method, but that of torch's own class does not know torchao's formats.
     if type(weight).dequantize is not Tensor.dequantize:
         return weight.dequantize()
     try:
-        # Formats in a kernel's own order can only be multiplied by: the identity, whose products are exact.
+        # Formats in a kernel's own order can only be multiplied by. Products with the identity are exact.
         return linear(torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device), weight).T.contiguous()
     except NotImplementedError as error:
         raise TypeError(
@@ -176,7 +176,7 @@ def _plain_weight(module: nn.Module) -> Tensor:
         raise TypeError(
             f"the weight of a {type(module).__name__} is of type {type(weight).__name__}; accepted: {_ACCEPTED}"
         )
-    # A class that takes over what operations do may store anything. torch's own (DTensor) stand for plain numbers.
+    # A class that redefines operations may store anything. torch's own classes (DTensor) stand for plain numbers.
     if type(weight).__torch_dispatch__ != Tensor.__torch_dispatch__ and _library_of(type(weight)) != "torch":
         raise TypeError(
             f"the weight of a {type(module).__name__} is a {_class_name(weight)}, whose storage is not known; "

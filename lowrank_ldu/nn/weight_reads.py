@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# What a weight is asked for that is the same with an adapter and without.
+# Attributes of a weight that are the same with an adapter and without.
 _NO_VALUES = {
     *(
         "device",
@@ -107,8 +107,9 @@ def _reads_of_layer(model: nn.Module, name: str) -> Iterator[tuple[Read, bool]]:
         if len(rest) == 1 and isinstance(module, READ_PAST_ADAPTERS):
             yield Read(rest, f"{type(module).__name__}.forward", called=False), True
         reads = weight_reads(type(module))
-        # A method that calls a layer may read its weight where a setting asks for it. One that reads another layer's
-        # without ever calling that hands them to a kernel on one path, and calls some of them on the other.
+        # A method that calls a layer may read its weight where a setting asks for it. A method that also reads the
+        # weight of another layer, and never calls that one, hands both to a kernel on one path, and calls some layers
+        # on the other.
         always = any(not read.called for read in reads)
         yield from ((read, always) for read in reads if read.path == rest)
         module = unwrapped(module.get_submodule(child))
@@ -179,7 +180,7 @@ def _takes_values(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
         return parent.func.id not in _NO_VALUES_OF
     if isinstance(parent, ast.Compare):
         return not all(isinstance(operator, ast.Is | ast.IsNot) for operator in parent.ops)
-    # Written to, or a statement of its own.
+    # It is not read where it is written to, or stands as a statement of its own.
     return isinstance(getattr(node, "ctx", None), ast.Load) and not isinstance(parent, ast.Expr)
 
 

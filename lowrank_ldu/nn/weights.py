@@ -79,12 +79,12 @@ def users_of_weights(
     owners = Owners(
         ((name, module), tensor)
         for name, module in model.named_modules()
-        # The plain parameters() and buffers() leave out what they have seen.
+        # parameters() and buffers() leave out repeated tensors.
         for tensor in (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
         if tensor is not None
     )
     for name, base_layer in base_layers.items():
         weight = stored_weight(base_layer)
-        # What a parametrization computes may be a view of what it is computed from, which is no tie.
+        # The weight of a parametrization may be a view of the tensor that it is computed from, which is no tie.
         own = any(weight is parameter for parameter in base_layer._parameters.values())  # noqa: SLF001
         yield name, list(dict.fromkeys(owners.of(weight))) if own else []

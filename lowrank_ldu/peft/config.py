@@ -36,7 +36,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 REQUIRES = "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
-# In the head of every card that PEFT writes.
+# A line in the head of every card that PEFT writes.
 _OF_PEFT = "library_name: peft"
 _FLAGS = ("init_weights", "fan_in_fan_out", "keep_base", "clip_rank", "inference_mode")
 # Fields of the same name; the rank is r here, as it is in LoRA.
@@ -202,7 +202,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         return AdapterOptions(rank=self.r, **{name: getattr(self, name) for name in _OPTIONS})
 
     def _check_options(self) -> None:
-        # Kept as Python's own numbers: the file of the configuration takes no others.
+        # The numbers are kept as Python's own: the file of the configuration takes no others.
         self.r = check_count(self.r, "r", 1)
         for name, value in self.options.to_json().items():
             if name in _OPTIONS:
@@ -213,7 +213,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
     def _pattern(self, of: str, numbers: str) -> dict[str, Any]:
         name, accepted = f"{of}_pattern", f"names of modules or regular expressions, to {numbers}"
-        # None is what is written for nothing elsewhere, and in a file by hand.
+        # Other methods, and files written by hand, have None for nothing.
         pattern = {} if getattr(self, name) is None else getattr(self, name)
         if not isinstance(pattern, Mapping) or not all(isinstance(key, str) for key in pattern):
             raise TypeError(f"{name} is {shown(pattern)}; accepted: a dict of {accepted}")
@@ -290,7 +290,8 @@ def _block_numbers(value: Any) -> list[int] | int | None:
     return numbers if several else numbers[0]
 
 
-# Dataclasses make their own; PEFT looks for these words in the message of keywords that later versions know.
+# Dataclasses make an __init__ of their own. PEFT looks for these words in the message on keywords that
+# only later versions know.
 LolduConfig.__init__ = explain_keywords(  # type: ignore[method-assign]
     {name: hint for name, hint in LORA_KEYWORDS.items() if name != "r"}
     | {

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.factors import Factors
     from lowrank_ldu.peft.config import LolduConfig
 
-# Of z, where a random offset is asked for: seen in the output, and far from what breaks a model.
+# Relative size of a random offset of z: it shows in the output, and is far too small to break a model.
 _RANDOM_OFFSET = 0.1
-# Names of adapters, in the state dict of a merged layer. Without PEFT's prefix, by which it picks what it saves.
+# Key of the names of adapters in the state dict of a merged layer. It lacks PEFT's prefix, by which PEFT picks the
+# tensors that it saves.
 _MERGED = "merged_names"
 
 
@@ -179,7 +180,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         _, adapter, factors = self.diagonal(adapter_name)
         update = updated_matrix(factors, adapter.delta(factors)).to(adapter.offset.dtype)
         if is_quantized(self.get_base_layer()):
-            return update  # its stored weight has no shape to speak of
+            return update  # the shape of its stored weight means nothing
         return self.kind.as_weight(update, stored_weight(self.get_base_layer()))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -322,7 +323,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters the active ones."""
-        # What was loaded on another base is refused here rather than in the next forward.
+        # An adapter that was loaded on another base is refused here rather than in the next forward.
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in names:
             if name in self.loldu_adapter:
@@ -342,7 +343,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.merged:
-            # The weight in it is no base's. Adapters are saved from the same state dict, so that it is not refused.
+            # The weight in the state dict is no base's. It is not refused: adapters are saved from the same state dict.
             names = bytearray(json.dumps(self.merged_adapters).encode())
             destination[f"{prefix}{_MERGED}"] = torch.frombuffer(names, dtype=torch.uint8)
 

@@ -45,7 +45,7 @@ _BASE = "__base__"
 _PEFT = "base_model.model."
 _NO_TARGET = "not found in the base model"
 _WAYS_OUT = "exclude_modules or rank_pattern for what is smaller, or clip_rank=True"
-# LoRA's names for ways to add adapters up, of which "cat" and "svd" are exact there. Here they are one.
+# LoRA's names for ways to add adapters up. In LoRA "cat" and "svd" are exact; here all three are the same exact sum.
 _SUMS = ("linear", "svd", "cat")
 
 
@@ -203,9 +203,9 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         self._repeated = _repeated_modules(model)
         targets_given = isinstance(config.target_modules, set)
         if config.clip_rank:
-            # PEFT adds the heads of some tasks to the user's own configuration afterwards: the list is both's.
+            # PEFT adds the heads of some tasks to the user's own configuration afterwards: both share the list.
             config.modules_to_save = list(config.modules_to_save or ())
-            # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
+            # The ranks of this model's layers are written into the copy: the user's own may adapt another model.
             config = self.peft_config[adapter_name] = copy.copy(config)
         try:
             with warnings.catch_warnings():
@@ -226,7 +226,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             for name, layer in hosts(model)
             if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter
         ]
-        # Not again where an adapter that was made before is loaded.
+        # There is no second warning where an adapter that was made before is loaded.
         if layers and not config.inference_mode and kwargs.get("state_dict") is None:
             warn_of_unmatched(config, modules, layers, targets_given=targets_given)
 
@@ -312,7 +312,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
         It lasts as long as the call.
         """
-        del args  # whatever the options of a call are, `generate` itself is asked how often it repeats rows
+        del args  # not read from the options of a call: `generate` itself tells how often it repeats rows
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield

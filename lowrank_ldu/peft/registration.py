@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTuner
 
 NAME = "loldu"
-# Everything that is trained, saved or deleted with an adapter has it in its name: PEFT finds them by it.
+# Names of all tensors that are trained, saved or deleted with an adapter have this prefix, by which PEFT finds them.
 PREFIX = f"{NAME}_"
 
 

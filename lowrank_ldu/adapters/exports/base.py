@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.writer import Entry
 
 _INDEX = INDEX_SUFFIXES[0]
-# Of a tensor without values, which the library takes.
+# Longest side of a tensor without values: the library takes such a tensor.
 _LONGEST_SIDE = 2**63 - 1
 
 

@@ -13,7 +13,7 @@ _HEAD = re.compile(r"(.*\.)?(classifier|score|classifier\.out_proj|classificatio
 _LABELED_TASKS = {"SEQ_CLS", "TOKEN_CLS"}
 _TIE = "tie_word_embeddings"
 _VOCABULARY = "vocab_size"
-# Of a configuration that lists no labels, as transformers has it.
+# Number of labels that transformers gives to a configuration without a list of labels.
 _LABELS = 2
 
 

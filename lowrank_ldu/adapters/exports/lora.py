@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 LORA_WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
-# Of the relative error that compression reports, which is computed in float64 from factors in float32.
+# Tolerance of the relative error that compression reports. It is computed in float64 from factors in float32.
 _ERROR_TOLERANCE = 1e-4
 
 
@@ -181,7 +181,7 @@ def _other_tensors(adapter: AdapterFile, base: BaseModel, names: BaseNames) -> d
         if name.startswith(whole):
             kept[name] = check_module_tensor(tensor, name)
         elif not is_of_base(tensor, base, read):
-            # An embedding that PEFT saved beside the adapter, since it has other rows; what else is trained is a bias.
+            # PEFT saves an embedding with other rows beside the adapter. Any other trained tensor is a bias.
             is_embedding = read is not None and base.shape(read)[1:] == tensor.shape[1:] != ()
             kept.update({name: check_module_tensor(tensor, name)} if is_embedding else {})
             biases.extend([] if is_embedding else [name])
@@ -216,7 +216,7 @@ def _refuse_alike(adapter: AdapterFile, base: BaseModel, names: BaseNames) -> No
     PEFT takes all modules of these names for modules that were trained.
     """
     modules = set(adapter.layers)
-    # Their own names on disk may be longer.
+    # The names of these modules on disk may be longer.
     own = {place.read for place in names.modules.values()}
     for parts in (name.split(".") for name in base if name not in own):
         modules |= {".".join(parts[:length]) for length in range(1, len(parts))}
@@ -259,7 +259,8 @@ def _config(
         "lora_alpha": common,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        # A list where that is exact, since every tool reads one: its names would match the ends of others, too.
+        # A list is written where it is exact, since every tool reads a list. Elsewhere its names would match the ends
+        # of others.
         "target_modules": "|".join(f"^{re.escape(name)}" for name in ranks) if others else list(ranks),
         "modules_to_save": adapter.module_names or None,
         "fan_in_fan_out": True in transposed,
@@ -274,7 +275,8 @@ def _check_lora(
 ) -> None:
     """Compare every written pair with its update.
 
-    The product of a compressed pair is compared with the error that was reported.
+    The product of an exact pair is compared with the update, and the error of a compressed pair with the reported
+    error.
     """
     written = SafetensorsReader(folder / LORA_WEIGHTS)
     for name, layer in adapter.layers.items():

@@ -1,6 +1,6 @@
 """Write the update of a layer as a product of two thin matrices.
 
-The product is exact, or has fewer columns and is then optimal.
+The product is exact. With fewer columns it is the best approximation.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def export_merged(
     target = checked_export(adapter, base, folder, progress, **flags)
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
-    # Of a folder, everything else belongs to the model; beside a single file lies anything.
+    # In a folder everything else belongs to the model; beside a single file there may be anything.
     others = other_files(model, adapter, target) if model.path.is_dir() else {}
     index = set() if model.index is None else {model.index.name}
     if model.path.is_dir():
@@ -188,7 +188,7 @@ def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseModel, kee
                 "accepted: the base that the adapter is of, not a quantized copy"
             )
     else:
-        # Names of types that torch has not begin so, too.
+        # Names of types that torch does not have begin like this, too.
         floating = {name for name in {base.info(other).dtype for other in base} if name.startswith(_FLOATING)}
         dtype = getattr(torch, floating.pop(), tensor.dtype) if len(floating) == 1 else tensor.dtype
     if keep or not tensor.is_floating_point():
@@ -217,7 +217,7 @@ def _describe(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
             continue
         config = configuration.with_vocabulary(config, shape[0])
     new_tokens = configuration.vocabulary(config)
-    # What transformers knows is compared with the whole model when it is written.
+    # A model that transformers knows is compared as a whole when it is written.
     if tokens != new_tokens and base.architecture is None:
         left = [name for name in base if base.shape(name)[:1] == (tokens,) and name not in plan]
         if left:
@@ -253,7 +253,7 @@ def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -
     if base.architecture is None or adapter.task_type is None or not whole:
         return
     adapted = architecture_of(base.root, len(base), adapter.task_type)
-    # The adapter may as well be of a class that nobody knows.
+    # The adapter may also be of a class that transformers does not know.
     if adapted is None or not set(whole) <= set(adapted.shapes):
         return
     present = {adapted.module_name(name) for name in {*base, *plan}} | set(whole) | set(adapted.tied)

@@ -124,7 +124,7 @@ def _check_model(plan: MergePlan, written: dict[str, Entry], folder: Path, never
                 f"export failed its check: {architecture.class_name} has {absent[0]!r}, which is tied to nothing any "
                 "more, and is in no file"
             )
-    # All of it, if the configuration is another one than the base's.
+    # All tensors are checked if the configuration is another one than the base's.
     for name in written if plan.config is not None else plan:
         module_name, shape = architecture.module_name(name), written[name].shape
         wanted = None if module_name is None else architecture.shapes.get(module_name)

@@ -149,7 +149,7 @@ def _with_modules(
 
     def place(name: str) -> Place:
         known = _applied(rules, name)
-        # Without the prefix that the base leaves out a name is of a part that the base has not.
+        # A name without the prefix that the base leaves out is of a part that the base does not have.
         inside = any(name.startswith(rule.strip) for rule in rules)
         return table.get(known, Place(None, known)) if inside else Place(None, known)
 
@@ -161,7 +161,7 @@ def _with_modules(
             modules[name].write: tuple(place(other).write for other in others) for name, others in adapter.tied.items()
         }
     )
-    # A base that has them as one has one name for them.
+    # A base that stores shared layers once has one name for them.
     shared = {
         name: tuple(
             read for other in others if (read := place(f"{other}.weight").read) not in {None, layers[name].read}
@@ -249,7 +249,7 @@ def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseModel, name: str) 
     """Return whether a tensor of the base has the layer's shape."""
     try:
         matrix = tuple(layer.kind.as_matrix(torch.empty(base.shape(name), device="meta")).shape)
-    except (RuntimeError, IndexError, TypeError):  # of a shape beyond 64 bits a TypeError
+    except (RuntimeError, IndexError, TypeError):  # a TypeError for a shape beyond 64 bits
         return False
     # PEFT's files say nothing of shapes; a layer that comes with its own base weight need not have the base's.
     return len(matrix) == 2 and (layer.record.shape in {(0, 0), matrix} or layer.name in adapter.base_weights)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.exports.base import BaseModel
 
 
-# Weights in other formats beside the merged ones would be the unmerged model, and an adapter beside it would be put on
-# it again when it is loaded.
+# Weights in other formats beside the merged ones would be the unmerged model. An adapter beside the merged model would
+# be added to it again when it is loaded.
 WEIGHTS = (
     ".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot",
     ".npz", ".index.json", ".mlmodel", ".pdparams",

@@ -62,7 +62,7 @@ def separate(plan: MergePlan, base: BaseModel, names: BaseNames) -> None:
         _refuse_unknown(plan, changed, groups)
     if any(not _stays_one(plan, group, changed, together) for group in groups):
         _refuse_tie_reader(base.architecture, changed, groups)
-        # The configuration unties all of them, and what is in no file would be drawn at random.
+        # The configuration unties all of them, and a tensor that is in no file would be drawn at random.
         plan.config = configuration.untied(config)
         for group in _groups(base.architecture, base):
             for name in changed & set(group):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.base_identity import Deviation
     from lowrank_ldu.nn.host import Diagonal
 
-# Of the rows that are compared at a time: a weight larger than this in float64 is checked part by part.
+# Size of the rows that are compared at a time: a weight that is larger in float64 is checked part by part.
 _BLOCK_BYTES = 64 * 2**20
 
 
@@ -46,7 +46,7 @@ def check_module_tensor(tensor: Tensor, name: str) -> Tensor:
     AdapterError
         It holds entries that are not finite.
     """
-    # Of types of eight bits torch cannot say it.
+    # torch cannot check whether numbers of eight bits are finite.
     if tensor.is_floating_point() and not bool((tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all()):
         raise AdapterError(f"module tensor {name!r} holds entries that are not finite; accepted: finite numbers")
     return tensor

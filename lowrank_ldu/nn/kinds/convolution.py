@@ -47,7 +47,7 @@ class ConvolutionKind:
         kernel, groups = conv.kernel_size, conv.groups
         ones = (1,) * len(kernel)
         filters = right.reshape(len(right), -1, *kernel).repeat(groups, 1, *ones)
-        # The module's own: it knows how to pad.
+        # The module's own method: it knows how to pad.
         projected = conv._conv_forward(x, filters, None)  # noqa: SLF001
         diagonal = delta.repeat(*(1,) * (delta.ndim - 1), groups).reshape(*delta.shape[:-1], -1, *ones)
         scaled = projected * diagonal.to(projected.dtype)

@@ -39,7 +39,8 @@ class EmbeddingKind:
         result = linear(rows * per_row(delta, rows.ndim).to(rows.dtype), right.T)
         if type(module).forward is nn.Embedding.forward:
             return result
-        # Some models scale what they look up, in a subclass's forward; a tensor in the weight's dtype.
+        # Some models scale the rows that they look up, in a subclass's forward. The scale is a tensor in the weight's
+        # dtype.
         scale = getattr(module, "embed_scale", None)
         if isinstance(scale, Tensor):
             scale = scale.to(left.dtype)

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _PLAIN_TENSORS = {torch.Tensor, nn.Parameter}
-# By name, so that no library is imported for it. Falcon's computes what nn.Linear does, in two steps.
+# Classes by name, so that no library is imported for them. Falcon's layer computes what nn.Linear does, in two steps.
 _PLAIN_NAMES = {
     ("transformers.pytorch_utils", "Conv1D"),
     ("transformers.models.falcon.modeling_falcon", "FalconLinear"),
 }
-# Their layers multiply by the weight that `dense_weight` reads, by kernels of their own.
+# The layers of these libraries multiply by the weight that `dense_weight` reads, by kernels of their own.
 _QUANTIZING_LIBRARIES = {"bitsandbytes", "torchao", "hqq"}
-# All that the forward of transformers' scaled embeddings names: super().forward(x) * self.embed_scale.to(dtype).
+# All names in the forward of transformers' scaled embeddings: super().forward(x) * self.embed_scale.to(dtype).
 _SCALING_NAMES = {"super", "forward", "embed_scale", "to", "weight", "dtype"}
 
-# Relative; what a layer computes that is not its product is off by about as much as it is large.
+# A relative difference. An output that is not the layer's product is off by about its own size.
 _QUANTIZED = 0.2
 
 _plain_classes: dict[type, bool] = {}
@@ -45,10 +45,10 @@ def own_forward(module: nn.Module) -> bool:
     >>> own_forward(nn.Linear(2, 2))
     False
     """
-    # Whatever a quantized layer calls, it multiplies by what its integers stand for (`check_forward`).
+    # A quantized layer multiplies by the numbers that its integers stand for, whatever it calls (`check_forward`).
     if not _has_own_forward(module):
         return False
-    # The quick test is one that torch.compile follows.
+    # The quick test comes first: torch.compile follows it.
     return type(getattr(module, "weight", None)) in _PLAIN_TENSORS or not is_quantized(module)
 
 

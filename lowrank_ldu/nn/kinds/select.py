@@ -21,7 +21,7 @@ ACCEPTED_LAYERS = (
 )
 
 
-# They read the weights of the layers inside them without calling those, at least on their fast path.
+# These modules read the weights of the layers inside them without calling the layers, at least on their fast path.
 READ_PAST_ADAPTERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 KINDS: dict[str, type[LayerKind]] = {
