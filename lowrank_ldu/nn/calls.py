@@ -1,6 +1,7 @@
-"""Find adapted layers that a model has not called, or has read past.
+"""Find adapted layers that a model does not call.
 
-An adapter beside such a layer has no effect.
+Either no forward has called them, or a module reads their weight on another of its paths. An adapter beside such a
+layer has no effect there.
 """
 
 from __future__ import annotations

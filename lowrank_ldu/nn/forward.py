@@ -173,8 +173,8 @@ def output_with_updates(  # noqa: PLR0917  # the call's own arguments come last
     """Return a layer's output with updates, by calling the layer.
 
     A layer that computes by the formula of its kind adds the product of the update inside of its hooks. These change
-    the input and the output of the update, too. A layer with a forward of its own is called with the summed weight, (m,
-    n) numbers a call.
+    the input and the output of the update, too. A layer with a forward of its own is called with the summed weight,
+    (m, n) numbers a call.
 
     Parameters
     ----------

@@ -34,10 +34,10 @@ _ADAPTER = "default"
 class LDULayer(AdapterHost):
     r"""Frozen layer with a trained diagonal and scale.
 
-    The weight is W0 = P L diag(z) U + residual, of which z_r and one scale sigma are trained. Computes `W0 x + b + P
-    L_r diag(sigma z - sigma_0 z_ref) U_r x`. That is the paper's `RSM x + DSM x`, with the difference of the two
-    diagonals taken before the products instead of the difference of two weights: W0 is never written to, can be shared
-    or quantized, and at step 0 of the preserving form the output is the base layer's bit for bit.
+    The weight is W0 = P L diag(z) U + residual, of which z_r and one scale sigma are trained. The layer computes
+    `W0 x + b + P L_r diag(sigma z - sigma_0 z_ref) U_r x`. That is the paper's `RSM x + DSM x`, with the difference of
+    the two diagonals taken before the products instead of the difference of two weights: W0 is never written to, can be
+    shared or quantized, and at step 0 of the preserving form the output is the base layer's bit for bit.
 
     Parameters
     ----------

@@ -142,7 +142,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: LolduConfig, *, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
-        """Return a file's tensors of an adapter.
+        """Return the tensors of an adapter that a file holds.
 
         Their names are those of the plain model, without wrappers.
         """
@@ -158,9 +158,9 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
-        """Return a file's tensors of an adapter, named as in this model.
+        """Return the tensors of a file by this model's names.
 
-        These names include wrappers.
+        The file holds an adapter under the plain model's names. This model's names include wrappers.
         """
         prefixes = tuple(f"{layer}{PREFIX}adapter.{adapter_name}." for layer in _adapted_names(model))
         keys = {plain_name(key, model): key for key in model.state_dict()}
@@ -394,7 +394,7 @@ def _repeated_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
 def _adapted_names(model: nn.Module) -> Iterator[str]:
     """Yield the prefix of each adapted layer's tensors.
 
-    The names are those of the plain model.
+    Their names in the plain model begin with it.
     """
     for name, layer in hosts(model):
         if isinstance(layer, LolduLayer):
@@ -416,7 +416,7 @@ def _describe(config: LolduConfig, key: str, base_layer: nn.Module, kind: type[L
 
 
 def _clipped(config: LolduConfig, key: str, base_layer: nn.Module, rank: int) -> int:
-    """Return a layer's rank, and keep a smaller one.
+    """Return a layer's rank, and note a smaller one.
 
     A smaller rank is written into the configuration, which is saved.
     """

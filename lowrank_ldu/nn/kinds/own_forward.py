@@ -90,7 +90,7 @@ def lora_obstacle(module: nn.Module) -> str:
 def check_forward(module: nn.Module) -> None:
     """Refuse a layer that cannot be called with another weight.
 
-    Only layers with a forward of their own can be refused.
+    Such a layer has a forward of its own. Plain layers pass.
 
     Raises
     ------
