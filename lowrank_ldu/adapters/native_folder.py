@@ -35,7 +35,7 @@ _NUMBERS = (
 
 
 def read_native(folder: Path) -> AdapterFile:
-    """Read an adapter.
+    """Read an adapter from this package's folder.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Import adapters of the method's published code.
 
-The code is github.com/SKDDJ/LoLDU. It saves what its `get_loldu_state_dict` returns, or a state dict.
+The code is github.com/SKDDJ/LoLDU. It saves the result of its `get_loldu_state_dict`, or a state dict.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def import_published(
 ) -> list[str]:
     """Put LoLDU layers with published numbers into a base model.
 
-    They compute what the published code's layers did. The model is changed in place.
+    They compute the same as the published code's layers. The model is changed in place.
 
     Parameters
     ----------

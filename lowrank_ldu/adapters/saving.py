@@ -135,10 +135,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
 
 
 def _shared(model: nn.Module) -> dict[str, list[str]]:
-    """Return the other names of layers in several places.
-
-    They stand in several places of the model.
-    """
+    """Return the other names of layers in several places of a model."""
     found = places(model).items()
     names = ([plain_name(name, model) for name in group] for module, group in found if isinstance(module, LDULayer))
     return {first: others for first, *others in names if others}

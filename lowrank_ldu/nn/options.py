@@ -164,7 +164,8 @@ class AdapterOptions:
     def factors(self) -> AdapterOptions:
         """Return the options that determine the factors of a weight.
 
-        The other fields are at their defaults. Adapters of one weight whose parts are equal share their factors.
+        The other fields are at their defaults. Adapters of one weight share their factors if these
+        options are equal.
         """
         return AdapterOptions(**{name: getattr(self, name) for name in _OF_FACTORS})
 

@@ -37,7 +37,7 @@ _ACCEPTED = "floating numbers of 16 bits or more, or weights quantized by bitsan
 def is_quantized(module: nn.Module) -> bool:
     """Return whether a module's weight is stored quantized.
 
-    bitsandbytes, torchao and HQQ are known.
+    bitsandbytes, torchao or HQQ has quantized it.
     """
     return _format_of(module) is not None
 

@@ -34,7 +34,7 @@ _NUMBERS = ("offset", "sigma", "initial_sigma", "initial_diagonal")
 class SharedFactors(nn.ModuleDict):
     """Hold the factors of one base weight for its adapters.
 
-    Adapters of equal options share their factors: what they differ in is r + 1 numbers. An adapter is settled once its
+    Adapters of equal options share their factors: they differ in r + 1 numbers. An adapter is settled once its
     factors are known to be those at its pivots, of the base that it was trained on.
 
     Parameters
