@@ -94,7 +94,7 @@ def update_sketch(factors: Factors, delta: Tensor) -> Tensor:
 
 
 def relative_difference(saved: Tensor, present: Tensor) -> float:
-    """Return the relative difference of a sample or sketch from the saved one.
+    """Return the relative difference from a saved sample or sketch.
 
     Parameters
     ----------

@@ -57,9 +57,9 @@ def delta_of(state: DiagonalState, frame: Tensor | None) -> Tensor:
 
 
 class DiagonalAdapter(nn.Module):
-    """Hold the r + 1 trained numbers of one adapter in one layer.
+    """Hold the trained numbers of one adapter in one layer.
 
-    It also holds the constants that belong to them.
+    These are r + 1 numbers. It also holds the constants that belong to them.
 
     Parameters
     ----------

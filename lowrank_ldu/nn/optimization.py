@@ -74,10 +74,10 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
 class ProjectedOptimizer(Optimizer):
     r"""Optimizer that projects the adapters after each step.
 
-    Every LoLDU adapter then has \|z\| <= epsilon and 0 < sigma <= 1. It stands in for the optimizer that it wraps: for LR
-    schedulers, GradScaler, accelerate, the Trainer of transformers. Parameter groups, state and state dicts are the
-    wrapped optimizer's own, so checkpoints are those without it. The projection is a hook on the wrapped optimizer, so
-    that libraries that call that one's `step` get it as well.
+    Every LoLDU adapter then has \|z\| <= epsilon and 0 < sigma <= 1. This optimizer stands in for the one that it
+    wraps: for LR schedulers, GradScaler, accelerate, the Trainer of transformers. Parameter groups, state and state
+    dicts are the wrapped optimizer's own, so checkpoints are those without it. The projection is a hook on the wrapped
+    optimizer, so that libraries that call that one's `step` get it as well.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ def updated_matrix(factors: Factors, delta: Tensor) -> Tensor:
 def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
     """Return the sum of a weight and updates (m, n).
 
-    It is in the weight's layout and dtype. All are summed in the updates' dtype and rounded once.
+    It is in the weight's layout and dtype. All are summed in their common dtype and rounded once.
 
     Raises
     ------

@@ -87,10 +87,10 @@ def reader_of(model: nn.Module, name: str) -> str | None:
 
 
 def occasional_reader_of(model: nn.Module, name: str) -> str | None:
-    """Return the method that reads a layer's weight on one path, or None.
+    """Return the method that sometimes reads a layer's weight, or None.
 
-    On another path it calls the layer. One is "RecurrentGemmaRecurrentBlock.forward", which calls a convolution for a
-    prompt and reads its weight for the tokens that follow.
+    It reads the weight on one path and calls the layer on another. One is "RecurrentGemmaRecurrentBlock.forward", which
+    calls a convolution for a prompt and reads its weight for the tokens that follow.
     """
     return next((read.method for read, always in _reads_of_layer(model, name) if not always), None)
 

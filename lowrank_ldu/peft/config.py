@@ -198,7 +198,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
     @property
     def options(self) -> AdapterOptions:
-        """Return the options for layers without a rank or alpha of their own."""
+        """Return the options for layers without an own rank or alpha."""
         return AdapterOptions(rank=self.r, **{name: getattr(self, name) for name in _OPTIONS})
 
     def _check_options(self) -> None:

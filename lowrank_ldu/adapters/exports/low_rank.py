@@ -1,6 +1,6 @@
-"""Write the update of a layer as a product of two thin matrices.
+"""Write a layer's update as a product of thin matrices.
 
-The product is exact. With fewer columns it is the best approximation.
+The product of the two matrices is exact. With fewer columns it is the best approximation.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class LayerKind(Protocol):
 
     @staticmethod
     def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
-        """Return the change of the output for x by an update of W.
+        """Return the output that an update of W adds for x.
 
         The update of W is left (m, r) diag(delta) right (r, n).
 
@@ -62,9 +62,9 @@ class LayerKind(Protocol):
 
     @staticmethod
     def lora_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Return LoRA's pair (A, B) for the update left @ right of W.
+        """Return LoRA's pair (A, B) for left @ right.
 
-        The layout is the one that LoRA keeps for this kind.
+        left @ right is an update of W. The layout is the one that LoRA keeps for this kind.
         """
         ...
 
