@@ -1,4 +1,7 @@
-"""Adapters on disk: a few numbers per layer, and what they need to be put back exactly."""
+"""Save and load adapters.
+
+A file holds a few numbers per layer, and the facts that put them back exactly.
+"""
 
 from lowrank_ldu.adapters.exports import export_delta, export_lora, export_merged
 from lowrank_ldu.adapters.loading import load_adapter, read_adapter

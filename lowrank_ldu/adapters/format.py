@@ -1,4 +1,7 @@
-"""The format of an adapter's two files: what stands in them, how it is checked, and how they are sealed."""
+"""Define the format of an adapter's two files.
+
+It covers the content of the files, its checks, and their seals.
+"""
 
 from __future__ import annotations
 
@@ -29,16 +32,19 @@ CONFIG_FILE = "adapter.json"
 FORMAT = "lowrank-ldu adapter"
 VERSION = 2
 
-# Of the configuration, the SHA-256 of its text less these digits.
+# Key in the configuration of the SHA-256 of its text without these digits.
 _KEY = "config_sha256"
 _DIGITS = 64
-# Of the metadata of the weights' file: the SHA-256 of the file less its own digits, and the configuration.
+# Key in the metadata of the weights' file. It has the SHA-256 of the file without its own digits, and the
+# configuration.
 _COPY, _NO_DIGEST = "adapter", "?" * _DIGITS
 
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One layer's entry in the configuration; its tensors are `{name}.offset` and so on.
+    """Hold one layer's entry in the configuration.
+
+    The layer's tensors are `{name}.offset` and so on.
 
     Attributes
     ----------
@@ -114,7 +120,9 @@ def checked_record(where: str, entry: Any) -> LayerRecord:
 
 
 def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *, sketched: bool) -> None:
-    """Check that a layer has the tensors it needs and no others, in their shapes, finite, with possible pivots.
+    """Check that a layer has exactly the tensors that it needs.
+
+    They have their shapes and are finite, and the pivots are possible.
 
     Parameters
     ----------
@@ -140,7 +148,7 @@ def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *
             _check_pivots(where, key, tensors[key], limits[key])
         elif not tensors[key].is_floating_point():
             raise AdapterError(f"{where}: {key} is {dtype_name(tensors[key])}; accepted: floating")
-        # Through float64, since 8-bit floating numbers cannot be asked.
+        # Numbers become float64, since torch cannot check those of 8 bits.
         elif not bool(tensors[key].double().isfinite().all()):
             raise AdapterError(f"{where}: {key} holds entries that are not finite")
     unknown = sorted(set(tensors) - set(sizes))
@@ -151,7 +159,10 @@ def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *
 def _expected(
     options: AdapterOptions, shape: tuple[int, int], *, sketched: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the length of every tensor of a layer, and how many rows or columns pivots are chosen from."""
+    """Return the length of every tensor and the range of pivots.
+
+    The range is the number of rows or columns that pivots are chosen from.
+    """
     rank = cast("int", options.rank)
     sizes = {"offset": rank, "sigma": 1, "initial_sigma": 1, "base_sample": SAMPLES}
     if sketched:
@@ -179,13 +190,19 @@ def _check_pivots(where: str, key: str, pivots: Tensor, size: int) -> None:
 
 
 def sealed(config: dict[str, Any]) -> bytes:
-    """Return a configuration as JSON, with the SHA-256 of that text less the digits of the SHA-256."""
+    """Return a configuration as JSON with its checksum.
+
+    The checksum is the SHA-256 of the text without the digits of the checksum.
+    """
     digest = hashlib.sha256(_text(config, "")).hexdigest()
     return _text(config, digest)
 
 
 def is_sealed(text: bytes, config: dict[str, Any]) -> bool:
-    """Whether `text`, which reads as `config`, is what `sealed` wrote."""
+    """Return whether `sealed` wrote a text.
+
+    `text` reads as `config`.
+    """
     digest = config.get(_KEY)
     if not isinstance(digest, str) or len(digest) != _DIGITS:
         return False
@@ -193,10 +210,10 @@ def is_sealed(text: bytes, config: dict[str, Any]) -> bool:
 
 
 def with_copy(config: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
-    """Return a safetensors file of the tensors that has the configuration in it, and a checksum of all of it.
+    """Return a safetensors file with the configuration in it.
 
-    Two files cannot be replaced in one step. One of them says it all: whoever finds new weights beside an old
-    configuration takes the copy.
+    It also has a checksum of the whole file. Two files cannot be replaced in one step. One of them holds everything: a
+    reader that finds new weights beside an old configuration takes the copy.
     """
     text = zlib.compress(json.dumps(config, separators=(",", ":"), allow_nan=False).encode(), 9)
     copy = base64.b85encode(text).decode()
@@ -207,7 +224,10 @@ def with_copy(config: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
 
 
 def copy_in(data: bytes) -> dict[str, Any] | None:
-    """Return the configuration that `with_copy` put into a file, None if a byte of the file is not as it was."""
+    """Return the configuration in a file of `with_copy`, or None.
+
+    None if a byte of the file is not as it was.
+    """
     digest, _, copy = metadata_in(data).get(_COPY, "").partition(" ")
     if len(digest) != _DIGITS or hashlib.sha256(data.replace(digest.encode(), b"", 1)).hexdigest() != digest:
         return None

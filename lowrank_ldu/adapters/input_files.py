@@ -1,4 +1,7 @@
-"""Read the files of adapters, which may be damaged, or made to do damage."""
+"""Read the files of adapters with care.
+
+They may be damaged, or made to do damage.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from lowrank_ldu.validation import shown
 
 
 def checked_path(path: object, name: str = "path") -> Path:
-    """Return what a caller gave as a path.
+    """Return a caller's argument as a path.
 
     Raises
     ------
@@ -39,7 +42,10 @@ def checked_path(path: object, name: str = "path") -> Path:
 
 
 def checked_model_and_path(model: object, path: object) -> Path:
-    """Return what a caller gave as a path beside a model, or raise TypeError: they may be the wrong way round."""
+    """Check a caller's model, and return the path beside it.
+
+    It raises TypeError where they are none: they may be the wrong way round.
+    """
     if not isinstance(model, nn.Module) and isinstance(path, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__} and path is a {type(path).__name__}; accepted: the model first, and "
@@ -50,7 +56,9 @@ def checked_model_and_path(model: object, path: object) -> Path:
 
 
 def check_regular(path: Path, accepted: str) -> None:
-    """Refuse what cannot be read to an end: pipes, devices, and files that are holes for the most part.
+    """Refuse files that cannot be read to an end.
+
+    Such are pipes, devices, and files that are holes for the most part.
 
     Raises
     ------
@@ -93,7 +101,9 @@ def read_tensors(path: Path, accepted: str) -> bytes:
 
 
 def read_json(path: Path, accepted: str) -> tuple[Any, bytes]:
-    """Return what a JSON file of tensors or layers says, and its bytes.
+    """Return the content of a JSON file of tensors or layers.
+
+    With it come the file's bytes.
 
     Raises
     ------
@@ -112,7 +122,10 @@ def read_json(path: Path, accepted: str) -> tuple[Any, bytes]:
 
 
 def metadata_in(data: bytes) -> dict[str, str]:
-    """Return the texts that a safetensors file in memory has beside its tensors; none if it is damaged."""
+    """Return the metadata of a safetensors file in memory.
+
+    These are its texts beside the tensors. A damaged file has none.
+    """
     end = untrusted.LENGTH_BYTES + int.from_bytes(data[: untrusted.LENGTH_BYTES], "little")
     try:
         metadata = untrusted.strict_json(data[untrusted.LENGTH_BYTES : end], untrusted.HEADER).get("__metadata__")

@@ -1,4 +1,7 @@
-"""Read an adapter's folder, of this package or of PEFT, and put the adapter into a model."""
+"""Read an adapter's folder, and put the adapter into a model.
+
+This package or PEFT wrote the folder.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 
 
 def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
-    """Read the folder that `save_adapter`, or `save_pretrained` of a PEFT model with a `LolduConfig`, wrote.
+    """Read the folder of a saved adapter.
+
+    `save_adapter` wrote it, or `save_pretrained` of a PEFT model with a `LolduConfig`.
 
     Parameters
     ----------
@@ -63,9 +68,10 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, accept_other_base: bool = False) -> list[str]:
-    """Put a saved adapter into the model it was trained on, in place.
+    """Put a saved adapter into its model, in place.
 
-    The factors are rebuilt from the stored pivots without a search, so that they are the same on every machine.
+    It is the model that the adapter was trained on. The factors are rebuilt from the stored pivots without a search, so
+    that they are the same on every machine.
 
     Parameters
     ----------
@@ -106,9 +112,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, accept_other
         state = _whole_state(model, adapter)
         if adapter.tied is not None:
             check_ties(model, state, adapter.tied)
-        # Here, since a warning may be an error to the caller.
+        # This comes before any change, since a warning may be an error to the caller.
         warn_of(deviations)
-    # What can fail has not failed: from here on the model is changed.
+    # All checks have passed: from here on the model is changed.
     with torch.no_grad():
         for _, place, tensor in state:
             place.copy_(tensor)
@@ -151,7 +157,10 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
 
 
 def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[str, Tensor, Tensor]]:
-    """Return name, place in the model and numbers of each tensor that was saved whole, checked to fit."""
+    """Return the wholly saved tensors with their places in the model.
+
+    Each comes with its name, its place and its numbers, and is checked to fit.
+    """
     held = adapter.module_tensors
     places = {plain_name(key, model): place for key, place in model.state_dict(keep_vars=True).items()}
     for name in adapter.module_names:
@@ -180,7 +189,7 @@ def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[str, Tens
                 f"tensor {name!r} is {dtype_name(tensor)} in the adapter and {dtype_name(place)} in the model; "
                 "accepted: the same kind of numbers"
             )
-        # Buffers may be infinite: masks are. Through float64, since 8-bit floating numbers cannot be asked.
+        # Buffers may be infinite: masks are. Numbers become float64, since torch cannot check those of 8 bits.
         cast = tensor.to(place.dtype)
         cast = cast.double() if cast.is_floating_point() else cast
         if isinstance(place, nn.Parameter) and not bool(cast.isfinite().all()):

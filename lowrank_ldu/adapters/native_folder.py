@@ -35,7 +35,7 @@ _NUMBERS = (
 
 
 def read_native(folder: Path) -> AdapterFile:
-    """Read an adapter.
+    """Read an adapter from this package's folder.
 
     Raises
     ------
@@ -67,7 +67,10 @@ def read_native(folder: Path) -> AdapterFile:
 
 
 def _other_names(path: Path, config: dict[str, Any], key: str, known: Container[str]) -> dict[str, list[str]] | None:
-    """Return the other names that tensors or layers had in training; None in files of versions that wrote none."""
+    """Return the other names that tensors or layers had in training.
+
+    None in files of versions that wrote no such names.
+    """
     names = config.get(key)
     if names is None:
         return None
@@ -92,7 +95,7 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not is_sealed(text, config):
         raise AdapterError(f"{path}: not the file that save_adapter wrote; it was changed")
     if config.get("weights_sha256") != hashlib.sha256(data).hexdigest():
-        # A process that was to replace both may have come no further than the weights.
+        # A process that replaces both files may have ended after the weights.
         copy = copy_in(data)
         if copy is None or (copy.get("format"), copy.get("version")) != (FORMAT, VERSION):
             raise AdapterError(
@@ -102,5 +105,5 @@ def _read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         config = copy
     try:
         return config, load(data)
-    except Exception as error:  # of dtypes that torch has not, a bare KeyError
+    except Exception as error:  # a bare KeyError where torch lacks a dtype
         raise AdapterError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({reason_of(error)})") from error

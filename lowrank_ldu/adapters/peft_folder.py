@@ -1,4 +1,7 @@
-"""Read the folder that PEFT's save_pretrained wrote for a LoLDU adapter; PEFT is not needed for it."""
+"""Read the folder that PEFT's save_pretrained wrote.
+
+It holds a LoLDU adapter. PEFT is not needed to read it.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,12 @@ _BASE_WEIGHT = ".base_layer.weight"
 # With bias="all" PEFT saves the biases of modules that were trained whole twice more, under the names of its wrapper.
 _WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 _OBJECTS = ("layer_kinds", "lora_obstacles", "rank_pattern", "alpha_pattern")
-# Those that are the same for all layers.
+# Options that are the same for all layers.
 _OPTIONS = tuple(name for name in OPTION_NAMES if name not in {"rank", "alpha"})
 
 
 def read_peft(folder: Path) -> AdapterFile:
-    """Read an adapter.
+    """Read an adapter from PEFT's folder.
 
     Its layers have no fingerprint of their base, only a sample of it, and no shape: the base has to supply that.
 
@@ -48,7 +51,7 @@ def read_peft(folder: Path) -> AdapterFile:
     data = read_tensors(folder / PEFT_WEIGHTS, accepted)
     try:
         tensors = load(data)
-    except Exception as error:  # of dtypes that torch has not, a bare KeyError
+    except Exception as error:  # a bare KeyError where torch lacks a dtype
         raise AdapterError(f"{folder / PEFT_WEIGHTS}: is damaged ({reason_of(error)})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LOLDU":
         kind = config.get("peft_type") if isinstance(config, dict) else None
@@ -109,7 +112,7 @@ def _stored(
 ) -> StoredLayer:
     where = f"{path}: layer {name!r}"
     kinds, obstacles = objects["layer_kinds"], objects["lora_obstacles"]
-    # Kinds are listed where one is not the plain one; files that have no list say it for all layers at once.
+    # A list of kinds is there if any layer is not of the plain kind. Files without a list name one kind for all layers.
     plain = TransposedLinearKind if not kinds and config.get("fan_in_fan_out") is True else LinearKind
     try:
         rank, alpha = (
@@ -135,7 +138,10 @@ def _stored(
 
 
 def _module_names(path: Path, listed: Any, tensors: dict[str, Tensor]) -> list[str]:
-    """Return the qualified names of modules that are listed by their last parts, not all of which there need be."""
+    """Return the qualified names of listed modules.
+
+    They are listed by their last parts. Not all of them need to be in the file.
+    """
     if not isinstance(listed, list | None) or not all(isinstance(name, str) for name in listed or []):
         raise AdapterError(f"{path}: modules_to_save is {listed!r}; accepted: a list of names, or null")
     found = set()

@@ -1,4 +1,7 @@
-"""Take over what the method's published code saved: github.com/SKDDJ/LoLDU, `get_loldu_state_dict` or a state dict."""
+"""Import adapters of the method's published code.
+
+The code is github.com/SKDDJ/LoLDU. It saves the result of its `get_loldu_state_dict`, or a state dict.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,9 @@ if TYPE_CHECKING:
 PublishedInit = Literal["lu", "uniform", "s_uniform", "normal", "s_normal", "constant", "ones", "zeros"]
 PUBLISHED_INITS: tuple[PublishedInit, ...] = get_args(PublishedInit)
 
-# What the residual was computed with. For these names the published code writes the start of z into the memory of the
-# factorization's diagonal, and then computes the residual from that memory; for the others from the diagonal itself, so
-# that the start has no part in the weight once z is known.
+# Starts of z that the residual was computed with. For these names the published code writes the start into the memory
+# of the factorization's diagonal, and then computes the residual from that memory. For the other names it computes the
+# residual from the diagonal itself, so that the start has no part in the weight once z is known.
 _START_IN_RESIDUAL: dict[str, Initialization] = {
     "constant": "constant_zmean",
     "uniform": "uniform_zmean_half",
@@ -51,7 +54,10 @@ _KEY = re.compile(r"(?P<layer>.+)\.parametrizations\.weight\.(?P<index>\d+)\.vec
 
 @dataclass(frozen=True)
 class _Published:
-    """What a state says of one layer: z, and where it is the state of a whole model, sigma and the residual."""
+    """Hold a state's numbers of one layer.
+
+    They are z and, in the state of a whole model, sigma and the residual.
+    """
 
     name: str
     z: Tensor
@@ -68,7 +74,9 @@ def import_published(
     rank: int | None = None,
     train_sigma: bool = False,
 ) -> list[str]:
-    """Put LoLDU layers into a base model that compute what the published code's layers did, in place.
+    """Put LoLDU layers with published numbers into a base model.
+
+    They compute the same as the published code's layers. The model is changed in place.
 
     Parameters
     ----------
@@ -157,7 +165,7 @@ def _tensors(state: Mapping[str, Tensor] | str | os.PathLike[str]) -> Mapping[st
 
 
 def _stored_tensors(path: Path) -> dict[str, Tensor]:
-    # Not mapped, as the library's function does: a file that becomes shorter would end the process.
+    # The file is not mapped, as the library's function does it: a file that becomes shorter would end the process.
     with open_checkpoint(path) as reader:
         return {info.name: reader.load(info.name) for info in reader.tensors}
 
@@ -204,8 +212,8 @@ def _layer(model: nn.Module, published: _Published, options: AdapterOptions, sca
         if kind_of(base_layer) not in {LinearKind, EmbeddingKind}:
             raise AdapterError(f"layer {name!r} is a {type(base_layer).__name__}; accepted: nn.Linear, nn.Embedding")
         matrix = weight_matrix(base_layer)
-        # All of it, as the published code does, and then its first terms: a search among fewer columns at once rounds
-        # differently, and may decide near ties differently.
+        # The published code factors the whole matrix, and then takes the first terms. A search among fewer columns at
+        # once rounds differently, and may decide near ties differently.
         whole = ldu(matrix)
     except (TypeError, ValueError) as error:
         raise AdapterError(f"layer {name!r}: {error}") from error
@@ -229,7 +237,10 @@ def _layer(model: nn.Module, published: _Published, options: AdapterOptions, sca
 
 
 def _drawn_start(published: _Published, matrix: Tensor, factors: LDU, scale: float) -> Tensor:
-    """Return the start of z that was drawn, which only the residual W - scale P L diag(start) U still has."""
+    """Return the random start of z.
+
+    Only the residual W - scale P L diag(start) U still has it.
+    """
     name, residual = published.name, published.residual
     if residual is None:
         raise AdapterError(

@@ -1,4 +1,4 @@
-"""Write an adapter."""
+"""Write an adapter to a folder."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-# How many parameters a warning names.
+# Number of parameters that a warning names.
 _NAMED = 5
 
 
 def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_save: Sequence[str] = ()) -> Path:
-    """Write the trained numbers of every LoLDU layer of `model`, and nothing of the base.
+    """Write the trained numbers of every LoLDU layer.
+
+    Nothing of the base is written.
 
     Parameters
     ----------
@@ -133,7 +135,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
 
 
 def _shared(model: nn.Module) -> dict[str, list[str]]:
-    """Return the other names of layers that stand in a model in several places."""
+    """Return the other names of layers in several places of a model."""
     found = places(model).items()
     names = ([plain_name(name, model) for name in group] for module, group in found if isinstance(module, LDULayer))
     return {first: others for first, *others in names if others}
@@ -152,14 +154,17 @@ def _record(layer: LDULayer) -> LayerRecord:
 
 
 def _tensors(layer: LDULayer) -> dict[str, Tensor]:
-    # The state that the layer loads from, the pivots in their smallest type.
+    # This is the state that the layer loads from, with the pivots in their smallest type.
     tensors: dict[str, Tensor] = layer.adapter.state_dict()
     tensors["update_sketch"] = update_sketch(layer.factors, layer.delta)
     return {key: _copy(tensor) for key, tensor in tensors.items()}
 
 
 def _warn_of_rounding(layer: LDULayer, stored: StoredLayer) -> None:
-    """Try out, where the last pivots are as small as rounding errors, whether the update can be rebuilt."""
+    """Warn if a saved update cannot be rebuilt.
+
+    It is tried out where the last pivots are as small as rounding errors.
+    """
     sizes = layer.factors.diagonal.abs()
     noise = torch.finfo(sizes.dtype).eps * max(stored.record.shape)
     if stored.record.options.basis != "ldu" or sizes.min() > noise * sizes.max():
@@ -171,7 +176,10 @@ def _warn_of_rounding(layer: LDULayer, stored: StoredLayer) -> None:
 
 
 def _warn_of_left_out(model: nn.Module, modules: Sequence[str]) -> None:
-    """Warn of parameters that were unfrozen after `inject` and are not written."""
+    """Warn of trained parameters that are not written.
+
+    They were unfrozen after `inject`.
+    """
     layers = [layer for _, layer in lowrank_layers(model)]
     if not any(layer.injected for layer in layers):
         return  # load_adapter freezes nothing, so that requires_grad says nothing

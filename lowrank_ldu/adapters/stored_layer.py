@@ -1,4 +1,4 @@
-"""An adapter that was read from disk: what is in it, and how it is put on a weight."""
+"""Hold an adapter read from disk, and put it on a weight."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def check_finite_update(name: str, factors: Factors, delta: Tensor) -> None:
-    """Refuse numbers that give an update with entries beyond their dtype.
+    """Refuse numbers whose update overflows their dtype.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def check_finite_update(name: str, factors: Factors, delta: Tensor) -> None:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """One layer of an adapter.
+    """Hold one layer of an adapter.
 
     Attributes
     ----------
@@ -70,11 +70,13 @@ class StoredLayer:
 
     @property
     def kind(self) -> type[LayerKind]:
-        """Kind of the base layer."""
+        """Return the kind of the base layer."""
         return kind_named(self.record.kind)
 
     def bind(self, matrix: Tensor, *, accept_other_base: bool = False) -> Diagonal:
-        """Rebuild the factors from the weight at the stored pivots, without a search, and put the numbers on them.
+        """Rebuild the factors, and put the stored numbers on them.
+
+        They are made from the weight at the stored pivots, without a search.
 
         Parameters
         ----------
@@ -100,7 +102,10 @@ class StoredLayer:
         return diagonal
 
     def rebuild(self, matrix: Tensor, policy: BaseCheck) -> tuple[Diagonal, Deviation | None]:
-        """Do what `bind` does, and return what a policy other than "error" let pass instead of warning of it."""
+        """Do the work of `bind`, and return the deviation.
+
+        It is the deviation that a policy other than "error" has let pass. No warning is given.
+        """
         record = self.record
         # PEFT's files say nothing of shapes.
         if record.shape != (0, 0) and tuple(matrix.shape) != record.shape:
@@ -111,7 +116,7 @@ class StoredLayer:
         if matrix.device.type == "meta":
             raise AdapterError(f"layer {self.name!r} is on the meta device and has no data; accepted: a base with data")
         deviation = self._base_deviation(matrix)
-        # Before the factorization, which has no meaning on another base and may fail there.
+        # This comes before the factorization, which has no meaning on another base and may fail there.
         if deviation is not None and outcome(deviation, policy) == "error":
             accepted = (
                 "the same base, or accept_other_base=True (--accept-other-base of export) for a rounded copy of it"
@@ -142,7 +147,7 @@ class StoredLayer:
             adapter.start_from(factors)
             if "initial_diagonal" in self.tensors:
                 adapter.set_initial_diagonal(self.tensors["initial_diagonal"], factors)
-        # A number that the layer's dtype cannot hold is a RuntimeError of torch's.
+        # torch raises RuntimeError for a number that the layer's dtype cannot hold.
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise AdapterError(f"layer {self.name!r}: {error}") from error
         with torch.no_grad():
@@ -159,7 +164,10 @@ class StoredLayer:
         return diagonal
 
     def _base_deviation(self, matrix: Tensor) -> Deviation | None:
-        """Return how far off the weight is where it was sampled, or None if it is the one of training."""
+        """Return the deviation of the sampled weight, or None.
+
+        None if the weight is the one of training.
+        """
         trained, present = self.record.base_dtype, dtype_name(matrix)
         if self.record.base_sha256 and fingerprint(matrix) == self.record.base_sha256:
             return None
@@ -187,7 +195,7 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter read from disk.
+    """Hold an adapter read from disk.
 
     Attributes
     ----------

@@ -1,4 +1,7 @@
-"""Tensors that a model has under several names, as an embedding and an output layer that are tied."""
+"""Compare the tied tensors of a model with those of training.
+
+A model has a tied tensor under several names, as an embedding and an output layer that are one.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-# What a layer with an adapter has its base under, here and in PEFT.
+# Name of the base layer inside of a layer with an adapter, here and in PEFT.
 _BASE_LAYER = "base_layer"
 
 
 def tied_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the other names of those tensors that a model has under several names.
+    """Return the other names of tensors with several names.
 
-    Tensors that overlap in memory count as one.
+    These are tensors of one model. Tensors that overlap in memory count as one.
 
     Parameters
     ----------
@@ -56,7 +59,9 @@ def tied_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]
 
 
 def check_ties(model: nn.Module, state: Iterable[tuple[str, Tensor, Tensor]], trained: Mapping[str, list[str]]) -> None:
-    """Refuse tensors that are tied to others than in training, and would change those or leave them behind.
+    """Refuse tensors with other ties than in training.
+
+    Loading them would change the tied tensors, or leave them behind.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""LoLDU for torch modules: layers of which only the diagonal and one scale are trained."""
+"""Adapt torch modules by LoLDU.
+
+Of each adapted layer only the diagonal and one scale are trained.
+"""
 
 from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal
 from lowrank_ldu.nn.basis import BASES, Basis

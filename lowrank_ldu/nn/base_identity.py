@@ -1,8 +1,8 @@
-"""Whether a weight is the base that an adapter was trained on, and what is done where it is not.
+"""Compare a weight with the base that an adapter was trained on.
 
 Three measures, from the exact one to the cheap one: a fingerprint of all bits, a sample of the weight's entries, and a
-sketch of the update that the factors give. Their results are a `Deviation`, of which `outcome` makes an error, a
-warning or nothing by one of three policies.
+sketch of the update that the factors give. Their results are a `Deviation`. Where the weight is another one, `outcome`
+makes an error, a warning or nothing of it, by one of three policies.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ SAMPLES = 32
 # Pairs of vectors of signs that an update is multiplied by.
 PROBES = 32
 
-# Of a sample, relative. Rounding a weight to bfloat16 changes it by 0.2 %, to 4 bits by some 10 %; another weight is
-# off by 100 %. No rounded or quantized copy is as far off as UNRELATED.
+# Relative differences of samples. Rounding a weight to bfloat16 changes it by 0.2 %, to 4 bits by some 10 %; another
+# weight is off by 100 %. No rounded or quantized copy is as far off as UNRELATED.
 ROUNDED, QUANTIZED, UNRELATED = 0.01, 0.2, 0.5
-# Of the update. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms are nothing but
-# rounding (a rank above the base's own) or singular vectors came out turned, they agree to 1 or worse.
+# Relative difference of updates. Rebuilt float32 factors agree to 1e-5 and those of bfloat16 bases to 3e-4; where terms
+# are nothing but rounding (a rank above the base's own) or singular vectors came out turned, they agree to 1 or worse.
 UPDATE_AGREES = 0.01
 
 
 def fingerprint(weight: Tensor) -> str:
-    """Return the SHA-256 of a weight's dtype, shape and bytes, as hexadecimal digits.
+    """Return the SHA-256 of a weight as hexadecimal digits.
+
+    It covers the weight's dtype, shape and bytes.
 
     Examples
     --------
@@ -54,19 +56,23 @@ def fingerprint(weight: Tensor) -> str:
 
 
 def sample_of(matrix: Tensor) -> Tensor:
-    """Return evenly spaced entries of a weight (m, n), float32, to tell it from another one."""
+    """Return evenly spaced entries of a weight (m, n), in float32.
+
+    They tell the weight from another one.
+    """
     m, n = matrix.shape
     positions = torch.arange(SAMPLES, device=matrix.device) * (m * n - 1) // (SAMPLES - 1)
-    # What float32 cannot hold counts as its largest number: infinities could not be compared.
+    # Numbers beyond float32 count as its largest number: infinities could not be compared.
     return matrix[positions // n, positions % n].detach().float().nan_to_num()
 
 
 @torch.no_grad()
 def update_sketch(factors: Factors, delta: Tensor) -> Tensor:
-    r"""Return a_k^T (P L diag(delta) U) b_k for fixed vectors of signs a_k and b_k, shape (PROBES,), float32.
+    r"""Return products of an update with vectors of signs.
 
-    The mean square of a sketch is that of the update's Frobenius norm, so that the relative distance of two sketches
-    estimates that of two updates. Costs PROBES r (m + n) multiply-adds; nothing of size m n is formed.
+    These are a_k^T (P L diag(delta) U) b_k for fixed vectors of signs a_k and b_k, shape (PROBES,), float32. The mean
+    square of a sketch is that of the update's Frobenius norm, so that the relative distance of two sketches estimates
+    that of two updates. Costs PROBES r (m + n) multiply-adds; nothing of size m n is formed.
 
     Parameters
     ----------
@@ -75,7 +81,7 @@ def update_sketch(factors: Factors, delta: Tensor) -> Tensor:
     """
     left, right = factors.left, factors.right
     wide = torch.promote_types(left.dtype, torch.float32)
-    # The legacy generator, whose stream is frozen: a file has to meet the same signs under any NumPy.
+    # The stream of NumPy's legacy generator is frozen: a file has to meet the same signs under any NumPy.
     generator = np.random.RandomState(0)
 
     def signs(size: int) -> Tensor:
@@ -88,7 +94,7 @@ def update_sketch(factors: Factors, delta: Tensor) -> Tensor:
 
 
 def relative_difference(saved: Tensor, present: Tensor) -> float:
-    """Return how far a sample or sketch is from the saved one, relative to that.
+    """Return the relative difference from a saved sample or sketch.
 
     Parameters
     ----------
@@ -114,7 +120,7 @@ def relative_difference(saved: Tensor, present: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far off the base of one layer is, or its update.
+    """Hold the deviations of one layer's base and of its update.
 
     Attributes
     ----------
@@ -144,7 +150,10 @@ class Deviation:
 
     @property
     def size(self) -> float:
-        """What layers are ordered by, to name the worst one."""
+        """Return the largest deviation of the layer.
+
+        Layers are ordered by it, to name the worst one.
+        """
         return max(self.base or 0.0, self.update or 0.0)
 
 
@@ -153,7 +162,7 @@ def _percent(share: float) -> str:
 
 
 def outcome(deviation: Deviation | None, policy: BaseCheck, *, tolerated: float | None = None) -> BaseCheck:
-    """Return what a policy makes of a deviation.
+    """Return a policy's decision on a deviation.
 
     Parameters
     ----------
@@ -182,7 +191,7 @@ def outcome(deviation: Deviation | None, policy: BaseCheck, *, tolerated: float 
 
 
 def warn_of(deviations: Sequence[Deviation], stacklevel: int = 2) -> None:
-    """Warn once, of the worst layer, if there is any."""
+    """Warn once of the layer that deviates most, if any."""
     if not deviations:
         return
     worst = max(deviations, key=lambda deviation: deviation.size)

@@ -1,4 +1,7 @@
-"""The rank-one terms whose coefficients are trained: of the LDU factorization, or of what it is compared with."""
+"""Compute the rank-one terms whose coefficients are trained.
+
+They are those of the LDU factorization, or of another basis that it is compared with.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ BASES: tuple[Basis, ...] = get_args(Basis)
 
 @dataclass(frozen=True)
 class BasisFactors:
-    """Rank-one terms of a weight and, where they came from an elimination, its pivots.
+    """Hold rank-one terms of a weight, and pivots if any.
+
+    There are pivots where the terms come from an elimination.
 
     Attributes
     ----------
@@ -79,7 +84,9 @@ def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting,
 
 
 def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoting: Pivoting) -> BasisFactors:
-    """Return the terms of the LDU basis for pivots that are known, without a search.
+    """Return the terms of the LDU basis for known pivots.
+
+    No pivots are searched.
 
     Raises
     ------
@@ -91,7 +98,7 @@ def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoti
 
 
 def ldu_terms(factors: LDU) -> BasisFactors:
-    """Return the terms of a factorization that is there."""
+    """Return the terms of a given factorization."""
     rows, columns, r = factors.permutation, factors.column_permutation, factors.rank
     return BasisFactors(factors, rows[:r].clone(), None if columns is None else columns[:r].clone())
 
@@ -99,8 +106,8 @@ def ldu_terms(factors: LDU) -> BasisFactors:
 def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:
     wide, _ = check_matrix(matrix)
     rank = check_rank(rank, min(matrix.shape))
-    # The legacy generator, whose stream is frozen: an adapter has to find the same basis under any NumPy. QR in float64
-    # on the CPU, so that every device gets the same to rounding.
+    # The stream of NumPy's legacy generator is frozen: an adapter has to find the same basis under any NumPy. QR is
+    # computed in float64 on the CPU, so that every device gets the same to rounding.
     generator = np.random.RandomState(seed)
     bases = [_orthonormal(generator.standard_normal((size, rank))) for size in matrix.shape]
     left, right = (torch.from_numpy(basis).to(matrix.device, wide.dtype) for basis in bases)
@@ -114,6 +121,9 @@ def _random(matrix: Tensor, rank: int | None, seed: int) -> Factorization:
 
 
 def _orthonormal(columns: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Any:
-    """Return Q of the QR decomposition whose R has a positive diagonal: the signs of a LAPACK's own are its choice."""
+    """Return Q of a QR decomposition whose R has a positive diagonal.
+
+    Each LAPACK chooses signs of its own.
+    """
     q, r = np.linalg.qr(columns)
     return q * np.sign(np.diagonal(r))

@@ -1,4 +1,8 @@
-"""Which adapted layers a model has called, or read past: an adapter beside such a layer has no effect."""
+"""Find adapted layers that a model does not call.
+
+Either no forward has called them, or a module reads their weight on another of its paths. An adapter beside such a
+layer has no effect there.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ _NAMED = 5
 
 
 class ForwardWatch(Seen):
-    """Forward hook that notes whether a model has been called."""
+    """Forward hook that notes a model's calls."""
 
     __slots__ = ()
 
@@ -27,40 +31,52 @@ class ForwardWatch(Seen):
 
 
 def observe(model: nn.Module) -> None:
-    """Note what else uses the weights of adapted layers, and from now on whether the model is called."""
+    """Prepare adapted layers to note other uses of their weights.
+
+    From now on it is also noted whether the model is called.
+    """
     layers = dict(hosts(model))
     for name, layer in layers.items():
         layer.reader = occasional_reader_of(model, name)
     bases = {name: innermost(layer) for name, layer in layers.items()}
     for name, users in users_of_weights(model, bases):
-        # So that no layer is merged on its own into a weight that is another module's, too.
+        # With this no layer is merged on its own into a weight that is another module's, too.
         layers[name].sharers = tuple(module for _, module in users if module is not bases[name])
     if not _watches(model):
         model.register_forward_hook(ForwardWatch())
 
 
 def unwatch(model: nn.Module) -> None:
-    """Note no longer whether the model is called."""
+    """Stop noting whether the model is called."""
     for key in _watches(model):
         del model._forward_hooks[key]  # noqa: SLF001  # the handle would have to be kept on the model
 
 
 def never_called(model: nn.Module) -> list[str]:
-    """Return the names of the adapted layers that no forward of the model has called; none before one has ended."""
+    """Return the names of the adapted layers that were never called.
+
+    A layer counts once a forward of the model has ended; before that the list is empty.
+    """
     if not _has_run(model):
         return []
     return [name for name, layer in hosts(model) if not layer.called.seen]
 
 
 def read_past(model: nn.Module) -> list[str]:
-    """Return the names of the adapted layers whose weight was read by what calls them on another of its paths."""
+    """Return the names of the adapted layers whose weight was read.
+
+    The module that calls such a layer has read its weight on another of its paths.
+    """
     if not _has_run(model):
         return []
     return [name for name, layer in hosts(model) if layer.reader is not None and layer.weight_read.seen]
 
 
 def warn_of_passed_by(model: nn.Module, *, stacklevel: int = 3) -> None:
-    """Warn, once for each layer, of those that `never_called` and `read_past` name."""
+    """Warn of the layers that `never_called` and `read_past` name.
+
+    Each layer is warned of once.
+    """
     layers = dict(hosts(model))
     unused = [name for name in never_called(model) if not layers[name].warned]
     read = [name for name in read_past(model) if not layers[name].warned and name not in unused]

@@ -1,4 +1,7 @@
-"""The coordinates in which the diagonal is trained: z itself, unit terms, or an orthonormal frame of them."""
+"""Choose the coordinates in which the diagonal is trained.
+
+They are z itself, coefficients of unit terms, or those of an orthonormal frame of the terms.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _JITTER_GROWTH = 10.0
 
 
 def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization) -> tuple[Tensor | None, float]:
-    r"""Return T with z = z_start + T w, for the coordinates w that are trained, and the jitter that was added.
+    r"""Return the matrix T of the trained coordinates, and its jitter.
+
+    T gives z = z_start + T w for the coordinates w that are trained. The jitter is the number that was added to the
+    diagonal of the Gram matrix.
 
     Parameters
     ----------
@@ -65,7 +71,10 @@ def coordinates_of(left: Tensor, right: Tensor, parametrization: Parametrization
 
 
 def _peak(array: Tensor, dim: int) -> Tensor:
-    """Return the power of two at or under the largest magnitude along a dimension, so that dividing by it is exact."""
+    """Return a power of two near the peak along a dimension.
+
+    It is at or under the largest magnitude. Dividing by a power of two is exact.
+    """
     _, exponent = torch.frexp(array.abs().amax(dim))
     return torch.ldexp(torch.ones_like(exponent, dtype=array.dtype), exponent - 1)
 
@@ -74,7 +83,7 @@ def _cholesky(matrix: Tensor, identity: Tensor) -> tuple[Tensor, float]:
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps
     jitter = 0.0
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    # A pivot within rounding of zero is noise that happened to be positive: dividing by it would pass it on enlarged.
+    # A pivot within rounding of zero is noise that happened to be positive: a division by it would enlarge the noise.
     while bool(failed) or float(factor.diagonal().min()) ** 2 < rounding:
         jitter = jitter * _JITTER_GROWTH or rounding
         factor, failed = torch.linalg.cholesky_ex(matrix + jitter * identity)
@@ -88,7 +97,10 @@ def _cholesky(matrix: Tensor, identity: Tensor) -> tuple[Tensor, float]:
 
 
 def to_diagonal(coordinates: Tensor, frame: Tensor | None) -> Tensor:
-    """Return T w, shape (..., r), for coordinates w (..., r) and T as `coordinates_of` gives it."""
+    """Return T w, shape (..., r), for coordinates w (..., r).
+
+    T is as `coordinates_of` gives it.
+    """
     if frame is None:
         return coordinates
     if frame.ndim == 1:
@@ -97,7 +109,7 @@ def to_diagonal(coordinates: Tensor, frame: Tensor | None) -> Tensor:
 
 
 def from_diagonal(offset: Tensor, frame: Tensor | None) -> Tensor:
-    """Return w (r,) with T w = offset (r,)."""
+    """Return the coordinates w (r,) with T w = offset (r,)."""
     if frame is None:
         return offset
     if frame.ndim == 1:

@@ -1,4 +1,4 @@
-"""Trainable parameters, counted the way the paper counts them."""
+"""Count trainable parameters as the paper counts them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters of a model with LoLDU adapters; `str()` gives them as a sentence.
+    """Hold the numbers of parameters of an adapted model.
+
+    `str()` gives them as a sentence.
 
     Attributes
     ----------
@@ -41,7 +43,10 @@ class ParameterCount:
 
     @property
     def adapter(self) -> int:
-        """Diagonal entries and scales together: the paper's count, which leaves out the classification head."""
+        """Return the number of diagonal entries and scales together.
+
+        It is the paper's count, which leaves out the classification head.
+        """
         return self.diagonal + self.sigma
 
     def __str__(self) -> str:

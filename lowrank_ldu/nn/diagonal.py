@@ -1,4 +1,7 @@
-"""The trained side of an adapter: r coordinates of the diagonal and one scale, and what they make of the factors."""
+"""Train r coordinates of the diagonal and one scale.
+
+They are the trained side of an adapter; with the constant factors they make the update.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class DiagonalState(NamedTuple):
-    """The numbers that the update's diagonal is made of, each (r,) or (1,), or stacked with leading dimensions."""
+    """Hold the numbers of the update's diagonal.
+
+    Each has shape (r,) or (1,), or is stacked with leading dimensions.
+    """
 
     offset: Tensor
     sigma: Tensor
@@ -31,15 +37,17 @@ class DiagonalState(NamedTuple):
 
 
 def delta_of(state: DiagonalState, frame: Tensor | None) -> Tensor:
-    r"""Return sigma z - sigma_0 z_ref, shape (..., r): exactly zero at step 0 of the preserving form.
+    r"""Return sigma z - sigma_0 z_ref, shape (..., r).
+
+    It is exactly zero at step 0 of the preserving form.
 
     Notes
     -----
     z = z_start + T w with the trained coordinates w ("offset") and T (`coordinates_of`). Equation (9) of arXiv
     2410.13618 less the frozen weight's part.
     """
-    # At least float32: in bfloat16 parameters are few enough to widen, and the differences below are small ones. sigma
-    # is compared in its own dtype, in which it started as sigma_0.
+    # At least float32 is used: the parameters are few enough to widen from bfloat16, and the differences below are
+    # small. sigma is compared in its own dtype, in which it started as sigma_0.
     step = state.sigma - state.initial_sigma.to(state.sigma.dtype)
     wide = torch.promote_types(state.offset.dtype, torch.float32)
     reference = state.reference_diagonal.to(wide)
@@ -49,7 +57,9 @@ def delta_of(state: DiagonalState, frame: Tensor | None) -> Tensor:
 
 
 class DiagonalAdapter(nn.Module):
-    """What one adapter trains in one layer, r + 1 numbers, and the constants that belong to them.
+    """Hold the trained numbers of one adapter in one layer.
+
+    These are r + 1 numbers. It also holds the constants that belong to them.
 
     Parameters
     ----------
@@ -99,7 +109,7 @@ class DiagonalAdapter(nn.Module):
         if options.train_sigma:
             self.sigma = nn.Parameter(start)
         else:
-            # No parameter: whoever unfreezes an adapter's parameters is not to unfreeze this one.
+            # sigma is no parameter here: it stays as it is where all parameters of an adapter are unfrozen.
             self.register_buffer("sigma", start)
         self._keep("initial_sigma", start.clone())
         self._keep("initial_diagonal", torch.zeros(rank, device=device), persistent=is_random(options.init))
@@ -111,11 +121,14 @@ class DiagonalAdapter(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Number of trained diagonal entries r."""
+        """Return the number r of trained diagonal entries."""
         return cast("int", self.options.rank)
 
     def start_from(self, factors: Factors) -> None:
-        """Take over the factors' pivots, and their diagonal as the start of z unless one was given or loaded."""
+        """Take over the factors' pivots and the start of z.
+
+        The start is the factors' diagonal, unless another start was given or loaded.
+        """
         if not self._start_is_given:
             start = initial_diagonal(self.options.init, factors.diagonal, self.options.seed)
             self._keep_start(start)
@@ -126,7 +139,10 @@ class DiagonalAdapter(nn.Module):
         self._keep("base_sample", factors.sample.clone())
 
     def set_initial_diagonal(self, start: Tensor, factors: Factors) -> None:
-        """Give z another start (r,): one that was drawn elsewhere, say. The offset from it stays."""
+        """Give z another start (r,).
+
+        It may have been drawn elsewhere. The offset from the start stays.
+        """
         if tuple(start.shape) != (self.rank,):
             raise ValueError(f"start has shape {tuple(start.shape)}; accepted: {(self.rank,)}")
         self._keep_start(start.detach().to(factors.diagonal, copy=True))
@@ -139,13 +155,16 @@ class DiagonalAdapter(nn.Module):
 
     @property
     def has_pivots(self) -> bool:
-        """Whether pivots have been chosen or loaded; never for a basis that has none."""
+        """Return whether pivots have been chosen or loaded.
+
+        A basis that has no pivots never has them.
+        """
         return self.pivot_rows is not None and int(self.pivot_rows[0]) >= 0
 
     @property
     def state(self) -> DiagonalState:
-        """The numbers that the update is made of."""
-        # Asked at every call of the layer, where there is hardly ever a hook.
+        """Return the numbers of the update's diagonal."""
+        # This runs at every call of the layer, and there is hardly ever a hook.
         with onloaded(self) if "_hf_hook" in vars(self) else nullcontext():
             return DiagonalState(
                 self.offset, self.sigma, self.initial_sigma, self.initial_diagonal, self.reference_diagonal
@@ -161,12 +180,15 @@ class DiagonalAdapter(nn.Module):
 
     @torch.no_grad()
     def set_z(self, z: Tensor, factors: Factors) -> None:
-        """Make `z` (r,) the present diagonal, by its coordinates."""
+        """Set the coordinates so that the present diagonal is `z` (r,)."""
         self._set_offset(z - self.initial_diagonal, factors)
 
     @torch.no_grad()
     def set_delta(self, delta: Tensor, factors: Factors) -> None:
-        """Make `delta` (r,) the present difference sigma z - sigma_0 z_ref, with sigma at its start."""
+        """Set the coordinates so that the present difference is `delta` (r,).
+
+        The difference is sigma z - sigma_0 z_ref, with sigma at its start.
+        """
         self.sigma.copy_(self.initial_sigma)
         moved = delta / self.initial_sigma.to(delta) - (self.initial_diagonal - self.reference_diagonal).to(delta)
         self._set_offset(moved, factors)
@@ -201,7 +223,7 @@ class DiagonalAdapter(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}offset" in state_dict:
             self._check_in_memory()
-            # What is constant may be there or not by the options of the adapter that was saved: make room for it.
+            # The options of the saved adapter decide which constants it has: make room for these.
             for name in ("initial_diagonal", "pivot_rows", "pivot_columns"):
                 tensor = state_dict.get(f"{prefix}{name}")
                 if name == "initial_diagonal":
@@ -219,7 +241,10 @@ class DiagonalAdapter(nn.Module):
 
 
 def smallest_integers(index: Tensor) -> Tensor:
-    """Return non-negative integers in the smallest type that holds them and that every library computes with."""
+    """Return non-negative integers in a small type that holds them.
+
+    It is the smallest type that every library computes with.
+    """
     largest = 0 if index.device.type == "meta" or index.numel() == 0 else int(index.max())
     for dtype in (torch.uint8, torch.int16, torch.uint16):
         if largest <= torch.iinfo(dtype).max:
@@ -228,10 +253,13 @@ def smallest_integers(index: Tensor) -> Tensor:
 
 
 def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
-    """Return the states of adapters of equal rank, stacked: (A, r) and (A, 1)."""
+    """Return the stacked states of adapters of equal rank.
+
+    Their shapes are (A, r) and (A, 1).
+    """
     hooked = [each for each in adapters if "_hf_hook" in vars(each)]
     with onloaded(*hooked) if hooked else nullcontext():
-        # Not one by one through Module.__getattr__.
+        # Module.__getattr__ would be slow for each of them.
         parameters = [dict(each._parameters) for each in adapters]  # noqa: SLF001
         buffers = [each._buffers for each in adapters]  # noqa: SLF001
 

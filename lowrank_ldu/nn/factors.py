@@ -1,4 +1,7 @@
-"""The constant side of an adapter: factors of one base weight, shared by every adapter that asks for the same."""
+"""Compute the constant factors of one base weight.
+
+They are the constant side of an adapter. Every adapter that asks for the same ones shares them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class Factors(nn.Module):
-    """P L_r, U_r and what else is constant, as buffers that no checkpoint holds.
+    """Hold P L_r, U_r and the other constants of a factorization.
+
+    They are buffers that no checkpoint holds.
 
     Parameters
     ----------
@@ -89,7 +94,7 @@ class Factors(nn.Module):
         *,
         terms: BasisFactors | None = None,
     ) -> None:
-        """Compute the factors of the weight, at the given pivots if there are any.
+        """Compute the factors of the weight, at given pivots if any.
 
         Raises
         ------
@@ -123,24 +128,28 @@ class Factors(nn.Module):
         self._packing, self._packed, self._packed_weight = None, (), torch.empty(0)
 
     def at(self, rows: Tensor | None, columns: Tensor | None) -> bool:
-        """Whether the factors are those at these pivots."""
+        """Return whether the factors are those at these pivots."""
         if not self.ready:
             return False
         return _same(rows, self.pivot_rows) and _same(columns, self.pivot_columns)
 
     def packing(self, weight: Tensor) -> Packing | None:
-        """Return what the packed plan needs, made once for a weight; None if the factors do not hold it to rounding."""
+        """Return the arrays of the packed plan, made once for a weight.
+
+        None if the factors do not reproduce the weight to rounding.
+        """
         full = self.options.rank == min(len(self.left), self.right.shape[1])
         if not (full and self.upper and self.right.dtype in {torch.float32, torch.float64}):
             return None
         if torch.compiler.is_compiling() or get_proxy_mode() is not None:
-            # Of a call before; none is made in the middle of a graph, which compares the weight whenever it runs.
+            # The packing is an earlier call's: none is made in the middle of a graph. The graph compares the weight
+            # whenever it runs.
             known = self._packing
             if known is None or known.diagonal.dtype != weight.dtype:
                 return None
             return replace(known, order=operators.unchanged(known.order, weight, self._packed_weight))
-        # Much changes a weight without a word (.data, a NumPy view, a foreign kernel): every entry is compared,
-        # one pass over it beside the products of all rows of x.
+        # A weight can change unnoticed (by .data, a NumPy view, a foreign kernel). So every entry is compared, which is
+        # one pass over the weight beside the products of all rows of x.
         key = (weight.device, weight.dtype, weight.shape, self.left.data_ptr(), self.left.device)
         if self._packed != key or not torch.equal(weight, self._packed_weight):
             try:
@@ -157,11 +166,14 @@ class Factors(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> Factors:
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.left.device.type == "meta":
-            self.ready = False  # whatever comes back in their place: no checkpoint holds them
+            self.ready = False  # the numbers are lost here, and no checkpoint holds them
         return self
 
     def _set_empty(self, matrix: Tensor) -> None:
-        """Stand in for the factors, on the meta device in the right shapes, and elsewhere by empty tensors."""
+        """Fill the factors with empty tensors.
+
+        On the meta device they have the right shapes.
+        """
         (m, n), r = matrix.shape if matrix.device.type == "meta" else (0, 0), cast("int", self.options.rank)
         wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {

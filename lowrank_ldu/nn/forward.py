@@ -1,7 +1,7 @@
-"""The output of a base layer with updates of its weight.
+"""Compute the output of a base layer with updates of its weight.
 
-Where nothing of the base layer would be left out, its product and the update are one call of `lowrank_ldu.kernels`.
-Elsewhere the base layer is called, with its hooks and its own forward.
+Where a fused product would leave out nothing of the base layer, its product and the update are one call of
+`lowrank_ldu.kernels`. Elsewhere the base layer is called, with its hooks and its own forward.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# Held while a layer is called with another weight or forward than its own: threads may share the layer. One for all
-# layers, since a layer has to be copied and pickled.
+# This lock is held while a layer is called with another weight or forward than its own: threads may share the layer.
+# There is one lock for all layers, since a layer has to be copied and pickled.
 _LOCK = threading.RLock()
 
 
@@ -94,7 +94,10 @@ def kernel_call(
     plan: Plan,
     index: Tensor | None = None,
 ) -> tuple[Layer, Adapters, Callable[[], Packing | None] | None]:
-    """Return the arguments of a kernel call: the layer, its adapters, and what makes its packing."""
+    """Return the arguments of a kernel call.
+
+    They are the layer, its adapters, and the function that makes its packing.
+    """
     linear = cast("nn.Linear", base_layer)
     weight = kind.as_matrix(linear.weight)
     layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper)
@@ -104,7 +107,10 @@ def kernel_call(
 
 
 def bypassed(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors: Factors) -> str | None:
-    """Return what of the base layer a fused product would leave out, None if nothing."""
+    """Return the reason why a fused product would not do, or None.
+
+    The reason is the part of the base layer that it would leave out.
+    """
     if kind not in {LinearKind, TransposedLinearKind}:
         return f"the layer is a {type(base_layer).__name__}, and fused products are of linear layers"
     plain = type(base_layer) is nn.Linear if kind is LinearKind else type(base_layer).__name__ == "Conv1D"
@@ -116,7 +122,7 @@ def bypassed(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors: F
 
 
 def _not_plain(base_layer: nn.Linear, x: Tensor, factors: Factors) -> str | None:
-    """Return which tensor a fused product does not take, None if it takes all of them."""
+    """Return the reason why no fused product takes the tensors, or None."""
     weight: Tensor = base_layer.weight
     tensors = (weight,) if base_layer.bias is None else (weight, base_layer.bias)
     if any(type(tensor) not in _PLAIN_TENSORS and not is_fake(tensor) for tensor in tensors):
@@ -134,7 +140,7 @@ def _not_plain(base_layer: nn.Linear, x: Tensor, factors: Factors) -> str | None
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module runs more than its forward."""
+    """Return whether calling a module runs more than its forward."""
     return any(getattr(module, name) for name in _HOOKS) or torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]  # noqa: SLF001
 
 
@@ -166,9 +172,9 @@ def output_with_updates(  # noqa: PLR0917  # the call's own arguments come last
 ) -> Any:
     """Return a layer's output with updates, by calling the layer.
 
-    A layer that computes by the formula of its kind adds the product of the update, inside of its hooks: what they make
-    of the input and of the output, they make of the update's, too. A layer with a forward of its own is called with the
-    summed weight, (m, n) numbers a call.
+    A layer that computes by the formula of its kind adds the product of the update inside of its hooks. These change
+    the input and the output of the update, too. A layer with a forward of its own is called with the summed weight,
+    (m, n) numbers a call.
 
     Parameters
     ----------
@@ -225,7 +231,10 @@ def _hooked_output(  # noqa: PLR0917
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Call the layer with a forward that adds the updates, between its hooks."""
+    """Call the layer with a forward that adds the updates.
+
+    The forward runs between the layer's hooks.
+    """
     own, state = base_layer.forward, vars(base_layer)
     held = state.get("forward")
 

@@ -1,4 +1,4 @@
-"""The host of adapters: a base layer with adapters on it, in whose weight their updates can be merged."""
+"""Hold adapters on a base layer, and merge updates into its weight."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 
 class Diagonal(NamedTuple):
-    """One adapter of a layer, with the factors that it is expressed in."""
+    """Hold one adapter of a layer with its factors.
+
+    The adapter is expressed in these factors.
+    """
 
     name: str
     adapter: DiagonalAdapter
@@ -38,12 +41,15 @@ class Diagonal(NamedTuple):
 
     @property
     def delta(self) -> Tensor:
-        """Difference sigma z - sigma_0 z_ref, shape (r,)."""
+        """Return the difference sigma z - sigma_0 z_ref, shape (r,)."""
         return self.adapter.delta(self.factors)
 
 
 class Seen:
-    """Whether something has been called; shallow copies of a module share it."""
+    """Hold whether something has been called.
+
+    Shallow copies of a module share it.
+    """
 
     __slots__ = ("seen",)
 
@@ -51,13 +57,18 @@ class Seen:
         self.seen = False
 
     def note(self) -> None:
-        """Note a call; not one that torch.export makes to record a graph, which has no place for it."""
+        """Note a call.
+
+        Calls that torch.export makes to record a graph do not count: the graph has no place for a note.
+        """
         if not is_exporting():
             self.seen = True
 
 
 class KeptBase(NamedTuple):
-    """The base weight before a merge, and what tells whether the merged one is still as merging left it.
+    """Hold a base weight, and sums of the merged weight.
+
+    The base weight is the one before the merge. The sums tell whether the merged weight is still as merging left it.
 
     Attributes
     ----------
@@ -80,14 +91,16 @@ class KeptBase(NamedTuple):
         return cls(weight, merged.dtype, _sums_of_bits(merged))
 
     def check(self, merged: Tensor) -> None:
-        """Refuse a merged weight of the same dtype with other entries, which unmerging would lose.
+        """Refuse a merged weight with changed entries.
+
+        Unmerging would lose the change. A weight of another dtype passes.
 
         Raises
         ------
         RuntimeError
         """
         if merged.dtype != self.dtype or merged.device.type == "meta":
-            return  # cast or moved away since: what is put back is cast as well
+            return  # cast or moved away since: the base that is put back is cast as well
         present = _sums_of_bits(merged)
         if not all(torch.equal(now, then.to(now.device)) for now, then in zip(present, self.sums, strict=True)):
             raise RuntimeError(
@@ -103,9 +116,10 @@ def _sums_of_bits(weight: Tensor) -> tuple[Tensor, ...]:
 
 
 class AdapterHost(nn.Module, ABC):
-    """A module that holds LoLDU adapters of one base layer; what optimization, counting and saving ask for.
+    """Module with LoLDU adapters of one base layer.
 
-    Attributes it lacks are those of its base layer: `weight`, `bias`, sizes, and whatever else a model looks at.
+    Optimization, counting and saving ask for modules of this class. Attributes it lacks are those of its base layer:
+    `weight`, `bias`, sizes, and whatever else a model looks at.
 
     Parameters
     ----------
@@ -144,7 +158,7 @@ class AdapterHost(nn.Module, ABC):
         self.base_layer = base_layer
         self.kind = kind_of(base_layer)
         self.called, self.weight_read = Seen(), Seen()
-        # What was merged, r numbers each: the adapters' own may change before they are unmerged.
+        # The merged updates, r numbers each: the adapters' own numbers may change before they are unmerged.
         self._merged_updates: dict[str, Update] = {}
         self._kept_base: KeptBase | None = None
 
@@ -154,7 +168,10 @@ class AdapterHost(nn.Module, ABC):
 
     @abstractmethod
     def merge(self) -> None:
-        """Add the update to the base weight in place, summed in float32 and rounded once."""
+        """Add the update to the base weight in place.
+
+        Updates are summed in float32 and rounded once.
+        """
 
     @abstractmethod
     def unmerge(self) -> None:
@@ -162,11 +179,13 @@ class AdapterHost(nn.Module, ABC):
 
     @property
     def merged(self) -> bool:
-        """Whether an update is in the base weight at present."""
+        """Return whether an update is in the base weight at present."""
         return bool(self._merged_updates)
 
     def check_mergeable(self) -> None:
-        """Refuse to merge into a weight that is not kept, or that another module uses.
+        """Refuse to merge into a weight that cannot be written to.
+
+        Such a weight is not kept, or another module uses it, too.
 
         Raises
         ------
@@ -179,7 +198,9 @@ class AdapterHost(nn.Module, ABC):
 
     @torch.no_grad()
     def _add_to_weight(self, updates: Mapping[str, Update], *, keep_base: bool) -> None:
-        """Add updates to the base weight, all that are merged summed in float32 and rounded once.
+        """Add updates to the base weight.
+
+        All that are merged are summed in float32 and rounded once.
 
         Parameters
         ----------
@@ -213,7 +234,7 @@ class AdapterHost(nn.Module, ABC):
                 kept = weight.detach().clone()
             start, added = (weight, new) if kept is None else (kept, [*self._merged_updates.values(), *new])
             merged = merged_weight(start.detach(), self.kind, [_matrix(update) for update in added])
-            # What is merged already is in the weight that the updates are added to.
+            # Updates that are merged already are in the weight that the new ones are added to.
             with tried_out(base, self.kind, weight, merged, new):
                 _write(weight, merged)
             self._kept_base = None if kept is None else KeptBase.of(kept, weight)
@@ -221,7 +242,9 @@ class AdapterHost(nn.Module, ABC):
 
     @torch.no_grad()
     def _restore_weight(self) -> None:
-        """Put back the base weight: the kept copy, or without one the difference, with its rounding errors.
+        """Put back the base weight.
+
+        It is the kept copy. Without one the update is subtracted, which leaves rounding errors.
 
         Raises
         ------
@@ -240,26 +263,30 @@ class AdapterHost(nn.Module, ABC):
 
     @contextmanager
     def _weight_to_write(self) -> Iterator[Tensor]:
-        """Bring the weight into memory, and keep what the block writes to it."""
+        """Bring the weight into memory, and keep the block's changes to it."""
         base = innermost(self)
         with onloaded(base, written=True):
             yield stored_weight(base)
 
     @property
     def weight(self) -> Any:
-        """The base layer's weight."""
+        """Return the base layer's weight."""
         self.weight_read.seen = True
         return self.__dict__["_modules"]["base_layer"].weight
 
     def __getattr__(self, name: str) -> Any:
-        """Return a submodule, as nn.Module does, or what the layer itself lacks from its base layer."""
+        """Return a submodule, or an attribute of the base layer.
+
+        Submodules are found as nn.Module finds them. The base layer gives the attributes that the layer itself lacks.
+        """
         modules = self.__dict__.get("_modules", {})
         if name in modules:
             return modules[name]
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # What begins with an underscore belongs to the one module: flags and hooks of libraries, ways to copy it.
+            # Names that begin with an underscore belong to this one module: flags and hooks of libraries, ways to copy
+            # it.
             if name.startswith("_") or "base_layer" not in modules or not hasattr(modules["base_layer"], name):
                 raise
             return getattr(modules["base_layer"], name)
@@ -285,7 +312,7 @@ class AdapterHost(nn.Module, ABC):
 
 
 def _write(weight: Tensor, numbers: Tensor) -> None:
-    # What was made in inference mode is written to in it alone. Not through .data: autograd would not notice.
+    # Tensors made in inference mode can be written to in it alone. Not through .data: autograd would not notice.
     with torch.inference_mode() if weight.is_inference() else nullcontext():
         weight.copy_(numbers)
 
@@ -296,7 +323,10 @@ def _matrix(update: Update) -> Tensor:
 
 
 def hosts(model: nn.Module) -> Iterator[tuple[str, AdapterHost]]:
-    """Yield the qualified name and the module of every layer of `model` with LoLDU adapters, a shared one once."""
+    """Yield the name and the module of every layer with adapters.
+
+    These are the layers of `model` with LoLDU adapters, by qualified name; a shared one comes once.
+    """
     check_model(model)
     for name, module in model.named_modules():
         if isinstance(module, AdapterHost):

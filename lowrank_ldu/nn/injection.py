@@ -1,4 +1,4 @@
-"""Put LoLDU layers into a model in place of the layers they adapt."""
+"""Replace layers of a model by LoLDU layers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ _WAYS_OUT = "other targets, or clip_rank=True"
 
 
 def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LDULayer]]:
-    """Yield the qualified name and the layer of every LoLDU layer of `model`, a shared one once."""
+    """Yield the qualified name and the layer of every LoLDU layer.
+
+    A layer that stands in several places of `model` comes once.
+    """
     check_model(model)
     for name, module in model.named_modules():
         if isinstance(module, LDULayer):
@@ -65,9 +68,10 @@ def inject(
     options: AdapterOptions | None = None,
     **fields: Any,
 ) -> list[str]:
-    """Replace layers of `model` by LoLDU layers, in place, and freeze every parameter but theirs.
+    """Replace layers of `model` by LoLDU layers, in place.
 
-    A further call adds layers, with other options if need be; those that are there already stay as they are.
+    Every parameter but theirs is frozen. A further call adds layers, with other options if need be; those that are
+    there already stay as they are.
 
     Parameters
     ----------
@@ -122,8 +126,8 @@ def inject(
     clip_rank = check_flag(clip_rank, "clip_rank")
     options = given_options(options, rank, fields)
     names = _matching(model, targets)
-    # Built before anything is replaced, so that a failure leaves the model as it was. A module that stands under two
-    # names gets one layer, so that what is shared stays shared.
+    # All layers are built before any is replaced, so that a failure leaves the model as it was. A module that stands
+    # under two names gets one layer, so that it stays shared.
     layers: dict[nn.Module, LDULayer] = {}
     with outside_inference_mode(), restore_trainable_on_error(model):
         for name, base in names.items():
@@ -149,7 +153,7 @@ def inject(
 
 @contextmanager
 def restore_trainable_on_error(model: nn.Module) -> Iterator[None]:
-    """Put back every parameter's requires_grad if the block raises.
+    """Put back requires_grad of every parameter if the block raises.
 
     Making a layer freezes its base at once; if a later layer cannot be made, the model is to be as it was.
     """
@@ -164,20 +168,23 @@ def restore_trainable_on_error(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Leave inference mode, whose tensors cannot be trained, and nothing else."""
+    """Leave inference mode, and no other mode.
+
+    Tensors that are made in it cannot be trained.
+    """
     grad = torch.is_grad_enabled()
     with torch.inference_mode(mode=False), torch.set_grad_enabled(grad):
         yield
 
 
 def clipped_rank(rank: int | None, base_layer: nn.Module) -> int | None:
-    """Return a rank, or the largest that a layer has if that is less."""
+    """Return a rank, or a smaller layer's largest possible rank."""
     largest = min(weight_matrix(base_layer).shape)
     return largest if isinstance(rank, int) and rank > largest else rank
 
 
 def check_limits(layers: Mapping[str, tuple[nn.Module, int | None]], otherwise: str) -> None:
-    """Refuse ranks that layers are too small for, naming all of them.
+    """Refuse ranks beyond the layers' sizes, and name all such layers.
 
     Parameters
     ----------
@@ -211,7 +218,7 @@ def check_limits(layers: Mapping[str, tuple[nn.Module, int | None]], otherwise: 
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module where the submodule of that qualified name stands."""
+    """Replace the submodule of a qualified name by a module."""
     place, _, child = name.rpartition(".")
     parent = model.get_submodule(place)
     setattr(parent, child, module)
@@ -219,14 +226,20 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def call_replaced(parent: nn.Module) -> None:
-    """Let the module that torch.compile made of a layer call the one that stands in its place by now."""
+    """Make a compiled module call the layer that is in it now.
+
+    torch.compile makes such a module of a layer, and the layer may have been replaced since.
+    """
     compiled: Any = parent
     if "_orig_mod" in compiled._modules and hasattr(compiled, "_initialize"):  # noqa: SLF001
-        compiled._initialize()  # noqa: SLF001  # it would go on calling what it was made of
+        compiled._initialize()  # noqa: SLF001  # it would go on calling its former layer
 
 
 def ends_with(target: str, name: str) -> bool:
-    """Whether a qualified name is `target`, or ends with "." and `target`."""
+    """Return whether a qualified name is or ends with the target.
+
+    It ends with "." and `target`.
+    """
     return f".{name}".endswith(f".{target}")
 
 
@@ -242,7 +255,7 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         if name and not any(name == layer or name.startswith(f"{layer}.") for layer in taken)
     }
     supported = {name: module for name, module in candidates.items() if supports(module)}
-    # What is read in one place is no layer to adapt in another: its adapter would have no effect there.
+    # A layer whose weight is read in one place is adapted in no other place: its adapter would have no effect there.
     read = {module: reader for name, module in supported.items() if (reader := reader_of(model, name)) is not None}
     readers = {name: read.get(module) for name, module in supported.items()}
     adaptable = {name: module for name, module in supported.items() if readers[name] is None}
@@ -265,7 +278,7 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         raise ValueError(f"targets is empty; accepted: {_ACCEPTED}")
     chosen: set[str] = set()
     for target, test in tests.items():
-        # By names with those of wrappers, and without.
+        # Names match with the parts of wrappers, and without.
         matches, done = (
             [name for name in names if test(name) or test(plain_name(name, model))] for names in (candidates, taken)
         )
@@ -300,7 +313,10 @@ def _check_target(
 
 
 def what_matches(target: str, names: Iterable[str]) -> str:
-    """Return what a message says of the layers that a target could match: those that come close, or any."""
+    """Return a message's words on the layers that a target could match.
+
+    They name the layers that come close, or else any.
+    """
     endings = sorted({name.rpartition(".")[2] for name in names})
     if not endings:
         return f"this model has no layer that it could match; accepted: {ACCEPTED_LAYERS}"

@@ -1,4 +1,4 @@
-"""The layer: a frozen base layer plus what its trained diagonal changes."""
+"""Add the trained diagonal's change to a frozen base layer."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-# Of the one adapter that the layer has.
+# Name of the one adapter of the layer.
 _ADAPTER = "default"
 
 
 class LDULayer(AdapterHost):
-    r"""Layer with frozen weight W0 = P L diag(z) U + residual, of which z_r and one scale sigma are trained.
+    r"""Frozen layer with a trained diagonal and scale.
 
-    Computes `W0 x + b + P L_r diag(sigma z - sigma_0 z_ref) U_r x`. That is the paper's `RSM x + DSM x`, with the
-    difference of the two diagonals taken before the products instead of the difference of two weights: W0 is never
-    written to, can be shared or quantized, and at step 0 of the preserving form the output is the base layer's bit for
-    bit.
+    The weight is W0 = P L diag(z) U + residual, of which z_r and one scale sigma are trained. The layer computes
+    `W0 x + b + P L_r diag(sigma z - sigma_0 z_ref) U_r x`. That is the paper's `RSM x + DSM x`, with the difference of
+    the two diagonals taken before the products instead of the difference of two weights: W0 is never written to, can be
+    shared or quantized, and at step 0 of the preserving form the output is the base layer's bit for bit.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ class LDULayer(AdapterHost):
 
     @classmethod
     def of(cls, base_layer: nn.Module, diagonal: Diagonal) -> LDULayer:
-        """Return the layer of an adapter that is there already, with its factors."""
+        """Return the layer of a given adapter with its factors."""
         layer = cls.__new__(cls)
         layer._hold(base_layer, diagonal.adapter, diagonal.factors)  # noqa: SLF001
         return layer
@@ -142,41 +142,47 @@ class LDULayer(AdapterHost):
 
     @property
     def options(self) -> AdapterOptions:
-        """The options that make the same layer of the same base."""
+        """Return the options that make the same layer of the same base."""
         return self.adapter.options
 
     def get_extra_state(self) -> Tensor:
-        """Return the options without which the parameters mean nothing: JSON in a tensor, which any format takes."""
+        """Return the options as JSON in a tensor.
+
+        Without them the parameters mean nothing. Any file format takes a tensor.
+        """
         return torch.frombuffer(bytearray(json.dumps(self.options.to_json()).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over the options of the layer whose state is loaded."""
+        """Take over the options of a layer from its loaded state."""
         options = AdapterOptions.from_json(json.loads(bytes(state.tolist())))
         self.adapter.options, self.factors.options = options, options.factors
 
     @property
     def rank(self) -> int:
-        """Number of trained diagonal entries r."""
+        """Return the number r of trained diagonal entries."""
         return self.adapter.rank
 
     @property
     def offset(self) -> Tensor:
-        """Trained coordinates of z minus its start, shape (r,)."""
+        """Return the trained coordinates of z minus its start, shape (r,)."""
         return self.adapter.offset
 
     @property
     def sigma(self) -> Tensor:
-        """Trained scale, shape (1,)."""
+        """Return the trained scale, shape (1,)."""
         return self.adapter.sigma
 
     @property
     def z(self) -> Tensor:
-        """Present diagonal, shape (r,)."""
+        """Return the present diagonal, shape (r,)."""
         return self.adapter.z(self.factors)
 
     @property
     def delta(self) -> Tensor:
-        """Difference sigma z - sigma_0 z_ref, shape (r,): exactly zero at step 0 of the preserving form."""
+        """Return the difference sigma z - sigma_0 z_ref, shape (r,).
+
+        It is exactly zero at step 0 of the preserving form.
+        """
         return self.adapter.delta(self.factors)
 
     def diagonals(self) -> Iterator[Diagonal]:
@@ -184,11 +190,17 @@ class LDULayer(AdapterHost):
         yield Diagonal(_ADAPTER, self.adapter, self.factors)
 
     def delta_weight(self) -> Tensor:
-        """Return the update of the matrix W, P L diag(delta) U, shape (m, n), in float32 (float64 for such a base)."""
+        """Return the update P L diag(delta) U of W, shape (m, n).
+
+        It is in float32, or in float64 for a base in float64.
+        """
         return updated_matrix(self.factors, self.delta)
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
-        """Return what the base layer makes of its arguments with the update in its weight."""
+        """Return the base layer's output with the update in its weight.
+
+        All arguments are the base layer's.
+        """
         if x is None:
             x = first_argument(self.base_layer, kwargs)
         if isinstance(x, Proxy):
@@ -203,7 +215,9 @@ class LDULayer(AdapterHost):
 
     @torch.no_grad()
     def merge(self, *, keep_base: bool = True) -> None:
-        """Add the update to the base weight in place, summed in float32 and rounded once.
+        """Add the update to the base weight in place.
+
+        The sum is made in float32 and rounded once.
 
         Parameters
         ----------
@@ -265,7 +279,10 @@ def _refuse_while_merged(module: nn.Module, *_: Any) -> None:
 
 
 def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
-    """After a state dict has been loaded: the factors of this weight at these pivots."""
+    """Rebuild the factors after a state dict has been loaded.
+
+    They are those of this weight at the loaded pivots.
+    """
     if isinstance(module, LDULayer) and (
         stored_weight(module.base_layer).device.type != "meta" or is_offloaded(module.base_layer)
     ):
@@ -274,5 +291,5 @@ def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
         adapter.start_from(module.factors)
 
 
-# The former name, which scripts have, and models that were pickled whole.
+# The former name, in scripts and in models that were pickled whole.
 LoLDULayer = LDULayer

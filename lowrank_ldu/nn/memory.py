@@ -1,4 +1,7 @@
-"""Which tensors are in the same memory, whatever objects hold them."""
+"""Tell which tensors share memory.
+
+It does not matter which objects hold them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ _Owner = TypeVar("_Owner")
 
 
 class Span(NamedTuple):
-    """The bytes of a storage that a tensor reaches over, from its first entry to its last."""
+    """Hold the range of a storage's bytes under a tensor.
+
+    It reaches from the tensor's first entry to its last.
+    """
 
     storage: tuple[torch.device, int]
     start: int
@@ -22,7 +28,10 @@ class Span(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Span | None:
-        """Return a tensor's span; None where nothing tells it, as on the meta device and of some quantized tensors."""
+        """Return a tensor's span, or None where it is unknown.
+
+        It is unknown on the meta device and for some quantized tensors.
+        """
         if tensor.device.type == "meta":
             return None
         try:
@@ -37,12 +46,14 @@ class Span(NamedTuple):
         return cls((tensor.device, address), int(first) * width, (last + 1) * width)
 
     def overlaps(self, other: Span) -> bool:
-        """Whether two spans have bytes in common."""
+        """Return whether two spans have bytes in common."""
         return self.storage == other.storage and self.start < other.end and other.start < self.end
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether writing to one tensor may change the other: they are one, or overlap in one storage.
+    """Return whether writing to one tensor may change the other.
+
+    Then they are one tensor, or they overlap in one storage.
 
     Examples
     --------
@@ -59,7 +70,9 @@ def share_memory(a: Tensor, b: Tensor) -> bool:
 
 
 class Owners(Generic[_Owner]):
-    """Who owns each tensor, to ask who else owns some of a tensor's memory.
+    """Hold the owner of each tensor.
+
+    It answers who else owns some of a tensor's memory.
 
     Parameters
     ----------
@@ -77,7 +90,10 @@ class Owners(Generic[_Owner]):
                 self._by_storage.setdefault(span.storage, []).append((span, owner))
 
     def of(self, tensor: Tensor) -> list[_Owner]:
-        """Return the owners of a tensor and of what overlaps it, in the order that they were given in."""
+        """Return the owners of a tensor and of overlapping tensors.
+
+        They come in the order in which they were given.
+        """
         span = Span.of(tensor)
         if span is None:
             return self._by_identity.get(id(tensor), [])

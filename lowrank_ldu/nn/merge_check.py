@@ -1,4 +1,4 @@
-"""Merging is refused where it would not last, and tried out where it might not."""
+"""Refuse merges that would not last, and try out doubtful ones."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.update import Update
 
 _ROWS = 4
-# Roundings of a weight are independent of each other, so that an output is off by about one of them, relative to it:
-# a few times that, and an update that is lost is found unless it is as small as rounding errors.
+# The difference of outputs that is let pass, in roundings. Roundings of a weight are independent of each other, so that
+# an output is off by about one, relative to its size. A lost update is off by more, unless it is as small as rounding
+# errors.
 _ROUNDINGS = 8
 
 
 class Trial:
-    """An input of a layer and what the adapted layer made of it, to compare the merged one with.
+    """Hold an input of a layer and the adapted layer's output.
+
+    The merged layer's output is compared with it.
 
     Parameters
     ----------
@@ -47,7 +50,10 @@ class Trial:
         self._adapted = self._run(lambda x: output_with_updates(base_layer, base_layer, kind, updates, x))
 
     def failure(self, merged: Tensor) -> str | None:
-        """Return why the layer does not compute as the adapted one with `merged` for its weight, None if it does."""
+        """Return the reason why the merged layer is wrong, or None.
+
+        With `merged` for its weight, the layer then does not compute what the adapted one does.
+        """
         used: list[bool] = []
         own, state = self._layer.forward, vars(self._layer)
         held = state.get("forward")
@@ -82,9 +88,10 @@ class Trial:
         return not float((after.double() - adapted.double()).norm()) > _ROUNDINGS * rounding * size
 
     def _run(self, call: Any) -> Any:
-        """Return the floating tensors of an output for the probe, None if it cannot be called with one.
+        """Return the floating tensors of the layer's output for the probe.
 
-        The layer's buffers and modes, and the generators of random numbers, stay as they are.
+        None if it cannot be called with the probe. The layer's buffers and modes, and the generators of random numbers,
+        stay as they are.
         """
         if self._x is None:
             return None
@@ -114,7 +121,9 @@ class Trial:
 
 
 def check_mergeable(base_layer: nn.Module, sharers: Iterable[nn.Module]) -> None:
-    """Refuse to merge into a weight that is not kept, or that another module uses.
+    """Refuse to merge into a weight that cannot be written to.
+
+    Such a weight is not kept, or another module uses it, too.
 
     Raises
     ------
@@ -135,7 +144,7 @@ def check_mergeable(base_layer: nn.Module, sharers: Iterable[nn.Module]) -> None
         )
     weight = base_layer._parameters.get("weight")  # noqa: SLF001
     for sharer in sharers:
-        # Offloading puts another parameter in the place of each of those that share their memory.
+        # Parameters may share their memory. Offloading puts another parameter in the place of each of them.
         away = is_offloaded(base_layer) or is_offloaded(sharer)
         if sharer is not base_layer and (away or _has_memory_of(sharer, weight)):
             raise RuntimeError(
@@ -153,9 +162,10 @@ def _has_memory_of(module: nn.Module, weight: Tensor | None) -> bool:
 def tried_out(
     base_layer: nn.Module, kind: type[LayerKind], weight: Tensor, merged: Tensor, updates: Sequence[Update]
 ) -> Iterator[None]:
-    """Compare the layer after the block, which writes `merged` to its weight, with the adapted one before it.
+    """Compare the layer after the block with the adapted one before it.
 
-    A plain layer without hooks is not called: its output is made of its weight by torch alone.
+    The block writes `merged` to the layer's weight. A plain layer without hooks is not called: its output is made of
+    its weight by torch alone.
 
     Raises
     ------
@@ -178,13 +188,19 @@ def tried_out(
 
 
 def _is_local(weight: Tensor) -> bool:
-    """Whether a weight's numbers are all here to stay, in the class of tensor that torch computes with itself."""
+    """Return whether a weight's numbers are all here to stay.
+
+    Its class is then one of torch's own, which torch computes with itself.
+    """
     # DeepSpeed's hooks would scatter a weight again that was gathered to be merged.
     return type(weight) in {Tensor, nn.Parameter} and not is_fake(weight) and not hasattr(weight, "ds_id")
 
 
 def _probe(base_layer: Any, kind: type[LayerKind]) -> Tensor | None:
-    """Return a small input for a layer: a few rows, a few tokens, or images as small as the kernel lets them be."""
+    """Return a small input for a layer.
+
+    It is a few rows, a few tokens, or images as small as the kernel lets them be.
+    """
     weight: Tensor = base_layer.weight
     generator = torch.Generator().manual_seed(0)
     if kind is EmbeddingKind:

@@ -1,4 +1,7 @@
-"""Merge the updates of a whole model, take them out again, or leave plain layers behind."""
+"""Merge and unmerge a whole model, or unload its adapters.
+
+Unloading leaves plain layers behind.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def _merge_layer(name: str, layer: LDULayer, *, keep_base: bool) -> None:
 
 
 def _check_mergeable(model: nn.Module) -> None:
-    """Refuse, before anything is changed, what no layer's merge would accept."""
+    """Refuse a model with a layer that cannot be merged.
+
+    This comes before anything is changed.
+    """
     layers = dict(lowrank_layers(model))
     check_untied(model, {name: layer.base_layer for name, layer in layers.items()})
     for name, layer in layers.items():
@@ -73,14 +79,19 @@ def _check_mergeable(model: nn.Module) -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Restore the base weights of every merged LoLDU layer of `model`, bit for bit (`LDULayer.unmerge`)."""
+    """Restore the base weights of every merged layer, bit for bit.
+
+    It is `LDULayer.unmerge` for every LoLDU layer of `model`.
+    """
     for _, layer in lowrank_layers(model):
         if layer.merged:
             layer.unmerge()
 
 
 def unload(model: nn.Module, *, merged: bool = True) -> None:
-    """Replace every LoLDU layer of `model` by its plain base layer, in place.
+    """Replace every LoLDU layer by its base layer, in place.
+
+    The base layers of `model` are then plain again.
 
     Parameters
     ----------

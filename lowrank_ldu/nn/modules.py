@@ -1,4 +1,4 @@
-"""Modules of a model: their names, the wrappers around them, and the layers inside of other layers."""
+"""Find modules of a model by name, inside of wrappers and layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.fx import Proxy
 
-# What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap; the first two may wrap one layer.
+# Names of the module inside of torch.compile's, checkpoint_wrapper's and FSDP's; the first two may wrap one layer.
 LAYER_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 _WRAPPED = (*LAYER_WRAPPED, "_fsdp_wrapped_module")
 _NOTHING = nn.Module()
@@ -25,7 +25,9 @@ def check_model(model: object) -> None:
 
 
 def plain_name(name: str, model: nn.Module) -> str:
-    """Return a qualified name in a model without what wrappers of modules put into it.
+    """Return a qualified name without the parts of wrappers.
+
+    Wrappers of modules put such parts into the names of a model.
 
     Parameters
     ----------
@@ -47,7 +49,10 @@ def plain_name(name: str, model: nn.Module) -> str:
 
 
 def _child(module: nn.Module, name: str) -> nn.Module:
-    """Return a submodule, from inside of wrappers if need be; of what has none of the name, a module without any."""
+    """Return a submodule, from inside of wrappers if need be.
+
+    Where there is none of the name, it is a module without any submodules.
+    """
     if name not in module._modules:  # noqa: SLF001
         module = unwrapped(module)
     child = module._modules.get(name)  # noqa: SLF001
@@ -55,9 +60,10 @@ def _child(module: nn.Module, name: str) -> nn.Module:
 
 
 def places(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """Return the names of every module, one for each place that has to be written to replace it.
+    """Return the names of every module, one for each place.
 
-    The second name of what a module that itself stands twice has inside is no further place.
+    A place is one that has to be written to replace the module. A module that stands twice gives the modules inside of
+    it second names, which are no further places.
 
     Parameters
     ----------
@@ -71,14 +77,16 @@ def places(model: nn.Module) -> dict[nn.Module, list[str]]:
     """
     found: dict[nn.Module, list[str]] = {}
     for name, parent in model.named_modules():
-        for key, child in parent._modules.items():  # noqa: SLF001  # named_children() leaves out what it has seen
+        for key, child in parent._modules.items():  # noqa: SLF001  # named_children() leaves out repetitions
             if child is not None:
                 found.setdefault(child, []).append(f"{name}.{key}" if name else key)
     return found
 
 
 def plain_submodule(model: nn.Module, name: str) -> nn.Module:
-    """Return the module that has a qualified name in the plain model, without wrappers of it.
+    """Return the module of a qualified name in the plain model.
+
+    The plain model is the model without wrappers.
 
     Raises
     ------
@@ -91,7 +99,10 @@ def plain_submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside of torch.compile's, DistributedDataParallel's and similar wrappers of a whole model."""
+    """Return the model inside of wrappers of a whole model.
+
+    torch.compile, DistributedDataParallel and similar make such wrappers.
+    """
     while True:
         inner = next((model._modules[key] for key in _WRAPPED if key in model._modules), None)  # noqa: SLF001
         if isinstance(model, _WRAPPERS):
@@ -102,14 +113,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def innermost(layer: Any) -> nn.Module:
-    """Return the module that is adapted, below the layers of other methods around it."""
+    """Return the base layer below the layers of other methods.
+
+    It is the module that is adapted.
+    """
     while "base_layer" in layer._modules:  # noqa: SLF001
         layer = layer.base_layer
     return layer  # type: ignore[no-any-return]
 
 
 def check_not_distributed(model: nn.Module) -> None:
-    """Refuse a model whose new parameters no wrapper would average gradients of.
+    """Refuse a model whose wrapper would miss new parameters.
+
+    A wrapper averages gradients only of the parameters that it knows.
 
     Raises
     ------
@@ -124,14 +140,17 @@ def check_not_distributed(model: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether fully_shard has left a module only its part of its parameters."""
+    """Return whether fully_shard has divided a module's parameters.
+
+    The module then holds only its own part of them.
+    """
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
 
 
 def recorded_call(layer: nn.Module, x: Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Record the call of a layer as one node of torch.fx's graph.
 
-    What a layer does depends on the values of its input, which are not there yet.
+    The layer's work depends on the values of its input, which are not known yet.
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""Weights that accelerate has moved out of memory, which are there only while their module is called."""
+"""Bring weights into memory that accelerate has moved out.
+
+They are in memory only while their module is called.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,27 @@ if TYPE_CHECKING:
 
 
 def offloading_hook(module: nn.Module) -> Any:
-    """Return accelerate's hook that brings a module's weights into memory, None if they stay there."""
+    """Return accelerate's hook of a module with offloaded weights.
+
+    The hook brings the weights into memory. None if they stay there.
+    """
     hook = vars(module).get("_hf_hook")
     # A sequence of hooks has them in an attribute.
     return next((each for each in getattr(hook, "hooks", (hook,)) if getattr(each, "offload", False)), None)
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether a module's weights are out of memory until it is called."""
-    parameters = module._parameters.values()  # noqa: SLF001  # not one by one through Module.__getattr__
+    """Return whether a module's weights are out of memory until its call."""
+    parameters = module._parameters.values()  # noqa: SLF001  # Module.__getattr__ is slow
     away = any(parameter is not None and parameter.device.type == "meta" for parameter in parameters)
     return away and offloading_hook(module) is not None
 
 
 def own_memory(module: nn.Module) -> None:
-    """Give a module whose weights are offloaded memory that no tied weight in accelerate's store is in, too."""
+    """Give a module with offloaded weights memory of its own.
+
+    Tied weights in accelerate's store are not in it.
+    """
     if offloading_hook(module) is not None:
         for parameter in module.parameters():
             parameter.data = parameter.data.clone()
@@ -34,7 +43,9 @@ def own_memory(module: nn.Module) -> None:
 
 @contextmanager
 def onloaded(*modules: nn.Module, written: bool = False) -> Iterator[None]:
-    """Bring offloaded weights of modules into memory while the block lasts; tensors that it has taken stay.
+    """Bring offloaded weights of modules into memory during the block.
+
+    Tensors that the block has taken stay.
 
     Parameters
     ----------

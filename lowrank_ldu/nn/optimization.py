@@ -1,4 +1,7 @@
-"""The constraints of section III-D: on a model as it is, and after every step of any torch optimizer."""
+"""Keep trained parameters within the constraints of section III-D.
+
+They hold for a model as it is, or after every step of any torch optimizer.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,16 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# What is kept here; everything else, set or read, is the wrapped optimizer's. LR schedulers and accelerate replace
+# Attributes of this object; all others, set or read, are the wrapped optimizer's. LR schedulers and accelerate replace
 # `step` by their own, which has to stay on the object that they were given.
 _OWN = frozenset({"optimizer", "model", "epsilon", "step", "_handle"})
 
 
 @torch.no_grad()
 def project_(model: nn.Module, epsilon: float | None = None) -> None:
-    r"""Project the parameters of every LoLDU adapter of a model onto \|z\| <= epsilon and 0 < sigma <= 1, in place.
+    r"""Project the parameters of every adapter, in place.
+
+    Every LoLDU adapter of the model then has \|z\| <= epsilon and 0 < sigma <= 1.
 
     Parameters
     ----------
@@ -55,7 +60,7 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     limit = None if epsilon is None else check_positive(epsilon, "epsilon")
     for _, host in hosts(model):
         for _, adapter, factors in host.diagonals():
-            # Each for itself: one may be trained and the other not.
+            # sigma and z are projected separately: one may be trained and the other not.
             if adapter.sigma.requires_grad:
                 adapter.sigma.clamp_(torch.finfo(adapter.sigma.dtype).tiny, 1.0)
             if limit is None or not adapter.offset.requires_grad:
@@ -67,12 +72,12 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
 
 
 class ProjectedOptimizer(Optimizer):
-    r"""Optimizer after each step of which every LoLDU adapter has \|z\| <= epsilon and 0 < sigma <= 1.
+    r"""Optimizer that projects the adapters after each step.
 
-    Stands in for the optimizer that it wraps: for LR schedulers, GradScaler, accelerate, the Trainer of transformers.
-    Parameter groups, state and state dicts are the wrapped optimizer's own, so checkpoints are those without it. The
-    projection is a hook on the wrapped optimizer, so that whoever calls that one's `step`, which some libraries do,
-    gets it as well.
+    Every LoLDU adapter then has \|z\| <= epsilon and 0 < sigma <= 1. This optimizer stands in for the one that it
+    wraps: for LR schedulers, GradScaler, accelerate, the Trainer of transformers. Parameter groups, state and state
+    dicts are the wrapped optimizer's own, so checkpoints are those without it. The projection is a hook on the wrapped
+    optimizer, so that libraries that call that one's `step` get it as well.
 
     Parameters
     ----------
@@ -126,7 +131,7 @@ class ProjectedOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take the wrapped optimizer's step, and project."""
-        # Without a closure no argument: some optimizers' step takes none.
+        # Without a closure no argument is passed: some optimizers' step takes none.
         return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -142,11 +147,17 @@ class ProjectedOptimizer(Optimizer):
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict, of the wrapped optimizer with or without the projection."""
+        """Load a state dict with or without the projection.
+
+        It is a state dict of the wrapped optimizer.
+        """
         self.optimizer.load_state_dict(state_dict)
 
     def remove(self) -> None:
-        """Take the projection off; this object and the wrapped optimizer then do the same."""
+        """Remove the projection.
+
+        This object and the wrapped optimizer then do the same.
+        """
         self._handle.remove()
 
     def __getattr__(self, name: str) -> Any:
@@ -170,7 +181,10 @@ class ProjectedOptimizer(Optimizer):
         return f"ProjectedOptimizer(epsilon={self.epsilon}, {self.optimizer!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle with the model that is projected; torch's optimizers leave their hooks behind."""
+        """Copy and pickle the optimizer with its projected model.
+
+        torch's optimizers leave their hooks behind.
+        """
         active = self._handle.id in self.optimizer._optimizer_step_post_hooks  # noqa: SLF001  # no public way to ask
         return type(self), (self.optimizer, self.model, self.epsilon), active
 

@@ -1,4 +1,7 @@
-"""The options of an adapter, for layers, PEFT's configuration and files alike."""
+"""Define the options of an adapter.
+
+Layers, PEFT's configuration and files share them.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,9 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
-# Of NumPy's legacy generator, which the random basis is drawn from.
+# The random basis is drawn from NumPy's legacy generator, which takes no larger seed.
 _LARGEST_BASIS_SEED = 2**32 - 1
-# Other options change what is trained between the factors.
+# Options that the factors depend on. All others concern the diagonal between the factors.
 _OF_FACTORS = ("rank", "pivoting", "basis", "parametrization", "seed")
 
 
@@ -89,7 +92,10 @@ class AdapterOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check every field, and keep Python's own numbers, the only ones that JSON takes."""
+        """Check every field, and keep Python's own numbers.
+
+        JSON takes no others.
+        """
         if self.rank is not None:
             self._keep("rank", check_count(self.rank, "rank", 1))
         if self.alpha is not None:
@@ -108,7 +114,7 @@ class AdapterOptions:
 
     @classmethod
     def from_json(cls, entry: object) -> AdapterOptions:
-        """Return the options that `to_json` gave an object of.
+        """Return the options of a JSON object made by `to_json`.
 
         Raises
         ------
@@ -131,7 +137,9 @@ class AdapterOptions:
         return asdict(self)
 
     def for_layer(self, largest: int) -> AdapterOptions:
-        """Return the options of one layer, with rank and alpha filled in.
+        """Return the options of one layer.
+
+        Rank and alpha are filled in.
 
         Parameters
         ----------
@@ -154,25 +162,29 @@ class AdapterOptions:
 
     @property
     def factors(self) -> AdapterOptions:
-        """The part that determines the factors of a weight, the other fields at their defaults.
+        """Return the options that determine the factors of a weight.
 
-        Adapters of one weight whose parts are equal share their factors.
+        The other fields are at their defaults. Adapters of one weight share their factors if these
+        options are equal.
         """
         return AdapterOptions(**{name: getattr(self, name) for name in _OF_FACTORS})
 
     def described(self) -> str:
-        """Return rank and what the factors do not depend on, for printing an adapter beside its factors."""
+        """Return the text for an adapter beside its factors.
+
+        It has the rank and the options that the factors do not depend on.
+        """
         own = ((name, value) for name, value in self.to_json().items() if name == "rank" or name not in _OF_FACTORS)
         return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in own)
 
     @property
     def chooses_rows(self) -> bool:
-        """Whether the factors have pivot rows."""
+        """Return whether the factors have pivot rows."""
         return self.basis == "ldu"
 
     @property
     def chooses_columns(self) -> bool:
-        """Whether the factors have pivot columns."""
+        """Return whether the factors have pivot columns."""
         return self.basis == "ldu" and self.pivoting != "partial"
 
 
@@ -181,7 +193,9 @@ AdapterOptions.__init__ = explain_keywords(LORA_KEYWORDS)(AdapterOptions.__init_
 
 
 def given_options(options: AdapterOptions | None, rank: int | None, keywords: Mapping[str, Any]) -> AdapterOptions:
-    """Return the options of a call, given as an object or by keyword.
+    """Return the options of a call, as an object.
+
+    The call gives them as an object or by keyword.
 
     Raises
     ------
@@ -199,7 +213,7 @@ def given_options(options: AdapterOptions | None, rank: int | None, keywords: Ma
 
 
 def takes_options(function: _Function) -> _Function:
-    """Show the fields of `AdapterOptions` in the signature of a function.
+    """Show the fields of `AdapterOptions` in a function's signature.
 
     Parameters
     ----------

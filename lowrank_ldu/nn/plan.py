@@ -1,4 +1,4 @@
-"""Functions that set and return the plan of layers."""
+"""Set and return the plan of layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def set_plan(model: nn.Module, plan: Plan) -> int:
-    """Set the plan of a model's LoLDU layers, and return their number.
+    """Set the plan of a model's LoLDU layers.
+
+    Returns the number of these layers.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
 
 
 def planned(layer: AdapterHost, x: Tensor) -> str:
-    """Return the plan that a layer takes for x.
+    """Return the plan of a layer for x.
 
     It depends on the present gradient mode, and is "reference" where the base layer has to be called.
 

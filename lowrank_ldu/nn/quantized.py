@@ -1,4 +1,7 @@
-"""Weights that are stored quantized: told by their class, and read as the numbers that they stand for."""
+"""Read weights that are stored quantized.
+
+They are told by their class, and read as the numbers that they stand for.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from lowrank_ldu.validation import dtype_name
 if TYPE_CHECKING:
     from torch import nn
 
-# Told by name, so that no library is imported for it: whoever has such a module has the library.
+# Classes by name, so that no library is imported for them. The library is there where there is such a module.
 _BITSANDBYTES_4, _BITSANDBYTES_8 = "Params4bit", "Int8Params"
 _TORCHAO, _TORCHAO_NF4 = "TorchAOBaseTensor", "NF4Tensor"
 _HQQ = "HQQLinear"
@@ -32,7 +35,10 @@ _ACCEPTED = "floating numbers of 16 bits or more, or weights quantized by bitsan
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a module's weight is stored quantized, by bitsandbytes, torchao or HQQ."""
+    """Return whether a module's weight is stored quantized.
+
+    bitsandbytes, torchao or HQQ has quantized it.
+    """
     return _format_of(module) is not None
 
 
@@ -94,9 +100,10 @@ def _library_of(kind: type) -> str:
 
 
 def _awaits_quantization(module: nn.Module, weight: Tensor, kind: str) -> bool:
-    """Whether a parameter of bitsandbytes holds its numbers yet: it quantizes them on the way to their device.
+    """Return whether a parameter is yet to be quantized.
 
-    The dtype alone does not tell: with bnb_4bit_quant_storage, as FSDP needs it, 4 bits are stored as bfloat16.
+    bitsandbytes quantizes its parameters on the way to their device; before that they hold their numbers. The dtype
+    alone does not tell: with bnb_4bit_quant_storage, as FSDP needs it, 4 bits are stored as bfloat16.
     """
     if kind == _BITSANDBYTES_4:
         return weight.is_floating_point() and _quant_state(module) is None
@@ -104,7 +111,10 @@ def _awaits_quantization(module: nn.Module, weight: Tensor, kind: str) -> bool:
 
 
 def _quant_state(module: Any) -> Any:
-    """Return what belongs to 4-bit codes, which FSDP strips off the weight but not off the layer."""
+    """Return the quantization state of 4-bit codes.
+
+    FSDP strips it off the weight but not off the layer.
+    """
     state = getattr(module.weight, "quant_state", None)
     return getattr(module, "quant_state", None) if state is None else state
 
@@ -134,7 +144,10 @@ def _dequantize_8bit(module: Any) -> Tensor:
 
 
 def _row_scales(module: Any) -> Tensor:
-    """Return the largest magnitude of each row, which moves from the weight to the layer's state in the first call."""
+    """Return the largest magnitude of each row.
+
+    These scales move from the weight to the layer's state in the first call.
+    """
     for holder in (module.weight, getattr(module, "state", None)):
         scales: Tensor | None = getattr(holder, "SCB", None)
         if scales is not None:
@@ -144,11 +157,11 @@ def _row_scales(module: Any) -> Tensor:
 
 def _dequantize_torchao(module: Any) -> Tensor:
     weight: Tensor = module.weight.detach()
-    # Every tensor has the method, but torch's own knows nothing of torchao's formats.
+    # Every tensor has the method, but that of torch's own class does not know torchao's formats.
     if type(weight).dequantize is not Tensor.dequantize:
         return weight.dequantize()
     try:
-        # Formats in a kernel's own order can only be multiplied by: the identity, whose products are exact.
+        # Formats in a kernel's own order can only be multiplied by. Products with the identity are exact.
         return linear(torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device), weight).T.contiguous()
     except NotImplementedError as error:
         raise TypeError(
@@ -163,7 +176,7 @@ def _plain_weight(module: nn.Module) -> Tensor:
         raise TypeError(
             f"the weight of a {type(module).__name__} is of type {type(weight).__name__}; accepted: {_ACCEPTED}"
         )
-    # A class that takes over what operations do may store anything. torch's own (DTensor) stand for plain numbers.
+    # A class that redefines operations may store anything. torch's own classes (DTensor) stand for plain numbers.
     if type(weight).__torch_dispatch__ != Tensor.__torch_dispatch__ and _library_of(type(weight)) != "torch":
         raise TypeError(
             f"the weight of a {type(module).__name__} is a {_class_name(weight)}, whose storage is not known; "

@@ -1,4 +1,7 @@
-"""Factors of one base weight, shared by the adapters that ask for the same ones."""
+"""Share the factors of one base weight among adapters.
+
+Adapters that ask for the same factors share them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ _NUMBERS = ("offset", "sigma", "initial_sigma", "initial_diagonal")
 class SharedFactors(nn.ModuleDict):
     """Hold the factors of one base weight for its adapters.
 
-    Adapters of equal options share their factors: what they differ in is r + 1 numbers. An adapter is settled once its
+    Adapters of equal options share their factors: they differ in r + 1 numbers. An adapter is settled once its
     factors are known to be those at its pivots, of the base that it was trained on.
 
     Parameters
@@ -54,15 +57,20 @@ class SharedFactors(nn.ModuleDict):
         self.loaded: set[str] = set()
         # Key of the factors that each adapter was found to agree with.
         self._settled: dict[str, str] = {}
-        # The tensor that was looked at then: a loader that sets tensors one by one puts another one in its place.
+        # The sample tensor of that time: a loader that sets tensors one by one replaces it.
         self._seen: dict[str, Tensor] = {}
 
     def of(self, adapter_name: str) -> Factors:
-        """Return the factors that an adapter is expressed in."""
+        """Return the factors of an adapter.
+
+        The adapter is expressed in them.
+        """
         return cast("Factors", self[self.key_of[adapter_name]])
 
     def assign(self, adapter_name: str, options: AdapterOptions, matrix: Tensor, *, deferred: bool) -> None:
-        """Give a new adapter the factors of its options, computed if there are none.
+        """Give a new adapter the factors of its options.
+
+        They are computed if there are none.
 
         Parameters
         ----------
@@ -90,32 +98,32 @@ class SharedFactors(nn.ModuleDict):
         self._drop_unused()
 
     def remove(self, adapter_name: str) -> None:
-        """Forget an adapter, and its factors if no other one uses them."""
+        """Forget an adapter, and its factors if they are unused."""
         for known in (self.key_of, self._settled, self._seen):
             known.pop(adapter_name, None)
         self._drop_unused()
 
     def unsettled(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[str]:
-        """Return those of the adapters that have to be settled.
+        """Return the adapters that have to be settled.
 
         Their factors are not there, or their numbers were replaced since they were settled.
         """
-        # Asked at every call of a layer: a module's attributes are slow to find.
+        # This runs at every call of a layer, and a module's attributes are slow to find.
         modules: dict[str, Any] = adapters._modules  # noqa: SLF001
         held: dict[str, Any] = self._modules
         names = []
         for name in adapter_names:
             sample, factors = modules[name]._buffers["base_sample"], held[self.key_of[name]]  # noqa: SLF001
             replaced = self._seen.get(name) is not sample
-            # torch.export and torch.func put tensors without numbers in the place of all.
+            # torch.export and torch.func replace all tensors by tensors without numbers.
             if not factors.ready or (replaced and not (is_stand_in(sample) and is_stand_in(factors.sample))):
                 names.append(name)
         return names
 
     def summed_updates(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[Update]:
-        """Return the updates of adapters, one for all that share their factors.
+        """Return the updates of adapters, one for each set of factors.
 
-        Their diagonals add up before the products.
+        The adapters that share their factors have one update. Their diagonals add up before the products.
 
         Parameters
         ----------
@@ -133,7 +141,7 @@ class SharedFactors(nn.ModuleDict):
     def updates_by_row(self, adapters: nn.ModuleDict, adapter_names: list[str]) -> list[Update]:
         """Return the updates of a batch whose rows use different adapters.
 
-        One for all adapters that share their factors.
+        There is one update for all adapters that share their factors.
 
         Parameters
         ----------
@@ -148,7 +156,7 @@ class SharedFactors(nn.ModuleDict):
         one of them costs, but for B r numbers: one product with U, one diagonal for each row, one product with P L.
         """
         groups: dict[str, list[str]] = {}
-        # Looked up once: there may be thousands of rows, and a module's attributes are slow to find.
+        # Each adapter is looked up once: there may be thousands of rows, and a module's attributes are slow to find.
         for name in dict.fromkeys(adapter_names):
             if name in adapters:
                 groups.setdefault(self.key_of[name], []).append(name)
@@ -158,7 +166,7 @@ class SharedFactors(nn.ModuleDict):
             deltas = delta_of(stack_states([adapters[name] for name in names]), factors.frame)  # type: ignore[misc]
             position = {name: index for index, name in enumerate(names)}
             choice = torch.tensor([position.get(name, len(names)) for name in adapter_names], device=deltas.device)
-            # The last diagonal is that of rows that use none.
+            # The last diagonal is for rows that use no adapter.
             updates.append(Update(factors, torch.cat([deltas, deltas.new_zeros(1, deltas.shape[1])]), choice))
         return updates
 
@@ -169,7 +177,9 @@ class SharedFactors(nn.ModuleDict):
         weight: AbstractContextManager[Tensor] | None,
         policy: BaseCheck,
     ) -> None:
-        """See to it that an adapter's factors are those at its pivots, which may have been loaded meanwhile.
+        """Give an adapter the factors at its pivots.
+
+        The pivots may have been loaded since the last time.
 
         Parameters
         ----------
@@ -222,14 +232,18 @@ class SharedFactors(nn.ModuleDict):
                 raise type(error)(f"layer {self.layer!r}, adapter {adapter_name!r}: {error}") from error
         self._check_base(adapter_name, adapter, factors, policy)
         if adapter_name in self._seen and is_random(adapter.options.init):
-            # Loaded without load_state_dict, which would have told the adapter so: its start is not to be drawn anew.
+            # The adapter was loaded without load_state_dict, which would have told it so: its start must not be drawn
+            # anew.
             adapter.set_initial_diagonal(adapter.initial_diagonal, factors)
         adapter.start_from(factors)
         self._settled[adapter_name] = self.key_of[adapter_name]
         self._seen[adapter_name] = adapter.base_sample
 
     def _factors_at(self, adapter_name: str, matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Factors:
-        """Give an adapter the factors at its pivots: another adapter's if they are the same, or built anew."""
+        """Give an adapter shared or new factors at its pivots.
+
+        They are another adapter's if it has the same ones, or else built anew.
+        """
         present = self.of(adapter_name)
         for key, factors in self._each():
             if factors.options == present.options and factors.at(rows, columns):
@@ -238,7 +252,7 @@ class SharedFactors(nn.ModuleDict):
                 return factors
         users = [name for name, key in self.key_of.items() if key == self.key_of[adapter_name]]
         if present.ready and len(users) > 1:
-            # Another machine's pivots: the adapters that are here keep theirs.
+            # The pivots are another machine's: the adapters that are here keep theirs.
             present = Factors(matrix, present.options, deferred=True)
             self.key_of[adapter_name] = self._add(present)
         present.build(matrix, rows, columns)
@@ -262,14 +276,15 @@ class SharedFactors(nn.ModuleDict):
             tensor: Any = getattr(adapter, number)
             if tensor.device.type == "meta":
                 continue
-            # Of a sharded one, this process's part; 8-bit floating numbers cannot be asked.
+            # Of a sharded tensor it is this process's part. torch cannot check whether 8-bit floating numbers are
+            # finite.
             part = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()
             part = part.float() if part.itemsize == 1 else part
             check_finite(part, backend_of(part), f"layer {self.layer!r}: {number} of adapter {adapter_name!r}")
 
     def _check_base(self, adapter_name: str, adapter: DiagonalAdapter, factors: Factors, policy: BaseCheck) -> None:
         if not adapter.base_sample.any():
-            return  # of an adapter that is new, or was saved without
+            return  # the adapter is new, or was saved without a sample
         difference = relative_difference(adapter.base_sample, factors.sample)
         deviation = None if difference <= ROUNDED else Deviation(self.layer, difference)
         verdict = outcome(deviation, policy, tolerated=QUANTIZED)

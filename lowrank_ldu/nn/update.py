@@ -1,4 +1,4 @@
-"""The update P L diag(delta) U: what it adds to an output, and to a weight."""
+"""Add the update P L diag(delta) U to outputs and weights."""
 
 from __future__ import annotations
 
@@ -34,14 +34,19 @@ class Update(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """One diagonal (r,), or one for each row of the batch (B, r)."""
+        """Return the diagonals, one for all rows or one a row.
+
+        The shape is (r,), or (B, r) for the rows of a batch.
+        """
         return self.delta if self.choice is None else self.delta[self.choice]
 
 
 def updated_output(  # noqa: PLR0917  # all of it is needed, and in this order everywhere
     base_layer: nn.Module, kind: type[LayerKind], x: Tensor, y: Tensor, factors: Factors, delta: Tensor
 ) -> Tensor:
-    """Return an output y plus what P L diag(delta) U adds to it.
+    """Return an output y plus the update's part of it.
+
+    That part is the product of x with P L diag(delta) U.
 
     Parameters
     ----------
@@ -60,16 +65,19 @@ def updated_output(  # noqa: PLR0917  # all of it is needed, and in this order e
 
 
 def updated_matrix(factors: Factors, delta: Tensor) -> Tensor:
-    """Return P L diag(delta) U, shape (m, n), in float32, or float64 if delta is."""
+    """Return the matrix P L diag(delta) U, shape (m, n).
+
+    It is in float32, or in float64 if delta is.
+    """
     wide = delta.dtype if delta.dtype == torch.float64 else torch.float32
     diagonal = (delta * factors.scale).to(wide)
     return (factors.left.to(wide) * diagonal) @ factors.right.to(wide)
 
 
 def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
-    """Return the weight plus updates (m, n), in the weight's layout and dtype.
+    """Return the sum of a weight and updates (m, n).
 
-    They are summed in their dtype and rounded once.
+    It is in the weight's layout and dtype. All are summed in their common dtype and rounded once.
 
     Raises
     ------
@@ -85,7 +93,10 @@ def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tenso
 
 
 def summed_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:
-    """Return the sum of `merged_weight` unchecked, with the gradients of its summands."""
+    """Return the sum of `merged_weight` unchecked.
+
+    It has the gradients of its summands.
+    """
     total = sum(updates, torch.zeros((), device=weight.device))
     matrix = kind.as_matrix(weight)
     merged = (matrix.to(torch.promote_types(total.dtype, matrix.dtype)) + total).to(weight.dtype)

@@ -1,7 +1,8 @@
-"""Layers whose weight a model reads without calling them, found in the source of the modules around them.
+"""Find layers whose weight a model reads without calling them.
 
-An adapter beside such a layer never runs, or runs on one of two paths: Mamba's mixers hand the weights of conv1d and
-dt_proj to a kernel, WavLM's attention those of its projections.
+They are found in the source of the modules around them. An adapter beside such a layer never runs, or runs on one of
+two paths: Mamba's mixers hand the weights of conv1d and dt_proj to a kernel, WavLM's attention those of its
+projections.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# What a weight is asked for that is the same with an adapter and without.
+# Attributes of a weight that are the same with an adapter and without.
 _NO_VALUES = {
     *(
         "device",
@@ -42,7 +43,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Read(NamedTuple):
-    """A weight that is read.
+    """Weight that a module reads.
 
     Attributes
     ----------
@@ -60,7 +61,9 @@ class Read(NamedTuple):
 
 
 def reader_of(model: nn.Module, name: str) -> str | None:
-    """Return what reads the weight of a layer of `model` in its forward without calling the layer, None if nothing.
+    """Return the method that reads a layer's weight, or None.
+
+    It runs in the forward of `model` and does not call the layer.
 
     Parameters
     ----------
@@ -84,16 +87,19 @@ def reader_of(model: nn.Module, name: str) -> str | None:
 
 
 def occasional_reader_of(model: nn.Module, name: str) -> str | None:
-    """Return what reads the weight of a layer on one of its paths, and calls the layer on another, None if nothing.
+    """Return the method that sometimes reads a layer's weight, or None.
 
-    Such as "RecurrentGemmaRecurrentBlock.forward", which calls a convolution for a prompt and reads its weight for the
-    tokens that follow.
+    It reads the weight on one path and calls the layer on another. One is "RecurrentGemmaRecurrentBlock.forward", which
+    calls a convolution for a prompt and reads its weight for the tokens that follow.
     """
     return next((read.method for read, always in _reads_of_layer(model, name) if not always), None)
 
 
 def _reads_of_layer(model: nn.Module, name: str) -> Iterator[tuple[Read, bool]]:
-    """Yield what reads the weight of a layer, and whether an adapter of the layer is passed by for certain."""
+    """Yield every read of a layer's weight.
+
+    With it comes whether an adapter of the layer is passed by for certain.
+    """
     # Another method's layer may stand around the one that the source speaks of.
     names, module = [child for child in plain_name(name, model).split(".") if child != "base_layer"], unwrapped(model)
     for depth, child in enumerate(names):
@@ -101,8 +107,9 @@ def _reads_of_layer(model: nn.Module, name: str) -> Iterator[tuple[Read, bool]]:
         if len(rest) == 1 and isinstance(module, READ_PAST_ADAPTERS):
             yield Read(rest, f"{type(module).__name__}.forward", called=False), True
         reads = weight_reads(type(module))
-        # A method that calls a layer may read its weight where a setting asks for it. One that reads another layer's
-        # without ever calling that hands them to a kernel on one path, and calls some of them on the other.
+        # A method that calls a layer may read its weight where a setting asks for it. A method that also reads the
+        # weight of another layer, and never calls that one, hands both to a kernel on one path, and calls some layers
+        # on the other.
         always = any(not read.called for read in reads)
         yield from ((read, always) for read in reads if read.path == rest)
         module = unwrapped(module.get_submodule(child))
@@ -114,7 +121,10 @@ _reads: dict[type, tuple[Read, ...]] = {}
 
 
 def weight_reads(kind: type) -> tuple[Read, ...]:
-    """Return the weights of submodules that the forward of a class reads, and methods that it uses."""
+    """Return the weights of submodules that a class reads.
+
+    They are read in its forward and in the methods that this uses.
+    """
     found = _reads.get(kind)
     if found is None:
         found = _reads[kind] = () if _is_torchs(kind) else tuple(_reads_of(kind))
@@ -151,7 +161,10 @@ def _reads_of(kind: type) -> Iterator[Read]:
 
 
 def _path(node: ast.AST, start: str) -> tuple[str, ...]:
-    """Return ("a", "b") for the expression start.a.b, () for any other."""
+    """Return ("a", "b") for the expression start.a.b.
+
+    Any other expression gives ().
+    """
     attributes: list[str] = []
     while isinstance(node, ast.Attribute):
         attributes.insert(0, node.attr)
@@ -167,12 +180,15 @@ def _takes_values(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
         return parent.func.id not in _NO_VALUES_OF
     if isinstance(parent, ast.Compare):
         return not all(isinstance(operator, ast.Is | ast.IsNot) for operator in parent.ops)
-    # Written to, or a statement of its own.
+    # It is not read where it is written to, or stands as a statement of its own.
     return isinstance(getattr(node, "ctx", None), ast.Load) and not isinstance(parent, ast.Expr)
 
 
 def _definitions(kind: type, method: str) -> Iterator[_Function]:
-    """Yield the source of a method of a class, and of those that it may call by super()."""
+    """Yield the source of a method of a class.
+
+    The methods that it may call by super() come with it.
+    """
     for base in kind.__mro__:
         function = vars(base).get(method)
         if _is_torchs(base) or not callable(function):

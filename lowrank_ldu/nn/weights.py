@@ -1,4 +1,7 @@
-"""The weight of a layer: as it is stored, as a matrix, and which other modules use it."""
+"""Read the weight of a layer, and find its other users.
+
+It is read as it is stored, or as a matrix; the users are other modules.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ def stored_weight(base_layer: nn.Module) -> nn.Parameter:
 
 
 def weight_matrix(base_layer: nn.Module) -> Tensor:
-    """Return a layer's weight as W (m, n), dequantized where it is stored quantized, in memory if it is offloaded.
+    """Return a layer's weight as W (m, n).
+
+    It is dequantized where it is stored quantized, and in memory if it is offloaded.
 
     Raises
     ------
@@ -40,7 +45,9 @@ def weight_matrix(base_layer: nn.Module) -> Tensor:
 
 
 def check_untied(model: nn.Module, base_layers: Mapping[str, nn.Module]) -> None:
-    """Refuse to write an update into a weight that another module uses too: that one would change with it.
+    """Refuse to write an update into a tied weight.
+
+    Another module that uses the weight would change with it.
 
     Parameters
     ----------
@@ -65,16 +72,19 @@ def check_untied(model: nn.Module, base_layers: Mapping[str, nn.Module]) -> None
 def users_of_weights(
     model: nn.Module, base_layers: Mapping[str, nn.Module]
 ) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
-    """Yield each layer's name with the names and modules of all that have some of its weight's memory."""
+    """Yield each layer's name with the users of its weight.
+
+    They are the names and modules of all that have some of the weight's memory.
+    """
     owners = Owners(
         ((name, module), tensor)
         for name, module in model.named_modules()
-        # The plain parameters() and buffers() leave out what they have seen.
+        # parameters() and buffers() leave out repeated tensors.
         for tensor in (*module._parameters.values(), *module._buffers.values())  # noqa: SLF001
         if tensor is not None
     )
     for name, base_layer in base_layers.items():
         weight = stored_weight(base_layer)
-        # What a parametrization computes may be a view of what it is computed from, which is no tie.
+        # The weight of a parametrization may be a view of the tensor that it is computed from, which is no tie.
         own = any(weight is parameter for parameter in base_layer._parameters.values())  # noqa: SLF001
         yield name, list(dict.fromkeys(owners.of(weight))) if own else []

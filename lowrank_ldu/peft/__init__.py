@@ -1,7 +1,7 @@
-"""LoLDU as a PEFT method: importing this package makes `LolduConfig` work wherever PEFT takes a configuration.
+"""Add LoLDU to PEFT as a method.
 
-A saved adapter names its method, which PEFT knows once this package has been imported: import it before
-`PeftModel.from_pretrained`, too.
+Importing this package makes `LolduConfig` work wherever PEFT takes a configuration. A saved adapter names its method,
+which PEFT knows once this package has been imported: import it before `PeftModel.from_pretrained`, too.
 """
 
 from __future__ import annotations

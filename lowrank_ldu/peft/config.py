@@ -1,4 +1,4 @@
-"""Configuration of LoLDU under PEFT."""
+"""Configure LoLDU under PEFT."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 REQUIRES = "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
-# In the head of every card that PEFT writes.
+# A line in the head of every card that PEFT writes.
 _OF_PEFT = "library_name: peft"
 _FLAGS = ("init_weights", "fan_in_fan_out", "keep_base", "clip_rank", "inference_mode")
 # Fields of the same name; the rank is r here, as it is in LoRA.
@@ -61,7 +61,9 @@ model = PeftModel.from_pretrained(base_model, "the folder of this file")
 
 @dataclass
 class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
-    r"""Options of a LoLDU adapter under PEFT; fields that LoRA has, too, mean the same.
+    r"""Options of a LoLDU adapter under PEFT.
+
+    Fields that LoRA has, too, mean the same.
 
     Attributes
     ----------
@@ -165,7 +167,10 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     )
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the configuration, and into the card that PEFT wrote how such an adapter is loaded."""
+        """Write the configuration, and complete the card that PEFT wrote.
+
+        The card gets instructions for loading such an adapter.
+        """
         super().save_pretrained(save_directory, **kwargs)
         # Adapters of other names than "default" lie in folders below the card.
         for folder in (Path(save_directory), Path(save_directory).parent):
@@ -178,7 +183,10 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
                 break
 
     def __post_init__(self) -> None:
-        """Check every value, so that a mistake shows before a model is touched."""
+        """Check every value.
+
+        A mistake shows before a model is touched.
+        """
         super().__post_init__()
         self.peft_type = PeftType.LOLDU
         for name in _FLAGS:
@@ -190,11 +198,11 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
     @property
     def options(self) -> AdapterOptions:
-        """The options of an adapter, for layers of no other rank or alpha."""
+        """Return the options for layers without an own rank or alpha."""
         return AdapterOptions(rank=self.r, **{name: getattr(self, name) for name in _OPTIONS})
 
     def _check_options(self) -> None:
-        # Kept as Python's own numbers: the file of the configuration takes no others.
+        # The numbers are kept as Python's own: the file of the configuration takes no others.
         self.r = check_count(self.r, "r", 1)
         for name, value in self.options.to_json().items():
             if name in _OPTIONS:
@@ -205,7 +213,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
 
     def _pattern(self, of: str, numbers: str) -> dict[str, Any]:
         name, accepted = f"{of}_pattern", f"names of modules or regular expressions, to {numbers}"
-        # None is what is written for nothing elsewhere, and in a file by hand.
+        # Other methods, and files written by hand, have None for nothing.
         pattern = {} if getattr(self, name) is None else getattr(self, name)
         if not isinstance(pattern, Mapping) or not all(isinstance(key, str) for key in pattern):
             raise TypeError(f"{name} is {shown(pattern)}; accepted: a dict of {accepted}")
@@ -266,7 +274,10 @@ def _are_texts(value: object) -> bool:
 
 
 def _block_numbers(value: Any) -> list[int] | int | None:
-    """Return numbers of blocks as Python's own, one or a list."""
+    """Return numbers of blocks as Python's own.
+
+    They are one number or a list.
+    """
     if value is None:
         return None
     several = is_several(value)
@@ -279,7 +290,8 @@ def _block_numbers(value: Any) -> list[int] | int | None:
     return numbers if several else numbers[0]
 
 
-# Dataclasses make their own; PEFT looks for these words in the message of keywords that later versions know.
+# Dataclasses make an __init__ of their own. PEFT looks for these words in the message on keywords that
+# only later versions know.
 LolduConfig.__init__ = explain_keywords(  # type: ignore[method-assign]
     {name: hint for name, hint in LORA_KEYWORDS.items() if name != "r"}
     | {

@@ -1,4 +1,7 @@
-"""The layer that PEFT puts in place of a target: a base layer with any number of LoLDU adapters."""
+"""Hold several LoLDU adapters on one layer under PEFT.
+
+PEFT puts this layer in the place of a target, which is then its base layer.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,15 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.factors import Factors
     from lowrank_ldu.peft.config import LolduConfig
 
-# Of z, where a random offset is asked for: seen in the output, and far from what breaks a model.
+# Relative size of a random offset of z: it shows in the output, and is far too small to break a model.
 _RANDOM_OFFSET = 0.1
-# Names of adapters, in the state dict of a merged layer. Without PEFT's prefix, by which it picks what it saves.
+# Key of the names of adapters in the state dict of a merged layer. It lacks PEFT's prefix, by which PEFT picks the
+# tensors that it saves.
 _MERGED = "merged_names"
 
 
 class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has no types
-    """A base layer with LoLDU adapters under PEFT.
+    """Base layer with LoLDU adapters under PEFT.
 
     Parameters
     ----------
@@ -122,7 +126,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
             _randomize(adapter, factors)
 
     def adapter(self, adapter_name: str) -> DiagonalAdapter:
-        """Return an adapter's numbers."""
+        """Return the numbers of an adapter."""
         return self.loldu_adapter[adapter_name]  # type: ignore[return-value]  # what a ModuleDict holds
 
     def diagonals(self) -> Iterator[Diagonal]:
@@ -131,17 +135,26 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
             yield self.diagonal(name)
 
     def diagonal(self, adapter_name: str) -> Diagonal:
-        """Return one adapter with its factors, computed now if they were put off."""
+        """Return one adapter with its factors.
+
+        They are computed now if they were put off.
+        """
         self._settle_new([adapter_name])
         return Diagonal(adapter_name, self.adapter(adapter_name), self.loldu_factors.of(adapter_name))
 
     def _settle_new(self, adapter_names: Iterable[str]) -> None:
-        """Settle those adapters whose numbers have come since they were, or that never were."""
+        """Settle adapters with new numbers.
+
+        These are the adapters whose numbers have come since they were settled, or that were never settled.
+        """
         for name in self.loldu_factors.unsettled(self.loldu_adapter, adapter_names):
             self._settle(name)
 
     def _settle(self, adapter_name: str) -> None:
-        """Check an adapter's numbers and its base, and see to its factors (`SharedFactors.settle`)."""
+        """Check an adapter's numbers and base, and settle its factors.
+
+        The factors are those of `SharedFactors.settle`.
+        """
         base = self.get_base_layer()
         away = stored_weight(base).device.type == "meta" and not is_offloaded(base)
         weight = None if away or self.merged else self._gathered_matrix()
@@ -155,25 +168,34 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
             yield weight_matrix(base)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter, and its factors if no other one uses them."""
+        """Delete an adapter, and its factors if they are unused."""
         super().delete_adapter(adapter_name)
         self.loldu_factors.remove(adapter_name)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """Return an adapter's update in the layout of the base weight, in the dtype of the adapter's numbers."""
+        """Return an adapter's update in the layout of the base weight.
+
+        Its dtype is that of the adapter's numbers.
+        """
         _, adapter, factors = self.diagonal(adapter_name)
         update = updated_matrix(factors, adapter.delta(factors)).to(adapter.offset.dtype)
         if is_quantized(self.get_base_layer()):
-            return update  # its stored weight has no shape to speak of
+            return update  # the shape of its stored weight means nothing
         return self.kind.as_weight(update, stored_weight(self.get_base_layer()))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Whether PEFT's convert_to_lora can take the layer: it adds products to the output of linear layers."""
+        """Return whether PEFT's convert_to_lora can take the layer.
+
+        It adds products to the output of linear layers.
+        """
         del adapter_name
         return self.kind.linear and not own_forward(self.get_base_layer())
 
     def forward(self, x: Tensor | None = None, /, *args: Any, **kwargs: Any) -> Tensor:
-        """Return what the base layer makes of its arguments with the updates of the active adapters in its weight."""
+        """Return the base layer's output with the active adapters.
+
+        Their updates are in its weight. All arguments are the base layer's.
+        """
         if x is None:
             x = first_argument(self.get_base_layer(), kwargs)
         if isinstance(x, Proxy):
@@ -222,7 +244,9 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the base weight, all of them summed in float32 and rounded once.
+        """Add adapters to the base weight.
+
+        All of them are summed in float32 and rounded once.
 
         Parameters
         ----------
@@ -254,7 +278,10 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
             ) from error
 
     def unmerge(self) -> None:
-        """Put back the base weight: the kept copy, or without one the difference, with its rounding errors."""
+        """Put back the base weight.
+
+        It is the kept copy. Without one the updates are subtracted, which leaves rounding errors.
+        """
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", UserWarning, stacklevel=2)
             return
@@ -262,13 +289,19 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
             self._restore_weight()
 
     def check_mergeable(self) -> None:
-        """Raise ValueError if the base weight is computed at each call, or is another module's, too."""
+        """Refuse to merge into a weight that cannot be written to.
+
+        It raises ValueError if the base weight is computed at each call, or is another module's, too.
+        """
         with self._refusals_named():
             super().check_mergeable()
 
     @contextmanager
     def _refusals_named(self) -> Iterator[None]:
-        """Make what refuses to merge PEFT's ValueError, with the layer's name."""
+        """Raise refusals to merge as PEFT's ValueError.
+
+        The message gets the layer's name.
+        """
         try:
             yield
         except (TypeError, RuntimeError) as error:
@@ -285,12 +318,12 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
 
     @property
     def merged_adapters(self) -> list[str]:
-        """Names of the adapters that are merged at present, in the order of merging."""
+        """Return the names of the merged adapters, in the order of merging."""
         return list(self._merged_updates)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters the active ones."""
-        # What was loaded on another base is refused here rather than in the next forward.
+        # An adapter that was loaded on another base is refused here rather than in the next forward.
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in names:
             if name in self.loldu_adapter:
@@ -310,7 +343,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.merged:
-            # The weight in it is no base's. Adapters are saved from the same state dict, so that it is not refused.
+            # The weight in the state dict is no base's. It is not refused: adapters are saved from the same state dict.
             names = bytearray(json.dumps(self.merged_adapters).encode())
             destination[f"{prefix}{_MERGED}"] = torch.frombuffer(names, dtype=torch.uint8)
 
@@ -335,11 +368,17 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
 
 
 class LolduLinear(LolduLayer):
-    """The same on a linear layer: PEFT's "all-linear" knows those that have adapters already by the class's name."""
+    """Linear layer with LoLDU adapters under PEFT.
+
+    PEFT's "all-linear" knows by the class's name that a layer has adapters already.
+    """
 
 
 def _after_load(module: nn.Module, _: Any) -> None:
-    """After a state dict has been loaded: the factors at the pivots that came with it."""
+    """Settle the adapters after a state dict has been loaded.
+
+    Their factors are then those at the pivots that came with it.
+    """
     if isinstance(module, LolduLayer):
         for name in sorted(module.loldu_factors.loaded):
             module._settle(name)  # noqa: SLF001
@@ -353,7 +392,10 @@ def _randomize(adapter: DiagonalAdapter, factors: Factors) -> None:
 
 
 def _sizes(base_layer: nn.Module) -> tuple[int | None, int | None]:
-    """Return PEFT's in_features and out_features of a layer, whatever its kind calls them."""
+    """Return PEFT's in_features and out_features of a layer.
+
+    Each kind has its own names for them.
+    """
     inputs, outputs = (
         ("in_features", "in_channels", "num_embeddings", "nx"),
         ("out_features", "out_channels", "embedding_dim", "nf"),

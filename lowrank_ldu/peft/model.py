@@ -1,24 +1,18 @@
-"""The model that PEFT makes of a base model and a `LolduConfig`."""
+"""Put LoLDU adapters into a base model under PEFT."""
 
 from __future__ import annotations
 
 import copy
-import math
 import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    AuxiliaryTrainingWrapper,
-    ModulesToSaveWrapper,
-)
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
 
@@ -30,10 +24,11 @@ from lowrank_ldu.nn.modules import LAYER_WRAPPED, check_not_distributed, innermo
 from lowrank_ldu.nn.offloading import onloaded
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.nn.weights import check_untied
+from lowrank_ldu.peft.combinations import adapters_by_row, check_weighted, set_weighted, union_of_targets
 from lowrank_ldu.peft.layer import LolduLayer, LolduLinear
 from lowrank_ldu.peft.registration import PREFIX
 from lowrank_ldu.peft.unmatched import PEFT_ON_PATTERNS, warn_of_unmatched
-from lowrank_ldu.validation import check_choice, check_names, shown
+from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,16 +36,15 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.kinds import LayerKind
     from lowrank_ldu.peft.config import LolduConfig
 
-_BASE = "__base__"
 _PEFT = "base_model.model."
 _NO_TARGET = "not found in the base model"
 _WAYS_OUT = "exclude_modules or rank_pattern for what is smaller, or clip_rank=True"
-# LoRA's names for ways to add adapters up, of which "cat" and "svd" are exact there. Here they are one.
-_SUMS = ("linear", "svd", "cat")
 
 
 class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
-    """LoLDU adapters on a model; made by `peft.get_peft_model` for a `LolduConfig`.
+    """Model with LoLDU adapters under PEFT.
+
+    `peft.get_peft_model` makes it of a base model and a `LolduConfig`.
 
     Parameters
     ----------
@@ -122,7 +116,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         self._replace_module(parent, target_name, layer, target)
 
     def _check_stands_once(self, name: str, target: nn.Module) -> None:
-        """Refuse a target that stands under a second name, where PEFT would leave the plain layer."""
+        """Refuse a target that stands under a second name.
+
+        PEFT would leave the plain layer there.
+        """
         while True:
             second = next((place for place in self._repeated.get(target, ()) if place != name), None)
             if second is not None:
@@ -145,7 +142,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: LolduConfig, *, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
-        """Return what a file holds of an adapter, by the plain model's names, wrappers left out."""
+        """Return the tensors of an adapter that a file holds.
+
+        Their names are those of the plain model, without wrappers.
+        """
         plain = {plain_name(key, model): value for key, value in state_dict.items()}
         layers = list(_adapted_names(model))
         prefixes = tuple(f"{layer}{PREFIX}adapter." for layer in layers)
@@ -158,7 +158,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, *, adapter_name: str, state_dict: dict[str, Any], **_: Any
     ) -> dict[str, Any]:
-        """Return what a file holds of an adapter, by the names of this model, wrappers included."""
+        """Return the tensors of a file by this model's names.
+
+        The file holds an adapter under the plain model's names. This model's names include wrappers.
+        """
         prefixes = tuple(f"{layer}{PREFIX}adapter.{adapter_name}." for layer in _adapted_names(model))
         keys = {plain_name(key, model): key for key in model.state_dict()}
         for plain, key in list(keys.items()):
@@ -192,9 +195,9 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         self._repeated = _repeated_modules(model)
         targets_given = isinstance(config.target_modules, set)
         if config.clip_rank:
-            # PEFT adds the heads of some tasks to the user's own configuration afterwards: the list is both's.
+            # PEFT adds the heads of some tasks to the user's own configuration afterwards: both share the list.
             config.modules_to_save = list(config.modules_to_save or ())
-            # The ranks of this model's layers are written into it: another model may be adapted with the user's own.
+            # The ranks of this model's layers are written into the copy: the user's own may adapt another model.
             config = self.peft_config[adapter_name] = copy.copy(config)
         try:
             with warnings.catch_warnings():
@@ -215,7 +218,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             for name, layer in hosts(model)
             if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter
         ]
-        # Not again where an adapter that was made before is loaded.
+        # There is no second warning where an adapter that was made before is loaded.
         if layers and not config.inference_mode and kwargs.get("state_dict") is None:
             warn_of_unmatched(config, modules, layers, targets_given=targets_given)
 
@@ -225,7 +228,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     @contextmanager
     def _small_layers_named(self, config: LolduConfig) -> Iterator[None]:
-        """Name all targets that are too small for their rank, of which PEFT meets the first."""
+        """Name all targets that are too small for their rank.
+
+        PEFT meets only the first of them.
+        """
         try:
             yield
         except ValueError:
@@ -268,7 +274,9 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                 )
 
     def _check_merge_allowed(self) -> None:
-        """Refuse to write an update into a weight that another module uses, too, or that is computed at each call.
+        """Refuse to merge into a weight that cannot be written to.
+
+        Another module uses such a weight, too, or it is computed at each call.
 
         Raises
         ------
@@ -292,47 +300,29 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Hand `adapter_names` of a forward or generate call on to the layers, while it lasts."""
-        del args  # whatever the options of a call are, `generate` itself is asked how often it repeats rows
+        """Pass `adapter_names` of a forward or generate call to the layers.
+
+        It lasts as long as the call.
+        """
+        del args  # not read from the options of a call: `generate` itself tells how often it repeats rows
         names = kwargs.pop("adapter_names", None)
         if names is None:
             yield
             return
-        adapted = list(_adapted_modules(self.model))
-        self._check_adapter_names(names, adapted)
-        # Rows of everything but the encoder of an encoder-decoder model; `generate` repeats them in place.
-        repeated = list(names)
-        encoder = _encoder_modules(self.model)
-        handles = []
-        try:
-            for module in adapted:
-                rows = names if module in encoder else repeated
-                hook = partial(_add_adapter_names, adapter_names=rows)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            with _repeated_with_rows(self.model, names, repeated):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _check_adapter_names(self, names: list[str], adapted: list[nn.Module]) -> None:
         if self.training:
             # Gradient checkpointing runs layers again when the hooks are gone.
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        if not isinstance(names, list | tuple):
-            raise TypeError(f"Got adapter names of type {type(names)}, expected a list of str.")
-        known = {name for layer in adapted if isinstance(layer, LolduLayer) for name in layer.loldu_adapter}
-        unknown = sorted(set(names) - known - {_BASE})
-        if unknown:
-            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+        with adapters_by_row(self.model, names):
+            yield
 
     @torch.no_grad()
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
     ) -> None:
-        """Add an adapter whose update is the weighted sum of other adapters' updates, exactly.
+        """Add an adapter that is the weighted sum of other adapters.
 
-        Adapters of the same factors add up entry by entry of their diagonals, without any approximation.
+        Its update is exactly the weighted sum of their updates. Adapters of the same factors add up entry by entry of
+        their diagonals, without any approximation.
 
         Parameters
         ----------
@@ -357,46 +347,23 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
                 f"adapter_name is {shown(adapter_name)}, which is an adapter of the model already; accepted: a new "
                 "name, or delete_adapter first"
             )
-        self._check_weighted(adapters, weights, combination_type)
+        check_weighted(self, adapters, weights, combination_type)
         first = self.peft_config[adapters[0]]
         self.peft_config[adapter_name] = replace(
-            first, target_modules=_union([self.peft_config[name].target_modules for name in adapters])
+            first, target_modules=union_of_targets([self.peft_config[name].target_modules for name in adapters])
         )
         self.inject_adapter(self.model, adapter_name)
         self.set_requires_grad(adapter_name, requires_grad=False)
         for _, layer in hosts(self.model):
             if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter:
-                _set_weighted(layer, dict(zip(adapters, weights, strict=True)), adapter_name)
-
-    def _check_weighted(self, adapters: list[str], weights: list[float], combination_type: str) -> None:
-        check_names(adapters, "adapters", "a list of names of adapters")
-        if not _are_numbers(weights):
-            raise TypeError(f"weights is {shown(weights)}; accepted: a list of finite numbers, one for each adapter")
-        missing = [name for name in adapters if name not in self.peft_config]
-        if missing or not adapters:
-            raise ValueError(f"Adapter {', '.join(missing) or adapters!r} does not exist")
-        if len(adapters) != len(weights):
-            raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights; accepted: as many of each")
-        check_choice(combination_type, "combination_type", _SUMS)
-        wrappers = [module for module in self.modules() if isinstance(module, ModulesToSaveWrapper)]
-        shared = sum(sum(name in wrapper.modules_to_save for name in adapters) > 1 for wrapper in wrappers)
-        if shared:
-            raise ValueError(
-                "Cannot add weighted adapters if they target the same module with modules_to_save, but found "
-                f"{shared} such instance(s)."
-            )
-        for key, layer in hosts(self.model):
-            if not isinstance(layer, LolduLayer):
-                continue
-            if len({layer.loldu_factors.key_of[name] for name in adapters if name in layer.loldu_adapter}) > 1:
-                raise ValueError(
-                    f"layer {key!r}: adapters {adapters} do not share their factors, so that no diagonal is their sum; "
-                    "accepted: adapters of equal rank, basis, parametrization, pivoting and pivots"
-                )
+                set_weighted(layer, dict(zip(adapters, weights, strict=True)), adapter_name)
 
 
 def _before_saving(model: nn.Module, *_: Any) -> None:
-    """Before an adapter is saved: name the layers that it had no effect in."""
+    """Warn of layers without effect before an adapter is saved.
+
+    The adapter had no effect in these layers.
+    """
     if isinstance(model, LolduModel):
         warn_of_passed_by(model.model, stacklevel=6)
 
@@ -407,15 +374,11 @@ def _check_adapter_name(name: object) -> None:
         raise ValueError(f"adapter_name is {shown(name)}; accepted: a name without dots")
 
 
-def _are_numbers(weights: Any) -> bool:
-    try:
-        return all(math.isfinite(weight) for weight in weights)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
 def _in_wrappers(parent: nn.Module, name: str, layer: nn.Module) -> tuple[nn.Module, str, nn.Module]:
-    """Return the layer that wrappers of it alone are around, with the innermost wrapper and its name there."""
+    """Return the layer inside of wrappers of it alone.
+
+    With it come the innermost wrapper and the layer's name there.
+    """
     while wrapped := next((key for key in LAYER_WRAPPED if key in layer._modules), None):  # noqa: SLF001
         parent, name, layer = layer, wrapped, layer.get_submodule(wrapped)
     return parent, name, layer
@@ -429,34 +392,20 @@ def _repeated_modules(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def _adapted_names(model: nn.Module) -> Iterator[str]:
-    """Yield what the names of the tensors of layers with adapters begin with in the plain model."""
+    """Yield the prefix of each adapted layer's tensors.
+
+    Their names in the plain model begin with it.
+    """
     for name, layer in hosts(model):
         if isinstance(layer, LolduLayer):
             yield f"{plain_name(name, model)}.".removeprefix(".")
 
 
-def _set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str) -> None:
-    present = {name: weight for name, weight in weights.items() if name in layer.loldu_adapter}
-    if not present:
-        return
-    # The sum is expressed in the factors of its summands.
-    layer.loldu_factors.share(adapter_name, next(iter(present)))
-    layer.adapter(adapter_name).start_from(layer.loldu_factors.of(adapter_name))
-    _, adapter, factors = layer.diagonal(adapter_name)
-    deltas = [weight * layer.diagonal(name).delta for name, weight in present.items()]
-    adapter.set_delta(sum(deltas[1:], deltas[0]), factors)
-
-
-def _union(targets: list[set[str] | str]) -> set[str] | str:
-    if all(isinstance(target, str) for target in targets):
-        return "|".join(f"({target})" for target in dict.fromkeys(targets))
-    if any(isinstance(target, str) for target in targets):
-        raise ValueError("target_modules of the adapters are names and patterns; accepted: all names, or all patterns")
-    return set().union(*targets)
-
-
 def _describe(config: LolduConfig, key: str, base_layer: nn.Module, kind: type[LayerKind]) -> None:
-    """Write into the configuration what cannot be told from an adapter's numbers alone."""
+    """Complete the configuration with facts of a layer.
+
+    An adapter's numbers alone do not tell these.
+    """
     if kind is TransposedLinearKind:
         config.fan_in_fan_out = True
     if kind is not LinearKind:
@@ -467,7 +416,10 @@ def _describe(config: LolduConfig, key: str, base_layer: nn.Module, kind: type[L
 
 
 def _clipped(config: LolduConfig, key: str, base_layer: nn.Module, rank: int) -> int:
-    """Return the rank that a layer gets, and write a smaller one into the configuration, which is saved."""
+    """Return a layer's rank, and note a smaller one.
+
+    A smaller rank is written into the configuration, which is saved.
+    """
     clipped = int(clipped_rank(rank, base_layer) or rank)
     if clipped != rank:
         config.rank_pattern = {f"^{re.escape(key)}": clipped, **config.rank_pattern}
@@ -476,45 +428,3 @@ def _clipped(config: LolduConfig, key: str, base_layer: nn.Module, rank: int) ->
 
 def _for_layer(pattern: dict[str, Any], key: str, default: Any) -> Any:
     return pattern.get(get_pattern_key(pattern.keys(), key), default)
-
-
-def _adapted_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield what takes `adapter_names`, without looking at every adapter of every layer: there may be thousands."""
-    for child in model.children():
-        if isinstance(child, LolduLayer | AuxiliaryTrainingWrapper):
-            yield child
-        if not isinstance(child, LolduLayer):
-            yield from _adapted_modules(child)
-
-
-def _encoder_modules(model: nn.Module) -> set[nn.Module]:
-    encoder = model.get_encoder() if hasattr(model, "get_encoder") else None  # type: ignore[operator]
-    # In transformers 5 a model without an encoder answers with itself.
-    return set() if encoder is None or encoder is model else set(encoder.modules())
-
-
-@contextmanager
-def _repeated_with_rows(model: nn.Module, names: list[str], repeated: list[str]) -> Iterator[None]:
-    """Repeat names whenever `generate` repeats rows, for beams or return sequences of any configuration."""
-    expand = getattr(model, "_expand_inputs_for_generation", None)
-    if expand is None:
-        yield
-        return
-
-    def expand_names_too(expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
-        repeated[:] = [name for name in names for _ in range(expand_size)]
-        return expand(expand_size, *args, **kwargs)
-
-    own = vars(model).get("_expand_inputs_for_generation")
-    vars(model)["_expand_inputs_for_generation"] = expand_names_too
-    try:
-        yield
-    finally:
-        if own is None:
-            del vars(model)["_expand_inputs_for_generation"]
-        else:
-            vars(model)["_expand_inputs_for_generation"] = own
-
-
-def _add_adapter_names(_: nn.Module, args: Any, kwargs: dict[str, Any], adapter_names: list[str]) -> tuple[Any, Any]:
-    return args, {**kwargs, "adapter_names": adapter_names}

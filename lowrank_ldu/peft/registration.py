@@ -1,4 +1,4 @@
-"""Make PEFT know a method that is not its own.
+"""Register a method with PEFT that is not its own.
 
 There is no supported way. PEFT checks a method's name against the members of an enumeration, and transformers asks
 those members for their value; so the enumeration gets one more.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTuner
 
 NAME = "loldu"
-# Everything that is trained, saved or deleted with an adapter has it in its name: PEFT finds them by it.
+# Names of all tensors that are trained, saved or deleted with an adapter have this prefix, by which PEFT finds them.
 PREFIX = f"{NAME}_"
 
 

@@ -1,4 +1,7 @@
-"""Warn of names in a configuration that match nothing in the model, and so have no effect."""
+"""Warn of names in a configuration that match nothing.
+
+Such a name has no effect in the model.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.peft.config import LolduConfig
 
-# What PEFT says of patterns itself, from 0.21 on, without what comes close.
+# PEFT's own warning of patterns, from 0.21 on, which does not name keys that come close.
 PEFT_ON_PATTERNS = r"The following (rank|alpha)_pattern keys did not match"
 # Heads that PEFT adds to modules_to_save for these tasks, whether the model has them or not.
 _HEADS = {"classifier", "score", "qa_outputs"}
@@ -23,7 +26,9 @@ _TASKS = {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"}
 
 
 def warn_of_unmatched(config: LolduConfig, modules: list[str], layers: list[str], *, targets_given: bool) -> None:
-    """Warn of every name of a configuration that matches nothing, with what comes close.
+    """Warn of every name of a configuration that matches nothing.
+
+    The warning has the names that come close.
 
     Parameters
     ----------
@@ -43,7 +48,7 @@ def warn_of_unmatched(config: LolduConfig, modules: list[str], layers: list[str]
     """
     saved = config.modules_to_save or ()
     saved_unmatched = _unmatched(saved, modules, _is_saved)
-    # Who lists the usual names of heads, as PEFT does, means the one that the model has.
+    # A list of the usual names of heads, such as PEFT's, means the head that the model has.
     any_head = config.task_type in _TASKS or len(saved_unmatched) < len(saved)
     missing = [name for name in saved_unmatched if not (any_head and name in _HEADS)]
     _warn("modules_to_save", missing, "module", modules)
@@ -73,7 +78,7 @@ def _warn(option: str, keys: list[str], what: str, names: list[str]) -> None:
         )
 
 
-# As PEFT matches them.
+# Names match as they do in PEFT.
 def _is_saved(key: str, name: str) -> bool:
     return f"base_model.model.{name}".endswith(key)
 

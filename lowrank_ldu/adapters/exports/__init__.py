@@ -1,4 +1,7 @@
-"""Adapters for those who do not have this package: LoRA pairs, merged models, dense updates."""
+"""Export adapters for programs without this package.
+
+The exports are LoRA pairs, merged models and dense updates.
+"""
 
 from lowrank_ldu.adapters.exports.delta import DELTA_WEIGHTS, export_delta
 from lowrank_ldu.adapters.exports.lora import LoraExport, export_lora

@@ -1,4 +1,7 @@
-"""What transformers knows of a base model: its modules' names and shapes, and which weights are tied."""
+"""Ask transformers for the architecture of a base model.
+
+It knows the names and shapes of the model's modules, and its tied weights.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONFIG = "config.json"
-# No model has more layers than this, unless its checkpoint has more tensors: what says otherwise is not built.
+# No model has more layers than this, unless its checkpoint has more tensors. Other configurations are not built.
 _MOST_LAYERS = 1000
-# Methods that set a model up, or change it: what they make of ties is in the model that is built.
+# Methods that set a model up, or change it. The built model already shows the ties that they make.
 _SETTING_UP = re.compile(r"__init__|.*(init_weights|tie_weights|embeddings).*")
-# What PEFT's tasks are the classes of.
+# Classes of transformers for the tasks of PEFT.
 _OF_TASKS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -60,7 +63,10 @@ class Architecture:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return a folder's config.json, None where there is none or it is of something else than a model."""
+    """Return a folder's config.json, or None.
+
+    None where there is no such file, or it describes something else than a model.
+    """
     try:
         config = read_json(folder / CONFIG, CONFIGURATION, lenient=True)
     except (OSError, ValueError):
@@ -69,7 +75,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def architecture_of(folder: Path, tensors: int, task: str | None = None) -> Architecture | None:
-    """Build the model that a folder's config.json describes, on the meta device.
+    """Build the model of a folder's config.json.
+
+    It is on the meta device.
 
     Parameters
     ----------
@@ -89,7 +97,7 @@ def architecture_of(folder: Path, tensors: int, task: str | None = None) -> Arch
     if config is None or not isinstance(names, list) or not names or _too_large(config, max(_MOST_LAYERS, tensors)):
         return None
     try:
-        import transformers  # noqa: PLC0415  # dear, and of an extra
+        import transformers  # noqa: PLC0415  # slow to import, and an extra's
     except ImportError:
         return None
     named = getattr(transformers, str(names[0]), None)
@@ -97,12 +105,12 @@ def architecture_of(folder: Path, tensors: int, task: str | None = None) -> Arch
         return None
     try:
         with _silent(transformers), torch.device("meta"):
-            # From the folder alone: no network, and no code out of it.
+            # The folder alone is read: no network, and no code out of the folder.
             loaded = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             by_task = getattr(transformers, _OF_TASKS[task])._model_mapping if task in _OF_TASKS else None  # noqa: SLF001
             model_class = named if by_task is None else by_task[type(loaded)]
             model = model_class._from_config(loaded)  # noqa: SLF001
-    except Exception:  # noqa: BLE001  # a configuration raises whatever its values lead to
+    except Exception:  # noqa: BLE001  # the values of a configuration may raise anything
         return None
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layers = ((name, lora_obstacle(module)) for name, module in model.named_modules() if supports(module))
@@ -136,7 +144,7 @@ def _tied(model: Any) -> dict[str, str]:
     tied = getattr(model, "all_tied_weights_keys", None)
     if isinstance(tied, dict):
         return {str(target): str(source) for target, source in tied.items()}
-    # transformers 4 lists names alone; the tensor that they are is the one of the input embedding.
+    # transformers 4 lists names alone; their one tensor is the input embedding's.
     names, embedding = getattr(model, "_tied_weights_keys", None) or [], model.get_input_embeddings()
     if not getattr(model.config, "tie_word_embeddings", True) or embedding is None:
         return {}
@@ -145,7 +153,10 @@ def _tied(model: Any) -> dict[str, str]:
 
 
 def _tie_reader(model: Any) -> str | None:
-    """Return the class of a model's part with a method, past its setting up, that asks whether weights are tied."""
+    """Return the name of a class that asks whether weights are tied.
+
+    It is the class of a part of the model. A method of it, other than one that sets the model up, asks so.
+    """
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     for kind in sorted(kinds, key=lambda kind: kind.__name__):
         if not kind.__module__.startswith("transformers.models."):
@@ -158,7 +169,10 @@ def _tie_reader(model: Any) -> str | None:
 
 
 def _renaming(model: Any) -> Callable[[str], str | None]:
-    """Return how names of checkpoints become names of the model as `from_pretrained` loads them."""
+    """Return the function that renames tensors of checkpoints.
+
+    The new names are those of the model, as `from_pretrained` gives them.
+    """
     state, prefix = model.state_dict(), model.base_model_prefix
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415

@@ -1,4 +1,7 @@
-"""The base model of an export: its safetensors files, by the readers, and what its configuration says."""
+"""Read the base model of an export.
+
+The readers of checkpoints read its safetensors files; its configuration is read beside them.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.writer import Entry
 
 _INDEX = INDEX_SUFFIXES[0]
-# Of a tensor without values, which the library takes.
+# Longest side of a tensor without values: the library takes such a tensor.
 _LONGEST_SIDE = 2**63 - 1
 
 
 class BaseModel:
-    """Hold the safetensors files of a base, as they lie on disk.
+    """Hold the safetensors files of a base as they are stored.
 
     Parameters
     ----------
@@ -84,7 +87,7 @@ class BaseModel:
         return architecture_of(self.root, len(self))
 
     def info(self, name: str) -> TensorInfo:
-        """Return what is known of a tensor without reading it."""
+        """Return the facts known of a tensor before it is read."""
         return self.files[self._places[name]].info(name)
 
     def tensor(self, name: str) -> Tensor:
@@ -100,7 +103,7 @@ class BaseModel:
         return torch_dtype(self.info(name))
 
     def entry(self, name: str) -> Entry:
-        """Return a tensor that is to be copied as it is stored."""
+        """Return a tensor as it is stored, to be copied."""
         return stored(self.files[self._places[name]], name)
 
 

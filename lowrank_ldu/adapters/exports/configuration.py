@@ -1,4 +1,4 @@
-"""What a changed tensor changes in a model's config.json."""
+"""Change a model's config.json with its tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEAD = re.compile(r"(.*\.)?(classifier|score|classifier\.out_proj|classificatio
 _LABELED_TASKS = {"SEQ_CLS", "TOKEN_CLS"}
 _TIE = "tie_word_embeddings"
 _VOCABULARY = "vocab_size"
-# Of a configuration that lists no labels, as transformers has it.
+# Number of labels that transformers gives to a configuration without a list of labels.
 _LABELS = 2
 
 
@@ -23,7 +23,10 @@ def is_tied(config: dict[str, Any]) -> bool:
 
 
 def untied(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of the same model with an output layer of its own."""
+    """Return the configuration with an output layer of its own.
+
+    The rest of the model is the same.
+    """
     changed = copy.deepcopy(config)
     changed[_TIE] = False
     for part in _parts(changed):
@@ -33,13 +36,19 @@ def untied(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def vocabulary(config: dict[str, Any]) -> int | None:
-    """Return the number of tokens, None where it is not said, or said differently in several places."""
+    """Return the number of tokens, or None.
+
+    None where it is not given, or where several places give different numbers.
+    """
     sizes = {part[_VOCABULARY] for part in _parts(config) if isinstance(part.get(_VOCABULARY), int)}
     return sizes.pop() if len(sizes) == 1 else None
 
 
 def with_vocabulary(config: dict[str, Any], size: int) -> dict[str, Any]:
-    """Return the configuration of the same model with another number of tokens."""
+    """Return the configuration with another number of tokens.
+
+    The rest of the model is the same.
+    """
     changed = copy.deepcopy(config)
     for part in _parts(changed):
         if _VOCABULARY in part:
@@ -48,7 +57,9 @@ def with_vocabulary(config: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def labels_of(shapes: Mapping[str, tuple[int, ...]], task_type: str | None) -> int | None:
-    """Return how many labels a trained head has, None where no tensor is known to be one.
+    """Return the number of labels of a trained head, or None.
+
+    None where no tensor is known to be a head.
 
     Parameters
     ----------
@@ -65,7 +76,10 @@ def labels_of(shapes: Mapping[str, tuple[int, ...]], task_type: str | None) -> i
 
 
 def with_labels(config: dict[str, Any], count: int) -> dict[str, Any]:
-    """Return the configuration with as many labels, numbered as transformers does if there were others before."""
+    """Return the configuration with another number of labels.
+
+    They are numbered as transformers does if there were others before.
+    """
     present = config.get("id2label")
     if count == (len(present) if isinstance(present, dict) else _LABELS):
         return config
@@ -74,7 +88,10 @@ def with_labels(config: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a configuration and those of the models in it: `text_config` and the like."""
+    """Yield a configuration and those of the models in it.
+
+    Such are `text_config` and the like.
+    """
     yield config
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, dict):

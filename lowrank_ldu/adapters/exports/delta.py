@@ -1,4 +1,7 @@
-"""The updates themselves, as dense matrices: for tools that add or compare weights."""
+"""Export the updates as dense matrices.
+
+They are for tools that add or compare weights.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,9 @@ def export_delta(
     accept_other_base: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
-    """Write each layer's update in the layout of its weight, float32, under the weight's name in the base.
+    """Write each layer's update as a dense matrix.
+
+    It has the layout of the layer's weight, float32, and the weight's name in the base.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""An adapter as a LoRA adapter, which plain PEFT loads without this package."""
+"""Export an adapter as a LoRA adapter.
+
+Plain PEFT loads it without this package.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 
 LORA_WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
-# Of the relative error that compression reports, which is computed in float64 from factors in float32.
+# Tolerance of the relative error that compression reports. It is computed in float64 from factors in float32.
 _ERROR_TOLERANCE = 1e-4
 
 
@@ -74,10 +77,10 @@ def export_lora(
     accept_other_base: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoraExport:
-    """Write an adapter's updates as LoRA pairs, lora_A = U_r and lora_B = P L_r diag(delta), with alpha = r.
+    """Write an adapter's updates as LoRA pairs.
 
-    What was written is read again, and the product of each pair compared with the update, before the folder gets its
-    name.
+    The pairs are lora_A = U_r and lora_B = P L_r diag(delta), with alpha = r. The written pairs are read again, and the
+    product of each is compared with the update, before the folder gets its name.
 
     Parameters
     ----------
@@ -148,7 +151,10 @@ def export_lora(
 
 
 def _refuse_obstacles(adapter: AdapterFile, base: BaseModel) -> None:
-    """Refuse layers whose output is not base plus pair: by what the adapter says, and, of older ones, transformers."""
+    """Refuse layers whose output is not base plus pair.
+
+    The adapter says which these are. For older adapters transformers says it.
+    """
     for name, others in adapter.shared.items():
         raise AdapterError(
             f"layer {name!r} stands as {others[0]!r}, too, where PEFT would put no pair; accepted: --to merged or delta"
@@ -164,7 +170,10 @@ def _refuse_obstacles(adapter: AdapterFile, base: BaseModel) -> None:
 
 
 def _other_tensors(adapter: AdapterFile, base: BaseModel, names: BaseNames) -> dict[str, Tensor]:
-    """Return what is written beside the pairs: modules that were trained whole, and embeddings with other rows."""
+    """Return the tensors to be written beside the pairs.
+
+    They are modules that were trained whole, and embeddings with other rows.
+    """
     whole = tuple(f"{name}." for name in adapter.module_names)
     kept, biases = {}, []
     for name, tensor in adapter.module_tensors.items():
@@ -172,7 +181,7 @@ def _other_tensors(adapter: AdapterFile, base: BaseModel, names: BaseNames) -> d
         if name.startswith(whole):
             kept[name] = check_module_tensor(tensor, name)
         elif not is_of_base(tensor, base, read):
-            # An embedding that PEFT saved beside the adapter, since it has other rows; what else is trained is a bias.
+            # PEFT saves an embedding with other rows beside the adapter. Any other trained tensor is a bias.
             is_embedding = read is not None and base.shape(read)[1:] == tensor.shape[1:] != ()
             kept.update({name: check_module_tensor(tensor, name)} if is_embedding else {})
             biases.extend([] if is_embedding else [name])
@@ -188,7 +197,10 @@ def _other_tensors(adapter: AdapterFile, base: BaseModel, names: BaseNames) -> d
 
 
 def _refuse_tied(adapter: AdapterFile, tensors: dict[str, Tensor]) -> None:
-    """Refuse modules that were trained with what they are tied to: PEFT puts the numbers into a copy of the module."""
+    """Refuse modules that were trained together with tied ones.
+
+    PEFT puts the numbers into a copy of the module, which is tied to none.
+    """
     for name, others in (adapter.tied or {}).items():
         other = next((other for other in others if other not in tensors), None)
         if name in tensors and other is not None:
@@ -199,9 +211,12 @@ def _refuse_tied(adapter: AdapterFile, tensors: dict[str, Tensor]) -> None:
 
 
 def _refuse_alike(adapter: AdapterFile, base: BaseModel, names: BaseNames) -> None:
-    """Refuse names of modules that others end with: PEFT takes all of those for modules that were trained."""
+    """Refuse names of modules that other names end with.
+
+    PEFT takes all modules of these names for modules that were trained.
+    """
     modules = set(adapter.layers)
-    # Their own names on disk may be longer.
+    # The names of these modules on disk may be longer.
     own = {place.read for place in names.modules.values()}
     for parts in (name.split(".") for name in base if name not in own):
         modules |= {".".join(parts[:length]) for length in range(1, len(parts))}
@@ -244,7 +259,8 @@ def _config(
         "lora_alpha": common,
         "rank_pattern": patterns,
         "alpha_pattern": patterns,
-        # A list where that is exact, since every tool reads one: its names would match the ends of others, too.
+        # A list is written where it is exact, since every tool reads a list. Elsewhere its names would match the ends
+        # of others.
         "target_modules": "|".join(f"^{re.escape(name)}" for name in ranks) if others else list(ranks),
         "modules_to_save": adapter.module_names or None,
         "fan_in_fan_out": True in transposed,
@@ -257,7 +273,11 @@ def _config(
 def _check_lora(
     adapter: AdapterFile, base: BaseModel, names: BaseNames, errors: dict[str, float], folder: Path
 ) -> None:
-    """Compare the product of every pair that was written with the update, or with the error that was reported."""
+    """Compare every written pair with its update.
+
+    The product of an exact pair is compared with the update, and the error of a compressed pair with the reported
+    error.
+    """
     written = SafetensorsReader(folder / LORA_WEIGHTS)
     for name, layer in adapter.layers.items():
         _, diagonal = bound_again(adapter, layer, base, str(names.layers[name].read))

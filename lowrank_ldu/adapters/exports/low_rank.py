@@ -1,4 +1,7 @@
-"""The update of a layer as a product of two thin matrices, exactly, or of fewer columns, optimally."""
+"""Write a layer's update as a product of thin matrices.
+
+The product of the two matrices is exact. With fewer columns it is the best approximation.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,18 @@ if TYPE_CHECKING:
 
 
 def update_pair(factors: Factors, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, A) with B A = P L diag(delta) U: B (m, r) and A (r, n), in float32 (float64 if delta is)."""
+    """Return (B, A) with B A = P L diag(delta) U.
+
+    B has shape (m, r) and A has shape (r, n), in float32, or in float64 if delta is.
+    """
     wide = torch.promote_types(delta.dtype, torch.float32)
     return factors.left.to(wide) * (delta * factors.scale).to(wide), factors.right.to(wide)
 
 
 def compress(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Return the best approximation of left @ right of a smaller rank, and its relative error.
+    """Return the best approximation of a smaller rank, and its error.
+
+    It approximates left @ right, and the error is relative.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""A base model with an adapter merged in, written shard by shard."""
+"""Export a base model with an adapter merged in.
+
+It is written shard by shard.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ _FLOATING = ("float", "bfloat", "F")
 
 @dataclass
 class MergePlan:
-    """Hold the tensors that differ between a base and its merge.
+    """Hold the changed tensors of a merge.
+
+    They differ between the base and its merge.
 
     Attributes
     ----------
@@ -80,11 +85,12 @@ def export_merged(
     keep_module_dtype: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
-    """Write the base model with the adapter's updates in its weights, summed in float32 and rounded once.
+    """Write the base model with the updates in its weights.
 
-    Files keep their names and tensors their order; memory holds one tensor and its update at a time, so that a model
-    larger than memory can be merged. Configuration and tokenizer files are copied. What was written is read again and
-    compared with base and adapter before it gets its name.
+    Weight and update are summed in float32 and rounded once. Files keep their names and tensors their order. Memory
+    holds one tensor and its update at a time, so that a model larger than memory can be merged. Configuration and
+    tokenizer files are copied. The written files are read again and compared with base and adapter before they get
+    their names.
 
     Parameters
     ----------
@@ -120,7 +126,7 @@ def export_merged(
     target = checked_export(adapter, base, folder, progress, **flags)
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
-    # Of a folder, everything else belongs to the model; beside a single file lies anything.
+    # In a folder everything else belongs to the model; beside a single file there may be anything.
     others = other_files(model, adapter, target) if model.path.is_dir() else {}
     index = set() if model.index is None else {model.index.name}
     if model.path.is_dir():
@@ -170,7 +176,10 @@ def _warn_of_names(names: BaseNames, base: BaseModel) -> None:
 
 
 def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseModel, keep: bool) -> Tensor:
-    """Return a tensor that was trained whole in the dtype of the base's, or of its floating numbers if it is new."""
+    """Return a wholly trained tensor in the base's dtype.
+
+    That is the dtype of the base's tensor. For a new tensor it is the dtype of the base's floating numbers.
+    """
     if place.read is not None:
         dtype = base.dtype(place.read)
         if dtype.is_floating_point != tensor.is_floating_point() or dtype.itemsize == 1 < tensor.dtype.itemsize:
@@ -179,7 +188,7 @@ def _module_tensor(tensor: Tensor, name: str, place: Place, base: BaseModel, kee
                 "accepted: the base that the adapter is of, not a quantized copy"
             )
     else:
-        # Names of types that torch has not begin so, too.
+        # Names of types that torch does not have begin like this, too.
         floating = {name for name in {base.info(other).dtype for other in base} if name.startswith(_FLOATING)}
         dtype = getattr(torch, floating.pop(), tensor.dtype) if len(floating) == 1 else tensor.dtype
     if keep or not tensor.is_floating_point():
@@ -194,7 +203,10 @@ def _finite(tensor: Tensor, what: str, otherwise: str) -> Tensor:
 
 
 def _describe(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
-    """Write a changed number of tokens or labels into the configuration, and refuse other changes of shape."""
+    """Write new numbers of tokens or labels into the configuration.
+
+    Other changes of shape are refused.
+    """
     config = plan.config or read_config(base.root)
     if config is None:
         return
@@ -205,7 +217,7 @@ def _describe(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
             continue
         config = configuration.with_vocabulary(config, shape[0])
     new_tokens = configuration.vocabulary(config)
-    # What transformers knows is compared with the whole model when it is written.
+    # A model that transformers knows is compared as a whole when it is written.
     if tokens != new_tokens and base.architecture is None:
         left = [name for name in base if base.shape(name)[:1] == (tokens,) and name not in plan]
         if left:
@@ -233,12 +245,15 @@ def _describe(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
 
 
 def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -> None:
-    """Refuse a model for another task than the base's with tensors that neither base nor adapter has."""
+    """Refuse a model for another task with tensors that are missing.
+
+    The task is another one than the base's, and neither base nor adapter has these tensors.
+    """
     whole = adapter.module_tensors
     if base.architecture is None or adapter.task_type is None or not whole:
         return
     adapted = architecture_of(base.root, len(base), adapter.task_type)
-    # The adapter may as well be of a class that nobody knows.
+    # The adapter may also be of a class that transformers does not know.
     if adapted is None or not set(whole) <= set(adapted.shapes):
         return
     present = {adapted.module_name(name) for name in {*base, *plan}} | set(whole) | set(adapted.tied)
@@ -254,7 +269,10 @@ def _refuse_incomplete(plan: MergePlan, adapter: AdapterFile, base: BaseModel) -
 def _changed_shapes(
     plan: MergePlan, adapter: AdapterFile, base: BaseModel
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return the old and the new shape of every tensor that has another one than in the base."""
+    """Return the old and the new shape of every reshaped tensor.
+
+    The old one is the shape in the base.
+    """
     shapes = {name: (base.shape(name), tuple(tensor.shape)) for name, tensor in plan.tensors.items() if name in base}
     for name, (layer, read) in plan.layers.items():
         if layer.name in adapter.base_weights:
@@ -271,7 +289,10 @@ def _write(
     accept_other_base: bool,
     progress: Callable[[str], None],
 ) -> list[Deviation]:
-    """Write the weights, and return what `accept_other_base` let pass."""
+    """Write the weights, and return the accepted deviations.
+
+    `accept_other_base` has let them pass.
+    """
     passed: list[Deviation] = []
     added = [name for name in plan if name not in base]
     last, size = list(base.files)[-1], 0

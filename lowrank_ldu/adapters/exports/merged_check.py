@@ -1,4 +1,7 @@
-"""Compare a merged model that was written with its base and its adapter, before it is called whole."""
+"""Compare a written merged model with its base and its adapter.
+
+This is done before the export counts as whole.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ if TYPE_CHECKING:
 
 
 def check_merged(adapter: AdapterFile, base: BaseModel, plan: MergePlan, folder: Path) -> None:
-    """Read what was written, and compare every tensor with what it should be.
+    """Read the written files, and check every tensor.
 
     Tensors of adapted layers are compared with the sum of the base's weight and the product of the update's two thin
-    factors, which is another way than they were computed; all others byte for byte.
+    factors, which is another way than they were computed. All others are compared byte for byte.
 
     Parameters
     ----------
@@ -94,7 +97,10 @@ def _check_sum(adapter: AdapterFile, base: BaseModel, plan: MergePlan, name: str
 
 
 def _never_stored(base: BaseModel) -> set[str]:
-    """Return what the base's model computes itself: positions, for one."""
+    """Return the tensors that the base's model computes itself.
+
+    Positions are one example.
+    """
     architecture = base.architecture
     if architecture is None:
         return set()
@@ -103,7 +109,10 @@ def _never_stored(base: BaseModel) -> set[str]:
 
 
 def _check_model(plan: MergePlan, written: dict[str, Entry], folder: Path, never_stored: set[str]) -> None:
-    """Compare what changed with the model that the written configuration describes, where transformers knows it."""
+    """Compare changed tensors with the model of the written configuration.
+
+    This needs a model that transformers knows.
+    """
     architecture = architecture_of(folder, len(written))
     if architecture is None:
         return
@@ -115,7 +124,7 @@ def _check_model(plan: MergePlan, written: dict[str, Entry], folder: Path, never
                 f"export failed its check: {architecture.class_name} has {absent[0]!r}, which is tied to nothing any "
                 "more, and is in no file"
             )
-    # All of it, if the configuration is another one than the base's.
+    # All tensors are checked if the configuration is another one than the base's.
     for name in written if plan.config is not None else plan:
         module_name, shape = architecture.module_name(name), written[name].shape
         wanted = None if module_name is None else architecture.shapes.get(module_name)

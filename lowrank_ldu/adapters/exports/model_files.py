@@ -1,4 +1,7 @@
-"""Files of a model beside its weights: configuration, tokenizer, code, and the folders of further modules."""
+"""Find the files of a model beside its weights.
+
+They are configuration, tokenizer, code, and the folders of further modules.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _LOADED = re.compile(
 
 
 def other_files(base: BaseModel, adapter: AdapterFile, target: Path) -> dict[Path, Path]:
-    """Return what belongs to a model in a folder beside its weights.
+    """Return a model's files beside its weights, in one folder.
 
     Parameters
     ----------
@@ -80,7 +83,9 @@ def copy_files(files: Mapping[Path, Path], folder: Path) -> None:
 
 
 def refuse_left_over(target: Path, written: Iterable[str]) -> None:
-    """Refuse a folder with files of another model that would be loaded with the one that is written into it.
+    """Refuse a folder with left-over files of another model.
+
+    They would be loaded with the model that is written into it.
 
     Raises
     ------
@@ -96,7 +101,10 @@ def refuse_left_over(target: Path, written: Iterable[str]) -> None:
 
 
 def further_modules(root: Path) -> set[str]:
-    """Return the folders of what sentence-transformers puts behind a model, with weights of their own."""
+    """Return the folders of further modules of sentence-transformers.
+
+    It puts these behind a model, with weights of their own.
+    """
     try:
         modules = read_json(root / "modules.json", CONFIGURATION, lenient=True)
     except (OSError, ValueError):
@@ -110,5 +118,8 @@ def _is_model_or_adapter(path: Path) -> bool:
 
 
 def _is_another_model(folder: Path) -> bool:
-    """Return whether a folder inside a model's holds another model or adapter."""
+    """Return whether a folder holds another model or adapter.
+
+    The folder is inside of a model's.
+    """
     return any(_is_model_or_adapter(path) for path in folder.iterdir())

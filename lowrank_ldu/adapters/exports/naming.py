@@ -1,4 +1,7 @@
-"""Which tensor of a base on disk each tensor of an adapter stands for."""
+"""Map the tensors of an adapter to those of its base.
+
+The base is on disk.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ _COMMON = 2
 
 
 class Rule(NamedTuple):
-    """Hold a prefix of the adapted model and the base's instead."""
+    """Hold a prefix of the model's names and the base's prefix.
+
+    The model is the adapted one. Its prefix is replaced by the base's.
+    """
 
     strip: str
     add: str
@@ -71,11 +77,12 @@ class BaseNames:
 
 
 def names_in_base(adapter: AdapterFile, base: BaseModel) -> BaseNames:
-    """Map every name of an adapter to its base by one prefix, which all layers confirm.
+    """Map every name of an adapter to its base by one prefix.
 
-    Names are taken as they are where the base has all of them. Otherwise transformers says, for a model that it knows,
-    how names on disk become names of modules; one prefix may then be left out or added, the same for all layers. Where
-    several would do, or one prefix stands for another, the samples that the adapter keeps of its base's weights decide.
+    All layers confirm the prefix. Names are taken as they are where the base has all of them. Otherwise transformers
+    says, for a model that it knows, how names on disk become names of modules. One prefix may then be left out or
+    added, the same for all layers. Several prefixes may fit, or one prefix may replace another: then the samples that
+    the adapter keeps of its base's weights decide.
 
     Parameters
     ----------
@@ -104,7 +111,10 @@ def names_in_base(adapter: AdapterFile, base: BaseModel) -> BaseNames:
 
 
 def _module_names(base: BaseModel, architecture: Architecture) -> dict[str, Place]:
-    """Return the base's tensors by the names of the modules that they are loaded into, tied ones included."""
+    """Return the base's tensors by the names of the model's tensors.
+
+    They are loaded under these names. Tied ones are included.
+    """
     found: dict[str, list[str]] = {}
     for name in base:
         module_name = architecture.module_name(name)
@@ -119,7 +129,10 @@ def _module_names(base: BaseModel, architecture: Architecture) -> dict[str, Plac
 
 
 def _by_rule(adapter: AdapterFile, base: BaseModel, table: Mapping[str, Place], rule: Rule) -> BaseNames | None:
-    """Return where everything is if names follow a rule, None if a layer has then no weight that fits it."""
+    """Return the names by a rule, or None.
+
+    None if a layer then has no weight that fits it.
+    """
     layers = {}
     for name, layer in adapter.layers.items():
         place = table.get(_applied([rule], f"{name}.weight"))
@@ -132,11 +145,11 @@ def _by_rule(adapter: AdapterFile, base: BaseModel, table: Mapping[str, Place], 
 def _with_modules(
     layers: dict[str, Place], adapter: AdapterFile, table: Mapping[str, Place], rules: list[Rule]
 ) -> BaseNames:
-    """Return the names of layers together with those of all that was trained whole."""
+    """Return the names of layers and of wholly trained modules."""
 
     def place(name: str) -> Place:
         known = _applied(rules, name)
-        # Without the prefix that the base leaves out a name is of a part that the base has not.
+        # A name without the prefix that the base leaves out is of a part that the base does not have.
         inside = any(name.startswith(rule.strip) for rule in rules)
         return table.get(known, Place(None, known)) if inside else Place(None, known)
 
@@ -148,7 +161,7 @@ def _with_modules(
             modules[name].write: tuple(place(other).write for other in others) for name, others in adapter.tied.items()
         }
     )
-    # A base that has them as one has one name for them.
+    # A base that stores shared layers once has one name for them.
     shared = {
         name: tuple(
             read for other in others if (read := place(f"{other}.weight").read) not in {None, layers[name].read}
@@ -181,13 +194,19 @@ def _by_one_prefix(adapter: AdapterFile, base: BaseModel, table: Mapping[str, Pl
 
 
 def _prefix_rules(wanted: str, names: Iterable[str]) -> list[Rule]:
-    """Return the rules that leave out or add a prefix so that a name of the model becomes one of the base."""
+    """Return the rules that add or remove one prefix.
+
+    By such a rule a name of the model becomes one of the base.
+    """
     longer = [Rule("", name.removesuffix(wanted)) for name in names if name.endswith(f".{wanted}")]
     return longer + [Rule(wanted.removesuffix(name), "") for name in names if wanted.endswith(f".{name}")]
 
 
 def _by_samples(adapter: AdapterFile, base: BaseModel, table: Mapping[str, Place]) -> BaseNames | None:
-    """Find a prefix for each prefix of the model's, where the base's numbers are those that the adapter has sampled."""
+    """Find a prefix of the base for each prefix of the model.
+
+    There the base has the numbers that the adapter has sampled.
+    """
     rules: dict[str, str] = {}
     layers = {}
     for name in adapter.layers:
@@ -206,7 +225,10 @@ def _by_samples(adapter: AdapterFile, base: BaseModel, table: Mapping[str, Place
 
 
 def _alike(wanted: str, names: Iterable[str]) -> list[str]:
-    """Return the names that end as `wanted` does, with the most components in common."""
+    """Return the names that end most like `wanted`.
+
+    They have the most components in common with it.
+    """
     lengths = {name: _common(wanted, name).count(".") for name in names}
     most = max(lengths.values(), default=0)
     return [name for name, length in lengths.items() if length == most] if most >= _COMMON - 1 else []
@@ -227,7 +249,7 @@ def _fits(layer: StoredLayer, adapter: AdapterFile, base: BaseModel, name: str) 
     """Return whether a tensor of the base has the layer's shape."""
     try:
         matrix = tuple(layer.kind.as_matrix(torch.empty(base.shape(name), device="meta")).shape)
-    except (RuntimeError, IndexError, TypeError):  # of a shape beyond 64 bits a TypeError
+    except (RuntimeError, IndexError, TypeError):  # a TypeError for a shape beyond 64 bits
         return False
     # PEFT's files say nothing of shapes; a layer that comes with its own base weight need not have the base's.
     return len(matrix) == 2 and (layer.record.shape in {(0, 0), matrix} or layer.name in adapter.base_weights)
@@ -260,7 +282,10 @@ def _refuse_collisions(names: BaseNames, base: BaseModel) -> None:
 
 
 def _refuse_look_alikes(names: BaseNames, base: BaseModel) -> None:
-    """Refuse a module that may be in the base under a longer name: nothing says how the base names its tensors."""
+    """Refuse a module that may have a longer name in the base.
+
+    Nothing says how the base names its tensors.
+    """
     for name, place in names.modules.items():
         alike = [other for other in base if other.endswith(f".{name}")] if place.read is None else []
         if names.rules and any(rule.strip and rule.add for rule in names.rules) and not place.read:
@@ -273,7 +298,10 @@ def _refuse_look_alikes(names: BaseNames, base: BaseModel) -> None:
 
 
 def _unknown(adapter: AdapterFile, base: BaseModel) -> str:
-    """Return what is wrong with the first layer that breaks the rule which most of them follow."""
+    """Return the message on the first layer without a match.
+
+    The layer breaks the rule that most layers follow.
+    """
     names = list(base)
     rules = {Rule("", ""), *(rule for name in adapter.layers for rule in _prefix_rules(f"{name}.weight", names))}
 
@@ -300,7 +328,10 @@ def _unknown(adapter: AdapterFile, base: BaseModel) -> str:
 
 
 def shadowed(names: Iterator[str], layers: Iterable[str]) -> list[str]:
-    """Return the modules, other than the layers, whose names end as a layer's does: PEFT's lists would take them."""
+    """Return the modules whose names end as a layer's does.
+
+    The layers themselves are left out. PEFT's lists would take these modules for layers.
+    """
     wanted = set(layers)
     found = set()
     for name in names:

@@ -1,4 +1,7 @@
-"""Where an export is written: a folder that is there whole, checked, and apart from what it was made of."""
+"""Write an export to a folder of its own.
+
+The folder is there whole, checked, and apart from the files that it was made of.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.exports.base import BaseModel
 
 
-# Weights in other formats beside the merged ones would be the unmerged model, and an adapter beside it would be put on
-# it again when it is loaded.
+# Weights in other formats beside the merged ones would be the unmerged model. An adapter beside the merged model would
+# be added to it again when it is loaded.
 WEIGHTS = (
     ".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot",
     ".npz", ".index.json", ".mlmodel", ".pdparams",
@@ -30,7 +33,7 @@ ADAPTER_FILES = {"adapter_config.json", "adapter.json"}
 
 
 def checked_export(adapter: object, base: object, folder: object, progress: object, **flags: object) -> Path:
-    """Return the folder of an export, whose other arguments are of the types that they should be.
+    """Check the arguments of an export, and return its folder.
 
     Raises
     ------
@@ -57,7 +60,9 @@ def export_folder(
     *,
     overwrite: bool,
 ) -> Iterator[Path]:
-    """Give a temporary folder that takes the target's place if the body, which writes and checks, succeeds.
+    """Give a temporary folder that replaces the target in the end.
+
+    It does so if the body, which writes and checks, succeeds.
 
     Parameters
     ----------
@@ -83,7 +88,10 @@ def export_folder(
 
 
 def _check_alone(target: Path, written: set[str]) -> None:
-    """Refuse a folder with weights of an earlier export, or of anything else, that would stay beside the new ones."""
+    """Refuse a folder with other weights.
+
+    They are of an earlier export or of anything else, and would stay beside the new ones.
+    """
     if not os.path.isdir(target):  # noqa: PTH112  # Path's raises where no folder can have such a name
         return
     for path in sorted(target.iterdir()):

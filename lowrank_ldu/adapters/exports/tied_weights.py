@@ -1,4 +1,7 @@
-"""Tensors of a merged model that the base has as one: each gets its own numbers, or they stay one."""
+"""Separate tied tensors of a merged model, or keep them one.
+
+The base has them as one. Separate tensors get their own numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ if TYPE_CHECKING:
 
 
 def separate(plan: MergePlan, base: BaseModel, names: BaseNames) -> None:
-    """Give tensors that were tied to a changed one the numbers that they have in the adapted model.
+    """Give separated tensors the numbers of the adapted model.
 
-    A module that was trained whole may have stayed tied to others, as the adapter's file says; a layer with an adapter
-    has left them. Where anything is no longer tied, the configuration says so, and the plan has all that was.
+    They were tied to a tensor that has changed. A module that was trained whole may have stayed tied to others, as the
+    adapter's file says. A layer with an adapter is tied to none any more. Where anything is no longer tied, the
+    configuration says so, and the plan has all tensors that were tied.
 
     Parameters
     ----------
@@ -58,7 +62,7 @@ def separate(plan: MergePlan, base: BaseModel, names: BaseNames) -> None:
         _refuse_unknown(plan, changed, groups)
     if any(not _stays_one(plan, group, changed, together) for group in groups):
         _refuse_tie_reader(base.architecture, changed, groups)
-        # The configuration unties all of them, and what is in no file would be drawn at random.
+        # The configuration unties all of them, and a tensor that is in no file would be drawn at random.
         plan.config = configuration.untied(config)
         for group in _groups(base.architecture, base):
             for name in changed & set(group):
@@ -69,12 +73,18 @@ def separate(plan: MergePlan, base: BaseModel, names: BaseNames) -> None:
 
 
 def _set(plan: MergePlan, name: str, others: list[str]) -> None:
-    """Give others the numbers of a tensor, where they have none of their own."""
+    """Give others the numbers of a tensor.
+
+    Others with numbers of their own keep them.
+    """
     plan.tensors |= {other: plan.tensors[name] for other in others if other not in plan}
 
 
 def _groups(architecture: Architecture, base: BaseModel) -> list[list[str]]:
-    """Return the tensors that the model has as one, by the names that the base has, or would have, for them."""
+    """Return the groups of tied tensors of the model.
+
+    Their names are those that the base has, or would have, for them.
+    """
     stored = {architecture.module_name(name): name for name in base}
     groups: dict[str, list[str]] = {}
     for target, source in architecture.tied.items():

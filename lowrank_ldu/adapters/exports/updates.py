@@ -1,4 +1,4 @@
-"""The update of a layer of an adapter, from its base on disk."""
+"""Compute a layer's update from its base on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.base_identity import Deviation
     from lowrank_ldu.nn.host import Diagonal
 
-# Of the rows that are compared at a time: a weight larger than this in float64 is checked part by part.
+# Size of the rows that are compared at a time: a weight that is larger in float64 is checked part by part.
 _BLOCK_BYTES = 64 * 2**20
 
 
@@ -37,21 +37,25 @@ class Bound(NamedTuple):
 
 
 def check_module_tensor(tensor: Tensor, name: str) -> Tensor:
-    """Return a tensor that was trained whole and is to be written as it is.
+    """Return a tensor that is written as it is, checked.
+
+    It was trained whole.
 
     Raises
     ------
     AdapterError
         It holds entries that are not finite.
     """
-    # Of types of eight bits torch cannot say it.
+    # torch cannot check whether numbers of eight bits are finite.
     if tensor.is_floating_point() and not bool((tensor if tensor.itemsize > 1 else tensor.float()).isfinite().all()):
         raise AdapterError(f"module tensor {name!r} holds entries that are not finite; accepted: finite numbers")
     return tensor
 
 
 def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name: str) -> Tensor:
-    """Return the weight that a layer was trained on: the base's, or the one that PEFT saved beside the adapter.
+    """Return the weight that a layer was trained on.
+
+    It is the base's, or the one that PEFT saved beside the adapter.
 
     Raises
     ------
@@ -72,7 +76,7 @@ def base_weight(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name:
 
 
 def is_of_base(tensor: Tensor, base: BaseModel, name: str | None) -> bool:
-    """Return whether a tensor that was saved whole is the base's.
+    """Return whether a wholly saved tensor is the base's.
 
     PEFT saves embeddings that nobody trained.
     """
@@ -91,7 +95,9 @@ def bound(
     *,
     accept_other_base: bool,
 ) -> Bound:
-    """Put a layer's numbers on its base weight, and add to `passed` what `accept_other_base` lets pass.
+    """Put a layer's numbers on its base weight.
+
+    A deviation that `accept_other_base` lets pass is added to `passed`.
 
     Raises
     ------
@@ -105,21 +111,29 @@ def bound(
 
 
 def bound_again(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name: str) -> Bound:
-    """Do what `bound` did, without a word about what was let pass then."""
+    """Put a layer's numbers on its base weight once more.
+
+    It does what `bound` did, and says nothing of the deviations that passed then.
+    """
     weight = base_weight(adapter, layer, base, name)
     diagonal, _ = layer.rebuild(layer.kind.as_matrix(weight), "ignore")
     return Bound(weight, diagonal)
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Yield slices that cover the rows of a matrix, each of a bounded number of float64 entries."""
+    """Yield slices that cover the rows of a matrix.
+
+    Each has a bounded number of float64 entries.
+    """
     step = max(1, _BLOCK_BYTES // (8 * max(columns, 1)))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
 
 def check_update(update: Tensor, pair: tuple[Tensor, Tensor], name: str) -> None:
-    """Compare a dense update that was written with the product of its pair, in blocks of rows.
+    """Compare a written dense update with the product of its pair.
+
+    This is done in blocks of rows.
 
     Raises
     ------
@@ -139,5 +153,8 @@ def check_update(update: Tensor, pair: tuple[Tensor, Tensor], name: str) -> None
 
 
 def product_error(left: Tensor, right: Tensor) -> Tensor:
-    """Return a bound of the magnitudes that are summed in each entry of left (m, r) @ right (r, n), shape (m, n)."""
+    """Return a bound of the summed magnitudes in a product.
+
+    It bounds those of each entry of left (m, r) @ right (r, n), shape (m, n).
+    """
     return torch.outer(left.double().norm(dim=1), right.double().norm(dim=0))

@@ -1,4 +1,7 @@
-"""The kinds of layer that take an adapter: how each reads as a matrix, and what a low-rank update of it computes."""
+"""Read each kind of layer as a matrix, and compute its updates.
+
+These are the kinds of layer that take an adapter; their updates have low rank.
+"""
 
 from lowrank_ldu.nn.kinds.base import LayerKind
 from lowrank_ldu.nn.kinds.convolution import ConvolutionKind

@@ -1,4 +1,7 @@
-"""What the layer has to know of a kind of module."""
+"""Define the interface of a kind of module.
+
+It is all that the layer has to know of it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LayerKind(Protocol):
-    """A kind of module whose weight reads as one matrix W (m, n).
+    """Kind of module whose weight reads as one matrix W (m, n).
 
     Attributes
     ----------
@@ -24,17 +27,25 @@ class LayerKind(Protocol):
 
     @staticmethod
     def as_matrix(weight: Tensor) -> Tensor:
-        """Return the stored weight as W (m, n), a view of it where its layout allows."""
+        """Return the stored weight as a matrix W (m, n).
+
+        It is a view of the weight where the layout allows.
+        """
         ...
 
     @staticmethod
     def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
-        """Return a matrix (m, n) in the layout and shape of the stored weight."""
+        """Return a matrix (m, n) in the shape of the stored weight.
+
+        The layout is the weight's, too.
+        """
         ...
 
     @staticmethod
     def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
-        """Return what left (m, r) diag(delta) right (r, n), added to W, adds to the module's output for x.
+        """Return the output that an update of W adds for x.
+
+        The update of W is left (m, r) diag(delta) right (r, n).
 
         Parameters
         ----------
@@ -51,12 +62,18 @@ class LayerKind(Protocol):
 
     @staticmethod
     def lora_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (A, B) as LoRA keeps them for this kind, for the update left @ right of W."""
+        """Return LoRA's pair (A, B) for left @ right.
+
+        left @ right is an update of W. The layout is the one that LoRA keeps for this kind.
+        """
         ...
 
 
 def per_row(delta: Tensor, dimensions: int) -> Tensor:
-    """Return delta (r,) as it is, or (B, r) as (B, 1, ..., 1, r) with `dimensions` dimensions in all."""
+    """Return delta with `dimensions` dimensions if it is one per row.
+
+    delta (B, r) becomes (B, 1, ..., 1, r); delta (r,) stays as it is.
+    """
     if delta.ndim == 1:
         return delta
     return delta.reshape(delta.shape[0], *(1,) * (dimensions - 2), delta.shape[1])

@@ -1,4 +1,7 @@
-"""nn.Conv1d, nn.Conv2d and nn.Conv3d: the weight is W (out, in / groups * kernel) with its kernel folded out."""
+"""Read the weight of a convolution as a matrix.
+
+For nn.Conv1d, nn.Conv2d and nn.Conv3d it is W (out, in / groups * kernel), with the kernel folded into the columns.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +18,36 @@ _POINTWISE: dict[int, Callable[..., Tensor]] = {1: conv1d, 2: conv2d, 3: conv3d}
 
 
 class ConvolutionKind:
-    """Convolution, the products of W (out, in / groups * kernel) with the patches of the input."""
+    """Convolution with W (out, in / groups * kernel).
+
+    The output is the products of W with the patches of the input.
+    """
 
     name: ClassVar[str] = "convolution"
     linear: ClassVar[bool] = False
 
     @staticmethod
     def as_matrix(weight: Tensor) -> Tensor:
-        """Return the weight with its input channels and kernel in one dimension."""
+        """Return the weight with input channels and kernel in one dimension."""
         return weight.flatten(1)
 
     @staticmethod
     def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
-        """Return the matrix with channels and kernel apart."""
+        """Return the matrix with channels and kernel in separate dimensions."""
         return matrix.reshape(weight.shape)
 
     @staticmethod
     def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
-        """Return the convolution of x with `right`, scaled, and mixed by `left` point by point.
+        """Return the convolution of x with `right`, scaled, and mixed by `left`.
 
-        With groups every group's patches are projected by the same r rows of `right`, and each output channel reads
-        the projections of its own group.
+        `left` mixes the channels at each point. With groups every group's patches are projected by the same r rows of
+        `right`, and each output channel reads the projections of its own group.
         """
         conv: Any = module  # nn.Conv1d, nn.Conv2d and nn.Conv3d have these in common, and no base class that says so
         kernel, groups = conv.kernel_size, conv.groups
         ones = (1,) * len(kernel)
         filters = right.reshape(len(right), -1, *kernel).repeat(groups, 1, *ones)
-        # The module's own: it knows how to pad.
+        # The module's own method: it knows how to pad.
         projected = conv._conv_forward(x, filters, None)  # noqa: SLF001
         diagonal = delta.repeat(*(1,) * (delta.ndim - 1), groups).reshape(*delta.shape[:-1], -1, *ones)
         scaled = projected * diagonal.to(projected.dtype)
@@ -49,5 +55,8 @@ class ConvolutionKind:
 
     @staticmethod
     def lora_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Return right (r, n) and left (m, r); the caller gives them the kernel's shape."""
+        """Return right (r, n) and left (m, r).
+
+        The caller gives them the kernel's shape.
+        """
         return right, left

@@ -1,4 +1,7 @@
-"""nn.Embedding: the weight is W (num_embeddings, embedding_dim), of which rows are looked up."""
+"""Read the weight of nn.Embedding as a matrix.
+
+It is W (num_embeddings, embedding_dim), and the layer looks up rows of it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from lowrank_ldu.nn.kinds.base import per_row
 
 
 class EmbeddingKind:
-    """y = W[x], W (num_embeddings, embedding_dim) as it is stored, so that pivot rows are tokens."""
+    """Embedding y = W[x] with W (num_embeddings, embedding_dim).
+
+    W is the weight as it is stored, so that pivot rows are tokens.
+    """
 
     name: ClassVar[str] = "embedding"
     linear: ClassVar[bool] = False
@@ -33,7 +39,8 @@ class EmbeddingKind:
         result = linear(rows * per_row(delta, rows.ndim).to(rows.dtype), right.T)
         if type(module).forward is nn.Embedding.forward:
             return result
-        # Some models scale what they look up, in a subclass's forward; a tensor in the weight's dtype.
+        # Some models scale the rows that they look up, in a subclass's forward. The scale is a tensor in the weight's
+        # dtype.
         scale = getattr(module, "embed_scale", None)
         if isinstance(scale, Tensor):
             scale = scale.to(left.dtype)
@@ -41,5 +48,8 @@ class EmbeddingKind:
 
     @staticmethod
     def lora_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Return left^T (r, num_embeddings) and right^T (embedding_dim, r): LoRA adds (B A)^T to an embedding."""
+        """Return left^T (r, num_embeddings) and right^T (embedding_dim, r).
+
+        LoRA adds (B A)^T to an embedding.
+        """
         return left.T, right.T

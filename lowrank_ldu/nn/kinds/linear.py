@@ -1,4 +1,4 @@
-"""nn.Linear and its relatives: the weight is W."""
+"""Read the weight of nn.Linear and its relatives as W."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LinearKind:
-    """y = x W^T + b, W (out_features, in_features)."""
+    """Linear layer y = x W^T + b with W (out_features, in_features)."""
 
     name: ClassVar[str] = "linear"
     linear: ClassVar[bool] = True

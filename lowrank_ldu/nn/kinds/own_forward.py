@@ -1,4 +1,7 @@
-"""Whether a layer computes by the formula of its kind, or by a forward of its own."""
+"""Tell layers with a forward of their own from plain ones.
+
+A plain layer computes by the formula of its kind.
+"""
 
 from __future__ import annotations
 
@@ -16,34 +19,36 @@ if TYPE_CHECKING:
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _PLAIN_TENSORS = {torch.Tensor, nn.Parameter}
-# By name, so that no library is imported for it. Falcon's computes what nn.Linear does, in two steps.
+# Classes by name, so that no library is imported for them. Falcon's layer computes what nn.Linear does, in two steps.
 _PLAIN_NAMES = {
     ("transformers.pytorch_utils", "Conv1D"),
     ("transformers.models.falcon.modeling_falcon", "FalconLinear"),
 }
-# Their layers multiply by the weight that `dense_weight` reads, by kernels of their own.
+# The layers of these libraries multiply by the weight that `dense_weight` reads, by kernels of their own.
 _QUANTIZING_LIBRARIES = {"bitsandbytes", "torchao", "hqq"}
-# All that the forward of transformers' scaled embeddings names: super().forward(x) * self.embed_scale.to(dtype).
+# All names in the forward of transformers' scaled embeddings: super().forward(x) * self.embed_scale.to(dtype).
 _SCALING_NAMES = {"super", "forward", "embed_scale", "to", "weight", "dtype"}
 
-# Relative; what a layer computes that is not its product is off by about as much as it is large.
+# A relative difference. An output that is not the layer's product is off by about its own size.
 _QUANTIZED = 0.2
 
 _plain_classes: dict[type, bool] = {}
 
 
 def own_forward(module: nn.Module) -> bool:
-    """Whether a layer's output is made by other code than its kind's formula: a subclass's or an instance's forward.
+    """Return whether a layer computes by a forward of its own.
+
+    Other code than its kind's formula makes its output then: a subclass's or an instance's forward.
 
     Examples
     --------
     >>> own_forward(nn.Linear(2, 2))
     False
     """
-    # Whatever a quantized layer calls, it multiplies by what its integers stand for (`check_forward`).
+    # A quantized layer multiplies by the numbers that its integers stand for, whatever it calls (`check_forward`).
     if not _has_own_forward(module):
         return False
-    # The quick test is one that torch.compile follows.
+    # The quick test comes first: torch.compile follows it.
     return type(getattr(module, "weight", None)) in _PLAIN_TENSORS or not is_quantized(module)
 
 
@@ -58,9 +63,10 @@ def _has_own_forward(module: nn.Module) -> bool:
 
 
 def lora_obstacle(module: nn.Module) -> str:
-    """Return why a LoRA pair beside a layer computes something else than its product in the weight does.
+    """Return the reason why no LoRA pair can replace an update.
 
-    PEFT adds the pair's product to the output, and builds its convolutions with kernel, stride and padding alone.
+    A pair beside such a layer computes something else than its product does in the weight. PEFT adds the pair's product
+    to the output, and builds its convolutions with kernel, stride and padding alone.
 
     Returns
     -------
@@ -82,7 +88,9 @@ def lora_obstacle(module: nn.Module) -> str:
 
 
 def check_forward(module: nn.Module) -> None:
-    """Refuse a layer with a forward of its own that cannot be called with another weight.
+    """Refuse a layer that cannot be called with another weight.
+
+    Such a layer has a forward of its own. Plain layers pass.
 
     Raises
     ------
@@ -110,7 +118,9 @@ def check_forward(module: nn.Module) -> None:
 
 
 def computed_weight(module: nn.Module) -> str | None:
-    """Return how a layer's weight comes about if it is computed from other tensors, None if it is a parameter.
+    """Return the way in which a layer's weight is computed, or None.
+
+    None if the weight is a parameter; otherwise other tensors give it.
 
     Examples
     --------
@@ -127,7 +137,10 @@ def computed_weight(module: nn.Module) -> str | None:
 
 
 def refresh_weight(module: nn.Module) -> None:
-    """Compute a weight anew that torch's older weight_norm, spectral_norm and pruning leave as of the last call."""
+    """Compute a weight anew that older reparametrizations write.
+
+    torch's older weight_norm, spectral_norm and pruning leave the weight as of the last call.
+    """
     if "weight" in module._parameters:  # noqa: SLF001
         return
     for hook in _reparametrizations(module):
@@ -138,9 +151,10 @@ def refresh_weight(module: nn.Module) -> None:
 
 
 def _multiplies_by_its_weight(module: nn.Module) -> bool:
-    """Whether a quantized layer's output is that of its kind, but for the rounding of its input; True if it is unknown.
+    """Return whether a quantized layer multiplies by its weight.
 
-    An activation in 4 bits is off by a tenth.
+    Its output is then that of its kind, but for the rounding of its input. True if it is unknown. An activation in 4
+    bits is off by a tenth.
     """
     try:
         with torch.no_grad():
@@ -158,7 +172,10 @@ def _multiplies_by_its_weight(module: nn.Module) -> bool:
 
 
 def _reparametrizations(module: nn.Module) -> Iterable[Any]:
-    """Yield the hooks of torch.nn.utils (weight_norm, spectral_norm, prune) that write a weight before each call."""
+    """Yield the hooks that write a weight before each call.
+
+    They are those of torch.nn.utils: weight_norm, spectral_norm and prune.
+    """
     for hook in module._forward_pre_hooks.values():  # noqa: SLF001
         if any(kind.__module__.startswith("torch.nn.utils.") for kind in type(hook).__mro__):
             yield hook
@@ -184,7 +201,10 @@ def _computes_plainly(kind: type) -> bool:
 
 
 def _is_scaled_embedding(owner: type) -> bool:
-    """Whether it is one of transformers' embeddings that scale what they look up, which `EmbeddingKind` knows."""
+    """Return whether a module is a scaled embedding of transformers.
+
+    Such an embedding scales the rows that it looks up, which `EmbeddingKind` knows.
+    """
     named = owner.__module__.startswith("transformers.models.") and owner.__name__.endswith("ScaledWordEmbedding")
     code = getattr(owner.forward, "__code__", None)  # type: ignore[attr-defined]
     return named and code is not None and set(code.co_names) <= _SCALING_NAMES

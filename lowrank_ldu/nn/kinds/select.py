@@ -1,4 +1,4 @@
-"""Which kind a module is of."""
+"""Find the kind of a module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ACCEPTED_LAYERS = (
 )
 
 
-# They read the weights of the layers inside them without calling those, at least on their fast path.
+# These modules read the weights of the layers inside them without calling the layers, at least on their fast path.
 READ_PAST_ADAPTERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 KINDS: dict[str, type[LayerKind]] = {
@@ -62,12 +62,15 @@ def kind_of(module: nn.Module) -> type[LayerKind]:
 
 
 def supports(module: nn.Module) -> bool:
-    """Whether a kind is known for the module."""
+    """Return whether a kind is known for the module."""
     return _find(module) is not None
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether the module is a linear layer, which "all-linear" takes."""
+    """Return whether the module is a linear layer.
+
+    "all-linear" takes these.
+    """
     kind = _find(module)
     return kind is not None and kind.linear
 

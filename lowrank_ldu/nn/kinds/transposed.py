@@ -1,4 +1,7 @@
-"""transformers' Conv1D, GPT-2's linear layer: the weight is W transposed."""
+"""Read the weight of transformers' Conv1D as W transposed.
+
+Conv1D is GPT-2's linear layer.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TransposedLinearKind(LinearKind):
-    """y = x W^T + b with W^T (in_features, out_features) stored."""
+    """Linear layer y = x W^T + b that stores W^T (in_features, out_features)."""
 
     name: ClassVar[str] = "transposed linear"
 
