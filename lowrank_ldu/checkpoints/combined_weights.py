@@ -1,4 +1,6 @@
-"""Where in one stored matrix the several that a model uses are: known layouts, by the model's configuration and names.
+"""Find the weights that one stored matrix combines.
+
+The layouts are known by the model's configuration and the names of its tensors.
 
 The layouts are those of the modeling code of transformers: what it does with the product of the combined matrix.
 """
@@ -119,7 +121,9 @@ _EXPERTS_ALTERNATING = ("gpt_oss",)
 
 
 def combined_matrix(name: str, shape: tuple[int, int], config: ModelConfig) -> Combined | None:
-    """Return how a matrix (out, in) is shared out, None if it is one, or if the sizes do not fit what is known.
+    """Return the layout of a combined matrix (out, in).
+
+    None if the matrix is a single one, or if its sizes do not fit the known layouts.
 
     Parameters
     ----------
@@ -155,7 +159,9 @@ def combined_matrix(name: str, shape: tuple[int, int], config: ModelConfig) -> C
 
 
 def combined_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> Combined | None:
-    """Return how each matrix of a stack of experts is shared out, None if it is one, or if not all is known.
+    """Return the layout of each combined matrix of experts.
+
+    None if each matrix of the stack is a single one, or if not all is known.
 
     Parameters
     ----------
@@ -183,7 +189,10 @@ def combined_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> C
 
 
 def is_turned_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> bool:
-    """Return whether each matrix of a stack of experts' last layers is known to be stored as (in, out)."""
+    """Return whether experts' last layers are stored as (in, out).
+
+    The answer holds for each matrix of the stack, and is True only where this is known.
+    """
     if not _EXPERTS_DOWN.search(name):
         return False
     known = (*_EXPERTS_HALVES, *_EXPERTS_ALTERNATING)
@@ -192,6 +201,9 @@ def is_turned_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> 
 
 
 def _expert_sizes(section: Section) -> tuple[int, int] | None:
-    """Return the size inside an expert, and that of what goes in and comes out."""
+    """Return an expert's inner size and its outer size.
+
+    The outer size is that of its inputs and its outputs.
+    """
     inside, outside = section.integer("moe_intermediate_size", "intermediate_size"), section.integer("hidden_size")
     return None if inside is None or outside is None else (inside, outside)

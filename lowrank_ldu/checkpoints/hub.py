@@ -22,7 +22,9 @@ _TORCH = (".bin", ".bin.index.json", ".pt", ".pth")
 
 
 def fetch(name: str) -> Path:
-    """Return the folder of a checkpoint on the hub, in the local cache, after fetching what is not there.
+    """Return the local folder of a checkpoint on the hub.
+
+    The folder is in the local cache; what is not there is fetched first.
 
     Parameters
     ----------
@@ -80,7 +82,10 @@ def fetch(name: str) -> Path:
 
 
 def _wanted(files: Iterable[str], name: str) -> list[str]:
-    """Return the files of a repository that hold weights, in one format, and the configurations beside them."""
+    """Return the files of a repository to fetch.
+
+    They hold the weights, in one format, or are the configurations beside them.
+    """
     files = list(files)
     for suffixes in (_SAFETENSORS, _TORCH):
         weights = [file for file in files if file.endswith(suffixes)]

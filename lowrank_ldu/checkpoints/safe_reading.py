@@ -1,4 +1,6 @@
-"""Read files that may be damaged: JSON, ranges of bytes, and what libraries raise, as one error.
+"""Read files that may be damaged.
+
+JSON, ranges of bytes, and what libraries raise: all faults become one error.
 
 Libraries of formats that few users have are imported where such a file is opened.
 """
@@ -125,7 +127,10 @@ def stored_range(path: Path, name: str, start: int, size: int) -> bytearray:
 
 
 def stored_parts(path: Path, name: str, start: int, size: int) -> Iterator[bytes]:
-    """Yield the bytes of a tensor part by part; raises what `stored_range` does."""
+    """Yield the bytes of a tensor part by part.
+
+    The errors are those of `stored_range`.
+    """
     with _range_of(path, name):
         yield from untrusted.range_parts(path, start, size)
 

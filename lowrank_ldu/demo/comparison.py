@@ -133,7 +133,10 @@ class MethodResult:
 
     @property
     def initial_accuracy(self) -> float:
-        """Mean test accuracy over the seeds before the first step, in [0, 1]."""
+        """Mean test accuracy before the first step, in [0, 1].
+
+        The mean is over the seeds.
+        """
         return statistics.fmean(run.initial_accuracy for run in self.runs)
 
     @property

@@ -102,7 +102,9 @@ class GgufReader(CheckpointReader):
 
 
 def _described(library: Any, path: Path) -> tuple[list[_Stored], bool]:
-    """Have the library say where each tensor is, and whether bytes are in the other order.
+    """List where the library finds each tensor.
+
+    Return too whether bytes are in the other order.
 
     It is given the header, at the beginning of a file as long as this one.
     """

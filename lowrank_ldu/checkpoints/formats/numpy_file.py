@@ -1,4 +1,7 @@
-"""A file of numpy: ``.npy``, one array, or ``.npz``, an archive of them."""
+"""Read a file of numpy arrays.
+
+``.npy`` holds one array, ``.npz`` is an archive of them.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ class _Array(NamedTuple):
 
 
 class NumpyReader(CheckpointReader):
-    """Reader of one ``.npy`` or ``.npz`` file; only headers are read until an array is loaded, and no pickle ever is.
+    """Reader of one ``.npy`` or ``.npz`` file.
+
+    Only headers are read until an array is loaded, and no pickle ever is.
 
     An array of a ``.npy`` file is called by the file's name without its suffix.
 
@@ -87,7 +92,10 @@ class NumpyReader(CheckpointReader):
                     yield name, self._member(path, name, archive, member)
 
     def _member(self, path: Path, name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> TensorInfo | str:
-        """Return what a member of an archive is; one that is damaged takes no other with it."""
+        """Return the tensor of an archive's member, or the obstacle.
+
+        A damaged member takes no other with it.
+        """
         try:
             with archive.open(member) as stream:
                 return self._header(path, name, member.filename, stream, member.file_size)
@@ -95,7 +103,10 @@ class NumpyReader(CheckpointReader):
             return f"array that cannot be read ({reason_of(error)})"
 
     def _header(self, path: Path, name: str, member: str, stream: IO[bytes], size: int) -> TensorInfo | str:
-        """Read the header of an array, and return what it says, or why it is none that can be loaded."""
+        """Read an array's header, or return the obstacle.
+
+        The obstacle is a text: why the array cannot be loaded.
+        """
         head = io.BytesIO(stream.read(_LONGEST_HEADER))
         read_header = _HEADERS.get(npy.read_magic(head))
         if read_header is None:
@@ -141,7 +152,9 @@ class NumpyReader(CheckpointReader):
 
 
 def torch_name(dtype: np.dtype) -> str | None:
-    """Return torch's name of a numpy dtype, None where torch has no such tensors.
+    """Return torch's name of a numpy dtype.
+
+    None where torch has no such tensors.
 
     Examples
     --------

@@ -98,7 +98,10 @@ class OnnxReader(CheckpointReader):
         return torch.from_numpy(values.copy())
 
     def _check_length(self, info: TensorInfo) -> None:
-        """Refuse values apart that are more or fewer than the tensor's: the library reads as many as it is told."""
+        """Refuse a tensor with too many or few bytes.
+
+        The values are in another file, and the library reads as many as it is told.
+        """
         tensor = self._stored[info.name]
         if tensor.data_location != self._onnx.TensorProto.EXTERNAL:
             return
@@ -123,7 +126,10 @@ def _text(name: Any) -> str:
 
 
 def _orders(graph: Any) -> dict[str, tuple[int, ...]]:
-    """Return the axes in the order (out, in, kernel...) of the weights that the graph uses in another one."""
+    """Return the axes of weights in another order.
+
+    The axes give the order (out, in, kernel...) of the weights that the graph uses in another one.
+    """
     orders: dict[str, tuple[int, ...]] = {}
     for node in graph.node:
         if len(node.input) < 2:

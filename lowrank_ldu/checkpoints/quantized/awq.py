@@ -1,4 +1,7 @@
-"""AWQ: integers of four bits packed along the outputs, every other one first."""
+"""Read weights of AWQ.
+
+Their integers of four bits are packed along the outputs, every other one first.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 def find_awq(name: str, info: TensorInfo, roles: dict[str, str], stored: Stored) -> QuantizedWeight:
-    """Return a weight (out, in), or why the tensors do not make one.
+    """Return a weight (out, in), or a refusal.
+
+    A refusal says why the tensors do not make a weight.
 
     Parameters
     ----------
