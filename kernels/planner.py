@@ -274,8 +274,6 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
 
     If a plan is asked for, return that one.
 
-    A plan that is asked for comes before it.
-
     Parameters
     ----------
     problem : Problem

@@ -29,8 +29,6 @@ def largest_exponent(xp: Any, dtype: Any) -> int:
     """Return the exponent beyond a dtype's largest number.
 
     It is E with 2 ** E just beyond that number.
-
-    2 ** E is just beyond the largest number of the dtype.
     """
     return math.frexp(float(xp.finfo(dtype).max))[1]
 
