@@ -187,7 +187,7 @@ def compute(
     dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
     if dtype is None:
         return _computed(x, layer, adapters, plan, packing, check_values=check_values)
-    # What autocast does to nn.Linear, to everything that the layer's product takes in its place.
+    # As autocast does for nn.Linear: cast every tensor of the layer's product.
     weight, bias, left, right, upper = layer
     bias = None if bias is None else cast(bias, dtype)
     layer = Layer(cast(weight, dtype), bias, cast(left, dtype), cast(right, dtype), upper)

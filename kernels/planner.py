@@ -311,7 +311,7 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
 @lru_cache(maxsize=4096)
 def _remembered(problem: Problem, plan: Plan, *_: object) -> Choice:
     found = _choose(problem, plan, None)
-    # What is remembered is given to every caller: none may change it.
+    # Every caller gets the remembered choice: none may change it.
     return Choice(found.plan, MappingProxyType(found.costs), MappingProxyType(found.reasons))  # type: ignore[arg-type]
 
 

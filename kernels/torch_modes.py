@@ -23,7 +23,7 @@ __all__ = [
     "autocast_dtype", "cast", "has_values", "is_exporting", "is_fake", "is_stand_in", "transformed", "without_autocast",
 ]  # fmt: skip
 
-# Of torch 2.7 and later.
+# torch 2.7 and later have it.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
@@ -32,7 +32,7 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
 
     None where autocast is off or unknown to the device.
     """
-    # Devices that have none, such as meta, are not to be asked.
+    # Devices without autocast, such as meta, raise when asked.
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
@@ -62,7 +62,7 @@ def transformed() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    # There is no public question for either.
+    # torch has no public function for either.
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001
 
 

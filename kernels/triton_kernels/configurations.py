@@ -43,7 +43,7 @@ DECODE = [
 ]
 SEGMENT: dict[str, Any] = {"BLOCK_T": 64, "num_warps": 4}
 
-# What a chip's pipelines need beside their buffers.
+# Bytes that a chip's pipelines need beside their buffers.
 _BARRIERS = 1024
 
 # Small ones that odd shapes fill with many blocks, for the interpreter.

@@ -67,7 +67,7 @@ def _launch(name: str, grid: Any, *arguments: Any, **options: Any) -> None:
 
 
 def _options(x: Tensor) -> dict[str, str]:
-    # As torch's own products do, unless the user asked for TF32.
+    # Full precision, as in torch's own products, unless the user asked for TF32.
     fast = x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     device = "interpreter" if interpreted() else torch.cuda.get_device_name(x.device)
     return {"PRECISION": "tf32" if fast else "ieee", "DEVICE": device}

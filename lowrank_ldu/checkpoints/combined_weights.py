@@ -110,9 +110,9 @@ _ATTENTIONS: dict[str, tuple[re.Pattern[str], Callable[[_Heads, Section], Combin
     "gpt_bigcode": (re.compile(r"(^|\.)attn\.c_attn\.weight$"), _gpt_bigcode),
     "codegen": (re.compile(r"(^|\.)attn\.qkv_proj\.weight$"), _codegen),
 }
-# Whose `gate_up_proj` has the gate's outputs above the others.
+# Models whose `gate_up_proj` has the gate's outputs above the others.
 _GATED = ("phi3", "glm", "glm4")
-# Whose experts have them so, and those where the gate's outputs are every other one.
+# Models whose experts have them so too, and models where the gate's outputs are every other one.
 _EXPERTS_HALVES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe_text", "qwen3_5_moe_text", "olmoe"),
     *("deepseek_v2", "deepseek_v3", "glm4_moe", "llama4_text"),
@@ -179,7 +179,7 @@ def combined_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> C
         if sizes is None or not (halves or section.model_type in _EXPERTS_ALTERNATING):
             continue
         half, inputs = sizes
-        # Where both sides are of one size, which are the outputs stands nowhere.
+        # If both sides have one size, nothing tells which are the outputs.
         if sorted(shape) == sorted((2 * half, inputs)) and 2 * half != inputs:
             axis = shape.index(2 * half)
             return (

@@ -243,9 +243,9 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-# What transformers calls the weights of a model, or their index, and PEFT those of an adapter.
+# Names that transformers gives the weights of a model or their index, and PEFT those of an adapter.
 _MODEL, _ADAPTER = "model.safetensors", "adapter_model."
-# What training loops leave beside a model; none of it is weights.
+# Files that training loops leave beside a model; none of them holds weights.
 _NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# What libraries raise on bytes that are damaged or hostile: they follow them wherever they lead.
+# Errors that libraries raise on damaged or hostile bytes, since they do not check them first.
 LIBRARY_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -54,7 +54,7 @@ def library_for(path: Path, module: str) -> Any:
         ) from error
 
 
-# Of an object of Python, <ast.BoolOp object at 0x7f1234567890>: its place in memory helps nobody.
+# The text of a Python object, <ast.BoolOp object at 0x7f1234567890>: its place in memory helps nobody.
 _ADDRESS = re.compile(r" object at 0x[0-9a-f]+>")
 # A message of a library may repeat a header of megabytes.
 _LONGEST_REASON = 300

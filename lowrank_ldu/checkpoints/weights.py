@@ -77,7 +77,7 @@ class WeightsReader(CheckpointReader):
             parts = parts_of(found.info, configs.of(found.info), transposed=found.info.name in turned)
             for source in _sources(found, parts, stored):
                 self._sources.setdefault(source.part.info.name, source)
-        # What is loaded next, if one is loaded after another: what it needs is kept.
+        # The next weight, if they are loaded in order: the tensors that it needs are kept.
         names = list(self._sources)
         self._next = dict(zip(names, [self._sources[name] for name in names[1:]], strict=False))
         self._tensors: tuple[_Source, dict[str, torch.Tensor]] | None = None
@@ -143,7 +143,7 @@ class WeightsReader(CheckpointReader):
 def _sources(found: QuantizedWeight, parts: list[Part], stored: Stored) -> Iterator[_Source]:
     own = list(found.roles.values())
     if any(part.info.name in stored.tensors and part.info.name not in own for part in parts):
-        # Whoever calls a tensor like another one's part keeps the name: this one is listed as it is stored.
+        # Another tensor already has the name of this one's part: this one is listed as it is stored.
         info = stored.tensors[own[0]]
         yield _Source(Part(info), QuantizedWeight(info, {"": info.name}))
         return

@@ -77,7 +77,7 @@ def computed(name: str, dtype: torch.dtype, shape: tuple[int, ...], read: Callab
 def stored(reader: SafetensorsReader, name: str) -> Entry:
     """Return the entry of a tensor that stands in a file."""
     info = reader.info(name)
-    # What torch has no name of is called as in the file.
+    # A dtype without a name in torch keeps its name in the file.
     return Entry(
         name, CODES.get(info.dtype, info.dtype), info.shape, info.nbytes, functools.partial(reader.parts, name)
     )

@@ -16,7 +16,7 @@ from lowrank_ldu.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# As torch calls the types that are not quantized.
+# torch's names of the types that are not quantized.
 _PLAIN = {
     "F64": "float64",
     "F32": "float32",

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from lowrank_ldu.untrusted import read_exactly
 
-# Bytes of a value, by the format's number of its type: of a string the length of its text.
+# Bytes of a value, by the format's number of its type; for a string, of the length of its text.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 8: 8, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 # Vocabularies have some hundred thousand entries, in three or four arrays.

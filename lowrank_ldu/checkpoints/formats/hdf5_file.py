@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # user gave it no name.
 _ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}
 _ORDER_TRANSPOSED = (2, 3, 0, 1)
-# Of what is stored: deflate reaches 1,032.
+# Ratio of inflated to stored bytes: deflate reaches 1,032.
 _MOST_INFLATED = 1100
 # Far deeper than any model nests its layers.
 _MOST_DEPTH = 64

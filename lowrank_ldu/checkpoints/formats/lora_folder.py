@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CONFIG = "adapter_config.json"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>|embedding_)(?P<letter>[AB])(\.weight)?")
-# Starts that take out of the base weight what the factors begin with, by PEFT's names, some with a number behind.
+# Initializations that subtract the first factors from the base weight, by PEFT's names; some end in a number.
 _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# RuntimeError of encrypted members, too.
+# Encrypted members raise RuntimeError.
 _ERRORS = (*LIBRARY_ERRORS, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 # numpy itself takes headers of up to 10,000 characters, but reads them first, however long they say that they are.
 _LONGEST_HEADER = 2**16
-# Of what is compressed: deflate reaches 1,032.
+# Ratio of inflated to compressed bytes: deflate reaches 1,032.
 _MOST_INFLATED = 1100
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -66,7 +66,7 @@ class NumpyReader(CheckpointReader):
         self._arrays: dict[str, _Array] = {}
         found: dict[str, TensorInfo | str] = {}
         with refused_as(path, "numpy file", _ERRORS), warnings.catch_warnings():
-            # Of headers that Python reads as code, or that Python 2 wrote; what is wrong is said once.
+            # Python warns of headers that it reads as code or that Python 2 wrote; the error says it once.
             warnings.simplefilter("ignore")
             for name, what in self._list_file(path) if path.suffix.lower() == ".npy" else self._list_archive(path):
                 found[name] = "array whose name two members have" if name in found else what
@@ -115,7 +115,7 @@ class NumpyReader(CheckpointReader):
         start = head.tell()
         kind = torch_name(dtype)
         if kind is None or dtype.subdtype is not None:
-            # Of a type that holds arrays, numpy would give another shape than the one that is written.
+            # If a type holds arrays, numpy gives another shape than the written one.
             return f"{dtype} array"
         if any(size < 0 for size in shape):
             raise ValueError(f"{name!r} is said to have the shape {shape}, with negative sizes")

@@ -15,7 +15,7 @@ from lowrank_ldu.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# As torch calls the types that it can hold.
+# torch's names of the types that it can hold.
 _DTYPES = {
     "FLOAT": "float32",
     "DOUBLE": "float64",
@@ -121,7 +121,7 @@ class OnnxReader(CheckpointReader):
 
 
 def _text(name: Any) -> str:
-    # What is no UTF-8 comes as bytes.
+    # Names that are no UTF-8 come as bytes.
     return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 

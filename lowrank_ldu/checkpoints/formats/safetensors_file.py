@@ -41,7 +41,7 @@ DTYPES = {
 CODES = {name: code for code, name in DTYPES.items()}
 
 
-# What is refused as no safetensors file.
+# Errors that mean: this is no safetensors file.
 HEADER_ERRORS = (SafetensorError, OSError, ValueError)
 
 

@@ -159,7 +159,7 @@ def _places(path: Path) -> dict[int, int]:
     """
     with zipfile.ZipFile(path) as archive:
         sizes = {member.filename.partition("/")[2]: member.file_size for member in archive.infolist()}
-    # torch.load finds them so, by a class whose types are told in part.
+    # torch.load finds them by this class, which has only some of its types annotated.
     records: Any = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001
     names = [name for name in records.get_all_records() if name.startswith("data/")]
     return {records.get_record_offset(name): sizes[name] for name in names}

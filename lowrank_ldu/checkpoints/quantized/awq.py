@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _BITS = 4
 _IN_WORD = 32 // _BITS
-# Where in a word each of its outputs is.
+# Place of each output in its word.
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 
 

@@ -12,7 +12,7 @@ from lowrank_ldu.checkpoints.quantized.weight import FLOATS, QuantizedWeight, St
 if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.reader import TensorInfo
 
-# Of DeepSeek's files, and of compressed-tensors': what the stored numbers are to be multiplied by, in both.
+# Names in files of DeepSeek and of compressed-tensors. In both, the stored numbers are multiplied by it.
 _SUFFIXES = ("_scale_inv", "_scale")
 # Rows and columns of the blocks that have a scale each.
 _BLOCK = 128

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _BITS = (2, 3, 4, 8)
-# What is added to the stored zeros. The first version stores them less one; files that name none are of it.
+# Number to add to the stored zeros. The first version stores them less one; files without a version are of it.
 _ZEROS = {"gptq": 1, "gptq_v2": 0}
 
 

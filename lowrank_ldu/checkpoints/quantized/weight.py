@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("int32", "int64")
-# Of a description of a few lines that is stored as a tensor.
+# Bytes of a description: a few lines of text, stored as a tensor.
 _MOST_DESCRIBED = 2**16
 
 
