@@ -10,9 +10,11 @@ from lowrank_ldu.analysis.engine.executor import list_reasons
 from lowrank_ldu.analysis.engine.journal import Journal, Origin
 from lowrank_ldu.analysis.engine.survey import TensorResult, survey
 from lowrank_ldu.analysis.engine.threads import describe_threads
+from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.environment import Environment, describe_environment
 from lowrank_ldu.errors import JournalError, NothingToAnalyzeError
+from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.engine.survey import Engine
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
-    from lowrank_ldu.analysis.options import SurveyOptions
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def analyze_checkpoint(
 
     Raises
     ------
+    TypeError
+        `options` is no `SurveyOptions`.
     CheckpointError
         The checkpoint cannot be read.
     JournalError
@@ -105,6 +108,7 @@ def analyze_checkpoint(
     NothingToAnalyzeError
         No tensor of it could be analyzed.
     """
+    check_instance(options, "options", SurveyOptions)
     start = time.perf_counter()
     environment = describe_environment(describe_threads(options.threads) if engine is None else engine.description)
     with open_weights(path) as reader:

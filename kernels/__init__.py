@@ -1,4 +1,7 @@
-"""The layer's computation: in torch, and in triton where a kernel of it is asked for."""
+"""Compute the layer, in torch or triton.
+
+Triton is used where one of its kernels is asked for.
+"""
 
 from lowrank_ldu.kernels.api import ldu_linear, ldu_linear_multi
 from lowrank_ldu.kernels.machine import Machine

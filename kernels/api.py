@@ -110,7 +110,9 @@ def ldu_linear_multi(
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
-    """Return the layer's output for rows with different adapters, or mixes of several.
+    """Return the layer's output for rows of several adapters.
+
+    Each row uses one adapter or a mix of several.
 
     The factors are the base's, so that adapters differ in their diagonal only: whatever their number, a row costs what
     it costs with one.
@@ -185,7 +187,7 @@ def compute(
     dtype = autocast_dtype(x.device.type) if isinstance(x, torch.Tensor) else None
     if dtype is None:
         return _computed(x, layer, adapters, plan, packing, check_values=check_values)
-    # What autocast does to nn.Linear, to everything that the layer's product takes in its place.
+    # As autocast does for nn.Linear: cast every tensor of the layer's product.
     weight, bias, left, right, upper = layer
     bias = None if bias is None else cast(bias, dtype)
     layer = Layer(cast(weight, dtype), bias, cast(left, dtype), cast(right, dtype), upper)
@@ -219,7 +221,7 @@ def _computed(
 
 
 def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
-    """Return wide diagonals, and the adapters of each of the T rows, (T, S)."""
+    """Return wide diagonals and each row's adapters (T, S)."""
     deltas, index, scales = adapters
     # In float32 at least: in bfloat16 the difference that training makes would be rounded away.
     wide = deltas.to(torch.float64 if torch.float64 in {deltas.dtype, x.dtype} else torch.float32)
@@ -231,7 +233,10 @@ def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
 
 
 def _spread(values: Tensor, own: torch.Size, uses: int, x: Tensor) -> Tensor:
-    """Return values (*own, uses) as (T, uses), repeated over the dimensions of x that they lack."""
+    """Return values (*own, uses) as (T, uses).
+
+    They are repeated over the dimensions of x that they lack.
+    """
     leading = x.shape[:-1]
     missing = leading[len(own) :]
     if missing:

@@ -1,4 +1,7 @@
-"""The tensors of one call, in two named tuples that every plan takes."""
+"""Hold the tensors of one call.
+
+Every plan takes the two named tuples.
+"""
 
 from __future__ import annotations
 

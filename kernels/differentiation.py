@@ -51,7 +51,7 @@ def packed_linear(x: Tensor, layer: Layer, diagonal: Tensor, order: Tensor, inve
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, weight, _, left, right, deltas, index, scales, ctx.upper, ctx.plan = inputs
-    # The projection, T x r, and neither x nor y.
+    # Saved: the projection, T x r, and neither x nor y.
     ctx.save_for_backward(output[1], weight, left, right, deltas, index, scales)
     ctx.set_materialize_grads(False)
 

@@ -1,4 +1,7 @@
-"""The factored plan: the update is added in place to the base's output and gradient."""
+"""Compute the factored plan.
+
+The update is added in place to the base's output and gradient.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
-    """Return y (T, m) and the projection a = x right^T (T, r).
+    """Return y (T, m) and a = x right^T (T, r).
 
     Notes
     -----
@@ -30,7 +33,10 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
 def backward(
     gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and a * b (T, r), b = g left, each None if not needed; a * b in float32 at least."""
+    """Return dx (T, n) and a * b (T, r).
+
+    b = g left; each is None if not needed; a * b is in float32 at least.
+    """
     expanded = gradient @ layer.left
     dx = None
     if need_x:

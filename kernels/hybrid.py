@@ -1,4 +1,7 @@
-"""The hybrid plan: rows go through the materialized weight, the diagonal's gradient through the thin products."""
+"""Compute the hybrid plan.
+
+Rows go through the materialized weight, the diagonal's gradient through the thin products.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
-    """Return y (T, m), through the summed weight, and the projection a = x right^T (T, r).
+    """Return y (T, m) and a = x right^T (T, r).
+
+    y goes through the summed weight; a is the projection.
 
     Notes
     -----
@@ -28,7 +33,9 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
 def backward(
     gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and a * b (T, r), b = g left, each None if not needed; a * b in float32 at least.
+    """Return dx (T, n) and a * b (T, r).
+
+    b = g left; each is None if not needed; a * b is in float32 at least.
 
     Notes
     -----

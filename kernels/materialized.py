@@ -1,4 +1,7 @@
-"""The materialized plan: the weight with its update, made once for all rows."""
+"""Compute the materialized plan.
+
+The weight with its update is made once for all rows.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def materialized_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
-    """Return x (W + left diag(delta) right)^T + b for x (T, n).
+    """Return the output for x (T, n).
+
+    It is x (W + left diag(delta) right)^T + b.
 
     Notes
     -----
@@ -28,7 +33,10 @@ def materialized_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
 
 
 def summed_weight(layer: Layer, adapters: Adapters) -> Tensor:
-    """Return W + left diag(delta) right (m, n), in W's dtype and layout; with delta = 0 it is W."""
+    """Return W + left diag(delta) right (m, n).
+
+    It has W's dtype and layout; with delta = 0 it is W.
+    """
     weight, left = layer.weight, layer.left
     scaled = (left * adapters.deltas).to(left.dtype)
     if weight.stride(0) == 1 and weight.stride(1) != 1:

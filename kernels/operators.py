@@ -1,4 +1,6 @@
-"""The layer as torch operators: torch.compile and torch.export see each as one node.
+"""Register the layer as torch operators.
+
+torch.compile and torch.export see each as one node.
 
 `lowrank_ldu::linear` is every plan with passes (`lowrank_ldu.kernels.plans`), `lowrank_ldu::packed_linear` the packed
 plan. Each has a backward operator, and `lowrank_ldu.kernels.differentiation` ties the two together; plans in plain
@@ -24,7 +26,10 @@ _BIAS = "Tensor? bias, "
 
 
 def _passes(plan: str, index: Tensor | None) -> Passes:
-    """Return a plan's passes; refuse what a direct call could otherwise leave out in silence."""
+    """Return a plan's passes, or refuse the plan.
+
+    What a direct call could otherwise leave out in silence is refused.
+    """
     implementation = IMPLEMENTATIONS.get(plan)
     if implementation is None or implementation.passes is None:
         names = [repr(name) for name, known in IMPLEMENTATIONS.items() if known.passes is not None]
@@ -46,7 +51,10 @@ def compute_linear(
     upper: bool,  # operators have no keywords
     plan: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return y (T, m) and the projection (T, r), for x (T, n) and deltas (A, r)."""
+    """Return y (T, m) and the projection (T, r).
+
+    For x (T, n) and deltas (A, r).
+    """
     layer, adapters = Layer(weight, bias, left, right, upper), Adapters(deltas, index, scales)
     return _passes(plan, index).forward(x, layer, adapters)
 
@@ -78,7 +86,10 @@ def compute_linear_backward(
     need_x: bool,
     need_product: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return dx (T, n) and a * b (T, r) in deltas' dtype, each empty if not needed."""
+    """Return dx (T, n) and a * b (T, r).
+
+    a * b is in deltas' dtype; each is empty if not needed.
+    """
     layer, adapters = Layer(weight, None, left, right, upper), Adapters(deltas, index, scales)
     dx, product = _passes(plan, index).backward(
         gradient, projected, layer, adapters, need_x=need_x, need_product=need_product
@@ -109,7 +120,10 @@ def _(
 
 
 def compute_segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
-    """Return the sum of product's rows (T, r) for each adapter, (adapters, r), by the Triton kernel."""
+    """Return each adapter's sum of rows (adapters, r).
+
+    The Triton kernel sums the rows of product (T, r).
+    """
     from lowrank_ldu.kernels.triton_kernels import launch  # noqa: PLC0415  # imports triton
 
     return launch.segment_sum(product, adapters, index, scales)
@@ -124,7 +138,10 @@ def _(product: Tensor, adapters: int, *_: Any) -> Tensor:
 
 
 def compute_unchanged(order: Tensor, weight: Tensor, packed: Tensor) -> Tensor:
-    """Return a packing's order if its weight is unchanged: a compiled graph asks at each run."""
+    """Return a packing's order if its weight is unchanged.
+
+    A compiled graph asks at each run.
+    """
     if weight.device != packed.device or not torch.equal(weight, packed):
         raise RuntimeError(
             "plan 'packed' cannot run here: the weight has been changed since the packing of the compiled graph was "
@@ -150,7 +167,10 @@ def compute_packed_linear(
     order: Tensor,
     inverse: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return x (left diag(diagonal) right)^T + b (T, m) and the projection (T, r)."""
+    """Return y (T, m) and the projection (T, r).
+
+    y = x (left diag(diagonal) right)^T + b.
+    """
     return packed_forward(x, bias, left, right, diagonal, order, inverse)
 
 
@@ -171,7 +191,10 @@ def compute_packed_linear_backward(
     order: Tensor,
     need_x: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return dx (T, n), empty if not needed, and the gradient of the diagonal (r,)."""
+    """Return dx (T, n) and the diagonal's gradient (r,).
+
+    dx is empty if not needed.
+    """
     dx, total = packed_backward(gradient, projected, left, right, diagonal, order, need_x=need_x)
     return gradient.new_empty(0) if dx is None else dx, total
 

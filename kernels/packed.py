@@ -1,4 +1,6 @@
-"""The packed plan: triangular products of the factors, where they are the whole weight (r = min(m, n)).
+"""Compute the packed plan.
+
+It takes triangular products of the factors, where they are the whole weight (r = min(m, n)).
 
 Products with a unit upper trapezoidal factor U (r, n) leave its zero blocks out. P L in its pivoted order is L, and L^T
 is an upper trapezoidal matrix as well: both factors go through `project` and `expand`.
@@ -120,7 +122,10 @@ def pack(weight: Tensor, left: Tensor, right: Tensor, diagonal: Tensor, pivots: 
 def packed_forward(
     x: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, diagonal: Tensor, order: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return y = x (left diag(diagonal) right)^T + b (T, m) and the projection a = x right^T (T, r)."""
+    """Return y (T, m) and a = x right^T (T, r).
+
+    y = x (left diag(diagonal) right)^T + b; a is the projection.
+    """
     (tokens, _), (m, r) = x.shape, left.shape
     lower = (left.index_select(0, order) * diagonal).T
     ordered = None if bias is None else bias[order]
@@ -138,7 +143,10 @@ def packed_forward(
 def packed_backward(
     gradient: Tensor, projected: Tensor, left: Tensor, right: Tensor, diagonal: Tensor, order: Tensor, *, need_x: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """Return dx (T, n), None if not needed, and the gradient of the diagonal (r,)."""
+    """Return dx (T, n) and the diagonal's gradient (r,).
+
+    dx is None if not needed.
+    """
     (tokens, m), (r, n) = gradient.shape, right.shape
     lower = left.index_select(0, order).T
     upper = right * diagonal[:, None]

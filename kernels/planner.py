@@ -1,4 +1,6 @@
-r"""The choice of the cheapest plan: one cost model for all of them.
+r"""Choose the cheapest plan of a call.
+
+One cost model prices all of them.
 
 A plan is a list of products and passes. Each takes the larger of its arithmetic, multiply-adds over the machine's rate
 for the dtype, and its traffic, bytes over the machine's bandwidth, plus the time of a call; a plan takes the sum. In
@@ -222,7 +224,9 @@ def plan_call(
     plan: Plan = "auto",
     packing: Packing | Callable[[], Packing | None] | None = None,
 ) -> tuple[Plan, Packing | None]:
-    """Return the plan of a call, and the packing if it takes one.
+    """Return the plan of a call and its packing.
+
+    The packing is None if the plan takes none.
 
     Parameters
     ----------
@@ -266,7 +270,9 @@ def plan_call(
 
 
 def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None = None) -> Choice:
-    """Return the cheapest plan that can run, or the one that is asked for.
+    """Return the cheapest plan that can run.
+
+    If a plan is asked for, return that one.
 
     Parameters
     ----------
@@ -305,7 +311,7 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
 @lru_cache(maxsize=4096)
 def _remembered(problem: Problem, plan: Plan, *_: object) -> Choice:
     found = _choose(problem, plan, None)
-    # What is remembered is given to every caller: none may change it.
+    # Every caller gets the remembered choice: none may change it.
     return Choice(found.plan, MappingProxyType(found.costs), MappingProxyType(found.reasons))  # type: ignore[arg-type]
 
 
@@ -338,7 +344,10 @@ def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
 
 
 def _rounding(problem: Problem) -> list[str]:
-    """Return the plans that round the sum of W and its update and save too little by it."""
+    """Return plans that round and save too little.
+
+    They round the sum of W and its update.
+    """
     if problem.dtype.itemsize != 2:
         return []
     adds = {name: sum(adds for adds, _ in works) for name, works in _works(problem).items()}

@@ -26,7 +26,10 @@ class Passes(Protocol):
     """Require the two passes that `lowrank_ldu::linear` and its backward operator run."""
 
     def forward(self, x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
-        """Return y (T, m) and the projection a = x right^T (T, r), kept for the backward pass."""
+        """Return y (T, m) and a = x right^T (T, r).
+
+        The projection a is kept for the backward pass.
+        """
         ...
 
     def backward(
@@ -39,7 +42,10 @@ class Passes(Protocol):
         need_x: bool,
         need_product: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return dx (T, n) and a * b (T, r), b = g left, in deltas' dtype; each None if not needed."""
+        """Return dx (T, n) and a * b (T, r).
+
+        b = g left, a * b is in deltas' dtype, and each is None if not needed.
+        """
         ...
 
 

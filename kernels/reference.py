@@ -1,4 +1,7 @@
-"""The definitions in plain torch: every other plan has to compute the same."""
+"""Define the layer in plain torch.
+
+Every other plan has to compute the same.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ def ldu_update(x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
 
 
 def reference_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
-    """Return x W^T + b + ((x right^T) * delta) left^T for x (T, n).
+    """Return the output for x (T, n).
+
+    It is x W^T + b + ((x right^T) * delta) left^T.
 
     Rows have the diagonals of `row_diagonals`. Everything has a gradient here, of any order.
     """
@@ -56,7 +61,10 @@ def reference_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
 
 
 def row_diagonals(adapters: Adapters) -> Tensor:
-    """Return the diagonal of every row (T, r), or the only one as it is."""
+    """Return the diagonal of every row (T, r).
+
+    If there is only one, it comes as it is.
+    """
     deltas, index, scales = adapters
     if index is None:
         return deltas
@@ -73,7 +81,9 @@ def row_diagonals(adapters: Adapters) -> Tensor:
 
 
 def deltas_gradient(product: Tensor, adapters: Adapters) -> Tensor:
-    """Return the gradient of deltas (A, r): the sum of the rows that used each adapter.
+    """Return the gradient of deltas (A, r).
+
+    It sums the rows that used each adapter.
 
     Parameters
     ----------
@@ -97,7 +107,10 @@ def deltas_gradient(product: Tensor, adapters: Adapters) -> Tensor:
 
 
 def scales_gradient(product: Tensor, adapters: Adapters) -> Tensor:
-    """Return the gradient of scales (T, S): the sums of product times the adapters' diagonals."""
+    """Return the gradient of scales (T, S).
+
+    It sums product times the adapters' diagonals.
+    """
     deltas, index, scales = adapters
     assert index is not None  # noqa: S101  # scales are of an index
     assert scales is not None  # noqa: S101

@@ -1,4 +1,6 @@
-"""Ask torch for its modes during a call: autocast, transforms, graphs without values.
+"""Return the modes of torch during a call.
+
+They are autocast, transforms, and graphs without values.
 
 Two of the questions have no public name in torch: `torch.compiler` and `torch.func` do not say whether a tensor is one
 of their stand-ins. They are imported here alone, for one place to look at where a version of torch moves them.
@@ -21,13 +23,16 @@ __all__ = [
     "autocast_dtype", "cast", "has_values", "is_exporting", "is_fake", "is_stand_in", "transformed", "without_autocast",
 ]  # fmt: skip
 
-# Of torch 2.7 and later.
+# torch 2.7 and later have it.
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """Return the dtype of products under autocast, None where it is off or unknown to the device."""
-    # Devices that have none, such as meta, are not to be asked.
+    """Return the dtype of products under autocast.
+
+    None where autocast is off or unknown to the device.
+    """
+    # Devices without autocast, such as meta, raise when asked.
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
@@ -41,25 +46,37 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor in autocast's dtype, as it is if it is float64 or no floating tensor."""
+    """Return a tensor in autocast's dtype.
+
+    It comes as it is if it is float64 or no floating tensor.
+    """
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         return tensor
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is under way."""
+    """Return whether a transform or forward-mode differentiation runs.
+
+    Transforms are those of torch.func.
+    """
     if torch.compiler.is_compiling():
         return False
-    # There is no public question for either.
+    # torch has no public function for either.
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001
 
 
 def is_stand_in(tensor: Tensor) -> bool:
-    """Whether torch.export or a transform of torch.func has put a tensor without numbers in the place of another."""
+    """Return whether a tensor stands in for another.
+
+    torch.export and transforms of torch.func put tensors without numbers in the place of others.
+    """
     return bool(is_fake(tensor) or is_functorch_wrapped_tensor(tensor))
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether values can be read: not while a graph is made, nor of tensors without memory."""
+    """Return whether values can be read.
+
+    They cannot while a graph is made, nor of tensors without memory.
+    """
     return not (torch.compiler.is_compiling() or x.device.type == "meta" or is_fake(x))

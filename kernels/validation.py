@@ -118,7 +118,10 @@ def _check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool
 
 
 def _check_deltas(name: str, deltas: Tensor, x: Tensor, shape: tuple[int | str, ...], *, values: bool) -> None:
-    """Check trained diagonals; `values`: also that they are finite, for which a GPU is waited for."""
+    """Check trained diagonals.
+
+    With `values` also that they are finite, for which a GPU is waited for.
+    """
     if not isinstance(deltas, torch.Tensor) or not deltas.is_floating_point():
         kind = name_of(deltas.dtype) if isinstance(deltas, torch.Tensor) else type(deltas).__name__
         raise TypeError(f"{name} is {kind}; accepted: a torch tensor of a floating dtype")
@@ -138,7 +141,10 @@ def check_index_dtype(index: Tensor) -> None:
 
 
 def _check_index(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int, *, values: bool) -> None:
-    """Check which adapters the rows use; `values`: also that there are such adapters."""
+    """Check the adapters that the rows use.
+
+    With `values` also that there are such adapters.
+    """
     if index.device != x.device:
         raise ValueError(f"adapter_index is on {index.device}; accepted: x's device, {x.device}")
     leading = tuple(x.shape[:-1])
@@ -162,7 +168,10 @@ def _check_index(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int,
 
 
 def _check_upper(right: Tensor) -> None:
-    """Check that right is upper trapezoidal, before half of it is left out."""
+    """Check that right is upper trapezoidal.
+
+    Half of it is left out afterwards.
+    """
     if bool(right.tril(-1).any()):
         raise ValueError(
             "right has entries left of its diagonal; accepted with upper=True: an upper trapezoidal right, as partial "

@@ -81,7 +81,10 @@ def _cpu_model() -> str:
 
 
 def physical_memory() -> int:
-    """Return the bytes of memory that this process may use: the machine's, or what its container is limited to."""
+    """Return the bytes of memory for this process.
+
+    They are the machine's, or what its container is limited to.
+    """
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf, other systems other names
@@ -90,7 +93,10 @@ def physical_memory() -> int:
 
 
 def _container_limit() -> int:
-    """Return the limit of the control group that a container sees as its own, 0 if there is none."""
+    """Return the memory limit of the container's control group.
+
+    A container sees that group as its own. 0 if there is no limit.
+    """
     for file in _LIMITS:
         try:
             return int(file.read_text(encoding="ascii"))

@@ -1,4 +1,6 @@
-"""The eight initializations of the diagonal that the paper compares (its Table V).
+"""Draw the initial diagonal in eight ways.
+
+These are the initializations that the paper compares (its Table V).
 
 Not in `nn`: analysis examines them, and needs no layer.
 """
@@ -26,7 +28,10 @@ INITIALIZATIONS: tuple[Initialization, ...] = get_args(Initialization)
 
 
 def is_random(init: Initialization) -> bool:
-    """Whether the initialization draws numbers, so that the diagonal itself has to be stored."""
+    """Return whether the initialization draws numbers.
+
+    If it does, the diagonal itself has to be stored.
+    """
     return init.startswith(("uniform", "normal"))
 
 

@@ -182,7 +182,10 @@ def read_json(path: Path, limit: Limit, *, lenient: bool = False) -> Any:
 
 
 def read_text(path: Path, limit: Limit) -> bytes:
-    """Read a file of JSON to its end, or to one byte more than the limit, which `strict_json` refuses."""
+    """Read a file of JSON to its end.
+
+    Of a longer file one byte more than the limit is read, which `strict_json` refuses.
+    """
     content = bytearray()
     with open_regular(path) as file:
         # In parts: memory is taken as they come.

@@ -210,6 +210,18 @@ def check_flag(value: object, name: str) -> bool:
     return bool(value)
 
 
+def check_instance(value: object, name: str, accepted: type) -> None:
+    """Refuse what is not of a class.
+
+    Raises
+    ------
+    TypeError
+        The message names the argument, its type and the class.
+    """
+    if not isinstance(value, accepted):
+        raise TypeError(f"{name} is of type {type(value).__name__}; accepted: {accepted.__name__}")
+
+
 def is_several(value: object) -> bool:
     """Say whether a value is a sequence or a set.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.checkpoint import Analysis
 from lowrank_ldu.analysis.claims.initialization import initialization
 from lowrank_ldu.analysis.claims.orthogonality import orthogonality
 from lowrank_ldu.analysis.claims.speed import speed
 from lowrank_ldu.analysis.claims.storage import storage
 from lowrank_ldu.analysis.claims.structure import structure
+from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.claims.verdict import Claim
 
 __all__ = ["examine_claims"]
@@ -32,6 +33,8 @@ def examine_claims(analysis: Analysis) -> list[Claim]:
 
     Raises
     ------
+    TypeError
+        `analysis` is no `Analysis`.
     ValueError
         The analysis has no partial pivoting.
 
@@ -48,6 +51,7 @@ def examine_claims(analysis: Analysis) -> list[Claim]:
     >>> [(finding.place, finding.verdict) for finding in claims[1].findings]
     [('rank 2', 'holds'), ('full rank', 'holds')]
     """
+    check_instance(analysis, "analysis", Analysis)
     if "partial" not in analysis.options.pivoting:
         raise ValueError(
             f"pivoting is {', '.join(analysis.options.pivoting)}; accepted: an analysis with partial pivoting, the "

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.analysis.checkpoint import Analysis
 from lowrank_ldu.analysis.document import json_document
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.formatting import duration, figure
+from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.claims.verdict import Claim, Finding
 
 
-def write_claims(claims: Sequence[Claim], analysis: Analysis, folder: Path) -> None:
+def write_claims(claims: Sequence[Claim], analysis: Analysis, folder: str | os.PathLike[str]) -> None:
     """Write the claims into a folder.
 
     `claims.json` holds every figure, and `claims.html` is a page that needs nothing else.
@@ -28,14 +29,18 @@ def write_claims(claims: Sequence[Claim], analysis: Analysis, folder: Path) -> N
     claims : sequence of Claim
     analysis : Analysis
         What they were tested on.
-    folder : pathlib.Path
-        Exists.
+    folder : str or os.PathLike
+        Exists. Files of these names in it are replaced.
 
     Raises
     ------
+    TypeError
+        `analysis` is no `Analysis`.
     OSError
         A file cannot be written.
     """
+    check_instance(analysis, "analysis", Analysis)
+    folder = Path(folder)
     (folder / "claims.json").write_text(claims_json(claims, analysis), encoding="utf-8")
     (folder / "claims.html").write_text(render_claims(claims, analysis), encoding="utf-8")
 

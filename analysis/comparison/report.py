@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
+from lowrank_ldu.analysis.comparison.run import CheckpointComparison
 from lowrank_ldu.analysis.comparison.summary import comparison_headlines, summary_rows
 from lowrank_ldu.analysis.document import json_document
 from lowrank_ldu.analysis.measures.curves import sample_ranks
@@ -16,14 +17,14 @@ from lowrank_ldu.analysis.report.columns import Column, cells
 from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band
 from lowrank_ldu.analysis.report.tables import write_csv
 from lowrank_ldu.analysis.report.templating import page_template
+from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.comparison.pairs import PairResult
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
     from lowrank_ldu.decomposition import Pivoting
 
     _Value = Callable[[MatrixComparison], float | None]
@@ -216,16 +217,20 @@ def _limit(panel: Panel, *, logarithmic: bool) -> None:
     panel.axes.set_ylim(max(panel.axes.get_ylim()[0], _LEAST_DRAWN), 1.3)
 
 
-def write_comparison(comparison: CheckpointComparison, folder: Path) -> None:
+def write_comparison(comparison: CheckpointComparison, folder: str | os.PathLike[str]) -> None:
     """Write a comparison into an existing folder.
 
-    The files are compare.csv, compare.json and compare.html.
+    The files are compare.csv, compare.json and compare.html; those of an earlier comparison are replaced.
 
     Raises
     ------
+    TypeError
+        `comparison` is no `CheckpointComparison`.
     OSError
         A file cannot be written.
     """
+    check_instance(comparison, "comparison", CheckpointComparison)
+    folder = Path(folder)
     write_table(comparison, folder / "compare.csv")
     document = json_document("lowrank-ldu comparison 1", asdict(comparison))
     (folder / "compare.json").write_text(document, encoding="utf-8")

@@ -45,7 +45,9 @@ def sample_ranks(k: int, count: int = 96) -> list[int]:
 
 
 def best_errors(values: torch.Tensor, norm: float | None = None) -> list[float]:
-    r"""Return the least relative Frobenius error of any matrix of rank 1, 2, ...
+    r"""Return the least relative Frobenius error at each rank.
+
+    It is that of any matrix of rank 1, 2, ...
 
     Parameters
     ----------

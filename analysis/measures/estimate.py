@@ -1,4 +1,7 @@
-"""Estimate the leading singular values of a weight, with bounds on their errors."""
+"""Estimate leading singular values with bounds.
+
+The values are those of a weight, the bounds those of their errors.
+"""
 
 from __future__ import annotations
 

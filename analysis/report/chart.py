@@ -114,7 +114,10 @@ def draw_chart(
 
 @dataclass(frozen=True)
 class _Axis:
-    """A logarithmic axis from `low`, drawn at `start`, to `high`, drawn at `end`."""
+    """A logarithmic axis of a chart.
+
+    It goes from `low`, drawn at `start`, to `high`, drawn at `end`.
+    """
 
     low: float
     high: float

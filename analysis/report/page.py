@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from lowrank_ldu.analysis.checkpoint import Analysis
 from lowrank_ldu.analysis.document import json_document
 from lowrank_ldu.analysis.report.columns import cells, columns
 from lowrank_ldu.analysis.report.headlines import headlines
@@ -18,16 +19,16 @@ from lowrank_ldu.analysis.report.scope import svd_name
 from lowrank_ldu.analysis.report.tables import write_figure_table, write_tensor_table
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.views import view_of
+from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.report.plots import Plots
 
 
-def write_report(analysis: Analysis, folder: Path, sections: Sequence[Markup] = ()) -> None:
+def write_report(analysis: Analysis, folder: str | os.PathLike[str], sections: Sequence[Markup] = ()) -> None:
     """Write the files of a report into an existing folder.
 
     `figures.csv` has a row for each tensor, method and rank; `tensors.csv` a row for each tensor, the skipped ones
@@ -37,15 +38,20 @@ def write_report(analysis: Analysis, folder: Path, sections: Sequence[Markup] = 
     Parameters
     ----------
     analysis : Analysis
-    folder : pathlib.Path
+    folder : str or os.PathLike
+        Exists. Files of these names in it are replaced.
     sections : sequence of markupsafe.Markup
         HTML to show before the analysis; what is untrusted in it is escaped already.
 
     Raises
     ------
+    TypeError
+        `analysis` is no `Analysis`.
     OSError
         A file cannot be written.
     """
+    check_instance(analysis, "analysis", Analysis)
+    folder = Path(folder)
     write_figure_table(analysis, folder)
     write_tensor_table(analysis, folder)
     (folder / "analysis.json").write_text(analysis_json(analysis), encoding="utf-8")

@@ -1,1 +1,4 @@
-"""The Triton kernels: projection, expansion, both in one launch for few rows, and the sum by adapter."""
+"""Provide the Triton kernels.
+
+They are projection, expansion, both in one launch for few rows, and the sum by adapter.
+"""

@@ -1,4 +1,7 @@
-"""Whether the Triton kernels can run for given tensors, and why not; imports no triton."""
+"""Check whether the Triton kernels can run.
+
+The answer is for given tensors, and says why not. This module imports no triton.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,17 @@ def _installed() -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def interpreted() -> bool:
-    """Whether Triton interprets kernels on the CPU, which is slow and meant for tests."""
+    """Return whether Triton interprets kernels on the CPU.
+
+    That is slow and meant for tests.
+    """
     return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "on", "yes"}
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the kernels cannot run on a device with a dtype; None where they can.
+    """Return why the kernels cannot run, or None.
+
+    The answer is for a device with a dtype; None means that they can.
 
     Examples
     --------

@@ -1,4 +1,7 @@
-"""What several kernels load: blocks of a matrix, and the diagonals of rows."""
+"""Load data that several kernels share.
+
+These are blocks of a matrix, and the diagonals of rows.
+"""
 
 from __future__ import annotations
 

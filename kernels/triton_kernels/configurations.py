@@ -1,4 +1,7 @@
-"""The block sizes to try for each kernel, and which of them fit a chip."""
+"""List the block sizes to try for each kernel.
+
+Which of them fit a chip is told too.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ DECODE = [
 ]
 SEGMENT: dict[str, Any] = {"BLOCK_T": 64, "num_warps": 4}
 
-# What a chip's pipelines need beside their buffers.
+# Bytes that a chip's pipelines need beside their buffers.
 _BARRIERS = 1024
 
 # Small ones that odd shapes fill with many blocks, for the interpreter.
@@ -56,7 +59,10 @@ DECODE_ROWS, DECODE_RANK = 16, 128
 
 
 def term_block(rank: int, largest: int) -> int:
-    """Return the block of terms for a rank: a power of two from 16, which matrix instructions start at."""
+    """Return the block of terms for a rank.
+
+    It is a power of two from 16, which matrix instructions start at.
+    """
     return int(min(largest, max(16, triton.next_power_of_2(rank))))
 
 
@@ -83,6 +89,9 @@ def shared_bytes(config: triton.Config, blocks: Mapping[str, int], itemsize: int
 
 
 def fitting(configs: list[triton.Config], blocks: Mapping[str, int], itemsize: int, limit: int) -> list[triton.Config]:
-    """Return the configs whose buffers fit a chip's shared memory, at least one."""
+    """Return configs whose buffers fit a chip's shared memory.
+
+    At least one config is returned.
+    """
     fits = [config for config in configs if shared_bytes(config, blocks, itemsize) <= limit]
     return fits or [min(configs, key=lambda config: shared_bytes(config, blocks, itemsize))]

@@ -1,4 +1,7 @@
-"""The whole layer in one launch, for the few rows of a decoding step: reading the weight takes their time."""
+"""Compute the whole layer in one launch.
+
+This is for the few rows of a decoding step: reading the weight takes their time.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def decode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Write y (T, M) and the projection (T, R) for T <= BLOCK_T and R <= BLOCK_R.
+    """Write y (T, M) and the projection (T, R).
+
+    For T <= BLOCK_T and R <= BLOCK_R.
 
     Every program reads its own rows of the weight, once, and the whole of right (R, K): that is small, is read by all
     at about the same time and stays in the L2 cache, whereas a second launch would wait for the first.

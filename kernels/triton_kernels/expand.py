@@ -1,4 +1,7 @@
-"""The expansion y = x W^T + b + (a * delta) L^T in one pass over y: the update ends the base product's own sum."""
+"""Compute the expansion in one pass over y.
+
+y = x W^T + b + (a * delta) L^T: the update ends the base product's own sum.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def expand_kernel(
     BLOCK_R: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Write x (T, K) weight (M, K)^T + bias (M,) + (projected (T, R) * delta) left (M, R)^T to y (T, M), contiguous.
+    """Write the expansion to y (T, M), contiguous.
+
+    It is x (T, K) weight (M, K)^T + bias (M,) + (projected (T, R) * delta) left (M, R)^T.
 
     UPPER: left is zero where its column is greater than its row; blocks right of the diagonal are not loaded.
     """

@@ -1,4 +1,7 @@
-"""The Triton plan: its passes, and the launch of each kernel (grid, block sizes, tuning)."""
+"""Launch the kernels of the Triton plan.
+
+Here are its passes, and the launch of each kernel (grid, block sizes, tuning).
+"""
 
 from __future__ import annotations
 
@@ -64,14 +67,17 @@ def _launch(name: str, grid: Any, *arguments: Any, **options: Any) -> None:
 
 
 def _options(x: Tensor) -> dict[str, str]:
-    # As torch's own products do, unless the user asked for TF32.
+    # Full precision, as in torch's own products, unless the user asked for TF32.
     fast = x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     device = "interpreter" if interpreted() else torch.cuda.get_device_name(x.device)
     return {"PRECISION": "tf32" if fast else "ieee", "DEVICE": device}
 
 
 def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
-    """Return y (T, m) and a = x right^T (T, r): one launch for a decoding step, two for many rows."""
+    """Return y (T, m) and a = x right^T (T, r).
+
+    There is one launch for a decoding step, and two for many rows.
+    """
     if 0 < len(x) <= configurations.DECODE_ROWS and len(layer.right) <= configurations.DECODE_RANK:
         return decode(x, layer, adapters)
     projected, _ = project(x, layer.right, upper=layer.upper)
@@ -81,7 +87,10 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
 def backward(
     gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and a * b (T, r), b = g left: the forward kernels on the transposed matrices."""
+    """Return dx (T, n) and a * b (T, r).
+
+    b = g left. The forward kernels run on the transposed matrices.
+    """
     expanded, product = project(gradient, layer.left.T, upper=False, other=projected if need_product else None)
     dx = None
     if need_x:
@@ -91,7 +100,9 @@ def backward(
 
 
 def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return x (T, K) times factor (R, K) transposed, and its product with `other` (T, R) if there is one.
+    """Return x (T, K) times factor (R, K) transposed.
+
+    If there is `other` (T, R), its product with that comes too.
 
     Parameters
     ----------
@@ -126,7 +137,9 @@ def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = No
 
 
 def expand(x: Tensor, layer: Layer, projected: Tensor, adapters: Adapters) -> Tensor:
-    """Return x (T, K) weight (M, K)^T + bias + (projected (T, R) * delta) left (M, R)^T.
+    """Return the expansion (T, M).
+
+    It is x (T, K) weight (M, K)^T + bias + (projected (T, R) * delta) left (M, R)^T.
 
     Parameters
     ----------
@@ -167,7 +180,10 @@ def expand(x: Tensor, layer: Layer, projected: Tensor, adapters: Adapters) -> Te
 
 
 def decode(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
-    """Return y (T, m) and a = x right^T (T, r) in one launch, for T and r up to DECODE_ROWS and DECODE_RANK."""
+    """Return y (T, m) and a = x right^T (T, r).
+
+    One launch computes both, for T and r up to DECODE_ROWS and DECODE_RANK.
+    """
     (tokens, inner), (out_features, rank) = x.shape, layer.left.shape
     y, projected = x.new_empty(tokens, out_features), x.new_empty(tokens, rank)
     _launch(
@@ -200,7 +216,10 @@ def decode(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]
 
 
 def _pointers(adapters: Adapters, y: Tensor) -> list[Tensor]:
-    """Return deltas, numbers and scales; y stands for what is absent, and is not read."""
+    """Return deltas, numbers and scales.
+
+    y stands for what is absent, and is not read.
+    """
     return [y if tensor is None else tensor for tensor in adapters]
 
 
@@ -210,7 +229,10 @@ def _rowwise(adapters: Adapters) -> dict[str, Any]:
 
 
 def segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
-    """Return the sum of product's rows (T, R) for each adapter, (adapters, R), always in the same order."""
+    """Return each adapter's sum of rows (adapters, r).
+
+    The rows of product (T, R) are always summed in the same order.
+    """
     rank = product.shape[1]
     uses = index.flatten()
     if not (product.numel() and adapters):

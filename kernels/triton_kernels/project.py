@@ -1,4 +1,7 @@
-"""The projection a = x F^T for a factor of few rows; on the way back b = g F^T, and a * b beside it."""
+"""Compute the projection a = x F^T.
+
+The factor F has few rows. On the way back it is b = g F^T, with a * b beside it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ def project_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Write x (T, K) times factor (R, K) transposed to out (T, R), contiguous.
+    """Write the projection to out (T, R), contiguous.
+
+    It is x (T, K) times factor (R, K) transposed.
 
     UPPER: factor is zero where its column is less than its row; blocks left of the diagonal are not loaded.
     PRODUCT: also write other (T, R) times the result to product (T, R), in float32.

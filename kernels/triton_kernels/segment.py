@@ -1,4 +1,7 @@
-"""The sum of rows by adapter, in a fixed order: the gradient of every adapter's diagonal."""
+"""Sum rows by adapter in a fixed order.
+
+The sum is the gradient of every adapter's diagonal.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ def segment_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Write to out (SPLITS, A, R) the sums of product's rows (T, R) by adapter, each in SPLITS parts.
+    """Write the sums of rows by adapter to out.
+
+    The rows are those of product (T, R), the sums out (SPLITS, A, R), each in SPLITS parts.
 
     Use order[i] (of T * USES) is row order[i] // USES; adapter a's uses are those from offsets[a] to offsets[a + 1].
     """

@@ -123,7 +123,10 @@ class StoredLayer:
             )
             if deviation.size > UNRELATED:
                 # Rows that were added to an embedding move the rows that are sampled.
-                accepted = "the same base, with as many rows (saved after its vocabulary was resized, if it was)"
+                accepted = (
+                    "the same base, with as many rows (saved after its vocabulary was resized, if it was), or "
+                    "accept_other_base=True (--accept-other-base of export) to take this one as it is"
+                )
             raise AdapterError(f"{deviation}, so that its diagonal means something else; accepted: {accepted}")
         diagonal = self._diagonal(matrix)
         update = self._update_deviation(diagonal)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class SubnormalPivotError(ArithmeticError):
-    """A pivot of LU is subnormal; the matrix has to be scaled first."""
+    """A pivot of LU is subnormal.
+
+    The matrix has to be scaled first.
+    """
 
 
 def check_pivots(packed: Array, backend: Backend) -> None:

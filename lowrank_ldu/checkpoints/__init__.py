@@ -1,4 +1,7 @@
-"""Checkpoints on disk, read one tensor at a time: one interface over several formats, shards and folders."""
+"""Read checkpoints on disk one tensor at a time.
+
+There is one interface for several formats, shards and folders.
+"""
 
 from lowrank_ldu.checkpoints.opening import open_checkpoint
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo

@@ -1,4 +1,6 @@
-"""Where in one stored matrix the several that a model uses are: known layouts, by the model's configuration and names.
+"""Find the weights that one stored matrix combines.
+
+The layouts are known by the model's configuration and the names of its tensors.
 
 The layouts are those of the modeling code of transformers: what it does with the product of the combined matrix.
 """
@@ -108,9 +110,9 @@ _ATTENTIONS: dict[str, tuple[re.Pattern[str], Callable[[_Heads, Section], Combin
     "gpt_bigcode": (re.compile(r"(^|\.)attn\.c_attn\.weight$"), _gpt_bigcode),
     "codegen": (re.compile(r"(^|\.)attn\.qkv_proj\.weight$"), _codegen),
 }
-# Whose `gate_up_proj` has the gate's outputs above the others.
+# Models whose `gate_up_proj` has the gate's outputs above the others.
 _GATED = ("phi3", "glm", "glm4")
-# Whose experts have them so, and those where the gate's outputs are every other one.
+# Models whose experts have them so too, and models where the gate's outputs are every other one.
 _EXPERTS_HALVES = (
     *("mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_vl_moe_text", "qwen3_5_moe_text", "olmoe"),
     *("deepseek_v2", "deepseek_v3", "glm4_moe", "llama4_text"),
@@ -119,7 +121,9 @@ _EXPERTS_ALTERNATING = ("gpt_oss",)
 
 
 def combined_matrix(name: str, shape: tuple[int, int], config: ModelConfig) -> Combined | None:
-    """Return how a matrix (out, in) is shared out, None if it is one, or if the sizes do not fit what is known.
+    """Return the layout of a combined matrix (out, in).
+
+    None if the matrix is a single one, or if its sizes do not fit the known layouts.
 
     Parameters
     ----------
@@ -155,7 +159,9 @@ def combined_matrix(name: str, shape: tuple[int, int], config: ModelConfig) -> C
 
 
 def combined_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> Combined | None:
-    """Return how each matrix of a stack of experts is shared out, None if it is one, or if not all is known.
+    """Return the layout of each combined matrix of experts.
+
+    None if each matrix of the stack is a single one, or if not all is known.
 
     Parameters
     ----------
@@ -173,7 +179,7 @@ def combined_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> C
         if sizes is None or not (halves or section.model_type in _EXPERTS_ALTERNATING):
             continue
         half, inputs = sizes
-        # Where both sides are of one size, which are the outputs stands nowhere.
+        # If both sides have one size, nothing tells which are the outputs.
         if sorted(shape) == sorted((2 * half, inputs)) and 2 * half != inputs:
             axis = shape.index(2 * half)
             return (
@@ -183,7 +189,10 @@ def combined_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> C
 
 
 def is_turned_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> bool:
-    """Return whether each matrix of a stack of experts' last layers is known to be stored as (in, out)."""
+    """Return whether experts' last layers are stored as (in, out).
+
+    The answer holds for each matrix of the stack, and is True only where this is known.
+    """
     if not _EXPERTS_DOWN.search(name):
         return False
     known = (*_EXPERTS_HALVES, *_EXPERTS_ALTERNATING)
@@ -192,6 +201,9 @@ def is_turned_expert(name: str, shape: tuple[int, int], config: ModelConfig) -> 
 
 
 def _expert_sizes(section: Section) -> tuple[int, int] | None:
-    """Return the size inside an expert, and that of what goes in and comes out."""
+    """Return an expert's inner size and its outer size.
+
+    The outer size is that of its inputs and its outputs.
+    """
     inside, outside = section.integer("moe_intermediate_size", "intermediate_size"), section.integer("hidden_size")
     return None if inside is None or outside is None else (inside, outside)

@@ -1,4 +1,7 @@
-"""The state of the files of a checkpoint: whether they are those that results belong to."""
+"""Return the state of a checkpoint's files.
+
+It shows whether they are the files that results belong to.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def file_states(reader: CheckpointReader) -> dict[str, list[int]]:
-    """Return, for each file that says what the weights are, its size in bytes and when it was changed, in nanoseconds.
+    """Return the size and time of each file of weights.
+
+    Sizes are in bytes, times of the last change in nanoseconds. The files are those that say what the weights are.
 
     Those that hold tensors, and the model's configuration beside them where there is one.
 

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 PREFIX = "hf://"
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-# Beside the weights: what says that a folder is an adapter's, and how weights are fused or quantized.
+# Configurations beside the weights: whether a folder is an adapter's, and how weights are fused or quantized.
 _CONFIGS = ("adapter_config.json", *CONFIGURATIONS)
 _SAFETENSORS = (".safetensors", ".safetensors.index.json")
 _TORCH = (".bin", ".bin.index.json", ".pt", ".pth")
 
 
 def fetch(name: str) -> Path:
-    """Return the folder of a checkpoint on the hub, in the local cache, after fetching what is not there.
+    """Return the local folder of a checkpoint on the hub.
+
+    The folder is in the local cache; what is not there is fetched first.
 
     Parameters
     ----------
@@ -65,14 +67,14 @@ def fetch(name: str) -> Path:
             huggingface_hub.snapshot_download(
                 repository,
                 revision=information.sha,
-                # Names may hold what patterns are made of.
+                # Names may hold characters of patterns.
                 allow_patterns=[glob.escape(file) for file in _wanted(files, name)],
             )
         )
     except CheckpointError:
         raise
     except Exception as error:
-        # The library passes on what its transport raises, which is another package's from version to version.
+        # The library passes on its transport's errors, and versions of it use different packages for transport.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(
             f"{name}: cannot be fetched ({reason}); with HF_HUB_OFFLINE=1 in the environment the local cache is read"
@@ -80,7 +82,10 @@ def fetch(name: str) -> Path:
 
 
 def _wanted(files: Iterable[str], name: str) -> list[str]:
-    """Return the files of a repository that hold weights, in one format, and the configurations beside them."""
+    """Return the files of a repository to fetch.
+
+    They hold the weights, in one format, or are the configurations beside them.
+    """
     files = list(files)
     for suffixes in (_SAFETENSORS, _TORCH):
         weights = [file for file in files if file.endswith(suffixes)]

@@ -1,4 +1,7 @@
-"""What a model's configuration beside its weights says of them: read as data, and believed where it is of its type."""
+"""Read what a model's configuration says of weights.
+
+The configuration is beside the weights. It is read as data, and believed where it is of its type.
+"""
 
 from __future__ import annotations
 

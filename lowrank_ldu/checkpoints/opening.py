@@ -1,4 +1,7 @@
-"""Open a checkpoint by its path: a file, a folder, an index of shards, or a name on the hub."""
+"""Open a checkpoint by its path.
+
+The path is a file, a folder, an index of shards, or a name on the hub.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +167,10 @@ class MultiFileReader(CheckpointReader):
 
 
 def _list_files(files: Iterable[Path], suffix: str = "") -> tuple[list[TensorInfo], dict[str, str]]:
-    """Return the tensors of all files, and what else they hold under ``file name:name``, opening one after another."""
+    """Return the tensors of all files, and other contents.
+
+    Other contents are called ``file name:name``. One file is opened after another.
+    """
     tensors: list[TensorInfo] = []
     ignored: dict[str, str] = {}
     for file in files:
@@ -237,9 +243,9 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-# What transformers calls the weights of a model, or their index, and PEFT those of an adapter.
+# Names that transformers gives the weights of a model or their index, and PEFT those of an adapter.
 _MODEL, _ADAPTER = "model.safetensors", "adapter_model."
-# What training loops leave beside a model; none of it is weights.
+# Files that training loops leave beside a model; none of them holds weights.
 _NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 
 
@@ -286,7 +292,10 @@ def _is_model(path: Path) -> bool:
 
 
 def _open_own_files(path: Path) -> MultiFileReader | None:
-    """Return a reader of the checkpoint that is in a directory itself, None if there is none."""
+    """Return a reader of a directory's own checkpoint.
+
+    None if the directory itself holds none.
+    """
     files = [file for file in _entries(path) if file.is_file()]
     safetensors_index, torch_index = INDEX_SUFFIXES
     index = _find_index(files, safetensors_index, "model")

@@ -1,4 +1,7 @@
-"""What is stored as one tensor and used as several matrices, or turned: documented rules on names and shapes."""
+"""Split stored tensors into the matrices of use.
+
+One tensor may hold several matrices, or a turned one. The rules on names and shapes are documented.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ class Part:
 
 
 def transposed_names(tensors: Iterable[TensorInfo]) -> set[str]:
-    """Return the names of weights that are stored as (in, out), as those of transformers' Conv1D are.
+    """Return the names of weights stored as (in, out).
+
+    Those of transformers' Conv1D are.
 
     Examples
     --------

@@ -1,4 +1,6 @@
-"""Read files that may be damaged: JSON, ranges of bytes, and what libraries raise, as one error.
+"""Read files that may be damaged.
+
+JSON, ranges of bytes, and what libraries raise: all faults become one error.
 
 Libraries of formats that few users have are imported where such a file is opened.
 """
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# What libraries raise on bytes that are damaged or hostile: they follow them wherever they lead.
+# Errors that libraries raise on damaged or hostile bytes, since they do not check them first.
 LIBRARY_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -52,7 +54,7 @@ def library_for(path: Path, module: str) -> Any:
         ) from error
 
 
-# Of an object of Python, <ast.BoolOp object at 0x7f1234567890>: its place in memory helps nobody.
+# The text of a Python object, <ast.BoolOp object at 0x7f1234567890>: its place in memory helps nobody.
 _ADDRESS = re.compile(r" object at 0x[0-9a-f]+>")
 # A message of a library may repeat a header of megabytes.
 _LONGEST_REASON = 300
@@ -125,7 +127,10 @@ def stored_range(path: Path, name: str, start: int, size: int) -> bytearray:
 
 
 def stored_parts(path: Path, name: str, start: int, size: int) -> Iterator[bytes]:
-    """Yield the bytes of a tensor part by part; raises what `stored_range` does."""
+    """Yield the bytes of a tensor part by part.
+
+    The errors are those of `stored_range`.
+    """
     with _range_of(path, name):
         yield from untrusted.range_parts(path, start, size)
 

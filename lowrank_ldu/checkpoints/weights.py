@@ -1,4 +1,7 @@
-"""The weights of a checkpoint: its tensors, with what is stored as one and used as several taken apart."""
+"""Read the weights of a checkpoint as matrices.
+
+Several of them may be stored as one tensor, which is taken apart.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ class _Source:
 
 
 class WeightsReader(CheckpointReader):
-    """Reader of the matrices that a model uses: experts, queries, keys and values one by one, and dequantized.
+    """Reader of the matrices that a model uses.
+
+    Experts, queries, keys and values come one by one, and dequantized.
 
     Every tensor of the file is read once if its parts are loaded one after another; of a stack of quantized matrices
     one is dequantized at a time. Texts of a few bytes that say the shape of quantized weights are read at once.
@@ -72,7 +77,7 @@ class WeightsReader(CheckpointReader):
             parts = parts_of(found.info, configs.of(found.info), transposed=found.info.name in turned)
             for source in _sources(found, parts, stored):
                 self._sources.setdefault(source.part.info.name, source)
-        # What is loaded next, if one is loaded after another: what it needs is kept.
+        # The next weight, if they are loaded in order: the tensors that it needs are kept.
         names = list(self._sources)
         self._next = dict(zip(names, [self._sources[name] for name in names[1:]], strict=False))
         self._tensors: tuple[_Source, dict[str, torch.Tensor]] | None = None
@@ -114,7 +119,10 @@ class WeightsReader(CheckpointReader):
             raise CheckpointError(f"{self.path}: {source.part.info.name!r} cannot be dequantized: {error}") from error
 
     def _load_tensors(self, source: _Source, following: _Source | None) -> dict[str, torch.Tensor]:
-        """Return the stored tensors, and keep them if there is another matrix in them."""
+        """Return the stored tensors of a matrix.
+
+        They are kept if there is another matrix in them.
+        """
         held, self._tensors = self._tensors, None
         if held is not None and source.shares_tensors(held[0]):
             tensors = held[1]
@@ -135,7 +143,7 @@ class WeightsReader(CheckpointReader):
 def _sources(found: QuantizedWeight, parts: list[Part], stored: Stored) -> Iterator[_Source]:
     own = list(found.roles.values())
     if any(part.info.name in stored.tensors and part.info.name not in own for part in parts):
-        # Whoever calls a tensor like another one's part keeps the name: this one is listed as it is stored.
+        # Another tensor already has the name of this one's part: this one is listed as it is stored.
         info = stored.tensors[own[0]]
         yield _Source(Part(info), QuantizedWeight(info, {"": info.name}))
         return

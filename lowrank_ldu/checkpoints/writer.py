@@ -1,4 +1,6 @@
-"""Write safetensors files tensor by tensor, so that memory holds a part of one and not the file.
+"""Write safetensors files tensor by tensor.
+
+Memory holds a part of one tensor and not the file.
 
 The safetensors library writes a dictionary of tensors that are all in memory. What is copied here is never made a
 tensor: bytes stay bytes, of whatever dtype.
@@ -31,7 +33,9 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Entry:
-    """Hold a tensor that is to be written: its header and its bytes.
+    """Hold the header and the bytes of a tensor.
+
+    The tensor is to be written.
 
     Attributes
     ----------
@@ -73,7 +77,7 @@ def computed(name: str, dtype: torch.dtype, shape: tuple[int, ...], read: Callab
 def stored(reader: SafetensorsReader, name: str) -> Entry:
     """Return the entry of a tensor that stands in a file."""
     info = reader.info(name)
-    # What torch has no name of is called as in the file.
+    # A dtype without a name in torch keeps its name in the file.
     return Entry(
         name, CODES.get(info.dtype, info.dtype), info.shape, info.nbytes, functools.partial(reader.parts, name)
     )

@@ -87,6 +87,9 @@ def _said(error: Exception, message: str) -> str:
     accepted = ""
     if message.startswith("No such command") and command is not None:
         accepted = ", ".join(command.commands)
+    elif message.startswith("No such option") and command is not None:
+        message = message.partition(" (Possible option")[0].partition(" Did you mean")[0]
+        accepted = ", ".join(_longest(each) for each in command.params if each.param_type_name == "option")
     elif "unexpected extra argument" in message and command is not None:
         repeated = [_longest(each) for each in command.params if getattr(each, "multiple", False)]
         if repeated:

@@ -1,4 +1,7 @@
-"""`lowrank-ldu export`: an adapter as a LoRA adapter, a merged model, or dense updates."""
+"""Export an adapter by `lowrank-ldu export`.
+
+It becomes a LoRA adapter, a merged model, or dense updates.
+"""
 
 from __future__ import annotations
 

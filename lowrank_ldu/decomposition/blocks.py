@@ -43,7 +43,10 @@ def stacked(arrays: list[Array], W: Array, backend: Backend) -> Array:
 
 
 def take_rows(matrix: Array, index: Array, backend: Backend) -> Array:
-    """Take rows of a matrix (m, n), or of each matrix of a stack."""
+    """Take rows of each matrix (m, n).
+
+    There is one matrix, or a stack of them.
+    """
     if matrix.ndim == 2:
         return backend.xp.take(matrix, index, axis=0)
     return backend.xp.take_along_axis(matrix, index[..., None], axis=-2)

@@ -15,7 +15,9 @@ from lowrank_ldu.validation import check_finite, check_like, check_rank, check_r
 
 
 def scaled_product(left: Array, diagonal: Array, right: Array) -> Array:
-    """Return left (..., m, r) @ diag(diagonal (..., r)) @ right (..., r, n).
+    """Return left @ diag(diagonal) @ right (..., m, n).
+
+    The shapes are left (..., m, r), diagonal (..., r) and right (..., r, n).
 
     Entries that the sum over its terms overflows on the way to are formed with the diagonal brought down by a power of
     two (exact) before it, and back up after it, so that none is lost that is representable.
@@ -38,7 +40,9 @@ def scaled_product(left: Array, diagonal: Array, right: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Factorization(Generic[ArrayType]):
-    """A weight as a sum of rank-one terms, `W ~ left @ diag(diagonal) @ right`.
+    """A weight as a sum of rank-one terms.
+
+    `W ~ left @ diag(diagonal) @ right`.
 
     Attributes
     ----------

@@ -110,7 +110,9 @@ class LDU(Factorization[ArrayType]):
 
 @explain_keywords(RANK_KEYWORDS | {"pivot": "it is pivoting here"})
 def ldu(W: ArrayType, rank: int | None = None, *, pivoting: Pivoting = "partial", seed: int = 0) -> LDU[ArrayType]:
-    """Factor W = P L diag(z) U Q^T, or the first `rank` terms of it.
+    """Factor W = P L diag(z) U Q^T.
+
+    With `rank`, only its first `rank` terms.
 
     Parameters
     ----------
@@ -216,7 +218,9 @@ def split_and_fold(
 
 
 def _in_range(factors: LDU, backend: Backend) -> bool:
-    """Whether all factors are finite, and the largest pivot of each matrix is ordinary.
+    """Return whether factors are finite and pivots ordinary.
+
+    This holds if all factors are finite, and the largest pivot of each matrix is ordinary.
 
     LAPACK and XLA multiply by reciprocals of pivots. Those of hardly normal numbers overflow, and those of the largest
     numbers are not normal.

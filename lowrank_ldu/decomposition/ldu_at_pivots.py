@@ -101,7 +101,9 @@ def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tup
 
 
 def _eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend) -> tuple[Array, Array]:
-    """Return L (m, r) and D U (r, n) of the permuted W (m, n).
+    """Return L (m, r) and D U (r, n).
+
+    They are the factors of the permuted W (m, n).
 
     By halves; the pivots are on the diagonal.
 

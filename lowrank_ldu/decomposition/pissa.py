@@ -35,7 +35,9 @@ class PiSSA(Factorization[ArrayType]):
 def pissa(
     W: ArrayType, rank: int | None = None, niter: int | None = None, *, oversampling: int = 0, seed: int = 0
 ) -> PiSSA[ArrayType]:
-    """Return PiSSA's initialization of a LoRA pair: left = U sqrt(S) and right = sqrt(S) V^T.
+    """Return PiSSA's initialization of a LoRA pair.
+
+    left = U sqrt(S) and right = sqrt(S) V^T.
 
     Parameters
     ----------

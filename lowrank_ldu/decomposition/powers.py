@@ -26,7 +26,10 @@ def exponent_of(magnitude: Array, backend: Backend) -> Array:
 
 
 def largest_exponent(xp: Any, dtype: Any) -> int:
-    """Return E with 2 ** E just beyond the largest number of a dtype."""
+    """Return the exponent beyond a dtype's largest number.
+
+    It is E with 2 ** E just beyond that number.
+    """
     return math.frexp(float(xp.finfo(dtype).max))[1]
 
 

@@ -101,7 +101,10 @@ def eliminate_rescaled(
 
 
 def _split(rows: _Host, exponent: int, dtype: np.dtype[Any], library: Backend) -> tuple[_Host, _Host]:
-    """Return z and U in `dtype` of rows that are scaled by 2 ** exponent."""
+    """Return z and U in `dtype`.
+
+    Both come from rows that are scaled by 2 ** exponent.
+    """
     largest_number = float(np.finfo(dtype).max)
 
     def stored(z: _Host) -> _Host:

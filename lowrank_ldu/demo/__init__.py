@@ -5,6 +5,8 @@ By LoLDU and the methods it is compared with (``finetune`` extra).
 `compare_methods` is the entry; the other names are its parts and results.
 """
 
+from __future__ import annotations
+
 from lowrank_ldu.demo.comparison import (
     Comparison,
     ComparisonProgress,

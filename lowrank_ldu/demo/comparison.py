@@ -3,20 +3,24 @@
 Several seeds, with the same batches and steps for all methods.
 """
 
+from __future__ import annotations
+
 import copy
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from lowrank_ldu.demo.determinism import single_threaded
 from lowrank_ldu.demo.digits import DEFAULT_SHIFT, DigitsSplit, Images, load_digits_split
 from lowrank_ldu.demo.methods import FullFineTuning, Method, PreparedModel, default_methods
 from lowrank_ldu.demo.training import StepCallback, TrainingResult, TrainingSettings, accuracy, train
 from lowrank_ldu.demo.vit import VisionTransformerSettings, build_vision_transformer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,10 @@ class MethodResult:
 
     @property
     def initial_accuracy(self) -> float:
-        """Mean test accuracy over the seeds before the first step, in [0, 1]."""
+        """Mean test accuracy before the first step, in [0, 1].
+
+        The mean is over the seeds.
+        """
         return statistics.fmean(run.initial_accuracy for run in self.runs)
 
     @property
@@ -318,7 +325,7 @@ def compare_methods(
 
 
 def _run_method(
-    method: Method, pretrained: Pretrained, split: DigitsSplit, settings: ComparisonSettings, count: "_StepCounter"
+    method: Method, pretrained: Pretrained, split: DigitsSplit, settings: ComparisonSettings, count: _StepCounter
 ) -> MethodResult:
     trained = [
         fine_tune(

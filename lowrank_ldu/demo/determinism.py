@@ -3,10 +3,15 @@
 Initial weights by seed, and arithmetic that does not depend on the number of cores.
 """
 
-from collections.abc import Iterator
+from __future__ import annotations
+
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @contextmanager

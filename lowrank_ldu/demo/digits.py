@@ -6,13 +6,17 @@ scikit-learn ships the test part of the UCI "Optical Recognition of Handwritten 
 pixels with 17 gray levels, so nothing is downloaded.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from lowrank_ldu.demo.extra import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PRETRAINING_IMAGES: Final = 600
 TRAINING_IMAGES: Final = 300
@@ -101,7 +105,7 @@ def load_digits_split(seed: int = 0, *, shift: str = DEFAULT_SHIFT) -> DigitsSpl
         scikit-learn is not installed.
     """
     if shift not in SHIFTS:
-        raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {shift!r}")
+        raise ValueError(f"shift is {shift!r}; accepted: {', '.join(SHIFTS)}")
     digits = require("sklearn.datasets").load_digits()
     # Gray levels are the integers 0 to 16; the networks get zero-centered pixels.
     upright = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8.0 - 1.0

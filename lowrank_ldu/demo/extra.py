@@ -1,5 +1,7 @@
 """Import packages of the ``finetune`` extra."""
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import Any
 

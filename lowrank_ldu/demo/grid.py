@@ -5,16 +5,20 @@
 Every method gets the same candidates, the same budget and the same images; the test images are not looked at.
 """
 
+from __future__ import annotations
+
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lowrank_ldu.demo.comparison import ComparisonSettings, Pretrained, fine_tune, pretrain
 from lowrank_ldu.demo.digits import DEFAULT_SHIFT, SHIFTS, DigitsSplit, load_digits_split
 from lowrank_ldu.demo.methods import Method, default_methods
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LEARNING_RATES: Final = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 GRID_SEEDS: Final = (0, 1)

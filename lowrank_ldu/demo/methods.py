@@ -6,15 +6,19 @@ Every method trains the classification head too. Parameters are counted as the p
 and Table I: adapter with sigma, without the head), and with the head beside it.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
 
 from lowrank_ldu.demo.determinism import seeded
 from lowrank_ldu.demo.extra import require
 from lowrank_ldu.nn import inject, project_
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HEAD = "classifier"
 
@@ -285,7 +289,8 @@ def query_and_value(model: nn.Module) -> list[str]:
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     found = sorted(linear & _QUERY_AND_VALUE)
     if not found:
-        raise ValueError(f"no query or value projection found: no linear layer is named {sorted(_QUERY_AND_VALUE)}")
+        accepted = ", ".join(sorted(_QUERY_AND_VALUE))
+        raise ValueError(f"the model has no query or value projection; accepted: linear layers named {accepted}")
     return found
 
 

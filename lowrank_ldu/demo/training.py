@@ -3,17 +3,22 @@
 AdamW, a linear schedule with warm-up, and a fixed number of epochs.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from lowrank_ldu.demo.determinism import single_threaded
-from lowrank_ldu.demo.digits import Images
-from lowrank_ldu.demo.methods import PreparedModel
+
+if TYPE_CHECKING:
+    from lowrank_ldu.demo.digits import Images
+    from lowrank_ldu.demo.methods import PreparedModel
 
 StepCallback = Callable[[int, int, float], None]
 """Called after each step with the steps done, the steps in all, and the step's loss (mean cross-entropy in nats)."""
@@ -167,7 +172,7 @@ def accuracy(model: nn.Module, images: Images) -> float:
 
 def _warmup_then_linear(total: int, warmup_ratio: float) -> Callable[[int], float]:
     if not 0.0 <= warmup_ratio < 1.0:
-        raise ValueError(f"warmup_ratio must be in [0, 1), got {warmup_ratio}")
+        raise ValueError(f"warmup_ratio is {warmup_ratio}; accepted: at least 0 and below 1")
     warmup = int(warmup_ratio * total)  # less than total, so that the falling part is never empty
 
     def factor(step: int) -> float:

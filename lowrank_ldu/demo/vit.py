@@ -1,12 +1,15 @@
 """Build the small vision transformer of the demo."""
 
-from dataclasses import dataclass
-from typing import cast
+from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from lowrank_ldu.demo.determinism import seeded
 from lowrank_ldu.demo.extra import require
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ def diagnose(
     *,
     singular_values: Array | None = None,
 ) -> list[Diagnostics]:
-    """Measure a factorization of W at each rank, beside the zero matrix and the best possible.
+    """Measure a factorization of W at each rank.
+
+    It is compared with the zero matrix and the best possible.
 
     Parameters
     ----------

@@ -142,7 +142,10 @@ class RankErrors:
 
     @cached_property
     def _side(self) -> tuple[Array, Array]:
-        """The factor (k, r) of the side on which `_projection` is, and the Gram matrix (r, r) of the other one."""
+        """The factor (k, r) of the projection's side.
+
+        With it comes the Gram matrix (r, r) of the other factor. The side is that of `_projection`.
+        """
         if self._by_rows:
             return self._terms.unit_left, self._terms.unit_right_gram
         return self._terms.unit_right.T, self._terms.unit_left_gram
@@ -168,7 +171,10 @@ class RankErrors:
 
     @cached_property
     def _held(self) -> npt.NDArray[np.float64]:
-        """Squares of W's projections on the first 1, 2, ... terms, as many as `_cholesky` answers for."""
+        """Squares of W's projections on the leading terms.
+
+        On the first 1, 2, ... terms, as many as `_cholesky` answers for.
+        """
         triangle, size = self._cholesky
         count = len(triangle)
         overlap = np.asarray(self._backend.to_numpy(self._overlap))[:count]

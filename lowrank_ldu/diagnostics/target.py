@@ -156,7 +156,10 @@ class Target:
 
     @cached_property
     def scaled_values(self) -> Array:
-        """Singular values of the scaled W: all, or lower bounds of the leading ones."""
+        """Singular values of the scaled W.
+
+        All of them, or lower bounds of the leading ones.
+        """
         return self.backend.xp.linalg.svdvals(self.wide) if self._values is None else self._scaled(self._values)
 
     @property
@@ -166,7 +169,7 @@ class Target:
 
     @property
     def in_range(self) -> bool:
-        """Whether W is not zero, and measured in float64."""
+        """Return whether W is not zero, and measured in float64."""
         return self.backend.has_float64(self.W) and self.largest > 0.0
 
     @cached_property

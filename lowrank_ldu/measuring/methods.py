@@ -209,7 +209,10 @@ def _copy(base: nn.Linear) -> nn.Linear:
 
 
 def _sharing(layer: LDULayer, plan: Plan) -> LDULayer:
-    """Return a layer with the factors of another one and parameters of its own."""
+    """Return a layer with another one's factors.
+
+    Its parameters are its own.
+    """
     diagonal = next(layer.diagonals())
     own = diagonal._replace(adapter=copy.deepcopy(diagonal.adapter))
     fresh = LDULayer.of(_copy(layer.base_layer), own)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def deviation(method: LayerMethod, base: nn.Linear, adapted: LDULayer, x: Tensor
 
 
 def is_right(error: float, dtype: torch.dtype) -> bool:
-    """Whether a deviation is rounding."""
+    """Return whether a deviation is rounding."""
     return error <= _TOLERANCE[dtype]
 
 

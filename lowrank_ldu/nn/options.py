@@ -6,6 +6,7 @@ Layers, PEFT's configuration and files share them.
 from __future__ import annotations
 
 import inspect
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -167,7 +168,11 @@ class AdapterOptions:
         The other fields are at their defaults. Adapters of one weight share their factors if these
         options are equal.
         """
-        return AdapterOptions(**{name: getattr(self, name) for name in _OF_FACTORS})
+        part = copy(self)  # its fields are checked already, and a model has hundreds of layers
+        for field in fields(self):
+            if field.name not in _OF_FACTORS:
+                object.__setattr__(part, field.name, field.default)
+        return part
 
     def described(self) -> str:
         """Return the text for an adapter beside its factors.
@@ -202,6 +207,8 @@ def given_options(options: AdapterOptions | None, rank: int | None, keywords: Ma
     TypeError, ValueError
         `options` is no `AdapterOptions`, or keywords are given beside it; or a keyword is not accepted.
     """
+    if isinstance(rank, AdapterOptions):
+        raise TypeError("rank is of type AdapterOptions; accepted: an integer, or options=AdapterOptions(...)")
     if options is None:
         return AdapterOptions(rank=rank, **keywords)
     if not isinstance(options, AdapterOptions):

@@ -62,5 +62,5 @@ def test_a_shift_changes_the_rendering_and_nothing_else(shift):
 
 
 def test_an_unknown_shift_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"half-turn-negative.*'mirror'"):
+    with pytest.raises(ValueError, match=r"shift is 'mirror'; accepted: .*half-turn-negative"):
         load_digits_split(shift="mirror")

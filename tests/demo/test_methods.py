@@ -152,7 +152,7 @@ def test_random_initialization_follows_the_seed_and_leaves_the_global_generator_
 
 
 def test_a_model_without_query_and_value_is_refused():
-    with pytest.raises(ValueError, match="no query or value projection"):
+    with pytest.raises(ValueError, match="no query or value projection; accepted: "):
         query_and_value(nn.Sequential(nn.Linear(2, 2)))
 
 

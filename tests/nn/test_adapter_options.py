@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import pydoc
+import re
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,17 @@ def test_no_option_is_listed_in_more_than_two_places():
     paths = sorted(PACKAGE.rglob("*.py"))
     found = [name for path in paths for name in listings(ast.parse(path.read_text(encoding="utf-8")))]
     assert sorted(found) == ["AdapterOptions", "LolduConfig"]
+
+
+def test_options_in_the_place_of_the_rank():
+    accepted = re.escape("accepted: an integer, or options=AdapterOptions(...)")
+    with pytest.raises(TypeError, match=accepted):
+        LDULayer(nn.Linear(4, 3), AdapterOptions(rank=2))
+    with pytest.raises(TypeError, match=accepted):
+        inject(nn.Sequential(nn.Linear(4, 3)), ["0"], AdapterOptions(rank=2))
+
+
+def test_the_part_of_the_factors_is_that_of_options_made_so():
+    options = AdapterOptions(rank=2, alpha=3.0, init="zeros", pivoting="rook", basis="ldu", train_sigma=False, seed=5)
+    assert options.factors == AdapterOptions(rank=2, pivoting="rook", basis="ldu", seed=5)
+    assert options.init == "zeros"

@@ -16,7 +16,7 @@ from lowrank_ldu.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# As torch calls the types that are not quantized.
+# torch's names of the types that are not quantized.
 _PLAIN = {
     "F64": "float64",
     "F32": "float32",
@@ -102,7 +102,9 @@ class GgufReader(CheckpointReader):
 
 
 def _described(library: Any, path: Path) -> tuple[list[_Stored], bool]:
-    """Have the library say where each tensor is, and whether bytes are in the other order.
+    """List where the library finds each tensor.
+
+    Return too whether bytes are in the other order.
 
     It is given the header, at the beginning of a file as long as this one.
     """

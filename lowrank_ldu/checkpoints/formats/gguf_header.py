@@ -1,4 +1,6 @@
-"""The header of a GGUF file, walked through before the gguf library takes it apart.
+"""Check the header of a GGUF file.
+
+It is read to its end before the gguf library takes it apart.
 
 The library believes what a file says of its own sizes, and makes objects for each number of each array: a file of 60
 bytes can keep it busy until memory ends. It also maps files, which ends the process where one becomes shorter.
@@ -11,7 +13,7 @@ from typing import BinaryIO
 
 from lowrank_ldu.untrusted import read_exactly
 
-# Bytes of a value, by the format's number of its type: of a string the length of its text.
+# Bytes of a value, by the format's number of its type; for a string, of the length of its text.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 8: 8, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 # Vocabularies have some hundred thousand entries, in three or four arrays.
@@ -86,7 +88,10 @@ class _Walk:
             self._take(count * size)
 
     def _counted(self, count: int, size: int) -> int:
-        """Check that so many things of at least that size can follow, and that there are not too many in all."""
+        """Check that the file can hold so many values.
+
+        Each has at least the given size, and there must not be too many in all.
+        """
         self._values += count
         if count * size > self._left or self._values > _MOST_VALUES:
             raise ValueError(f"{count} values are said to follow, with {self._left} bytes left")

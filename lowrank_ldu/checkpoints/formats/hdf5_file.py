@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 # user gave it no name.
 _ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}
 _ORDER_TRANSPOSED = (2, 3, 0, 1)
-# Of what is stored: deflate reaches 1,032.
+# Ratio of inflated to stored bytes: deflate reaches 1,032.
 _MOST_INFLATED = 1100
 # Far deeper than any model nests its layers.
 _MOST_DEPTH = 64
 
 
 class Hdf5Reader(CheckpointReader):
-    """Reader of one HDF5 file of Keras 2 or 3; every dataset is a tensor, called by its path in the file.
+    """Reader of one HDF5 file of Keras 2 or 3.
+
+    Every dataset is a tensor, called by its path in the file.
 
     Kernels are given with `TensorInfo.order`, since Keras stores them with the outputs last. Datasets that lie in other
     files are listed and not opened, and neither are links.
@@ -59,7 +61,10 @@ class Hdf5Reader(CheckpointReader):
         return self._library.h5o.get_info(item.id).addr
 
     def _walk(self, group: Any, prefix: str, seen: set[Any]) -> Iterator[tuple[str, Any]]:
-        """Yield the datasets below a group, in the order of their names, or why something is none to load."""
+        """Yield the datasets below a group by name.
+
+        What cannot be loaded comes as a text that says why.
+        """
         for key in group:
             name = f"{prefix}{key}"
             try:
@@ -74,7 +79,10 @@ class Hdf5Reader(CheckpointReader):
                 yield from self._walk(item, f"{name}/", seen)
 
     def _member(self, group: Any, key: str, seen: set[Any]) -> Any:
-        """Return a group, a dataset that is a tensor, or why something is neither."""
+        """Return a group or a tensor's dataset, or the obstacle.
+
+        The obstacle is a text: why the member is neither of them.
+        """
         if not isinstance(group.get(key, getlink=True), self._library.HardLink):
             return "link, which may lead out of the file"
         item = group[key]
@@ -110,7 +118,10 @@ class Hdf5Reader(CheckpointReader):
 
 
 def _not_a_tensor(dataset: Any) -> str | None:
-    """Return what a dataset is if it is not a tensor in this file that can be loaded, else None."""
+    """Return why a dataset is no tensor, or None.
+
+    A tensor is in this file and can be loaded.
+    """
     if dataset.external or dataset.is_virtual:
         return "dataset of another file, which is not opened"
     if dataset.shape is None:

@@ -1,4 +1,7 @@
-"""A folder of a LoRA adapter, as PEFT saves it: the updates of the weights that it adapts."""
+"""Read the folder of a LoRA adapter.
+
+PEFT saves such folders. What is read are the updates of the weights that the adapter changes.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,16 @@ if TYPE_CHECKING:
 
 _CONFIG = "adapter_config.json"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>|embedding_)(?P<letter>[AB])(\.weight)?")
-# Starts that take out of the base weight what the factors begin with, by PEFT's names, some with a number behind.
+# Initializations that subtract the first factors from the base weight, by PEFT's names; some end in a number.
 _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 class _Pair(NamedTuple):
-    """Hold two factors, a (r, in...) and b (out, r...), and their scaling."""
+    """Hold two factors and their scaling.
+
+    The factors are a (r, in...) and b (out, r...).
+    """
 
     a: TensorInfo
     b: TensorInfo
@@ -34,7 +40,9 @@ class _Pair(NamedTuple):
 
 
 def lora_config(path: Path) -> dict[str, Any] | None:
-    """Return the configuration of the LoRA adapter in a folder, None if there is none, or one of another method.
+    """Return the configuration of a folder's LoRA adapter.
+
+    None if there is none, or one of another method.
 
     Raises
     ------
@@ -51,7 +59,9 @@ def lora_config(path: Path) -> dict[str, Any] | None:
 
 
 class LoraReader(CheckpointReader):
-    """Reader of the updates scaling B A of a LoRA adapter, (out, in) and float32, each called as the module it adapts.
+    """Reader of the updates of a LoRA adapter.
+
+    An update is scaling B A, (out, in) and float32, called as the module it adapts.
 
     Parameters
     ----------
@@ -133,7 +143,10 @@ def _alpha_pattern(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed_base(start: str) -> str:
-    """Say why the product of factors is no update of the published weights, and what to do about it."""
+    """Say why the factors' product is no update.
+
+    It is none of the published weights; the text says too what to do about it.
+    """
     if start.startswith("loftq"):
         return (
             "factor of an adapter of a base that LoftQ quantized: its product is no update of the published weights; "
@@ -147,7 +160,10 @@ def _changed_base(start: str) -> str:
 
 
 def _scaling(config: dict[str, Any], alphas: Patterns, module: str, rank: int) -> float:
-    """Return alpha / r, or alpha / sqrt(r) with rslora; alpha by its pattern if the module has one, as in PEFT."""
+    """Return alpha / r, or alpha / sqrt(r) with rslora.
+
+    If a pattern of the adapter gives the module an alpha, it is that one, as in PEFT.
+    """
     alpha = float(alphas.value_for(module, config.get("lora_alpha", 8)))
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not math.isfinite(scaling):

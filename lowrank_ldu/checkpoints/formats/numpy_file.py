@@ -1,4 +1,7 @@
-"""A file of numpy: ``.npy``, one array, or ``.npz``, an archive of them."""
+"""Read a file of numpy arrays.
+
+``.npy`` holds one array, ``.npz`` is an archive of them.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# RuntimeError of encrypted members, too.
+# Encrypted members raise RuntimeError.
 _ERRORS = (*LIBRARY_ERRORS, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 # numpy itself takes headers of up to 10,000 characters, but reads them first, however long they say that they are.
 _LONGEST_HEADER = 2**16
-# Of what is compressed: deflate reaches 1,032.
+# Ratio of inflated to compressed bytes: deflate reaches 1,032.
 _MOST_INFLATED = 1100
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
@@ -42,7 +45,9 @@ class _Array(NamedTuple):
 
 
 class NumpyReader(CheckpointReader):
-    """Reader of one ``.npy`` or ``.npz`` file; only headers are read until an array is loaded, and no pickle ever is.
+    """Reader of one ``.npy`` or ``.npz`` file.
+
+    Only headers are read until an array is loaded, and no pickle ever is.
 
     An array of a ``.npy`` file is called by the file's name without its suffix.
 
@@ -61,7 +66,7 @@ class NumpyReader(CheckpointReader):
         self._arrays: dict[str, _Array] = {}
         found: dict[str, TensorInfo | str] = {}
         with refused_as(path, "numpy file", _ERRORS), warnings.catch_warnings():
-            # Of headers that Python reads as code, or that Python 2 wrote; what is wrong is said once.
+            # Python warns of headers that it reads as code or that Python 2 wrote; the error says it once.
             warnings.simplefilter("ignore")
             for name, what in self._list_file(path) if path.suffix.lower() == ".npy" else self._list_archive(path):
                 found[name] = "array whose name two members have" if name in found else what
@@ -87,7 +92,10 @@ class NumpyReader(CheckpointReader):
                     yield name, self._member(path, name, archive, member)
 
     def _member(self, path: Path, name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> TensorInfo | str:
-        """Return what a member of an archive is; one that is damaged takes no other with it."""
+        """Return the tensor of an archive's member, or the obstacle.
+
+        A damaged member takes no other with it.
+        """
         try:
             with archive.open(member) as stream:
                 return self._header(path, name, member.filename, stream, member.file_size)
@@ -95,7 +103,10 @@ class NumpyReader(CheckpointReader):
             return f"array that cannot be read ({reason_of(error)})"
 
     def _header(self, path: Path, name: str, member: str, stream: IO[bytes], size: int) -> TensorInfo | str:
-        """Read the header of an array, and return what it says, or why it is none that can be loaded."""
+        """Read an array's header, or return the obstacle.
+
+        The obstacle is a text: why the array cannot be loaded.
+        """
         head = io.BytesIO(stream.read(_LONGEST_HEADER))
         read_header = _HEADERS.get(npy.read_magic(head))
         if read_header is None:
@@ -104,7 +115,7 @@ class NumpyReader(CheckpointReader):
         start = head.tell()
         kind = torch_name(dtype)
         if kind is None or dtype.subdtype is not None:
-            # Of a type that holds arrays, numpy would give another shape than the one that is written.
+            # If a type holds arrays, numpy gives another shape than the written one.
             return f"{dtype} array"
         if any(size < 0 for size in shape):
             raise ValueError(f"{name!r} is said to have the shape {shape}, with negative sizes")
@@ -141,7 +152,9 @@ class NumpyReader(CheckpointReader):
 
 
 def torch_name(dtype: np.dtype) -> str | None:
-    """Return torch's name of a numpy dtype, None where torch has no such tensors.
+    """Return torch's name of a numpy dtype.
+
+    None where torch has no such tensors.
 
     Examples
     --------

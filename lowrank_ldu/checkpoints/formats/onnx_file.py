@@ -15,7 +15,7 @@ from lowrank_ldu.errors import CheckpointError
 if TYPE_CHECKING:
     from pathlib import Path
 
-# As torch calls the types that it can hold.
+# torch's names of the types that it can hold.
 _DTYPES = {
     "FLOAT": "float32",
     "DOUBLE": "float64",
@@ -98,7 +98,10 @@ class OnnxReader(CheckpointReader):
         return torch.from_numpy(values.copy())
 
     def _check_length(self, info: TensorInfo) -> None:
-        """Refuse values apart that are more or fewer than the tensor's: the library reads as many as it is told."""
+        """Refuse a tensor with too many or few bytes.
+
+        The values are in another file, and the library reads as many as it is told.
+        """
         tensor = self._stored[info.name]
         if tensor.data_location != self._onnx.TensorProto.EXTERNAL:
             return
@@ -118,12 +121,15 @@ class OnnxReader(CheckpointReader):
 
 
 def _text(name: Any) -> str:
-    # What is no UTF-8 comes as bytes.
+    # Names that are no UTF-8 come as bytes.
     return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
 def _orders(graph: Any) -> dict[str, tuple[int, ...]]:
-    """Return the axes in the order (out, in, kernel...) of the weights that the graph uses in another one."""
+    """Return the axes of weights in another order.
+
+    The axes give the order (out, in, kernel...) of the weights that the graph uses in another one.
+    """
     orders: dict[str, tuple[int, ...]] = {}
     for node in graph.node:
         if len(node.input) < 2:

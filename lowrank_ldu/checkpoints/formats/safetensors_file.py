@@ -41,7 +41,7 @@ DTYPES = {
 CODES = {name: code for code, name in DTYPES.items()}
 
 
-# What is refused as no safetensors file.
+# Errors that mean: this is no safetensors file.
 HEADER_ERRORS = (SafetensorError, OSError, ValueError)
 
 
@@ -86,7 +86,9 @@ def read_header(path: Path) -> Header:
 
 
 class SafetensorsReader(CheckpointReader):
-    """Reader of one ``.safetensors`` file; only its header is read until a tensor is loaded.
+    """Reader of one ``.safetensors`` file.
+
+    Only its header is read until a tensor is loaded.
 
     Parameters
     ----------
@@ -116,7 +118,9 @@ class SafetensorsReader(CheckpointReader):
         super().__init__(path, tensors, {})
 
     def parts(self, name: str) -> Iterator[bytes]:
-        """Yield a tensor's bytes as they are stored, of whatever dtype, part by part.
+        """Yield a tensor's stored bytes part by part.
+
+        The tensor may have any dtype.
 
         Raises
         ------

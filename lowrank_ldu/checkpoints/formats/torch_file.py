@@ -32,7 +32,9 @@ _LOAD_ERRORS = (*LIBRARY_ERRORS, pickle.UnpicklingError, struct.error, zipfile.B
 
 
 class TorchReader(CheckpointReader):
-    """Reader of one file that ``torch.save`` wrote, which never runs code from the file.
+    """Reader of one file that ``torch.save`` wrote.
+
+    It never runs code from the file.
 
     The values stay on disk until they are used, and are read then, not mapped: a file that becomes shorter is an error
     and not the end of the process. The format from before torch 1.6, archives with compressed members or of the other
@@ -81,7 +83,10 @@ class TorchReader(CheckpointReader):
         )
 
     def _load(self, path: Path) -> object:
-        """Return what was saved, without the values where they can be found later."""
+        """Return what was saved, without values where possible.
+
+        Values are left out where they can be found later.
+        """
         with _refused(path):
             placed = _has_places(path)
             check_calls(path)
@@ -127,7 +132,10 @@ class TorchReader(CheckpointReader):
 
 
 def _unpickle(path: Path, device: str) -> object:
-    """Return what was saved, with every global that is not a plain tensor's refused; on "meta" without values."""
+    """Return what was saved, without running its code.
+
+    Every global that is not a plain tensor's is refused. On "meta" the tensors have no values.
+    """
     with warnings.catch_warnings():
         # torch warns of pickles that it may not understand; whether it did is what is returned or raised.
         warnings.simplefilter("ignore", UserWarning)
@@ -136,16 +144,22 @@ def _unpickle(path: Path, device: str) -> object:
 
 
 def _place(value: torch.Tensor) -> int:
-    """Return where in the file the storage begins of a tensor that was loaded without values; -1 if it has none."""
+    """Return where a tensor's storage begins in the file.
+
+    The tensor was loaded without values. -1 if no place is known.
+    """
     place = getattr(value.untyped_storage(), "_checkpoint_offset", None)
     return -1 if place is None else int(place)
 
 
 def _places(path: Path) -> dict[int, int]:
-    """Return where in an archive the storages begin, and how many bytes each has."""
+    """Return the start and size of an archive's storages.
+
+    Sizes are in bytes, by the start.
+    """
     with zipfile.ZipFile(path) as archive:
         sizes = {member.filename.partition("/")[2]: member.file_size for member in archive.infolist()}
-    # torch.load finds them so, by a class whose types are told in part.
+    # torch.load finds them by this class, which has only some of its types annotated.
     records: Any = torch._C.PyTorchFileReader(str(path))  # noqa: SLF001
     names = [name for name in records.get_all_records() if name.startswith("data/")]
     return {records.get_record_offset(name): sizes[name] for name in names}
@@ -218,7 +232,10 @@ def _has_places(path: Path) -> bool:
 
 
 def _leaves(value: object, path: Path, keys: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, object]]:
-    """Yield what is not a container, each with its dotted name, in the order in which it was saved."""
+    """Yield each value with its dotted name.
+
+    Values are what is not a container, in the order in which they were saved.
+    """
     if not isinstance(value, dict | list | tuple):
         yield ".".join(keys), value
         return

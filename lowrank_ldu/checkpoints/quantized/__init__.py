@@ -1,4 +1,7 @@
-"""The weights among stored tensors that are quantized, by any scheme."""
+"""Find the quantized weights among stored tensors.
+
+All schemes are tried.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ _SCHEMES = (find_qweight, find_bitsandbytes_4bit, find_int8, find_float8, find_m
 
 
 def find_quantized(stored: Stored) -> dict[str, QuantizedWeight]:
-    """Return what was found, by the name of the stored tensor that holds the integers or the bytes."""
+    """Return the quantized weights by their main tensor's name.
+
+    The main tensor holds the integers or the bytes.
+    """
     return {
         info.name: weight
         for info in stored.tensors.values()

@@ -1,4 +1,7 @@
-"""AWQ: integers of four bits packed along the outputs, every other one first."""
+"""Read weights of AWQ.
+
+Their integers of four bits are packed along the outputs, every other one first.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ if TYPE_CHECKING:
 
 _BITS = 4
 _IN_WORD = 32 // _BITS
-# Where in a word each of its outputs is.
+# Place of each output in its word.
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 def find_awq(name: str, info: TensorInfo, roles: dict[str, str], stored: Stored) -> QuantizedWeight:
-    """Return a weight (out, in), or why the tensors do not make one.
+    """Return a weight (out, in), or a refusal.
+
+    A refusal says why the tensors do not make a weight.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""bitsandbytes' NF4 and FP4: sixteen numbers looked up, times the largest of each block."""
+"""Read weights in NF4 and FP4 of bitsandbytes.
+
+A value is one of sixteen numbers, looked up, times the largest of its block.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ _STORAGE = ("uint8", "float16", "bfloat16", "float32")
 
 
 def find_bitsandbytes_4bit(info: TensorInfo, stored: Stored) -> QuantizedWeight | None:
-    """Return a weight that bitsandbytes has quantized to four bits, None if there is nothing of it beside the tensor.
+    """Return a weight that bitsandbytes quantized to four bits.
+
+    None if there is nothing of it beside the tensor.
 
     Parameters
     ----------
@@ -65,7 +70,10 @@ def _state_name(name: str, kind: str) -> str:
 
 
 def _state(name: str, stored: Stored) -> tuple[tuple[int, int], int, int | None, float] | str:
-    """Return shape, block, block of the nested maxima and their offset, or why the text in a tensor does not say it."""
+    """Return the shape and blocks of a weight.
+
+    They are shape, block, block of the nested maxima and their offset, or why the text in a tensor does not say it.
+    """
     text = stored.description(name)
     if text is None or text.dtype != torch.uint8:
         return f"{name!r} is not a text of JSON that could be read"
@@ -127,7 +135,10 @@ def _dequantized(
 
 
 def _times_blocks(values: torch.Tensor, factors: torch.Tensor, block: int) -> torch.Tensor:
-    """Multiply, in place, each run of `block` values by its factor; the last run may be shorter."""
+    """Multiply each run of `block` values by its factor.
+
+    This is done in place. The last run may be shorter.
+    """
     factors = factors.reshape(-1)
     whole = len(values) // block
     values[: whole * block].view(whole, block).mul_(factors[:whole, None])

@@ -12,14 +12,16 @@ from lowrank_ldu.checkpoints.quantized.weight import FLOATS, QuantizedWeight, St
 if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.reader import TensorInfo
 
-# Of DeepSeek's files, and of compressed-tensors': what the stored numbers are to be multiplied by, in both.
+# Names in files of DeepSeek and of compressed-tensors. In both, the stored numbers are multiplied by it.
 _SUFFIXES = ("_scale_inv", "_scale")
 # Rows and columns of the blocks that have a scale each.
 _BLOCK = 128
 
 
 def find_float8(info: TensorInfo, stored: Stored) -> QuantizedWeight | None:
-    """Return a float8 matrix (m, n) with its scale, None if there is none that fits.
+    """Return a float8 matrix (m, n) with its scale.
+
+    None if there is no scale that fits.
 
     Parameters
     ----------
@@ -66,7 +68,10 @@ def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _spread(scale: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return the shape in which a scale multiplies: of one number, of a column, or of blocks."""
+    """Return the shape in which a scale multiplies.
+
+    The scale is one number, a column, or blocks.
+    """
     if math.prod(scale) == 1:
         return 1, 1
     if scale in {(values[0],), (values[0], 1)}:

@@ -1,4 +1,7 @@
-"""GPTQ: integers packed along the inputs, with a scale and a zero for each output in each group of inputs."""
+"""Read weights of GPTQ.
+
+Their integers are packed along the inputs. Each output has a scale and a zero in each group of inputs.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,14 @@ if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.reader import TensorInfo
 
 _BITS = (2, 3, 4, 8)
-# What is added to the stored zeros. The first version stores them less one; files that name none are of it.
+# Number to add to the stored zeros. The first version stores them less one; files without a version are of it.
 _ZEROS = {"gptq": 1, "gptq_v2": 0}
 
 
 def find_gptq(name: str, info: TensorInfo, roles: dict[str, str], stored: Stored) -> QuantizedWeight:
-    """Return a weight (out, in), or why the tensors do not make one.
+    """Return a weight (out, in), or a refusal.
+
+    A refusal says why the tensors do not make a weight.
 
     Parameters
     ----------
@@ -59,7 +64,10 @@ def find_gptq(name: str, info: TensorInfo, roles: dict[str, str], stored: Stored
 
 
 def _added_to_zeros(config: ModelConfig) -> int | str:
-    """Return what is to be added to the stored zeros, or why it is not known."""
+    """Return the number to add to the stored zeros.
+
+    If it is not known, return why.
+    """
     options = config.quantization
     if options is None:
         return "neither config.json nor quantize_config.json beside it says whether zeros are stored less one"

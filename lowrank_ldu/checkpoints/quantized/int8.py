@@ -1,4 +1,7 @@
-"""int8 weights with a scale for each output: LLM.int8 of bitsandbytes, and those of compressed-tensors."""
+"""Read int8 weights with a scale for each output.
+
+They come from LLM.int8 of bitsandbytes and from compressed-tensors.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ _SUFFIX = ".weight"
 
 
 def find_int8(info: TensorInfo, stored: Stored) -> QuantizedWeight | None:
-    """Return an int8 matrix (out, in) with its scales, None if nothing beside the tensor is called as they are.
+    """Return an int8 matrix (out, in) with its scales.
+
+    None if nothing beside the tensor is called as scales are.
 
     Parameters
     ----------
@@ -72,7 +77,10 @@ def _find_scaled(info: TensorInfo, stored: Stored) -> QuantizedWeight:
 
 
 def _groups(scale: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return for how many parts of the outputs and of the inputs there is a scale each."""
+    """Return the numbers of groups of outputs and inputs.
+
+    Each group has one scale.
+    """
     out, inputs = values
     if scale in {(), (1,), (1, 1)}:
         return 1, 1
@@ -84,7 +92,10 @@ def _groups(scale: tuple[int, ...], values: tuple[int, ...]) -> tuple[int, int] 
 def times_groups(
     weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None = None, *, groups: tuple[int, int]
 ) -> torch.Tensor:
-    """Return the integers (out, in), less their zeros, times their scales, float32; `groups` by outputs and inputs."""
+    """Return the dequantized matrix (out, in), float32.
+
+    Values are the integers, less their zeros, times their scales; `groups` counts by outputs and inputs.
+    """
     out, inputs = weight.shape
     values = weight.float().reshape(out, groups[1], inputs // groups[1])
     if zero_point is not None:

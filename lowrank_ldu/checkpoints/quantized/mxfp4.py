@@ -1,4 +1,7 @@
-"""MXFP4: blocks of numbers of four bits, with a power of two for each, as the experts of gpt-oss have them."""
+"""Read weights in MXFP4.
+
+They are blocks of numbers of four bits, with a power of two for each block, as the experts of gpt-oss have them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ _TABLE = torch.tensor([*_MAGNITUDES, *(-magnitude for magnitude in _MAGNITUDES)]
 
 
 def find_mxfp4(info: TensorInfo, stored: Stored) -> QuantizedWeight | None:
-    """Return a weight in blocks of 32 numbers, None if the tensor is not called as blocks, or is of another kind.
+    """Return a weight in blocks of 32 numbers.
+
+    None if the tensor is not called as blocks, or is of another kind.
 
     Parameters
     ----------

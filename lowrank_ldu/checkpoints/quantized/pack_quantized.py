@@ -30,7 +30,9 @@ _MOST_BITS = 8
 
 
 def find_pack_quantized(info: TensorInfo, stored: Stored) -> QuantizedWeight | None:
-    """Return a weight that compressed-tensors has packed, None if the tensor is not called as its integers.
+    """Return a weight that compressed-tensors packed.
+
+    None if the tensor is not called as its integers.
 
     Parameters
     ----------

@@ -1,4 +1,7 @@
-"""Integers of few bits, packed into words or bytes, and numbers looked up by them."""
+"""Unpack integers of few bits.
+
+They are packed into words or bytes. Numbers may be looked up by them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import torch
 
 
 def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """Return the integers that lie one after another, lowest bits first, in the words along the last axis.
+    """Return the integers in the words of an array.
+
+    They lie one after another along the last axis, lowest bits first.
 
     Parameters
     ----------

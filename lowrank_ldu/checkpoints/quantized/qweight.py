@@ -1,4 +1,7 @@
-"""`qweight` with `qzeros` and `scales`: the names that GPTQ and AWQ share, told apart by their shapes."""
+"""Read weights called `qweight`, with `qzeros` and `scales`.
+
+GPTQ and AWQ share these names; the shapes tell them apart.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ _SUFFIX = ".qweight"
 
 
 def find_qweight(info: TensorInfo, stored: Stored) -> QuantizedWeight | None:
-    """Return the weight of a layer that GPTQ or AWQ has quantized, None if the tensor is not called as its integers.
+    """Return a weight that GPTQ or AWQ quantized.
+
+    None if the tensor is not called as its integers.
 
     Parameters
     ----------

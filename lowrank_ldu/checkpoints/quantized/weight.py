@@ -1,4 +1,7 @@
-"""What a scheme of quantization finds: a matrix, the tensors it is stored in, and how it is made of them."""
+"""Describe a quantized weight that a scheme finds.
+
+It is a matrix, the tensors it is stored in, and how it is made of them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("int32", "int64")
-# Of a description of a few lines that is stored as a tensor.
+# Bytes of a description: a few lines of text, stored as a tensor.
 _MOST_DESCRIBED = 2**16
 
 
@@ -67,7 +70,10 @@ class Stored:
         return {role: name for role, name in names.items() if name in self.tensors}
 
     def description(self, name: str) -> torch.Tensor | None:
-        """Read a tensor that says what others are, None if it is too large for that or cannot be read."""
+        """Read a tensor that describes others.
+
+        None if it is too large for that or cannot be read.
+        """
         if self.tensors[name].nbytes > _MOST_DESCRIBED:
             return None
         try:
@@ -86,14 +92,20 @@ def quantized_weight(
     shape: tuple[int, ...],
     name: str = "",
 ) -> QuantizedWeight:
-    """Return what was found: a weight of that shape, called as its main tensor if no name is given."""
+    """Return a quantized weight of the given shape.
+
+    It is called as its main tensor if no name is given.
+    """
     nbytes = sum(stored.tensors[other].nbytes for other in roles.values())
     info = replace(main, name=name or main.name, shape=shape, dtype="float32", stored_as=scheme, nbytes=nbytes)
     return QuantizedWeight(info, roles, dequantize)
 
 
 def refused(main: TensorInfo, roles: dict[str, str], scheme: str, problem: str) -> QuantizedWeight:
-    """Return that a weight of this scheme is there, and why it cannot be dequantized."""
+    """Return a weight that cannot be dequantized.
+
+    It says the scheme and the reason.
+    """
     return QuantizedWeight(replace(main, reason=f"{scheme}: {problem}"), roles)
 
 

@@ -1,0 +1,60 @@
+"""The face of the analysis refuses what it is given in the wrong place, and takes paths as text."""
+
+import pytest
+
+from lowrank_ldu.analysis import (
+    Analysis,
+    CompareOptions,
+    SurveyOptions,
+    analyze_checkpoint,
+    compare_checkpoints,
+    examine_claims,
+    write_claims,
+    write_comparison,
+    write_report,
+)
+from lowrank_ldu.analysis.report.panel import COLORS, MARKERS
+from lowrank_ldu.decomposition import PIVOTING
+
+
+@pytest.fixture(scope="module")
+def analysis(checkpoint):
+    return analyze_checkpoint(checkpoint, SurveyOptions(ranks=(3,), threads=1))
+
+
+@pytest.fixture(scope="module")
+def comparison(checkpoints):
+    return compare_checkpoints(*checkpoints, CompareOptions(ranks=(3,), threads=1))
+
+
+@pytest.mark.parametrize("options", [CompareOptions(ranks=(3,)), {"ranks": (3,)}, None])
+def test_options_of_another_kind(checkpoint, options):
+    with pytest.raises(TypeError, match=r"options is of type \w+; accepted: SurveyOptions"):
+        analyze_checkpoint(checkpoint, options)
+
+
+def test_results_of_another_kind(analysis, comparison, tmp_path):
+    refused = {
+        "analysis is of type str; accepted: Analysis": lambda: examine_claims("model.safetensors"),
+        "analysis is of type CheckpointComparison; accepted: Analysis": lambda: write_report(comparison, tmp_path),
+        "comparison is of type Analysis; accepted: CheckpointComparison": lambda: write_comparison(analysis, tmp_path),
+        "analysis is of type list; accepted: Analysis": lambda: write_claims(
+            analysis, examine_claims(analysis), tmp_path
+        ),
+    }
+    for message, call in refused.items():
+        with pytest.raises(TypeError, match=message):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_as_text(analysis, comparison, tmp_path):
+    assert isinstance(analysis, Analysis)
+    write_report(analysis, str(tmp_path))
+    write_comparison(comparison, str(tmp_path))
+    write_claims(examine_claims(analysis), analysis, str(tmp_path))
+    assert {"report.html", "compare.html", "claims.html"} < {file.name for file in tmp_path.iterdir()}
+
+
+def test_every_strategy_has_a_color_and_a_marker():
+    assert set(PIVOTING) <= COLORS.keys() & MARKERS.keys()
