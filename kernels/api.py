@@ -1,4 +1,7 @@
-"""The public functions: they check, ask the planner and call the plan."""
+"""Compute the layer by public functions.
+
+They check, ask the planner and call the plan.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operators with their gradients.
+"""Give the operators their gradients.
 
 `operator_linear` and `packed_linear` go through functions of autograd, and under torch.compile through the operators
 themselves, which are differentiable by the same rules: eagerly a registered rule takes up to 1 ms longer for each layer

@@ -1,4 +1,7 @@
-"""Rough speeds of CPUs and GPUs, for the planner's cost model."""
+"""Estimate rough speeds of CPUs and GPUs.
+
+The planner's cost model needs them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of the plans, and what computes each.
+"""List the names and implementations of the plans.
 
 A plan is listed here, and its cost is written in `lowrank_ldu.kernels.planner`; nothing else has to know of it.
 """

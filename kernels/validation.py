@@ -1,4 +1,4 @@
-"""Checks of what the public functions are given."""
+"""Check the arguments of the public functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A checkpoint on the Hugging Face hub, by its id and revision."""
+"""Fetch a checkpoint on the Hugging Face hub.
+
+It is named by its id and revision.
+"""
 
 from __future__ import annotations
 

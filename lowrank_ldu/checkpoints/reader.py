@@ -1,4 +1,4 @@
-"""The interface that every checkpoint reader has."""
+"""Define the interface of all checkpoint readers."""
 
 from __future__ import annotations
 

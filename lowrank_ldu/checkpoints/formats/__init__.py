@@ -1,4 +1,4 @@
-"""The readers of single files, by suffix."""
+"""List the readers of single files by suffix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GGUF file, of llama.cpp and its kin."""
+"""Read a GGUF file, of llama.cpp and its kin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""An HDF5 file of Keras: ``.weights.h5`` or ``.h5``."""
+"""Read an HDF5 file of Keras.
+
+Its name ends in ``.weights.h5`` or ``.h5``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The initializers of an ONNX model."""
+"""Read the initializers of an ONNX model."""
 
 from __future__ import annotations
 

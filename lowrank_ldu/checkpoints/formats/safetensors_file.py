@@ -1,4 +1,7 @@
-"""A single ``.safetensors`` file: its header, its dtypes and its values."""
+"""Read the header and values of a ``.safetensors`` file.
+
+Here are the names of its dtypes, too.
+"""
 
 from __future__ import annotations
 

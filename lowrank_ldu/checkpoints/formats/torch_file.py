@@ -1,4 +1,7 @@
-"""A file that ``torch.save`` wrote: ``.pt``, ``.pth`` or ``.bin``."""
+"""Read a file that ``torch.save`` wrote.
+
+Its name ends in ``.pt``, ``.pth`` or ``.bin``.
+"""
 
 from __future__ import annotations
 

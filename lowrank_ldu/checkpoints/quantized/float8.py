@@ -1,4 +1,7 @@
-"""float8 weights whose scales are stored beside them."""
+"""Read float8 weights with their scales.
+
+The scales are stored beside them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""compressed-tensors' pack-quantized: integers of up to eight bits packed along the inputs."""
+"""Read weights of compressed-tensors in pack-quantized form.
+
+They are integers of up to eight bits packed along the inputs.
+"""
 
 from __future__ import annotations
 
