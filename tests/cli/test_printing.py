@@ -189,7 +189,7 @@ def test_what_is_no_formula_is_written_as_it_is(value):
             "--pivoting is 'a'; accepted: partial, complete, rook, randomized, ",
         ),
         ("analyze", "Missing argument"),
-        ("analyze x --rnk 3", "No such option: --rnk; accepted: --out, --rank, "),
+        ("analyze x --rnk 3", "No such option: --rnk; accepted: --rank, --pivoting, "),
         ("compare x y --force", "No such option: --force; accepted: --.*--overwrite"),
         ("nonsense", "No such command 'nonsense'; accepted: analyze, bench, claims, compare, demo, export"),
         (
