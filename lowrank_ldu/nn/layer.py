@@ -291,5 +291,5 @@ def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
         adapter.start_from(module.factors)
 
 
-# The former name, in scripts and in models that were pickled whole.
+# The former name, which scripts have.
 LoLDULayer = LDULayer
