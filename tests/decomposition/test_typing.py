@@ -79,4 +79,4 @@ def test_annotations_can_be_read():
     first, second, *_ = pydoc.render_doc(ldu, renderer=pydoc.plaintext).splitlines()[2:]
     assert first.startswith("ldu(W: 'ArrayType', rank: 'int | None' = None, *, pivoting: 'Pivoting' = 'partial'")
     assert first.endswith("-> 'LDU[ArrayType]'")
-    assert second.strip() == "Factor W = P L diag(z) U Q^T, or the first `rank` terms of it."
+    assert second.strip() == "Factor W = P L diag(z) U Q^T."
