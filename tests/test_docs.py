@@ -54,3 +54,13 @@ def test_paths_are_those_of_the_checkout(page):
     for path in named:
         assert (ROOT / path).exists(), path
         assert (ROOT / path).resolve() == root / path, path
+
+
+@pytest.mark.parametrize("heading", ["Run it", "Test it"])
+def test_the_readme_has_one_command_line_for(heading):
+    """Whoever begins copies one line, and so does CI."""
+    section = re.search(
+        rf"^## {heading}$(.*?)^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    blocks = re.findall(r"^```sh\n(.*?)^```", section.group(1), re.MULTILINE | re.DOTALL)
+    assert [block.count("\n") for block in blocks] == [1]
