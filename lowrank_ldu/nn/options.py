@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from copy import copy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lowrank_ldu.decomposition import PIVOTING, Pivoting
@@ -110,6 +110,13 @@ class AdapterOptions:
         largest = _LARGEST_BASIS_SEED if self.basis == "random" else LARGEST_SEED
         self._keep("seed", check_count(self.seed, "seed", largest=largest))
 
+    def _changed(self, values: dict[str, Any]) -> AdapterOptions:
+        """Return a copy with values that need no check: models have hundreds of layers."""
+        other = copy(self)
+        for name, value in values.items():
+            object.__setattr__(other, name, value)
+        return other
+
     def _keep(self, name: str, value: float) -> None:
         object.__setattr__(self, name, value)
 
@@ -159,7 +166,7 @@ class AdapterOptions:
         (6, 6.0)
         """
         rank = check_rank(self.rank, largest)
-        return replace(self, rank=rank, alpha=float(rank) if self.alpha is None else self.alpha)
+        return self._changed({"rank": rank, "alpha": float(rank) if self.alpha is None else self.alpha})
 
     @property
     def factors(self) -> AdapterOptions:
@@ -168,11 +175,7 @@ class AdapterOptions:
         The other fields are at their defaults. Adapters of one weight share their factors if these
         options are equal.
         """
-        part = copy(self)  # its fields are checked already, and a model has hundreds of layers
-        for field in fields(self):
-            if field.name not in _OF_FACTORS:
-                object.__setattr__(part, field.name, field.default)
-        return part
+        return self._changed({each.name: each.default for each in fields(self) if each.name not in _OF_FACTORS})
 
     def described(self) -> str:
         """Return the text for an adapter beside its factors.
