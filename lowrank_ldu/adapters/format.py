@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors.torch import save
 
 from lowrank_ldu.adapters.input_files import metadata_in
+from lowrank_ldu.diagnostics.cost import PROBES, SAMPLES
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.nn import AdapterOptions
-from lowrank_ldu.nn.base_identity import PROBES, SAMPLES
 from lowrank_ldu.nn.kinds import KINDS
 from lowrank_ldu.nn.options import OPTION_NAMES
 from lowrank_ldu.untrusted import LISTING, strict_json

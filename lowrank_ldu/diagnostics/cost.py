@@ -10,8 +10,9 @@ from lowrank_ldu.validation import check_count
 if TYPE_CHECKING:
     from lowrank_ldu.decomposition import Factorization
 
-# Numbers in an adapter's file that recognize the base: a sample of its entries, and a sketch of the update.
-_SAMPLE, _SKETCH = 32, 32
+# Numbers in an adapter's file that recognize the base: entries of the weight, which tell another base from a rounding
+# of the same one, and products of the update with fixed vectors of signs.
+SAMPLES, PROBES = 32, 32
 
 
 def factor_flops(factors: Factorization, rank: int) -> int:
@@ -82,4 +83,4 @@ def stored_numbers(rank: int) -> int:
     (82, 194)
     """
     check_count(rank, "rank", 1)
-    return 2 * rank + 2 + _SAMPLE + _SKETCH
+    return 2 * rank + 2 + SAMPLES + PROBES

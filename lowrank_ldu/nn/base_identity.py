@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from lowrank_ldu.diagnostics.cost import PROBES, SAMPLES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
 
 BaseCheck = Literal["error", "warn", "ignore"]
 
-# Entries of the weight that are kept to tell another base from a rounding of the same one.
-SAMPLES = 32
-# Pairs of vectors of signs that an update is multiplied by.
-PROBES = 32
 
 # Relative differences of samples. Rounding a weight to bfloat16 changes it by 0.2 %, to 4 bits by some 10 %; another
 # weight is off by 100 %. No rounded or quantized copy is as far off as UNRELATED.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from lowrank_ldu.diagnostics.cost import SAMPLES
 from lowrank_ldu.initialization import initial_diagonal, is_random
-from lowrank_ldu.nn.base_identity import SAMPLES
 from lowrank_ldu.nn.coordinates import from_diagonal, to_diagonal
 from lowrank_ldu.nn.offloading import is_offloaded, onloaded
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from lowrank_ldu.diagnostics.cost import SAMPLES
 from lowrank_ldu.kernels import operators, pack
-from lowrank_ldu.nn.base_identity import SAMPLES, sample_of
+from lowrank_ldu.nn.base_identity import sample_of
 from lowrank_ldu.nn.basis import BasisFactors, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import coordinates_of
 
