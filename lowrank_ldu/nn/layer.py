@@ -12,10 +12,10 @@ from torch.fx import Proxy
 
 from lowrank_ldu.decomposition import LDU
 from lowrank_ldu.nn.basis import ldu_terms
-from lowrank_ldu.nn.diagonal import DiagonalAdapter
+from lowrank_ldu.nn.core import CoreAdapter
 from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.forward import first_argument, layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal
+from lowrank_ldu.nn.host import AdapterHost, HeldAdapter
 from lowrank_ldu.nn.modules import recorded_call
 from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.options import AdapterOptions, given_options, takes_options
@@ -65,7 +65,7 @@ class LDULayer(AdapterHost):
         Scale.
     factors : Factors
         The constant factors.
-    adapter : DiagonalAdapter
+    adapter : CoreAdapter
         Holds offset, sigma and the constants that belong to them.
 
     Raises
@@ -120,20 +120,20 @@ class LDULayer(AdapterHost):
             options = replace(options, rank=factors.rank, pivoting=factors.pivoting)
         options = options.for_layer(min(matrix.shape))
         dtype = torch.promote_types(torch.float32, matrix.dtype)
-        adapter = DiagonalAdapter(options, dtype=dtype, device=matrix.device)
+        adapter = CoreAdapter(options, dtype=dtype, device=matrix.device)
         constant = Factors(matrix, options, terms=None if factors is None else ldu_terms(factors))
         adapter.start_from(constant)
         # Every option is checked: from here on the base layer is this one's.
         self._hold(base_layer, adapter, constant)
 
     @classmethod
-    def of(cls, base_layer: nn.Module, diagonal: Diagonal) -> LDULayer:
+    def of(cls, base_layer: nn.Module, held: HeldAdapter) -> LDULayer:
         """Return the layer of a given adapter with its factors."""
         layer = cls.__new__(cls)
-        layer._hold(base_layer, diagonal.adapter, diagonal.factors)  # noqa: SLF001
+        layer._hold(base_layer, held.adapter, held.factors)  # noqa: SLF001
         return layer
 
-    def _hold(self, base_layer: nn.Module, adapter: DiagonalAdapter, factors: Factors) -> None:
+    def _hold(self, base_layer: nn.Module, adapter: CoreAdapter, factors: Factors) -> None:
         super().__init__(base_layer.requires_grad_(requires_grad=False))
         self.factors = factors
         self.adapter = adapter
@@ -185,9 +185,9 @@ class LDULayer(AdapterHost):
         """
         return self.adapter.delta(self.factors)
 
-    def diagonals(self) -> Iterator[Diagonal]:
+    def held_adapters(self) -> Iterator[HeldAdapter]:
         """Yield the one adapter."""
-        yield Diagonal(_ADAPTER, self.adapter, self.factors)
+        yield HeldAdapter(_ADAPTER, self.adapter, self.factors)
 
     def delta_weight(self) -> Tensor:
         """Return the update P L diag(delta) U of W, shape (m, n).

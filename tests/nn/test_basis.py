@@ -18,7 +18,7 @@ from lowrank_ldu.decomposition import PIVOTING
 from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LDULayer, trainable_parameters
 from lowrank_ldu.nn.base_identity import relative_difference, sample_of
 from lowrank_ldu.nn.basis import terms_at_pivots, terms_of
-from lowrank_ldu.nn.diagonal import DiagonalAdapter
+from lowrank_ldu.nn.core import CoreAdapter
 from lowrank_ldu.nn.factors import Factors
 
 
@@ -186,7 +186,7 @@ def test_deferred_factors_are_those_that_are_built_at_once(basis, parametrizatio
 def test_an_adapter_of_deferred_factors_starts_when_they_are_there():
     weight = torch.randn(9, 7)
     factors = Factors(weight.to("meta"), AdapterOptions(rank=4))
-    adapter = DiagonalAdapter(AdapterOptions().for_layer(4))
+    adapter = CoreAdapter(AdapterOptions().for_layer(4))
     assert not adapter.has_pivots
     factors.build(weight)
     adapter.start_from(factors)

@@ -86,10 +86,10 @@ def export_delta(
     def reader(layer: StoredLayer) -> Callable[[], Tensor]:
         def read() -> Tensor:
             progress(layer.name)
-            weight, diagonal = bound(
+            weight, held = bound(
                 adapter, layer, model, str(places[layer.name].read), passed, accept_other_base=accept_other_base
             )
-            update = updated_matrix(diagonal.factors, diagonal.delta.detach()).float()
+            update = updated_matrix(held.factors, held.delta.detach()).float()
             if not bool(update.isfinite().all()):
                 raise AdapterError(f"layer {layer.name!r}: the update overflows float32; accepted: a smaller one")
             return layer.kind.as_weight(update, weight)
@@ -107,8 +107,8 @@ def export_delta(
         written = SafetensorsReader(out / DELTA_WEIGHTS)
         present = {info.name for info in written.tensors}
         for name, layer in adapter.layers.items():
-            _, diagonal = bound_again(adapter, layer, model, str(places[name].read))
-            pair = update_pair(diagonal.factors, diagonal.delta.detach())
+            _, held = bound_again(adapter, layer, model, str(places[name].read))
+            pair = update_pair(held.factors, held.delta.detach())
             for write in writes[name]:
                 if write not in present:
                     raise AdapterError(f"export failed its check: tensor {write!r} is missing")

@@ -127,10 +127,10 @@ def export_lora(
     passed: list[Deviation] = []
     for name, layer in adapter.layers.items():
         progress(name)
-        weight, diagonal = bound(
+        weight, held = bound(
             adapter, layer, model, str(names.layers[name].read), passed, accept_other_base=accept_other_base
         )
-        left, right = update_pair(diagonal.factors, diagonal.delta.detach())
+        left, right = update_pair(held.factors, held.delta.detach())
         if not bool(left.isfinite().all()) or not bool(right.isfinite().all()):
             raise AdapterError(f"layer {name!r}: its update overflows {left.dtype}; accepted: a smaller one")
         errors[name] = 0.0
@@ -280,9 +280,9 @@ def _check_lora(
     """
     written = SafetensorsReader(folder / LORA_WEIGHTS)
     for name, layer in adapter.layers.items():
-        _, diagonal = bound_again(adapter, layer, base, str(names.layers[name].read))
+        _, held = bound_again(adapter, layer, base, str(names.layers[name].read))
         left, right = _written_pair(written, name, layer.kind)
-        exact = updated_matrix(diagonal.factors, diagonal.delta.detach())
+        exact = updated_matrix(held.factors, held.delta.detach())
         if errors[name] == 0.0:
             check_update(exact, (left, right), f"{_PREFIX}{name}.lora_B")
             continue

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.options import AdapterOptions
 
 
-class DiagonalState(NamedTuple):
+class CoreState(NamedTuple):
     """Hold the numbers of the update's diagonal.
 
     Each has shape (r,) or (1,), or is stacked with leading dimensions.
@@ -36,7 +36,7 @@ class DiagonalState(NamedTuple):
     reference_diagonal: Tensor
 
 
-def delta_of(state: DiagonalState, frame: Tensor | None) -> Tensor:
+def delta_of(state: CoreState, frame: Tensor | None) -> Tensor:
     r"""Return sigma z - sigma_0 z_ref, shape (..., r).
 
     It is exactly zero at step 0 of the preserving form.
@@ -56,7 +56,7 @@ def delta_of(state: DiagonalState, frame: Tensor | None) -> Tensor:
     return step.to(wide) * reference + state.sigma.to(wide) * moved
 
 
-class DiagonalAdapter(nn.Module):
+class CoreAdapter(nn.Module):
     """Hold the trained numbers of one adapter in one layer.
 
     These are r + 1 numbers. It also holds the constants that belong to them.
@@ -162,11 +162,11 @@ class DiagonalAdapter(nn.Module):
         return self.pivot_rows is not None and int(self.pivot_rows[0]) >= 0
 
     @property
-    def state(self) -> DiagonalState:
+    def state(self) -> CoreState:
         """Return the numbers of the update's diagonal."""
         # This runs at every call of the layer, and there is hardly ever a hook.
         with onloaded(self) if "_hf_hook" in vars(self) else nullcontext():
-            return DiagonalState(
+            return CoreState(
                 self.offset, self.sigma, self.initial_sigma, self.initial_diagonal, self.reference_diagonal
             )
 
@@ -252,7 +252,7 @@ def smallest_integers(index: Tensor) -> Tensor:
     return index.to(torch.int32)
 
 
-def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
+def stack_states(adapters: Sequence[CoreAdapter]) -> CoreState:
     """Return the stacked states of adapters of equal rank.
 
     Their shapes are (A, r) and (A, 1).
@@ -267,4 +267,4 @@ def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
         numbers = [own[name] if name in own else kept[name] for own, kept in zip(parameters, buffers, strict=True)]
         return torch.stack(numbers)  # type: ignore[arg-type]
 
-    return DiagonalState(*(stack(name) for name in DiagonalState._fields))
+    return CoreState(*(stack(name) for name in CoreState._fields))
