@@ -143,7 +143,7 @@ class StoredLayer:
     def _held(self, matrix: Tensor) -> HeldAdapter:
         options = self.record.options
         try:
-            factors = Factors(matrix, options, deferred=True)
+            factors = Factors(matrix, options, deferred=True, layer=self.name)
             factors.build(matrix, self.tensors.get("pivot_rows"), self.tensors.get("pivot_columns"))
             dtype = torch.promote_types(matrix.dtype, torch.float32)
             adapter = CoreAdapter(options, dtype=dtype, device=matrix.device)

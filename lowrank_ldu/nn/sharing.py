@@ -90,7 +90,9 @@ class SharedFactors(nn.ModuleDict):
             key for key, factors in self._each() if factors.options == options.factors and (factors.ready or deferred)
         )
         key = next(fitting, None)
-        self.key_of[adapter_name] = self._add(Factors(matrix, options, deferred=deferred)) if key is None else key
+        self.key_of[adapter_name] = (
+            self._add(Factors(matrix, options, deferred=deferred, layer=self.layer)) if key is None else key
+        )
 
     def share(self, adapter_name: str, other: str) -> None:
         """Express an adapter in another one's factors."""
@@ -123,7 +125,7 @@ class SharedFactors(nn.ModuleDict):
     def summed_updates(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[Update]:
         """Return the updates of adapters, one for each set of factors.
 
-        The adapters that share their factors have one update. Their diagonals add up before the products.
+        The adapters that share their factors have one update. Their cores add up before the products.
 
         Parameters
         ----------
@@ -166,8 +168,8 @@ class SharedFactors(nn.ModuleDict):
             deltas = delta_of(stack_states([adapters[name] for name in names]), factors.frame)  # type: ignore[misc]
             position = {name: index for index, name in enumerate(names)}
             choice = torch.tensor([position.get(name, len(names)) for name in adapter_names], device=deltas.device)
-            # The last diagonal is for rows that use no adapter.
-            updates.append(Update(factors, torch.cat([deltas, deltas.new_zeros(1, deltas.shape[1])]), choice))
+            # The last core is for rows that use no adapter.
+            updates.append(Update(factors, torch.cat([deltas, deltas.new_zeros(1, *deltas.shape[1:])]), choice))
         return updates
 
     def settle(
@@ -253,7 +255,7 @@ class SharedFactors(nn.ModuleDict):
         users = [name for name, key in self.key_of.items() if key == self.key_of[adapter_name]]
         if present.ready and len(users) > 1:
             # The pivots are another machine's: the adapters that are here keep theirs.
-            present = Factors(matrix, present.options, deferred=True)
+            present = Factors(matrix, present.options, deferred=True, layer=self.layer)
             self.key_of[adapter_name] = self._add(present)
         present.build(matrix, rows, columns)
         return present

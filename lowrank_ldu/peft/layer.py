@@ -385,10 +385,22 @@ def _after_load(module: nn.Module, _: Any) -> None:
 
 
 def _randomize(adapter: CoreAdapter, factors: Factors) -> None:
+    if adapter.options.starts_at_zero:
+        _randomize_core(adapter, factors)
+        return
     z = adapter.initial_diagonal
     size = z.abs().mean().clamp_min(torch.finfo(z.dtype).tiny)
     # From the global generator, as PEFT's own methods do: two adapters come out different.
     adapter.set_z(z + _RANDOM_OFFSET * size * torch.randn_like(z), factors)
+
+
+def _randomize_core(adapter: CoreAdapter, factors: Factors) -> None:
+    """Set a core at random, so that the update has a share of the weight's norm."""
+    m, n = factors.left.shape[0], factors.right.shape[1]
+    core = torch.randn(adapter.options.core_shape, dtype=factors.scale.dtype, device=factors.scale.device)
+    weight = factors.sample.square().mean().sqrt() * (m * n) ** 0.5
+    size = torch.linalg.matrix_norm(updated_matrix(factors, core).float()).clamp_min(torch.finfo(torch.float32).tiny)
+    adapter.set_delta(_RANDOM_OFFSET * core * (weight / size).to(core), factors)
 
 
 def _sizes(base_layer: nn.Module) -> tuple[int | None, int | None]:

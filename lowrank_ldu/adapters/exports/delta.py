@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.adapters.exports.base import BaseModel
-from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.naming import names_in_base
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update, is_of_base
@@ -19,7 +18,7 @@ from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.writer import computed, write_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import warn_of
-from lowrank_ldu.nn.update import updated_matrix
+from lowrank_ldu.nn.update import update_pair, updated_matrix
 
 if TYPE_CHECKING:
     import os

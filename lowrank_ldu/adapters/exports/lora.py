@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.adapters.exports.base import BaseModel
-from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
+from lowrank_ldu.adapters.exports.low_rank import compress
 from lowrank_ldu.adapters.exports.naming import names_in_base, shadowed
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import (
@@ -27,7 +27,7 @@ from lowrank_ldu.checkpoints.writer import given, write_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
-from lowrank_ldu.nn.update import updated_matrix
+from lowrank_ldu.nn.update import update_pair, updated_matrix
 from lowrank_ldu.validation import check_count
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.adapters.exports.architecture import architecture_of
-from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.updates import bound_again, product_error, row_blocks
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.safe_reading import read_json
 from lowrank_ldu.checkpoints.writer import given, same_bytes, stored
 from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.nn.update import update_pair
 from lowrank_ldu.untrusted import LISTING
 
 if TYPE_CHECKING:
