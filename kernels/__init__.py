@@ -4,6 +4,7 @@ Triton is used where one of its kernels is asked for.
 """
 
 from lowrank_ldu.kernels.api import ldu_linear, ldu_linear_multi
+from lowrank_ldu.kernels.cores import core_product
 from lowrank_ldu.kernels.machine import Machine
 from lowrank_ldu.kernels.packed import Packing, pack
 from lowrank_ldu.kernels.planner import Choice, Problem, choose_plan, plan_costs
@@ -18,6 +19,7 @@ __all__ = [
     "Plan",
     "Problem",
     "choose_plan",
+    "core_product",
     "ldu_linear",
     "ldu_linear_multi",
     "ldu_update",

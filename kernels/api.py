@@ -12,6 +12,7 @@ import torch
 
 from lowrank_ldu.kernels import validation
 from lowrank_ldu.kernels.call import Adapters, Layer
+from lowrank_ldu.kernels.cores import as_blocks
 from lowrank_ldu.kernels.differentiation import operator_linear, packed_linear
 from lowrank_ldu.kernels.planner import plan_call
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, Plan
@@ -38,7 +39,7 @@ def ldu_linear(
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
-    r"""Return x W^T + b + ((x right^T) * delta) left^T.
+    r"""Return x W^T + b + (x right^T) K^T left^T.
 
     The output of the frozen layer and its low-rank update are computed together.
 
@@ -53,16 +54,17 @@ def ldu_linear(
         P L, constant.
     right : Tensor, shape (r, n)
         U, constant.
-    delta : Tensor, shape (r,)
-        `sigma z - sigma_0 z_ref`, of any floating dtype; used in float32 at least.
+    delta : Tensor, shape (r,), (r, r) or (g, b, b) with g b = r
+        The core K: a diagonal, as of the paper's `sigma z - sigma_0 z_ref`; dense; or blocks on its diagonal. Of any
+        floating dtype; used in float32 at least.
     plan : str
         How it is computed, one of `PLANS`: "auto" takes the cheapest by the model of `lowrank_ldu.kernels.planner`.
         "reference": plain torch, with gradients of everything and of any order. "factored": the same products,
         accumulated in place; keeps the projection x right^T (T r values) for the backward pass and not x.
         "hybrid": rows go through the materialized weight, made anew on the way back; the gradient of delta through the
         thin products, and keeps what "factored" keeps.
-        "materialized": W + left diag(delta) right is made once for all rows. "packed": triangular products of the
-        factors alone, where they are the whole weight. "triton": fused kernels, on a GPU.
+        "materialized": W + left K right is made once for all rows. "packed": triangular products of the factors alone,
+        where they are the whole weight and delta is a diagonal. "triton": fused kernels, on a GPU.
     packing : Packing, optional
         Of this weight, which plan "packed" needs: `pack`.
     upper : bool
@@ -94,6 +96,9 @@ def ldu_linear(
     >>> weight, left, right = torch.eye(2), torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0, 1.0]])
     >>> ldu_linear(torch.tensor([1.0, 2.0]), weight, None, left, right, torch.ones(1))
     tensor([ 4., 11.])
+    >>> left, right = torch.eye(2), torch.eye(2)
+    >>> ldu_linear(torch.tensor([1.0, 2.0]), weight, None, left, right, torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    tensor([3., 2.])
     """
     layer, adapters = Layer(weight, bias, left, right, upper), Adapters(delta)
     return compute(x, layer, adapters, plan, packing, check_values=check_values)
@@ -117,21 +122,21 @@ def ldu_linear_multi(
 
     Each row uses one adapter or a mix of several.
 
-    The factors are the base's, so that adapters differ in their diagonal only: whatever their number, a row costs what
-    it costs with one.
+    The factors are the base's, so that adapters differ in their cores only: whatever their number, a row costs what it
+    costs with one.
 
     Parameters
     ----------
     x : Tensor, shape (..., n)
     weight, bias, left, right, plan, upper, check_values
         As for `ldu_linear`.
-    deltas : Tensor, shape (A, r)
-        Diagonals of A adapters.
+    deltas : Tensor, shape (A, r), (A, r, r) or (A, g, b, b) with g b = r
+        Cores of A adapters: diagonals, dense, or blocks.
     adapter_index : Tensor, int64 or int32
         The adapter of each row: of x's leading dimensions, or of the first of them (one adapter for each sequence).
         With `scales` it has a further dimension for the S adapters of a row.
     scales : Tensor, shape of adapter_index, optional
-        Weights of a row's adapters: it is computed with the diagonal sum_s scales[s] deltas[adapter_index[s]].
+        Weights of a row's adapters: it is computed with the core sum_s scales[s] deltas[adapter_index[s]].
 
     Returns
     -------
@@ -181,7 +186,7 @@ def compute(
     x : Tensor, shape (..., n)
     layer : Layer
     adapters : Adapters
-        One diagonal (r,); or, with an index, what `ldu_linear_multi` takes.
+        One core; or, with an index, what `ldu_linear_multi` takes.
     plan, check_values
         As for `ldu_linear`.
     packing : Packing or callable, optional
@@ -216,7 +221,7 @@ def _computed(
         y = implementation.linear(rows, layer, adapters)
     elif packing is not None:
         validation.check_packing(packing, x, layer, values=check_values and has_values(x))
-        diagonal = (packing.diagonal + adapters.deltas).to(x.dtype)
+        diagonal = (packing.diagonal + adapters.cores[0]).to(x.dtype)
         y = packed_linear(rows, layer, diagonal, packing.order, packing.inverse)
     else:
         y = operator_linear(rows, layer, adapters, chosen)
@@ -224,15 +229,15 @@ def _computed(
 
 
 def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
-    """Return wide diagonals and each row's adapters (T, S)."""
-    deltas, index, scales = adapters
+    """Return wide cores (A, r) or (A, g, b, b) and each row's adapters (T, S)."""
+    cores, index, scales = adapters
     # In float32 at least: in bfloat16 the difference that training makes would be rounded away.
-    wide = deltas.to(torch.float64 if torch.float64 in {deltas.dtype, x.dtype} else torch.float32)
+    wide = cores.to(torch.float64 if torch.float64 in {cores.dtype, x.dtype} else torch.float32)
     if index is None:
-        return Adapters(wide)
+        return Adapters(as_blocks(wide[None]))
     uses, own = (1, index.shape) if scales is None else (index.shape[-1], index.shape[:-1])
     weights = None if scales is None else _spread(scales, own, uses, x)
-    return Adapters(wide, _spread(index, own, uses, x), weights)
+    return Adapters(as_blocks(wide), _spread(index, own, uses, x), weights)
 
 
 def _spread(values: Tensor, own: torch.Size, uses: int, x: Tensor) -> Tensor:

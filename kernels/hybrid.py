@@ -1,6 +1,6 @@
 """Compute the hybrid plan.
 
-Rows go through the materialized weight, the diagonal's gradient through the thin products.
+Rows go through the materialized weight, the core's gradient through the thin products.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from torch.nn.functional import linear
 
+from lowrank_ldu.kernels.call import Gradients
+from lowrank_ldu.kernels.core_gradients import adapter_gradients
 from lowrank_ldu.kernels.materialized import summed_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lowrank_ldu.kernels.call import Adapters, Layer
+    from lowrank_ldu.kernels.call import Adapters, Layer, Needs
 
 
 def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
@@ -30,18 +32,19 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
     return linear(x, summed_weight(layer, adapters), layer.bias), linear(x, layer.right)
 
 
-def backward(
-    gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and a * b (T, r).
+def backward(gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, needs: Needs) -> Gradients:
+    """Return the gradients of x and of the core.
 
-    b = g left; each is None if not needed; a * b is in float32 at least.
+    Each is None if not needed.
 
     Notes
     -----
     The sum is made again, m n r multiply-adds or r / T of a product with W, rather than kept between the passes: m n
     values for every layer of a model.
     """
-    dx = gradient @ summed_weight(layer, adapters) if need_x else None
-    product = (gradient @ layer.left).to(adapters.deltas.dtype).mul_(projected) if need_product else None
-    return dx, product
+    dx = gradient @ summed_weight(layer, adapters) if needs.x else None
+    to_core = None
+    if needs.cores:
+        expanded = gradient @ layer.left
+        to_core, _ = adapter_gradients(expanded, projected, adapters, need_cores=True, need_scales=False)
+    return Gradients(dx, to_core, None)

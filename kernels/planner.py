@@ -32,6 +32,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lowrank_ldu.kernels import packed
+from lowrank_ldu.kernels.cores import block_size
 from lowrank_ldu.kernels.machine import Machine
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, PLANS, Plan
 from lowrank_ldu.kernels.torch_modes import transformed
@@ -59,7 +60,7 @@ class Problem(NamedTuple):
     x_gradient, delta_gradient : bool
         What there will be a gradient of.
     rowwise : bool
-        Whether rows have diagonals of their own.
+        Whether rows have cores of their own.
     upper : bool
         Whether right is known to be upper trapezoidal.
     packing : bool
@@ -68,6 +69,8 @@ class Problem(NamedTuple):
         Whether weight, left and right take no gradient.
     transformed : bool
         Whether a transform of torch.func or forward-mode differentiation is under way.
+    block : int
+        b of cores of b x b blocks: 1 of diagonals, r of dense ones.
     """
 
     tokens: int
@@ -83,6 +86,7 @@ class Problem(NamedTuple):
     packing: bool = False
     constant: bool = True
     transformed: bool = False
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,17 @@ class Choice:
 _PACKED_DTYPES = (torch.float32, torch.float64)
 _OPERATORS = [name for name, implementation in IMPLEMENTATIONS.items() if implementation.linear is None]
 _SUMMING = [name for name, implementation in IMPLEMENTATIONS.items() if implementation.summing]
-_OF_ONE_DIAGONAL = [name for name, implementation in IMPLEMENTATIONS.items() if not implementation.rowwise]
+_OF_DIAGONALS = [name for name, implementation in IMPLEMENTATIONS.items() if not implementation.blocks]
+_OF_ONE_CORE = [name for name, implementation in IMPLEMENTATIONS.items() if not implementation.rowwise]
 
 
 def obstacles(problem: Problem) -> dict[str, str]:
     """Return the plans that cannot compute a problem, with reasons."""
     found: dict[str, str] = {}
     if problem.rowwise:
-        found |= dict.fromkeys(_OF_ONE_DIAGONAL, "rows with diagonals of their own have no common weight")
+        found |= dict.fromkeys(_OF_ONE_CORE, "rows with cores of their own have no common weight")
+    elif problem.block > 1:
+        found |= dict.fromkeys(_OF_DIAGONALS, "the core is no diagonal, which is all that a packing holds")
     elif problem.dtype not in _PACKED_DTYPES:
         found["packed"] = "in lower precisions than float32 packed factors do not hold a weight"
     elif problem.rank < min(problem.out_features, problem.in_features):
@@ -253,11 +260,12 @@ def plan_call(
         dtype=x.dtype,
         device=x.device,
         x_gradient=recorded and x.requires_grad,
-        delta_gradient=recorded and adapters.deltas.requires_grad,
+        delta_gradient=recorded and adapters.cores.requires_grad,
         rowwise=adapters.of_rows is not None,
         upper=upper,
         packing=packing is not None,
         transformed=transformed(),
+        block=block_size(adapters),
         constant=not (recorded and (weight.requires_grad or left.requires_grad or right.requires_grad)),
     )
     chosen = choose_plan(problem, plan).plan

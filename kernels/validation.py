@@ -89,7 +89,7 @@ def _check_layer(x: Tensor, layer: Layer) -> None:
 
 
 def _check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool) -> None:
-    """Check the diagonals, and which of them rows use.
+    """Check the cores, and which of them rows use.
 
     Parameters
     ----------
@@ -97,9 +97,9 @@ def _check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool
     layer : Layer
         Checked.
     adapters : Adapters
-        As callers give them: one diagonal (r,), or with numbers of rows (A, r).
+        As callers give them: one core, or with numbers of rows A of them.
     values : bool
-        Also check that diagonals are finite and that there are such adapters, for which a GPU is waited for.
+        Also check that cores are finite and that there are such adapters, for which a GPU is waited for.
 
     Raises
     ------
@@ -108,29 +108,44 @@ def _check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool
     IndexError
         There is no such adapter.
     """
-    deltas, index, scales = adapters
-    rank = layer.left.shape[1]
-    if index is None:
-        _check_deltas("delta", deltas, x, (rank,), values=values)
-    else:
-        _check_deltas("deltas", deltas, x, ("A", rank), values=values)
-        _check_index(index, scales, x, len(deltas), values=values)
+    cores, index, scales = adapters
+    name = "delta" if index is None else "deltas"
+    _check_floating(name, cores, x)
+    _check_core_shape(name, cores, layer.left.shape[1], several=index is not None)
+    if values:
+        _check_finite(name, cores)
+    if index is not None:
+        _check_index(index, scales, x, len(cores), values=values)
 
 
-def _check_deltas(name: str, deltas: Tensor, x: Tensor, shape: tuple[int | str, ...], *, values: bool) -> None:
-    """Check trained diagonals.
+def _check_core_shape(name: str, cores: Tensor, rank: int, *, several: bool) -> None:
+    """Check that cores are diagonals, dense, or blocks for the rank."""
+    shape = cores.shape[1:] if several else cores.shape
+    fits = len(shape) in {1, 2, 3} and cores.ndim == len(shape) + several
+    if fits and len(shape) == 3:
+        fits = shape[1] == shape[2] and shape[0] * shape[1] == rank
+    elif fits:
+        fits = all(size == rank for size in shape)
+    if not fits:
+        some = "A, " if several else ""
+        accepted = f"({some}{rank}{'' if several else ','}), ({some}{rank}, {rank}) or ({some}g, b, b)"
+        raise ValueError(f"{name} has shape {tuple(cores.shape)}; accepted: {accepted} with g b = {rank}")
 
-    With `values` also that they are finite, for which a GPU is waited for.
-    """
-    if not isinstance(deltas, torch.Tensor) or not deltas.is_floating_point():
-        kind = name_of(deltas.dtype) if isinstance(deltas, torch.Tensor) else type(deltas).__name__
+
+def _check_floating(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Check that trained numbers are a floating tensor on x's device."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = name_of(tensor.dtype) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
         raise TypeError(f"{name} is {kind}; accepted: a torch tensor of a floating dtype")
-    if deltas.device != x.device:
-        raise ValueError(f"{name} is on {deltas.device}; accepted: x's device, {x.device}")
-    _shape(name, deltas, shape)
-    if values and not bool(deltas.isfinite().all()):
-        first = torch.nonzero(~deltas.isfinite())[0].tolist()
-        raise ValueError(f"{name}{first} is {float(deltas[tuple(first)])}; accepted: finite values")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}; accepted: x's device, {x.device}")
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Check that numbers are finite, for which a GPU is waited for."""
+    if not bool(tensor.isfinite().all()):
+        first = torch.nonzero(~tensor.isfinite())[0].tolist()
+        raise ValueError(f"{name}{first} is {float(tensor[tuple(first)])}; accepted: finite values")
 
 
 def check_index_dtype(index: Tensor) -> None:
@@ -158,7 +173,10 @@ def _check_index(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int,
             f"of them{mixed}"
         )
     if scales is not None:
-        _check_deltas("scales", scales, x, tuple(index.shape), values=values)
+        _check_floating("scales", scales, x)
+        _shape("scales", scales, tuple(index.shape))
+        if values:
+            _check_finite("scales", scales)
     if values and index.numel():
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= adapters:
