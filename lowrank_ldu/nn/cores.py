@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from torch.nn.functional import linear
+
+from lowrank_ldu.kernels import core_product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,8 @@ Core = Literal["diagonal", "block", "dense"]
 CORES: tuple[Core, ...] = get_args(Core)
 # Dimensions of diagonals, (r,) and (A, r).
 _DIAGONALS = 2
+# Dimensions of a single core, (r,) or (g, b, b).
+_OF_ONE = (1, 3)
 
 
 def core_shape(core: Core, rank: int, block_size: int | None = None) -> tuple[int, ...]:
@@ -60,12 +63,7 @@ def times_core(matrix: Tensor, core: Tensor) -> Tensor:
     >>> times_core(torch.ones(1, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
     tensor([[4., 6.]])
     """
-    if core.ndim == 1:
-        return matrix * core
-    if len(core) == 1:
-        return matrix @ core[0]
-    parts = matrix.reshape(*matrix.shape[:-1], core.shape[0], core.shape[1])
-    return torch.einsum("...gi,gij->...gj", parts, core).flatten(-2)
+    return core_product(matrix, core if core.ndim == 1 else core.mT)
 
 
 def apply_core(projected: Tensor, core: Tensor) -> Tensor:
@@ -87,16 +85,10 @@ def apply_core(projected: Tensor, core: Tensor) -> Tensor:
     >>> apply_core(torch.ones(1, 2), torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
     tensor([[3., 7.]])
     """
+    if core.ndim in _OF_ONE:
+        return core_product(projected, core)
     core = core.to(projected.dtype)
-    if core.ndim == 1:
-        return projected * core
     if core.ndim == _DIAGONALS:
         return projected * core.reshape(len(core), *(1,) * (projected.ndim - 2), core.shape[1])
-    groups, size = core.shape[-3:-1]
-    if core.ndim == 3:
-        if groups == 1:
-            return linear(projected, core[0])
-        parts = projected.reshape(*projected.shape[:-1], groups, size)
-        return torch.einsum("...gj,gij->...gi", parts, core).flatten(-2)
-    parts = projected.reshape(len(projected), -1, groups, size)
+    parts = projected.reshape(len(projected), -1, *core.shape[1:3])
     return torch.einsum("btgj,bgij->btgi", parts, core).reshape(projected.shape)

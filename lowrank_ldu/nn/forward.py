@@ -75,8 +75,6 @@ def layer_output(
     """
     further = "the base layer takes further arguments" if args or kwargs else None
     reason = further or bypassed(base_layer, kind, x, factors)
-    if delta.ndim > 2:  # TEMPORARY: until the kernels take cores
-        reason = "cores of blocks"
     if reason is not None:
         if plan not in {"auto", "reference"}:
             raise RuntimeError(f"plan {plan!r} cannot run here: {reason}")
