@@ -194,6 +194,16 @@ def multiply_adds(r: float, n: float) -> float:
     return r * n - r * r / 2 + r * min(BLOCK, r) / 2
 
 
+def overhead(tokens: float, r: float, threads: int, call: float) -> float:
+    """Return the seconds of one pass's calls, beyond those of a single piece.
+
+    Threads share one interpreter, which makes their calls one after the other. Handing the pieces out and meeting again
+    takes some ten calls for each thread.
+    """
+    pieces = torch.sym_max(tokens / _ROWS, 1.0 * threads)  # type: ignore[no-untyped-call]
+    return call * ((pieces - 1) * (2 * r / BLOCK + 1) + (10.0 * threads if threads > 1 else 0.0))  # type: ignore[no-any-return]
+
+
 def project(x: Tensor, upper: Tensor, out: Tensor) -> Tensor:
     """Write x U^T into `out`.
 

@@ -33,6 +33,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lowrank_ldu.kernels import packed
 from lowrank_ldu.kernels.machine import Machine
+from lowrank_ldu.kernels.measured import present_figures
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, PLANS, Plan
 from lowrank_ldu.kernels.torch_modes import transformed
 from lowrank_ldu.kernels.triton_kernels.availability import interpreted, obstacle
@@ -148,6 +149,7 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
     >>> costs["hybrid"] < costs["factored"] < costs["materialized"]
     True
     """
+    problem = _of_device(problem)
     machine = machine or Machine.of(problem.device)
     rate = machine.rates.get(problem.dtype, machine.rates[torch.float32])
     bandwidth = machine.bandwidth / problem.dtype.itemsize
@@ -155,8 +157,17 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
     operator = machine.operator if trained else machine.operator / 8
     costs = {}
     for plan, works in _works(problem).items():
-        larger = [torch.sym_max(adds / rate, entries / bandwidth) for adds, entries in works]  # type: ignore[no-untyped-call]
+        pace = rate * machine.narrow if plan == "packed" else rate
+        larger = [torch.sym_max(adds / pace, entries / bandwidth) for adds, entries in works]  # type: ignore[no-untyped-call]
         seconds = sum(larger) + machine.call * len(works)
+        if plan == "packed":
+            # Its threads meet once in a pass, and each takes pieces of its own.
+            seconds += (1 + trained) * packed.overhead(
+                1.0 * problem.tokens, problem.rank, machine.threads, machine.call
+            )
+        elif machine.region:
+            # Small products are not shared out.
+            seconds += sum(torch.sym_min(machine.region, each) for each in larger)  # type: ignore[no-untyped-call]
         costs[plan] = seconds + (operator if plan in _OPERATORS else 0.0)
     return costs
 
@@ -300,12 +311,21 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
     """
     if plan not in PLANS:
         raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
-    if not isinstance(problem.device, torch.device):
-        problem = problem._replace(device=torch.device(problem.device))  # type: ignore[unreachable]  # its name
+    problem = _of_device(problem)
     if machine is None and not torch.compiler.is_compiling() and type(problem.tokens) is int:
         # Layers ask the same thing again and again, and asking takes longer than small layers do.
-        return _remembered(problem, plan, torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())
+        # Only where speeds count are they measured.
+        figures = present_figures() if plan == "auto" and problem.device.type == "cpu" else None
+        setting = (torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())
+        return _remembered(problem, plan, figures, *setting)
     return _choose(problem, plan, machine)
+
+
+def _of_device(problem: Problem) -> Problem:
+    """Return the problem with its device for the device's name."""
+    if isinstance(problem.device, torch.device):
+        return problem
+    return problem._replace(device=torch.device(problem.device))  # type: ignore[unreachable]
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -19,6 +19,8 @@ from lowrank_ldu.kernels.torch_modes import is_dispatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 _starting = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -89,6 +91,15 @@ def run_pieces(piece: Callable[[int, int, int], None], rows: int, step: int, thr
         starts.clear()  # an interrupt ends the others, too
     for future in futures:
         future.result()
+
+
+def run_alone(work: Callable[[], T]) -> T:
+    """Return the result of `work` on a thread that computes alone."""
+    try:
+        future = _threads().submit(work)
+    except RuntimeError:  # the interpreter ends
+        return work()
+    return future.result()
 
 
 def _threads() -> ThreadPoolExecutor:
