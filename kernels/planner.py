@@ -23,6 +23,8 @@ is what decides for few rows.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -39,7 +41,7 @@ from lowrank_ldu.kernels.torch_modes import transformed
 from lowrank_ldu.kernels.triton_kernels.availability import interpreted, obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -314,11 +316,28 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
     problem = _of_device(problem)
     if machine is None and not torch.compiler.is_compiling() and type(problem.tokens) is int:
         # Layers ask the same thing again and again, and asking takes longer than small layers do.
+        watcher = _watcher.get()
+        if watcher is not None:
+            watcher(problem)
         # Only where speeds count are they measured.
         figures = present_figures() if plan == "auto" and problem.device.type == "cpu" else None
         setting = (torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())
         return _remembered(problem, plan, figures, *setting)
     return _choose(problem, plan, machine)
+
+
+# What is told of every problem, while plans are explained.
+_watcher: ContextVar[Callable[[Problem], None] | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(watcher: Callable[[Problem], None]) -> Iterator[None]:
+    """Tell `watcher` the problem of every call of this thread."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def _of_device(problem: Problem) -> Problem:

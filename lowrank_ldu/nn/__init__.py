@@ -7,6 +7,7 @@ from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_
 from lowrank_ldu.nn.basis import BASES, Basis
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, Parametrization
 from lowrank_ldu.nn.counting import ParameterCount, trainable_parameters
+from lowrank_ldu.nn.explanation import LayerPlan, PlanExplanation, explain_plan
 from lowrank_ldu.nn.injection import inject, lowrank_layers
 from lowrank_ldu.nn.layer import LDULayer, LoLDULayer  # noqa: F401  # the second is its former name
 from lowrank_ldu.nn.merging import merge, unload, unmerge
@@ -22,9 +23,12 @@ __all__ = [
     "Basis",
     "Initialization",
     "LDULayer",
+    "LayerPlan",
     "ParameterCount",
     "Parametrization",
+    "PlanExplanation",
     "ProjectedOptimizer",
+    "explain_plan",
     "initial_diagonal",
     "inject",
     "lowrank_layers",
