@@ -170,7 +170,7 @@ def explain_plan(model: nn.Module, x: Any, *, measure: bool = False) -> PlanExpl
     --------
     >>> from lowrank_ldu.nn import LDULayer
     >>> model = nn.Sequential(LDULayer(nn.Linear(768, 768), rank=64))
-    >>> explained = explain_plan(model, torch.ones(2048, 768))
+    >>> explained = explain_plan(model, torch.ones(2048, 768, requires_grad=True))
     >>> explained
     PlanExplanation(hybrid: 1)
     >>> explained["0"].reasons["packed"]
