@@ -11,6 +11,8 @@ from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from lowrank_ldu.nn.host import AdapterHost
@@ -43,14 +45,19 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
     1
     """
     check_choice(plan, "plan", PLANS)
-    layers = [layer for _, layer in hosts(model)]
+    layers = dict(hosts(model))
+    check_adapted(layers, model)
+    for layer in layers.values():
+        layer.plan = plan
+    return len(layers)
+
+
+def check_adapted(layers: Mapping[str, AdapterHost], model: nn.Module) -> None:
+    """Raise ValueError if a model has no adapted layer."""
     if not layers:
         raise ValueError(
             f"the model ({type(model).__name__}) has no LoLDU layer; accepted: one that inject or PEFT put some into"
         )
-    for layer in layers:
-        layer.plan = plan
-    return len(layers)
 
 
 def planned(layer: AdapterHost, x: Tensor) -> str:
