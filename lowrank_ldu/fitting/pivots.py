@@ -11,11 +11,11 @@ from lowrank_ldu.fitting.allocation import allocate, largest_useful_rank
 from lowrank_ldu.fitting.cores import CoreShape
 from lowrank_ldu.fitting.energy import GradientEnergy, MomentEnergy
 from lowrank_ldu.fitting.pivots_record import LayerPivots, Pivots
-from lowrank_ldu.fitting.ranks import check_one_given, checked_ranks
+from lowrank_ldu.fitting.ranks import check_budget, check_one_given, checked_ranks
 from lowrank_ldu.fitting.selection import usable_pivots
 from lowrank_ldu.fitting.sums import SOURCES, Source, Sums
 from lowrank_ldu.fitting.targets import naming, target_layers
-from lowrank_ldu.validation import check_choice, check_count, check_rank
+from lowrank_ldu.validation import check_choice, check_rank
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -118,7 +118,7 @@ def choose_pivots(
         for layer, W, energy in _energies(sums, layers):
             choice.add(layer, W, energy, ranks[layer.name])
     else:
-        _check_budget(budget, layers, shape)
+        check_budget(budget, layers, shape)
         first: dict[str, list[int]] = {}
         curves: dict[str, list[float]] = {}
         kept: dict[str, Energy] = {}
@@ -139,15 +139,6 @@ def _energies(sums: Sums, layers: Sequence[TargetLayer]) -> Iterator[tuple[Targe
     for layer, total in sums.of(layers):
         W = _scaled_weight(layer, total)
         yield layer, W, GradientEnergy(total) if sums.source == "gradient" else MomentEnergy.of_layer(W, total)
-
-
-def _check_budget(budget: object, layers: Sequence[TargetLayer], shape: CoreShape) -> None:
-    least = sum(shape.numbers(min(shape.block_size, *layer.weight().shape)) for layer in layers)
-    if check_count(budget, "budget", 1) < least:
-        raise ValueError(
-            f"budget is {budget}; accepted: at least {least}, the least rank for each of {len(layers)} layers, or "
-            "fewer targets"
-        )
 
 
 def _scaled_weight(layer: TargetLayer, total: Tensor | None) -> Tensor:

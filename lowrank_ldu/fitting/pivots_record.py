@@ -21,7 +21,7 @@ from lowrank_ldu.fitting.sealed_file import (
     write_sealed,
 )
 from lowrank_ldu.fitting.sums import SOURCES, Source
-from lowrank_ldu.formatting import figure, printable
+from lowrank_ldu.formatting import aligned, figure, printable
 from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
@@ -201,10 +201,8 @@ class Pivots(Mapping[str, LayerPivots]):
             rows.append(
                 (printable(name), f"{m} x {n}", str(rank), str(shape.numbers(rank)), figure(100 * self.held[name]))
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         kind = f"{self.core} cores" if self.core != "block" else f"cores of blocks of {self.block_size}"
-        return "\n".join([*lines, f"{len(self)} layers, {self.numbers} numbers in {kind}, by {self.source}"])
+        return "\n".join([*aligned(rows), f"{len(self)} layers, {self.numbers} numbers in {kind}, by {self.source}"])
 
 
 def _integer_for(largest: int) -> torch.dtype:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.fitting.targets import naming
-from lowrank_ldu.validation import check_rank
+from lowrank_ldu.validation import check_count, check_rank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lowrank_ldu.fitting.cores import CoreShape
     from lowrank_ldu.fitting.targets import TargetLayer
 
 
@@ -43,3 +44,13 @@ def checked_ranks(rank: object, layers: Sequence[TargetLayer]) -> dict[str, int]
         with naming(layer):
             found[layer.name] = check_rank(rank[layer.name], min(layer.weight().shape), optional=False)
     return found
+
+
+def check_budget(budget: object, layers: Sequence[TargetLayer], shape: CoreShape) -> None:
+    """Raise ValueError unless each layer can have its least rank."""
+    least = sum(shape.numbers(min(shape.block_size, *layer.weight().shape)) for layer in layers)
+    if check_count(budget, "budget", 1) < least:
+        raise ValueError(
+            f"budget is {budget}; accepted: at least {least}, the least rank for each of {len(layers)} layers, or "
+            "fewer targets"
+        )
