@@ -12,6 +12,7 @@ import torch
 
 from lowrank_ldu.kernels import validation
 from lowrank_ldu.kernels.call import Adapters, Layer
+from lowrank_ldu.kernels.cores import as_blocks
 from lowrank_ldu.kernels.differentiation import operator_linear, packed_linear
 from lowrank_ldu.kernels.planner import plan_call
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, Plan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.kernels.packed import Packing
+    from lowrank_ldu.kernels.skeleton import Skeleton
 
 
 def ldu_linear(
@@ -35,10 +37,11 @@ def ldu_linear(
     *,
     plan: Plan = "auto",
     packing: Packing | None = None,
+    skeleton: Skeleton | None = None,
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
-    r"""Return x W^T + b + ((x right^T) * delta) left^T.
+    r"""Return x W^T + b + (x right^T) K^T left^T.
 
     The output of the frozen layer and its low-rank update are computed together.
 
@@ -53,18 +56,23 @@ def ldu_linear(
         P L, constant.
     right : Tensor, shape (r, n)
         U, constant.
-    delta : Tensor, shape (r,)
-        `sigma z - sigma_0 z_ref`, of any floating dtype; used in float32 at least.
+    delta : Tensor, shape (r,), (r, r) or (g, b, b) with g b = r
+        The core K: a diagonal, as of the paper's `sigma z - sigma_0 z_ref`; dense; or blocks on its diagonal. Of any
+        floating dtype; used in float32 at least.
     plan : str
         How it is computed, one of `PLANS`: "auto" takes the cheapest by the model of `lowrank_ldu.kernels.planner`.
         "reference": plain torch, with gradients of everything and of any order. "factored": the same products,
         accumulated in place; keeps the projection x right^T (T r values) for the backward pass and not x.
         "hybrid": rows go through the materialized weight, made anew on the way back; the gradient of delta through the
         thin products, and keeps what "factored" keeps.
-        "materialized": W + left diag(delta) right is made once for all rows. "packed": triangular products of the
-        factors alone, where they are the whole weight. "triton": fused kernels, on a GPU.
+        "materialized": W + left K right is made once for all rows. "packed": triangular products of the factors alone,
+        where they are the whole weight and delta is a diagonal. "skeleton": the projection is gathered from the base's
+        own output, and on the way back from the base's own gradient, where the factors are of W's own LDU. "triton":
+        fused kernels, on a GPU.
     packing : Packing, optional
         Of this weight, which plan "packed" needs: `pack`.
+    skeleton : Skeleton, optional
+        Of this weight and these factors, which plan "skeleton" needs and "hybrid" uses: `skeleton_of`.
     upper : bool
         right is upper trapezoidal, as U of partial pivoting is: its zero half need not be read.
     check_values : bool
@@ -85,17 +93,20 @@ def ldu_linear(
     Notes
     -----
     Under autocast it computes in autocast's dtype, as `nn.Linear` does. Gradients: of x, bias and delta in every plan;
-    "reference" and "materialized" also of weight, left and right. With delta = 0 the plans reference, factored, hybrid
-    and materialized return the bits of the frozen layer's output; packed and triton sum in another order. Equation (9)
-    of arXiv 2410.13618 with RSM x and DSM x taken together.
+    "reference" and "materialized" also of weight, left and right. With delta = 0 the plans reference, factored, hybrid,
+    materialized and skeleton return the bits of the frozen layer's output; packed and triton sum in another order.
+    Equation (9) of arXiv 2410.13618 with RSM x and DSM x taken together.
 
     Examples
     --------
     >>> weight, left, right = torch.eye(2), torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0, 1.0]])
     >>> ldu_linear(torch.tensor([1.0, 2.0]), weight, None, left, right, torch.ones(1))
     tensor([ 4., 11.])
+    >>> left, right = torch.eye(2), torch.eye(2)
+    >>> ldu_linear(torch.tensor([1.0, 2.0]), weight, None, left, right, torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    tensor([3., 2.])
     """
-    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(delta)
+    layer, adapters = Layer(weight, bias, left, right, upper, skeleton), Adapters(delta)
     return compute(x, layer, adapters, plan, packing, check_values=check_values)
 
 
@@ -110,6 +121,7 @@ def ldu_linear_multi(
     *,
     scales: Tensor | None = None,
     plan: Plan = "auto",
+    skeleton: Skeleton | None = None,
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
@@ -117,21 +129,21 @@ def ldu_linear_multi(
 
     Each row uses one adapter or a mix of several.
 
-    The factors are the base's, so that adapters differ in their diagonal only: whatever their number, a row costs what
-    it costs with one.
+    The factors are the base's, so that adapters differ in their cores only: whatever their number, a row costs what it
+    costs with one.
 
     Parameters
     ----------
     x : Tensor, shape (..., n)
-    weight, bias, left, right, plan, upper, check_values
+    weight, bias, left, right, plan, skeleton, upper, check_values
         As for `ldu_linear`.
-    deltas : Tensor, shape (A, r)
-        Diagonals of A adapters.
+    deltas : Tensor, shape (A, r), (A, r, r) or (A, g, b, b) with g b = r
+        Cores of A adapters: diagonals, dense, or blocks.
     adapter_index : Tensor, int64 or int32
         The adapter of each row: of x's leading dimensions, or of the first of them (one adapter for each sequence).
         With `scales` it has a further dimension for the S adapters of a row.
     scales : Tensor, shape of adapter_index, optional
-        Weights of a row's adapters: it is computed with the diagonal sum_s scales[s] deltas[adapter_index[s]].
+        Weights of a row's adapters: it is computed with the core sum_s scales[s] deltas[adapter_index[s]].
 
     Returns
     -------
@@ -161,7 +173,7 @@ def ldu_linear_multi(
             [30.]])
     """
     validation.check_index_dtype(adapter_index)
-    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(deltas, adapter_index, scales)
+    layer, adapters = Layer(weight, bias, left, right, upper, skeleton), Adapters(deltas, adapter_index, scales)
     return compute(x, layer, adapters, plan, check_values=check_values)
 
 
@@ -181,7 +193,7 @@ def compute(
     x : Tensor, shape (..., n)
     layer : Layer
     adapters : Adapters
-        One diagonal (r,); or, with an index, what `ldu_linear_multi` takes.
+        One core; or, with an index, what `ldu_linear_multi` takes.
     plan, check_values
         As for `ldu_linear`.
     packing : Packing or callable, optional
@@ -191,9 +203,9 @@ def compute(
     if dtype is None:
         return _computed(x, layer, adapters, plan, packing, check_values=check_values)
     # As autocast does for nn.Linear: cast every tensor of the layer's product.
-    weight, bias, left, right, upper = layer
+    weight, bias, left, right, upper, skeleton = layer
     bias = None if bias is None else cast(bias, dtype)
-    layer = Layer(cast(weight, dtype), bias, cast(left, dtype), cast(right, dtype), upper)
+    layer = Layer(cast(weight, dtype), bias, cast(left, dtype), cast(right, dtype), upper, skeleton)
     with torch.autocast(x.device.type, enabled=False):
         return _computed(cast(x, dtype), layer, adapters, plan, packing, check_values=check_values)
 
@@ -209,6 +221,8 @@ def _computed(
 ) -> Tensor:
     validation.check_call(x, layer, adapters, values=check_values)
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    if layer.skeleton is not None:
+        validation.check_skeleton(layer.skeleton, x, layer, values=check_values and has_values(x))
     chosen, packing = plan_call(rows, layer, adapters, plan, packing)
     adapters = _for_every_row(adapters, x)
     implementation = IMPLEMENTATIONS[chosen]
@@ -216,23 +230,25 @@ def _computed(
         y = implementation.linear(rows, layer, adapters)
     elif packing is not None:
         validation.check_packing(packing, x, layer, values=check_values and has_values(x))
-        diagonal = (packing.diagonal + adapters.deltas).to(x.dtype)
+        diagonal = (packing.diagonal + adapters.cores[0]).to(x.dtype)
         y = packed_linear(rows, layer, diagonal, packing.order, packing.inverse)
     else:
+        # What a plan does not use, a graph and the backward pass need not keep.
+        layer = layer if implementation.gathering else layer._replace(skeleton=None)
         y = operator_linear(rows, layer, adapters, chosen)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _for_every_row(adapters: Adapters, x: Tensor) -> Adapters:
-    """Return wide diagonals and each row's adapters (T, S)."""
-    deltas, index, scales = adapters
+    """Return wide cores (A, r) or (A, g, b, b) and each row's adapters (T, S)."""
+    cores, index, scales = adapters
     # In float32 at least: in bfloat16 the difference that training makes would be rounded away.
-    wide = deltas.to(torch.float64 if torch.float64 in {deltas.dtype, x.dtype} else torch.float32)
+    wide = cores.to(torch.float64 if torch.float64 in {cores.dtype, x.dtype} else torch.float32)
     if index is None:
-        return Adapters(wide)
+        return Adapters(as_blocks(wide[None]))
     uses, own = (1, index.shape) if scales is None else (index.shape[-1], index.shape[:-1])
     weights = None if scales is None else _spread(scales, own, uses, x)
-    return Adapters(wide, _spread(index, own, uses, x), weights)
+    return Adapters(as_blocks(wide), _spread(index, own, uses, x), weights)
 
 
 def _spread(values: Tensor, own: torch.Size, uses: int, x: Tensor) -> Tensor:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from torch.nn.functional import linear
 
-from lowrank_ldu.kernels.reference import row_diagonals
+from lowrank_ldu.kernels.call import Gradients
+from lowrank_ldu.kernels.core_gradients import adapter_gradients
+from lowrank_ldu.kernels.cores import apply_cores
+from lowrank_ldu.kernels.grouped import grouped_product
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lowrank_ldu.kernels.call import Adapters, Layer
+    from lowrank_ldu.kernels.call import Adapters, Layer, Needs
 
 
 def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
@@ -22,36 +25,45 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
 
     Notes
     -----
-    With deltas of zero y is bit for bit the base's: what is added to it is zero.
+    With cores of zero y is bit for bit the base's: what is added to it is zero.
     """
     projected = linear(x, layer.right)
     y = linear(x, layer.weight, layer.bias)
-    y.addmm_(*_scaled(projected, layer.left.T, adapters))
+    y.addmm_(*pair_with_cores(projected, layer.left.T, adapters))
     return y, projected
 
 
-def backward(
-    gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and a * b (T, r).
+def backward(gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, needs: Needs) -> Gradients:
+    """Return the gradients of x, of cores and of scales.
 
-    b = g left; each is None if not needed; a * b is in float32 at least.
+    Each is None if not needed.
     """
     expanded = gradient @ layer.left
     dx = None
-    if need_x:
+    if needs.x:
         dx = gradient @ layer.weight
-        dx.addmm_(*_scaled(expanded, layer.right, adapters))
-    if not need_product:
-        return dx, None
-    # In the projection's own memory where it is as wide as the diagonal: new pages cost more than the product.
-    return dx, expanded.to(adapters.deltas.dtype).mul_(projected)
+        dx.addmm_(*pair_with_cores(expanded, layer.right, adapters, transposed=True))
+    to_cores, to_scales = adapter_gradients(
+        expanded, projected, adapters, need_cores=needs.cores, need_scales=needs.scales
+    )
+    return Gradients(dx, to_cores, to_scales)
 
 
-def _scaled(projected: Tensor, factor: Tensor, adapters: Adapters) -> tuple[Tensor, Tensor]:
-    """Return two matrices whose product is projected diag(delta) factor."""
-    diagonal = row_diagonals(adapters)
-    # In their own dtype where the diagonal is as wide; else the wide diagonal is rounded once, after the product.
+def pair_with_cores(
+    projected: Tensor, factor: Tensor, adapters: Adapters, *, transposed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return two matrices whose product is projected K^T factor.
+
+    Parameters
+    ----------
+    projected, factor : Tensor, shapes (T, r) and (r, m)
+    adapters : Adapters
+    transposed : bool
+        K instead of its transpose.
+    """
+    # In their own dtype where the cores are as wide; else what is wide is rounded once, after the product.
     if adapters.of_rows is None and factor.numel() < projected.numel():
-        return projected, (factor * diagonal.T).to(factor.dtype)
-    return (projected * diagonal).to(projected.dtype), factor
+        return projected, apply_cores(factor.T, adapters, transposed=not transposed).T
+    if adapters.of_rows is None or adapters.cores.ndim == 2:
+        return apply_cores(projected, adapters, transposed=transposed), factor
+    return grouped_product(projected, adapters, transposed=transposed), factor

@@ -10,17 +10,20 @@ through the dispatcher takes 70 us more.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowrank_ldu.kernels.call import Adapters, Layer
+from lowrank_ldu.kernels.call import Adapters, Layer, Needs
 from lowrank_ldu.kernels.packed import packed_backward, packed_forward
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, Passes
+from lowrank_ldu.kernels.skeleton import Skeleton
 
 _LAYER = (
-    "Tensor weight, {bias}Tensor left, Tensor right, Tensor deltas, Tensor? index, Tensor? scales, bool upper, str plan"
+    "Tensor weight, {bias}Tensor left, Tensor right, Tensor cores, Tensor? index, Tensor? scales, Tensor? rows, "
+    "Tensor? triangle, Tensor? columns, Tensor? column_triangle, bool upper, str plan"
 )
 _BIAS = "Tensor? bias, "
 
@@ -39,23 +42,37 @@ def _passes(plan: str, index: Tensor | None) -> Passes:
     return implementation.passes()
 
 
+def _skeleton(
+    rows: Tensor | None, triangle: Tensor | None, columns: Tensor | None, column_triangle: Tensor | None
+) -> Skeleton | None:
+    if rows is None or triangle is None:
+        return None
+    # The planner has looked at the amplification, and the passes do not.
+    return Skeleton(rows, triangle, math.nan, columns, column_triangle)
+
+
 def compute_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     left: Tensor,
     right: Tensor,
-    deltas: Tensor,
+    cores: Tensor,
     index: Tensor | None,
     scales: Tensor | None,
+    rows: Tensor | None,
+    triangle: Tensor | None,
+    columns: Tensor | None,
+    column_triangle: Tensor | None,
     upper: bool,  # operators have no keywords
     plan: str,
 ) -> tuple[Tensor, Tensor]:
     """Return y (T, m) and the projection (T, r).
 
-    For x (T, n) and deltas (A, r).
+    For x (T, n) and cores (A, r) or (A, g, b, b).
     """
-    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(deltas, index, scales)
+    skeleton = _skeleton(rows, triangle, columns, column_triangle)
+    layer, adapters = Layer(weight, bias, left, right, upper, skeleton), Adapters(cores, index, scales)
     return _passes(plan, index).forward(x, layer, adapters)
 
 
@@ -78,23 +95,29 @@ def compute_linear_backward(
     weight: Tensor,
     left: Tensor,
     right: Tensor,
-    deltas: Tensor,
+    cores: Tensor,
     index: Tensor | None,
     scales: Tensor | None,
+    rows: Tensor | None,
+    triangle: Tensor | None,
+    columns: Tensor | None,
+    column_triangle: Tensor | None,
     upper: bool,
     plan: str,
     need_x: bool,
-    need_product: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return dx (T, n) and a * b (T, r).
+    need_cores: bool,
+    need_scales: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x (T, n), of cores and of scales.
 
-    a * b is in deltas' dtype; each is empty if not needed.
+    Each is empty if not needed.
     """
-    layer, adapters = Layer(weight, None, left, right, upper), Adapters(deltas, index, scales)
-    dx, product = _passes(plan, index).backward(
-        gradient, projected, layer, adapters, need_x=need_x, need_product=need_product
-    )
-    return gradient.new_empty(0) if dx is None else dx, deltas.new_empty(0) if product is None else product
+    skeleton = _skeleton(rows, triangle, columns, column_triangle)
+    layer, adapters = Layer(weight, None, left, right, upper, skeleton), Adapters(cores, index, scales)
+    needs = Needs(need_x, need_cores, need_scales)
+    found = _passes(plan, index).backward(gradient, projected, layer, adapters, needs)
+    like = gradient, cores, cores if scales is None else scales
+    return tuple(tensor.new_empty(0) if made is None else made for made, tensor in zip(found, like, strict=True))  # type: ignore[return-value]
 
 
 linear_backward = torch.library.custom_op(
@@ -102,39 +125,30 @@ linear_backward = torch.library.custom_op(
     compute_linear_backward,
     mutates_args=(),
     schema=(
-        f"(Tensor gradient, Tensor projected, {_LAYER.format(bias='')}, bool need_x, bool need_product) "
-        "-> (Tensor, Tensor)"
+        f"(Tensor gradient, Tensor projected, {_LAYER.format(bias='')}, bool need_x, bool need_cores, "
+        "bool need_scales) -> (Tensor, Tensor, Tensor)"
     ),
 )
 
 
 @linear_backward.register_fake
 def _(
-    gradient: Tensor, projected: Tensor, weight: Tensor, left: Tensor, right: Tensor, deltas: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    need_x, need_product = rest[-2:]
+    gradient: Tensor,
+    projected: Tensor,
+    weight: Tensor,
+    left: Tensor,
+    right: Tensor,
+    cores: Tensor,
+    index: Any,
+    scales: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_x, need_cores, need_scales = rest[-3:]
     return (
         gradient.new_empty(gradient.shape[0], right.shape[1]) if need_x else gradient.new_empty(0),
-        deltas.new_empty(projected.shape) if need_product else deltas.new_empty(0),
+        cores.new_empty(cores.shape) if need_cores else cores.new_empty(0),
+        cores.new_empty(0) if scales is None else scales.new_empty(scales.shape if need_scales else 0),
     )
-
-
-def compute_segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | None) -> Tensor:
-    """Return each adapter's sum of rows (adapters, r).
-
-    The Triton kernel sums the rows of product (T, r).
-    """
-    from lowrank_ldu.kernels.triton_kernels import launch  # noqa: PLC0415  # imports triton
-
-    return launch.segment_sum(product, adapters, index, scales)
-
-
-segment_sum = torch.library.custom_op("lowrank_ldu::segment_sum", compute_segment_sum, mutates_args=())
-
-
-@segment_sum.register_fake
-def _(product: Tensor, adapters: int, *_: Any) -> Tensor:
-    return product.new_empty(adapters, product.shape[1])
 
 
 def compute_unchanged(order: Tensor, weight: Tensor, packed: Tensor) -> Tensor:

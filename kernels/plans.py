@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
-from lowrank_ldu.kernels import factored, hybrid
+from lowrank_ldu.kernels import factored, hybrid, skeleton_plan
 from lowrank_ldu.kernels.materialized import materialized_linear
 from lowrank_ldu.kernels.reference import reference_linear
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lowrank_ldu.kernels.call import Adapters, Layer
+    from lowrank_ldu.kernels.call import Adapters, Gradients, Layer, Needs
 
-Plan = Literal["auto", "reference", "factored", "hybrid", "materialized", "packed", "triton"]
+Plan = Literal["auto", "reference", "factored", "hybrid", "materialized", "packed", "skeleton", "triton"]
 PLANS: tuple[Plan, ...] = get_args(Plan)
 
 
@@ -33,18 +33,11 @@ class Passes(Protocol):
         ...
 
     def backward(
-        self,
-        gradient: Tensor,
-        projected: Tensor,
-        layer: Layer,
-        adapters: Adapters,
-        *,
-        need_x: bool,
-        need_product: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return dx (T, n) and a * b (T, r).
+        self, gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, needs: Needs
+    ) -> Gradients:
+        """Return the gradients of x (T, n), of cores and of scales.
 
-        b = g left, a * b is in deltas' dtype, and each is None if not needed.
+        Each is None if not needed; those of cores and scales are of their dtypes.
         """
         ...
 
@@ -60,9 +53,13 @@ class Implementation(NamedTuple):
     passes : callable, optional
         Returns the plan's passes, those of the operator `lowrank_ldu::linear`; imports what they need.
     rowwise : bool
-        Whether rows may have diagonals of their own.
+        Whether rows may have cores of their own.
+    blocks : bool
+        Whether cores may be other than diagonal.
     summing : bool
         Whether W and its update are summed, and the sum is rounded to W's dtype.
+    gathering : bool
+        Whether it gathers thin products where there is a skeleton.
     launching : bool
         Whether it launches kernels of its own, which compute in float32 and take no fake tensors.
     """
@@ -70,7 +67,9 @@ class Implementation(NamedTuple):
     linear: Callable[[Tensor, Layer, Adapters], Tensor] | None = None
     passes: Callable[[], Passes] | None = None
     rowwise: bool = True
+    blocks: bool = True
     summing: bool = False
+    gathering: bool = False
     launching: bool = False
 
 
@@ -83,8 +82,9 @@ def _triton() -> Passes:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(linear=reference_linear),
     "factored": Implementation(passes=lambda: factored),
-    "hybrid": Implementation(passes=lambda: hybrid, rowwise=False, summing=True),
+    "hybrid": Implementation(passes=lambda: hybrid, rowwise=False, summing=True, gathering=True),
     "materialized": Implementation(linear=materialized_linear, rowwise=False, summing=True),
-    "packed": Implementation(rowwise=False),  # an operator of its own, since it takes a packing
+    "packed": Implementation(rowwise=False, blocks=False),  # an operator of its own, since it takes a packing
+    "skeleton": Implementation(passes=lambda: skeleton_plan, gathering=True),
     "triton": Implementation(passes=_triton, launching=True),
 }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn.functional import linear
+
+from lowrank_ldu.kernels.cores import apply_cores, row_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,74 +53,11 @@ def ldu_update(x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
 def reference_linear(x: Tensor, layer: Layer, adapters: Adapters) -> Tensor:
     """Return the output for x (T, n).
 
-    It is x W^T + b + ((x right^T) * delta) left^T.
+    It is x W^T + b + (x right^T) K^T left^T.
 
-    Rows have the diagonals of `row_diagonals`. Everything has a gradient here, of any order.
+    Rows have the cores of `row_cores`. Everything has a gradient here, of any order.
     """
     base = linear(x, layer.weight, layer.bias)
-    return base + ldu_update(x, layer.left, layer.right, row_diagonals(adapters))
-
-
-def row_diagonals(adapters: Adapters) -> Tensor:
-    """Return the diagonal of every row (T, r).
-
-    If there is only one, it comes as it is.
-    """
-    deltas, index, scales = adapters
-    if index is None:
-        return deltas
-    if not len(deltas):
-        # Nothing to gather from; still a function of deltas, so that there is a gradient.
-        nothing = deltas.new_full((index.shape[0], deltas.shape[1]), float("nan") if index.shape[1] else 0.0)
-        return nothing + deltas.sum(dim=0)
-    known = (index >= 0) & (index < len(deltas))
-    rows = deltas[torch.where(known, index, 0)]
-    rows = torch.where(known[..., None], rows, float("nan"))
-    if scales is not None:
-        rows = rows * scales[..., None].to(rows.dtype)
-    return rows[:, 0] if index.shape[1] == 1 else rows.sum(dim=1)
-
-
-def deltas_gradient(product: Tensor, adapters: Adapters) -> Tensor:
-    """Return the gradient of deltas (A, r).
-
-    It sums the rows that used each adapter.
-
-    Parameters
-    ----------
-    product : Tensor, shape (T, r)
-        a * b, of deltas' dtype.
-    adapters : Adapters
-        Rows of a number that is no adapter's add to none.
-    """
-    deltas, index, scales = adapters
-    if index is None:
-        return product.sum(dim=0, keepdim=True)
-    total = torch.zeros_like(deltas)
-    if not len(deltas):
-        return total
-    for use in range(index.shape[1]):
-        chosen = index[:, use]
-        known = (chosen >= 0) & (chosen < len(deltas))
-        rows = product if scales is None else product * scales[:, use, None].to(product.dtype)
-        total.index_add_(0, torch.where(known, chosen, 0), torch.where(known[:, None], rows, 0))
-    return total
-
-
-def scales_gradient(product: Tensor, adapters: Adapters) -> Tensor:
-    """Return the gradient of scales (T, S).
-
-    It sums product times the adapters' diagonals.
-    """
-    deltas, index, scales = adapters
-    assert index is not None  # noqa: S101  # scales are of an index
-    assert scales is not None  # noqa: S101
-    if not index.shape[1] or not len(deltas):
-        return torch.full_like(scales, float("nan"))
-    parts = []
-    for use in range(index.shape[1]):
-        chosen = index[:, use]
-        known = (chosen >= 0) & (chosen < len(deltas))
-        rows = (product * deltas[torch.where(known, chosen, 0)]).sum(dim=1)
-        parts.append(torch.where(known, rows, float("nan")))
-    return torch.stack(parts, dim=1).to(scales.dtype)
+    if adapters.cores.ndim == 2:
+        return base + ldu_update(x, layer.left, layer.right, row_cores(adapters))
+    return base + linear(apply_cores(linear(x, layer.right), adapters), layer.left)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.kernels.packed import TOLERANCE, Packing
+from lowrank_ldu.kernels.skeleton import TOLERANCE as SKELETON_TOLERANCE
+from lowrank_ldu.kernels.skeleton import Skeleton
 from lowrank_ldu.kernels.torch_modes import has_values
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def _check_layer(x: Tensor, layer: Layer) -> None:
     ValueError
         A shape or a device does not belong to the others'.
     """
-    weight, bias, left, right, _ = layer
+    weight, bias, left, right, *_ = layer
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("left", left), ("right", right)):
         if tensor is not None or name != "bias":
             _check_kind(name, tensor, x)
@@ -89,7 +91,7 @@ def _check_layer(x: Tensor, layer: Layer) -> None:
 
 
 def _check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool) -> None:
-    """Check the diagonals, and which of them rows use.
+    """Check the cores, and which of them rows use.
 
     Parameters
     ----------
@@ -97,9 +99,9 @@ def _check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool
     layer : Layer
         Checked.
     adapters : Adapters
-        As callers give them: one diagonal (r,), or with numbers of rows (A, r).
+        As callers give them: one core, or with numbers of rows A of them.
     values : bool
-        Also check that diagonals are finite and that there are such adapters, for which a GPU is waited for.
+        Also check that cores are finite and that there are such adapters, for which a GPU is waited for.
 
     Raises
     ------
@@ -108,29 +110,44 @@ def _check_adapters(x: Tensor, layer: Layer, adapters: Adapters, *, values: bool
     IndexError
         There is no such adapter.
     """
-    deltas, index, scales = adapters
-    rank = layer.left.shape[1]
-    if index is None:
-        _check_deltas("delta", deltas, x, (rank,), values=values)
-    else:
-        _check_deltas("deltas", deltas, x, ("A", rank), values=values)
-        _check_index(index, scales, x, len(deltas), values=values)
+    cores, index, scales = adapters
+    name = "delta" if index is None else "deltas"
+    _check_floating(name, cores, x)
+    _check_core_shape(name, cores, layer.left.shape[1], several=index is not None)
+    if values:
+        _check_finite(name, cores)
+    if index is not None:
+        _check_index(index, scales, x, len(cores), values=values)
 
 
-def _check_deltas(name: str, deltas: Tensor, x: Tensor, shape: tuple[int | str, ...], *, values: bool) -> None:
-    """Check trained diagonals.
+def _check_core_shape(name: str, cores: Tensor, rank: int, *, several: bool) -> None:
+    """Check that cores are diagonals, dense, or blocks for the rank."""
+    shape = cores.shape[1:] if several else cores.shape
+    fits = len(shape) in {1, 2, 3} and cores.ndim == len(shape) + several
+    if fits and len(shape) == 3:
+        fits = shape[1] == shape[2] and shape[0] * shape[1] == rank
+    elif fits:
+        fits = all(size == rank for size in shape)
+    if not fits:
+        some = "A, " if several else ""
+        accepted = f"({some}{rank}{'' if several else ','}), ({some}{rank}, {rank}) or ({some}g, b, b)"
+        raise ValueError(f"{name} has shape {tuple(cores.shape)}; accepted: {accepted} with g b = {rank}")
 
-    With `values` also that they are finite, for which a GPU is waited for.
-    """
-    if not isinstance(deltas, torch.Tensor) or not deltas.is_floating_point():
-        kind = name_of(deltas.dtype) if isinstance(deltas, torch.Tensor) else type(deltas).__name__
+
+def _check_floating(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Check that trained numbers are a floating tensor on x's device."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = name_of(tensor.dtype) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
         raise TypeError(f"{name} is {kind}; accepted: a torch tensor of a floating dtype")
-    if deltas.device != x.device:
-        raise ValueError(f"{name} is on {deltas.device}; accepted: x's device, {x.device}")
-    _shape(name, deltas, shape)
-    if values and not bool(deltas.isfinite().all()):
-        first = torch.nonzero(~deltas.isfinite())[0].tolist()
-        raise ValueError(f"{name}{first} is {float(deltas[tuple(first)])}; accepted: finite values")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}; accepted: x's device, {x.device}")
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Check that numbers are finite, for which a GPU is waited for."""
+    if not bool(tensor.isfinite().all()):
+        first = torch.nonzero(~tensor.isfinite())[0].tolist()
+        raise ValueError(f"{name}{first} is {float(tensor[tuple(first)])}; accepted: finite values")
 
 
 def check_index_dtype(index: Tensor) -> None:
@@ -158,7 +175,10 @@ def _check_index(index: Tensor, scales: Tensor | None, x: Tensor, adapters: int,
             f"of them{mixed}"
         )
     if scales is not None:
-        _check_deltas("scales", scales, x, tuple(index.shape), values=values)
+        _check_floating("scales", scales, x)
+        _shape("scales", scales, tuple(index.shape))
+        if values:
+            _check_finite("scales", scales)
     if values and index.numel():
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= adapters:
@@ -189,7 +209,7 @@ def check_packing(packing: Packing, x: Tensor, layer: Layer, *, values: bool) ->
     TypeError, ValueError
         It is no packing, is of another shape, dtype or device, or of another weight.
     """
-    weight, _, left, right, _ = layer
+    weight, _, left, right, *_ = layer
     if not isinstance(packing, Packing):
         raise TypeError(f"packing is a {type(packing).__name__}; accepted: what pack(weight, ...) returns")
     m, r = left.shape
@@ -211,3 +231,49 @@ def check_packing(packing: Packing, x: Tensor, layer: Layer, *, values: bool) ->
         limit = 10 * TOLERANCE * torch.finfo(weight.dtype).eps * torch.linalg.matrix_norm(weight)
         if not bool(error <= limit):
             raise ValueError("packing is not of this weight and these factors; accepted: what pack made of them")
+
+
+def check_skeleton(skeleton: Skeleton, x: Tensor, layer: Layer, *, values: bool) -> None:
+    """Check that a skeleton is of this layer.
+
+    `values`: also that it is of this weight and these factors, on one random vector each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no skeleton, is of another shape, dtype or device, or of another weight.
+    """
+    weight, _, left, right, *_ = layer
+    if not isinstance(skeleton, Skeleton):
+        raise TypeError(f"skeleton is a {type(skeleton).__name__}; accepted: what skeleton_of(weight, ...) returns")
+    rank = len(right)
+    sides = [("rows", "triangle", skeleton.rows, skeleton.triangle, weight, right)]
+    if skeleton.columns is not None and skeleton.column_triangle is not None:
+        triangle = skeleton.column_triangle.T
+        sides.append(("columns", "column_triangle", skeleton.columns, triangle, weight.T, left.T))
+    for numbers, name, chosen, triangle, matrix, factor in sides:
+        if tuple(chosen.shape) != (rank,) or tuple(triangle.shape) != (rank, rank):
+            raise ValueError(f"skeleton is of {len(chosen)} {numbers}; accepted: {rank}, the rank of the factors")
+        if chosen.device != x.device or triangle.device != x.device:
+            raise ValueError(f"skeleton.{numbers} is on {chosen.device}; accepted: x's device, {x.device}")
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if triangle.dtype != wide:
+            raise TypeError(f"skeleton.{name} has dtype {name_of(triangle.dtype)}; accepted: {name_of(wide)}")
+        if values:
+            _check_triangle(chosen, triangle, matrix, factor)
+
+
+@torch.no_grad()
+def _check_triangle(chosen: Tensor, triangle: Tensor, matrix: Tensor, factor: Tensor) -> None:
+    """Check that factor = triangle matrix[chosen], on one vector of random signs."""
+    generator = torch.Generator().manual_seed(0)
+    signs = (torch.randint(0, 2, (matrix.shape[1],), generator=generator) * 2 - 1).to(matrix.device, triangle.dtype)
+    picked = matrix.index_select(0, chosen).to(triangle.dtype)
+    error = (triangle @ (picked @ signs) - factor.to(triangle.dtype) @ signs).abs()
+    # The sums are of n terms: in the worst case the errors of all entries add up.
+    size = matrix.shape[1] ** 0.5
+    enlarged = triangle.abs() @ torch.linalg.vector_norm(picked, dim=1)
+    rounded = torch.linalg.vector_norm(factor.to(triangle.dtype), dim=1)
+    eps, own = torch.finfo(triangle.dtype).eps, torch.finfo(factor.dtype).eps
+    if not bool((error <= size * (SKELETON_TOLERANCE * eps * enlarged + own * rounded)).all()):
+        raise ValueError("skeleton is not of this weight and these factors; accepted: what skeleton_of made of them")

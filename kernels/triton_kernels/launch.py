@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import triton
 
-from lowrank_ldu.kernels.call import Layer
+from lowrank_ldu.kernels.call import Adapters, Gradients, Layer
+from lowrank_ldu.kernels.core_gradients import adapter_gradients, diagonals_gradient, scales_gradient
+from lowrank_ldu.kernels.cores import apply_cores
+from lowrank_ldu.kernels.grouped import grouped_product
 from lowrank_ldu.kernels.triton_kernels import configurations
 from lowrank_ldu.kernels.triton_kernels.availability import interpreted
 from lowrank_ldu.kernels.triton_kernels.decode import decode_kernel
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lowrank_ldu.kernels.call import Adapters
+    from lowrank_ldu.kernels.call import Needs
 
 _LARGEST_TERM_BLOCK = {"project": 128, "expand": 64}
 # Uses of one adapter that one program sums up; a longer list is split among several.
@@ -76,27 +79,52 @@ def _options(x: Tensor) -> dict[str, str]:
 def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
     """Return y (T, m) and a = x right^T (T, r).
 
-    There is one launch for a decoding step, and two for many rows.
+    There is one launch for a decoding step with diagonals, and two for many rows. Blocks are applied in between.
     """
-    if 0 < len(x) <= configurations.DECODE_ROWS and len(layer.right) <= configurations.DECODE_RANK:
+    few = 0 < len(x) <= configurations.DECODE_ROWS and len(layer.right) <= configurations.DECODE_RANK
+    if few and adapters.cores.ndim == 2:
         return decode(x, layer, adapters)
     projected, _ = project(x, layer.right, upper=layer.upper)
-    return expand(x, layer._replace(upper=False), projected, adapters), projected
+    return expand(x, layer._replace(upper=False), *_with_blocks(projected, adapters)), projected
 
 
-def backward(
-    gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, *, need_x: bool, need_product: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return dx (T, n) and a * b (T, r).
+def backward(gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, needs: Needs) -> Gradients:
+    """Return the gradients of x (T, n), of cores and of scales.
 
-    b = g left. The forward kernels run on the transposed matrices.
+    The forward kernels run on the transposed matrices.
     """
-    expanded, product = project(gradient, layer.left.T, upper=False, other=projected if need_product else None)
-    dx = None
-    if need_x:
+    cores, index, scales = adapters
+    diagonal = cores.ndim == 2
+    other = projected if diagonal and (needs.cores or needs.scales) else None
+    expanded, product = project(gradient, layer.left.T, upper=False, other=other)
+    dx = to_cores = to_scales = None
+    if needs.x:
         transposed = Layer(layer.weight.T, None, layer.right.T, layer.left.T, layer.upper)
-        dx = expand(gradient, transposed, expanded, adapters)
-    return dx, None if product is None else product.to(adapters.deltas.dtype)
+        dx = expand(gradient, transposed, *_with_blocks(expanded, adapters, transposed=True))
+    if not diagonal:
+        to_cores, to_scales = adapter_gradients(
+            expanded, projected, adapters, need_cores=needs.cores, need_scales=needs.scales
+        )
+    elif product is not None:
+        product = product.to(cores.dtype)
+        if needs.cores and index is not None:
+            to_cores = segment_sum(product, len(cores), index, scales)
+        elif needs.cores:
+            to_cores = diagonals_gradient(product, adapters)
+        to_scales = scales_gradient(product, adapters) if needs.scales else None
+    return Gradients(dx, to_cores, to_scales)
+
+
+def _with_blocks(projected: Tensor, adapters: Adapters, *, transposed: bool = False) -> tuple[Tensor, Adapters]:
+    """Return what the expansion takes.
+
+    Blocks are applied to the projection, and ones stand for the diagonal then.
+    """
+    if adapters.cores.ndim == 2:
+        return projected, adapters
+    apply = apply_cores if adapters.of_rows is None else grouped_product
+    ones = adapters.cores.new_ones(1, projected.shape[1])
+    return apply(projected, adapters, transposed=transposed), Adapters(ones)
 
 
 def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -166,7 +194,7 @@ def expand(x: Tensor, layer: Layer, projected: Tensor, adapters: Adapters) -> Te
             inner,
             out_features,
             rank,
-            len(adapters.deltas),
+            len(adapters.cores),
             *x.stride(),
             *layer.weight.stride(),
             *layer.left.stride(),
@@ -201,7 +229,7 @@ def decode(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]
         inner,
         out_features,
         rank,
-        len(adapters.deltas),
+        len(adapters.cores),
         *x.stride(),
         *layer.weight.stride(),
         *layer.left.stride(),
@@ -216,7 +244,7 @@ def decode(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]
 
 
 def _pointers(adapters: Adapters, y: Tensor) -> list[Tensor]:
-    """Return deltas, numbers and scales.
+    """Return diagonals, numbers and scales.
 
     y stands for what is absent, and is not read.
     """

@@ -20,7 +20,7 @@ from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.nn import AdapterOptions
 from lowrank_ldu.nn.kinds import KINDS
-from lowrank_ldu.nn.options import OPTION_NAMES
+from lowrank_ldu.nn.options import LATER_OPTIONS, OPTION_NAMES
 from lowrank_ldu.untrusted import LISTING, strict_json
 from lowrank_ldu.validation import check_choice, dtype_name
 
@@ -99,7 +99,7 @@ def checked_record(where: str, entry: Any) -> LayerRecord:
     AdapterError
         A field is missing, unknown, of another type or of a value that is not accepted.
     """
-    if not isinstance(entry, dict) or {*entry, "lora_obstacle"} != set(_ENTRY):
+    if not isinstance(entry, dict) or {*entry, "lora_obstacle", *LATER_OPTIONS} != set(_ENTRY):
         raise AdapterError(f"{where}; accepted: an object with {', '.join(_ENTRY)}")
     shape = entry["shape"]
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and size >= 0 for size in shape)):
@@ -113,7 +113,7 @@ def checked_record(where: str, entry: Any) -> LayerRecord:
             raise AdapterError(f"{where} has {key} None; accepted: a number")
     try:
         check_choice(texts["kind"], "kind", KINDS)
-        options = AdapterOptions.from_json({key: entry[key] for key in OPTION_NAMES})
+        options = AdapterOptions.from_json({key: entry[key] for key in OPTION_NAMES if key in entry})
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{where}: {error}") from error
     return LayerRecord(shape=(shape[0], shape[1]), options=options, **texts)
@@ -138,12 +138,12 @@ def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *
     AdapterError
         Naming the tensor.
     """
-    sizes, limits = _expected(record.options, record.shape, sketched=sketched)
-    for key, size in sizes.items():
+    shapes, limits = _expected(record.options, record.shape, sketched=sketched)
+    for key, shape in shapes.items():
         if key not in tensors:
             raise AdapterError(f"{where}: the adapter holds no {key}")
-        if tuple(tensors[key].shape) != (size,):
-            raise AdapterError(f"{where}: {key} has shape {tuple(tensors[key].shape)}; accepted: {(size,)}")
+        if tuple(tensors[key].shape) != shape:
+            raise AdapterError(f"{where}: {key} has shape {tuple(tensors[key].shape)}; accepted: {shape}")
         if key in limits:
             _check_pivots(where, key, tensors[key], limits[key])
         elif not tensors[key].is_floating_point():
@@ -151,20 +151,20 @@ def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *
         # Numbers become float64, since torch cannot check those of 8 bits.
         elif not bool(tensors[key].double().isfinite().all()):
             raise AdapterError(f"{where}: {key} holds entries that are not finite")
-    unknown = sorted(set(tensors) - set(sizes))
+    unknown = sorted(set(tensors) - set(shapes))
     if unknown:
-        raise AdapterError(f"{where}: unknown tensors {unknown[:5]}; accepted: {', '.join(sizes)}")
+        raise AdapterError(f"{where}: unknown tensors {unknown[:5]}; accepted: {', '.join(shapes)}")
 
 
 def _expected(
     options: AdapterOptions, shape: tuple[int, int], *, sketched: bool
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Return the length of every tensor and the range of pivots.
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Return the shape of every tensor and the range of pivots.
 
     The range is the number of rows or columns that pivots are chosen from.
     """
     rank = cast("int", options.rank)
-    sizes = {"offset": rank, "sigma": 1, "initial_sigma": 1, "base_sample": SAMPLES}
+    sizes = {"sigma": 1, "initial_sigma": 1, "base_sample": SAMPLES}
     if sketched:
         sizes["update_sketch"] = PROBES
     if is_random(options.init):
@@ -172,7 +172,8 @@ def _expected(
     limits = {"pivot_rows": shape[0]} if options.chooses_rows else {}
     if options.chooses_columns:
         limits["pivot_columns"] = shape[1]
-    return sizes | dict.fromkeys(limits, rank), limits
+    vectors = {name: (size,) for name, size in (sizes | dict.fromkeys(limits, rank)).items()}
+    return {"offset": options.core_shape, **vectors}, limits
 
 
 def _check_pivots(where: str, key: str, pivots: Tensor, size: int) -> None:

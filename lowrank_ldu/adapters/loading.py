@@ -150,10 +150,10 @@ def _build(model: nn.Module, stored: StoredLayer, deviations: list[Deviation], *
         raise AdapterError(
             f"layer {name!r} is a {type(base_layer).__name__} in the model; accepted: kind {stored.kind.name!r}"
         )
-    diagonal, deviation = stored.rebuild(matrix, "warn" if accept_other_base else "error")
+    held, deviation = stored.rebuild(matrix, "warn" if accept_other_base else "error")
     if deviation is not None:
         deviations.append(deviation)
-    return LDULayer.of(base_layer, diagonal)
+    return LDULayer.of(base_layer, held)
 
 
 def _whole_state(model: nn.Module, adapter: AdapterFile) -> list[tuple[str, Tensor, Tensor]]:

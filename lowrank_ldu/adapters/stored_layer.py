@@ -20,9 +20,9 @@ from lowrank_ldu.nn.base_identity import (
     update_sketch,
     warn_of,
 )
-from lowrank_ldu.nn.diagonal import DiagonalAdapter
+from lowrank_ldu.nn.core import CoreAdapter
 from lowrank_ldu.nn.factors import Factors
-from lowrank_ldu.nn.host import Diagonal
+from lowrank_ldu.nn.host import HeldAdapter
 from lowrank_ldu.nn.kinds import kind_named
 from lowrank_ldu.validation import check_flag, dtype_name
 
@@ -73,7 +73,7 @@ class StoredLayer:
         """Return the kind of the base layer."""
         return kind_named(self.record.kind)
 
-    def bind(self, matrix: Tensor, *, accept_other_base: bool = False) -> Diagonal:
+    def bind(self, matrix: Tensor, *, accept_other_base: bool = False) -> HeldAdapter:
         """Rebuild the factors, and put the stored numbers on them.
 
         They are made from the weight at the stored pivots, without a search.
@@ -95,13 +95,13 @@ class StoredLayer:
         """
         if not isinstance(matrix, torch.Tensor):
             raise TypeError(f"matrix is a {type(matrix).__name__}; accepted: a torch.Tensor")
-        diagonal, deviation = self.rebuild(
+        held, deviation = self.rebuild(
             matrix, "warn" if check_flag(accept_other_base, "accept_other_base") else "error"
         )
         warn_of([] if deviation is None else [deviation])
-        return diagonal
+        return held
 
-    def rebuild(self, matrix: Tensor, policy: BaseCheck) -> tuple[Diagonal, Deviation | None]:
+    def rebuild(self, matrix: Tensor, policy: BaseCheck) -> tuple[HeldAdapter, Deviation | None]:
         """Do the work of `bind`, and return the deviation.
 
         It is the deviation that a policy other than "error" has let pass. No warning is given.
@@ -128,25 +128,25 @@ class StoredLayer:
                     "accept_other_base=True (--accept-other-base of export) to take this one as it is"
                 )
             raise AdapterError(f"{deviation}, so that its diagonal means something else; accepted: {accepted}")
-        diagonal = self._diagonal(matrix)
-        update = self._update_deviation(diagonal)
+        held = self._held(matrix)
+        update = self._update_deviation(held)
         if deviation is None and (update is None or update <= UPDATE_AGREES):
-            return diagonal, None
+            return held, None
         deviation = replace(deviation or Deviation(self.name), update=update)
         if outcome(deviation, policy) == "error":
             raise AdapterError(
                 f"{deviation}: {self._reason()}; accepted: an adapter that can be rebuilt, or accept_other_base=True "
                 "(--accept-other-base of export) to take it as it is"
             )
-        return diagonal, deviation
+        return held, deviation
 
-    def _diagonal(self, matrix: Tensor) -> Diagonal:
+    def _held(self, matrix: Tensor) -> HeldAdapter:
         options = self.record.options
         try:
-            factors = Factors(matrix, options, deferred=True)
+            factors = Factors(matrix, options, deferred=True, layer=self.name)
             factors.build(matrix, self.tensors.get("pivot_rows"), self.tensors.get("pivot_columns"))
             dtype = torch.promote_types(matrix.dtype, torch.float32)
-            adapter = DiagonalAdapter(options, dtype=dtype, device=matrix.device)
+            adapter = CoreAdapter(options, dtype=dtype, device=matrix.device)
             adapter.start_from(factors)
             if "initial_diagonal" in self.tensors:
                 adapter.set_initial_diagonal(self.tensors["initial_diagonal"], factors)
@@ -162,9 +162,9 @@ class StoredLayer:
                         f"layer {self.name!r}: {name} overflows {dtype_name(place)}, in which the layer computes; "
                         "accepted: numbers that fit"
                     )
-        diagonal = Diagonal(self.name, adapter, factors)
-        check_finite_update(self.name, diagonal.factors, diagonal.delta)
-        return diagonal
+        held = HeldAdapter(self.name, adapter, factors)
+        check_finite_update(self.name, held.factors, held.delta)
+        return held
 
     def _base_deviation(self, matrix: Tensor) -> Deviation | None:
         """Return the deviation of the sampled weight, or None.
@@ -180,10 +180,10 @@ class StoredLayer:
             return None
         return Deviation(self.name, difference, None if trained in {"", present} else (present, trained))
 
-    def _update_deviation(self, diagonal: Diagonal) -> float | None:
+    def _update_deviation(self, held: HeldAdapter) -> float | None:
         if "update_sketch" not in self.tensors:
             return None
-        return relative_difference(self.tensors["update_sketch"], update_sketch(diagonal.factors, diagonal.delta))
+        return relative_difference(self.tensors["update_sketch"], update_sketch(held.factors, held.delta))
 
     def _reason(self) -> str:
         if self.record.options.basis == "svd":

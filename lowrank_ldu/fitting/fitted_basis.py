@@ -234,7 +234,7 @@ class FittedBasis:
         tensors = self._tensors
         tensor = tensors.read(name) if isinstance(tensors, SealedFile) else tensors[name]
         if not bool(tensor.isfinite().all()):
-            raise FittingError(f"tensor {name!r} of the basis has entries that are not finite; accepted: finite ones")
+            raise FittingError(f"tensor {name!r} of the basis has entries that are not finite; accepted: finite")
         return tensor
 
     def __str__(self) -> str:

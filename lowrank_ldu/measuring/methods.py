@@ -213,7 +213,7 @@ def _sharing(layer: LDULayer, plan: Plan) -> LDULayer:
 
     Its parameters are its own.
     """
-    diagonal = next(layer.diagonals())
+    diagonal = next(layer.held_adapters())
     own = diagonal._replace(adapter=copy.deepcopy(diagonal.adapter))
     fresh = LDULayer.of(_copy(layer.base_layer), own)  # type: ignore[arg-type]
     fresh.plan = plan

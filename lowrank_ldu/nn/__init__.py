@@ -4,22 +4,26 @@ Of each adapted layer only the diagonal and one scale are trained.
 """
 
 from lowrank_ldu.initialization import INITIALIZATIONS, Initialization, initial_diagonal
-from lowrank_ldu.nn.basis import BASES, Basis
+from lowrank_ldu.nn.basis import BASES, Basis, use_basis
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, Parametrization
+from lowrank_ldu.nn.cores import CORES, Core
 from lowrank_ldu.nn.counting import ParameterCount, trainable_parameters
 from lowrank_ldu.nn.injection import inject, lowrank_layers
 from lowrank_ldu.nn.layer import LDULayer, LoLDULayer  # noqa: F401  # the second is its former name
 from lowrank_ldu.nn.merging import merge, unload, unmerge
 from lowrank_ldu.nn.optimization import ProjectedOptimizer, project_
 from lowrank_ldu.nn.options import AdapterOptions
+from lowrank_ldu.nn.parameter_groups import parameter_groups
 from lowrank_ldu.nn.plan import set_plan
 
 __all__ = [
     "BASES",
+    "CORES",
     "INITIALIZATIONS",
     "PARAMETRIZATIONS",
     "AdapterOptions",
     "Basis",
+    "Core",
     "Initialization",
     "LDULayer",
     "ParameterCount",
@@ -29,11 +33,13 @@ __all__ = [
     "inject",
     "lowrank_layers",
     "merge",
+    "parameter_groups",
     "project_",
     "set_plan",
     "trainable_parameters",
     "unload",
     "unmerge",
+    "use_basis",
 ]
 
 

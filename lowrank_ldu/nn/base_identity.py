@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.diagnostics.cost import PROBES, SAMPLES
+from lowrank_ldu.nn.cores import scaled_core, times_core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,14 +69,15 @@ def sample_of(matrix: Tensor) -> Tensor:
 def update_sketch(factors: Factors, delta: Tensor) -> Tensor:
     r"""Return products of an update with vectors of signs.
 
-    These are a_k^T (P L diag(delta) U) b_k for fixed vectors of signs a_k and b_k, shape (PROBES,), float32. The mean
+    These are a_k^T (P L K U) b_k for fixed vectors of signs a_k and b_k, shape (PROBES,), float32. The mean
     square of a sketch is that of the update's Frobenius norm, so that the relative distance of two sketches estimates
     that of two updates. Costs PROBES r (m + n) multiply-adds; nothing of size m n is formed.
 
     Parameters
     ----------
     factors : Factors
-    delta : Tensor, shape (r,)
+    delta : Tensor
+        The core K, (r,) or (g, b, b).
     """
     left, right = factors.left, factors.right
     wide = torch.promote_types(left.dtype, torch.float32)
@@ -88,7 +90,8 @@ def update_sketch(factors: Factors, delta: Tensor) -> Tensor:
 
     rows = signs(left.shape[0]) @ left.to(wide)
     columns = signs(right.shape[1]) @ right.to(wide).mT
-    return (rows * (delta.detach() * factors.scale).to(wide) * columns).sum(dim=1).float().cpu()
+    core = scaled_core(delta.detach(), factors.scale).to(wide)
+    return (times_core(rows, core) * columns).sum(dim=1).float().cpu()
 
 
 def relative_difference(saved: Tensor, present: Tensor) -> float:

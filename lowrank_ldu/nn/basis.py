@@ -1,17 +1,18 @@
 """Compute the rank-one terms whose coefficients are trained.
 
-They are those of the LDU factorization, or of another basis that it is compared with.
+They are those of the weight's LDU factorization, of a basis that was fitted to a task, or of another one to compare
+with.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import torch
 
-from lowrank_ldu.decomposition import LDU, Factorization, ldu, ldu_at_pivots, svd
+from lowrank_ldu.decomposition import LDU, PIVOTING, Factorization, ldu, ldu_at_pivots, svd
 from lowrank_ldu.validation import check_matrix, check_rank
 
 if TYPE_CHECKING:
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.decomposition import Pivoting
+    from lowrank_ldu.nn.options import AdapterOptions
 
-Basis = Literal["ldu", "svd", "random"]
+Basis = Literal["ldu", "svd", "random", "fitted"]
 BASES: tuple[Basis, ...] = get_args(Basis)
+# Those that the weight determines, alone or with a seed.
+WEIGHT_BASES: tuple[Basis, ...] = tuple(name for name in BASES if name != "fitted")
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,82 @@ def terms_of(matrix: Tensor, rank: int | None, basis: Basis, pivoting: Pivoting,
     return ldu_terms(ldu(matrix, rank, pivoting=pivoting, seed=seed))
 
 
-def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoting: Pivoting) -> BasisFactors:
+class FittedBasis(Protocol):
+    """Require what layers need of a fitted basis.
+
+    Attributes
+    ----------
+    digest : str
+        Names the basis by its content.
+    """
+
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+
+    def factors(self, layer: str) -> Factorization:
+        """Return left (m, r), diagonal (r,) and right (r, n) of a layer.
+
+        Raises
+        ------
+        KeyError or ValueError
+            It has no such layer.
+        """
+        ...
+
+    def check(self, layer: str, matrix: Tensor) -> None:
+        """Refuse a weight that the basis was not fitted beside.
+
+        Raises
+        ------
+        ValueError
+        """
+        ...
+
+
+# Bases of this process, by digest: adapters name theirs by that alone.
+_KNOWN: dict[str, FittedBasis] = {}
+
+
+def use_basis(basis: FittedBasis) -> str:
+    """Make a fitted basis known to layers, and return its digest.
+
+    Adapters name their basis by the digest; it stays known until the process ends.
+    """
+    _KNOWN[basis.digest] = basis
+    return basis.digest
+
+
+def fitted_basis(digest: str) -> FittedBasis | None:
+    """Return the basis of a digest, or None if it is not known."""
+    return _KNOWN.get(digest)
+
+
+def fitted_terms(matrix: Tensor, layer: str, options: AdapterOptions) -> BasisFactors:
+    """Return a layer's terms of the fitted basis that the options name.
+
+    Raises
+    ------
+    ValueError
+        No basis of that digest is known, it has no such layer or other sizes, or was fitted beside another weight.
+    """
+    digest, rank = cast("str", options.basis_digest), options.rank
+    basis = _KNOWN.get(digest)
+    if basis is None:
+        raise ValueError(
+            f"no basis of digest {digest} is known; accepted: to load its file before, with "
+            "lowrank_ldu.fitting.FittedBasis.load"
+        )
+    basis.check(layer, matrix)
+    factors = basis.factors(layer)
+    if rank is not None and rank > factors.rank:
+        raise ValueError(f"rank is {rank}; accepted: up to {factors.rank}, the rank of the fitted basis in this layer")
+    parts = factors if rank is None else factors.truncate(rank)
+    wide = torch.promote_types(matrix.dtype, torch.float32)
+    left, diagonal, right = (part.to(matrix.device, wide) for part in (parts.left, parts.diagonal, parts.right))
+    return BasisFactors(Factorization(left, diagonal, right))
+
+
+def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoting: str) -> BasisFactors:
     """Return the terms of the LDU basis for known pivots.
 
     No pivots are searched.
@@ -94,7 +173,9 @@ def terms_at_pivots(matrix: Tensor, rows: Tensor, columns: Tensor | None, pivoti
         The pivots are not possible in this matrix.
     """
     listed: Sequence[int] | None = None if columns is None else columns.tolist()
-    return ldu_terms(ldu_at_pivots(matrix, rows.tolist(), listed, pivoting=pivoting))
+    # Those that were chosen from outside are of no strategy of ldu; complete pivoting takes any of them.
+    strategy: Pivoting = pivoting if pivoting in PIVOTING else "complete"
+    return ldu_terms(ldu_at_pivots(matrix, rows.tolist(), listed, pivoting=strategy))
 
 
 def ldu_terms(factors: LDU) -> BasisFactors:

@@ -76,12 +76,12 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
     >>> print(trainable_parameters(model))
     5 trainable parameters in 1 LoLDU layer = 1 x (4 + 1), 5.556 % of 90; 18 more outside them (heads)
     """
-    layers = [diagonal.adapter for _, host in hosts(model) for diagonal in host.diagonals()]
+    layers = [diagonal.adapter for _, host in hosts(model) for diagonal in host.held_adapters()]
     layers = [adapter for adapter in layers if adapter.offset.requires_grad or adapter.sigma.requires_grad]
     own = {
         id(numbers)
         for _, host in hosts(model)
-        for _, adapter, _ in host.diagonals()
+        for _, adapter, _ in host.held_adapters()
         for numbers in adapter.parameters()
     }
     others = [parameter for parameter in model.parameters() if id(parameter) not in own]

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from lowrank_ldu.diagnostics.cost import SAMPLES
 from lowrank_ldu.kernels import operators, pack
 from lowrank_ldu.nn.base_identity import sample_of
-from lowrank_ldu.nn.basis import BasisFactors, terms_at_pivots, terms_of
+from lowrank_ldu.nn.basis import BasisFactors, fitted_terms, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import coordinates_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Factors(nn.Module):
         Where they are known already.
     deferred : bool
         Leave the factors for `build`, since their pivots are yet to be loaded.
+    layer : str
+        Qualified name of the layer, by which a fitted basis knows it.
 
     Attributes
     ----------
@@ -71,10 +73,18 @@ class Factors(nn.Module):
     pivot_columns: Tensor | None
 
     def __init__(
-        self, matrix: Tensor, options: AdapterOptions, *, terms: BasisFactors | None = None, deferred: bool = False
+        self,
+        matrix: Tensor,
+        options: AdapterOptions,
+        *,
+        terms: BasisFactors | None = None,
+        deferred: bool = False,
+        layer: str = "",
     ) -> None:
         super().__init__()
         self.options = options.factors
+        self.layer = layer
+        self._built: AdapterOptions | None = None
         self.jitter = 0.0
         self.ready = False
         self.upper = False
@@ -100,14 +110,12 @@ class Factors(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            As for `ldu` and `ldu_at_pivots`.
+            As for `ldu`, `ldu_at_pivots` and `fitted_terms`; or the pivots are to be chosen, and none are given.
         """
         matrix = matrix.detach()
         options = self.options
-        if terms is None and rows is not None and options.basis == "ldu":
-            terms = terms_at_pivots(matrix, rows, columns, options.pivoting)
-        elif terms is None:
-            terms = terms_of(matrix, options.rank, options.basis, options.pivoting, options.seed)
+        if terms is None:
+            terms = self._terms(matrix, rows, columns)
         factors = terms.factors
         left, right, diagonal = factors.left, factors.right, factors.diagonal
         # Rows of U range over orders of magnitude. Scaled by powers of two (exact but for what float16 cannot hold) to
@@ -115,7 +123,7 @@ class Factors(nn.Module):
         # infinity ever meets a delta of zero.
         _, exponent = torch.frexp(right.abs().sum(dim=1))
         scale = torch.ldexp(torch.ones_like(diagonal), exponent)
-        frame, self.jitter = coordinates_of(left, right, options.parametrization)
+        frame, self.jitter = coordinates_of(left, right, options.parametrization, options.core_shape)
         self._keep("left", left.to(matrix.dtype))
         self._keep("right", (right / scale[:, None]).to(matrix.dtype))
         self._keep("scale", scale)
@@ -124,9 +132,29 @@ class Factors(nn.Module):
         self._keep("pivot_rows", terms.rows)
         self._keep("pivot_columns", terms.columns)
         self._keep("sample", sample_of(matrix))
-        self.ready = True
+        self.ready, self._built = True, options
         self.upper = options.basis == "ldu" and terms.columns is None and not bool(self.right.tril(-1).any())
         self._packing, self._packed, self._packed_weight = None, (), torch.empty(0)
+
+    def _terms(self, matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> BasisFactors:
+        options = self.options
+        if options.basis == "fitted":
+            return fitted_terms(matrix, self.layer, options)
+        if rows is not None and options.basis == "ldu":
+            return terms_at_pivots(matrix, rows, columns, options.pivoting)
+        if options.pivoting == "chosen":
+            raise ValueError(
+                "pivoting is 'chosen' and no pivots are given; accepted: those of lowrank_ldu.fitting.choose_pivots, "
+                "or an adapter that is loaded"
+            )
+        return terms_of(matrix, options.rank, options.basis, options.pivoting, options.seed)
+
+    def fitted(self) -> bool:
+        """Return whether the factors are there, and are the fitted basis's that the options name.
+
+        They do not depend on the weight then.
+        """
+        return self.ready and self.options.basis == "fitted" and self._built == self.options
 
     def at(self, rows: Tensor | None, columns: Tensor | None) -> bool:
         """Return whether the factors are those at these pivots."""
@@ -193,7 +221,7 @@ class Factors(nn.Module):
         """Describe the options, for printing the module."""
         options = self.options
         return (
-            f"rank={options.rank}, basis={options.basis}, pivoting={options.pivoting}, "
+            f"rank={options.rank}, basis={options.basis}, pivoting={options.pivoting}, core={options.core}, "
             f"parametrization={options.parametrization}"
         )
 

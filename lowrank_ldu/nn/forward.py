@@ -17,6 +17,7 @@ from torch.nn.modules import module as torch_module
 from lowrank_ldu.kernels.api import compute
 from lowrank_ldu.kernels.call import Adapters, Layer
 from lowrank_ldu.kernels.torch_modes import autocast_dtype, is_exporting, is_fake, transformed
+from lowrank_ldu.nn.cores import scaled_core
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 from lowrank_ldu.nn.kinds.own_forward import check_forward, own_forward
 from lowrank_ldu.nn.update import Update, summed_weight, updated_matrix, updated_output
@@ -58,7 +59,8 @@ def layer_output(
     x : Tensor
         Its input.
     factors : Factors
-    delta : Tensor, shape (r,), or (A, r) with `index`
+    delta : Tensor
+        The core, (r,) or (g, b, b); A of them with `index`.
     plan : str
         One of `PLANS`.
     index : Tensor, shape (B,), optional
@@ -103,7 +105,7 @@ def kernel_call(
     layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper)
     # In a graph nothing would notice that the weight has been changed: "auto" leaves packing out there.
     packing = None if plan == "auto" and torch.compiler.is_compiling() else partial(factors.packing, weight)
-    return layer, Adapters(delta * factors.scale, index), packing
+    return layer, Adapters(scaled_core(delta, factors.scale), index), packing
 
 
 def bypassed(base_layer: nn.Module, kind: type[LayerKind], x: Tensor, factors: Factors) -> str | None:

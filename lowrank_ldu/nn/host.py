@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.kernels import Plan
-    from lowrank_ldu.nn.diagonal import DiagonalAdapter
+    from lowrank_ldu.nn.core import CoreAdapter
     from lowrank_ldu.nn.factors import Factors
     from lowrank_ldu.nn.kinds import LayerKind
 
 
-class Diagonal(NamedTuple):
+class HeldAdapter(NamedTuple):
     """Hold one adapter of a layer with its factors.
 
     The adapter is expressed in these factors.
     """
 
     name: str
-    adapter: DiagonalAdapter
+    adapter: CoreAdapter
     factors: Factors
 
     @property
@@ -163,7 +163,7 @@ class AdapterHost(nn.Module, ABC):
         self._kept_base: KeptBase | None = None
 
     @abstractmethod
-    def diagonals(self) -> Iterator[Diagonal]:
+    def held_adapters(self) -> Iterator[HeldAdapter]:
         """Yield the adapters of the layer."""
 
     @abstractmethod

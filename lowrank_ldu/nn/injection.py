@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lowrank_ldu.nn.basis import use_basis
 from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.host import AdapterHost
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from lowrank_ldu.nn.basis import FittedBasis
     from lowrank_ldu.nn.options import AdapterOptions
 
 ALL_LINEAR = "all-linear"
@@ -66,6 +68,8 @@ def inject(
     *,
     clip_rank: bool = False,
     options: AdapterOptions | None = None,
+    pivots: Mapping[str, tuple[Sequence[int], Sequence[int]]] | None = None,
+    fitted_basis: FittedBasis | None = None,
     **fields: Any,
 ) -> list[str]:
     """Replace layers of `model` by LoLDU layers, in place.
@@ -91,6 +95,12 @@ def inject(
         Give layers that are too small for the rank their own min(m, n), where they are refused otherwise.
     options : AdapterOptions, optional
         All options in one object, in place of rank and keywords.
+    pivots : mapping of str to pairs of sequences of int, optional
+        Pivot rows and columns of each layer, by its qualified name, as `lowrank_ldu.fitting.choose_pivots` finds them;
+        their number is the layer's rank, and pivoting is "chosen".
+    fitted_basis : FittedBasis, optional
+        Basis of `lowrank_ldu.fitting.fit_basis` that the factors of each layer come from; basis is "fitted" then, and a
+        layer's rank the basis's, unless a smaller one is given.
     **fields
         Fields of `AdapterOptions`, by keyword: alpha, init, preserving, pivoting and so on. The i-th layer uses
         seed + i.
@@ -124,7 +134,7 @@ def inject(
     check_model(model)
     check_not_distributed(model)
     clip_rank = check_flag(clip_rank, "clip_rank")
-    options = given_options(options, rank, fields)
+    options = _with_fits(given_options(options, rank, fields | _of_fits(pivots, fitted_basis, options)), fitted_basis)
     names = _matching(model, targets)
     # All layers are built before any is replaced, so that a failure leaves the model as it was. A module that stands
     # under two names gets one layer, so that it stays shared.
@@ -134,9 +144,11 @@ def inject(
             if base in layers:
                 continue
             try:
+                layer = plain_name(name, model)
+                own_pivots = None if pivots is None else _pivots_of(pivots, layer, options.rank)
                 rank = clipped_rank(options.rank, base) if clip_rank else options.rank
                 own = replace(options, rank=rank, seed=options.seed + len(layers))
-                layers[base] = LDULayer(base, options=own)
+                layers[base] = LDULayer(base, options=own, pivots=own_pivots, name=layer)
             except (TypeError, ValueError) as error:
                 check_limits({name: (base, options.rank) for name, base in names.items()}, _WAYS_OUT)
                 raise type(error)(f"layer {name!r}: {error}") from error
@@ -149,6 +161,38 @@ def inject(
         replace_module(model, name, layers[base])
     observe(model)
     return list(names)
+
+
+def _of_fits(pivots: object, fitted_basis: FittedBasis | None, options: AdapterOptions | None) -> dict[str, Any]:
+    """Return the options that pivots or a fitted basis stand for."""
+    if pivots is not None and fitted_basis is not None:
+        raise ValueError("pivots and fitted_basis are given; accepted: one of them, as each of them gives the factors")
+    if options is not None:
+        return {}
+    if fitted_basis is not None:
+        return {"basis": "fitted", "basis_digest": fitted_basis.digest}
+    return {} if pivots is None else {"pivoting": "chosen"}
+
+
+def _with_fits(options: AdapterOptions, fitted_basis: FittedBasis | None) -> AdapterOptions:
+    if fitted_basis is not None and use_basis(fitted_basis) != options.basis_digest:
+        raise ValueError(
+            f"fitted_basis has digest {fitted_basis.digest} and basis_digest is {options.basis_digest!r}; accepted: "
+            "the same, with basis 'fitted'"
+        )
+    return options
+
+
+def _pivots_of(
+    pivots: Mapping[str, tuple[Sequence[int], Sequence[int]]], layer: str, rank: int | None
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Return a layer's pivots, the first of them for a smaller rank."""
+    if layer not in pivots:
+        raise ValueError(
+            f"pivots has none of this layer; accepted: a mapping with it, of which {len(pivots)} are there"
+        )
+    rows, columns = pivots[layer]
+    return rows[:rank], columns[:rank]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Add the trained diagonal's change to a frozen base layer."""
+"""Add a trained core's update to a frozen base layer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from lowrank_ldu.decomposition import LDU
-from lowrank_ldu.nn.basis import ldu_terms
-from lowrank_ldu.nn.diagonal import DiagonalAdapter
+from lowrank_ldu.nn.basis import BasisFactors, fitted_terms, ldu_terms, terms_at_pivots
+from lowrank_ldu.nn.core import CoreAdapter
 from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.forward import first_argument, layer_output
-from lowrank_ldu.nn.host import AdapterHost, Diagonal
+from lowrank_ldu.nn.host import AdapterHost, HeldAdapter
 from lowrank_ldu.nn.modules import recorded_call
 from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.options import AdapterOptions, given_options, takes_options
 from lowrank_ldu.nn.update import Update, updated_matrix
 from lowrank_ldu.nn.weights import stored_weight, weight_matrix
-from lowrank_ldu.validation import LORA_KEYWORDS, check_flag, check_matrix, explain_keywords
+from lowrank_ldu.validation import LORA_KEYWORDS, check_flag, check_matrix, explain_keywords, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 # Name of the one adapter of the layer.
@@ -32,7 +32,7 @@ _ADAPTER = "default"
 
 
 class LDULayer(AdapterHost):
-    r"""Frozen layer with a trained diagonal and scale.
+    r"""Frozen layer with a trained core and scale.
 
     The weight is W0 = P L diag(z) U + residual, of which z_r and one scale sigma are trained. The layer computes
     `W0 x + b + P L_r diag(sigma z - sigma_0 z_ref) U_r x`. That is the paper's `RSM x + DSM x`, with the difference of
@@ -53,19 +53,24 @@ class LDULayer(AdapterHost):
         All options in one object, in place of rank and keywords.
     factors : LDU, optional
         The weight's factorization where it is known already, with `rank` terms if that is given; its pivoting counts.
+    pivots : pair of sequences of int, optional
+        Pivot rows and columns, r each, where they are known already: pivoting is "chosen" then.
+    name : str
+        Qualified name of the layer, by which a fitted basis knows it.
     **fields
         Fields of `AdapterOptions`, by keyword: alpha, init, preserving, pivoting and so on.
 
     Attributes
     ----------
-    offset : Parameter, shape (r,)
-        Coordinates of z minus its start; zeros at step 0. Trained instead of z because it is small: in low precision z
-        itself would lose it. float32, or float64 for a float64 base. Weight decay therefore draws z to its start.
+    offset : Parameter, shape (r,), or (g, b, b) for cores of blocks
+        Coordinates of z minus its start, or of the core; zeros at step 0. Trained instead of z because it is small: in
+        low precision z itself would lose it. float32, or float64 for a float64 base. Weight decay therefore draws z to
+        its start.
     sigma : Parameter, shape (1,)
         Scale.
     factors : Factors
         The constant factors.
-    adapter : DiagonalAdapter
+    adapter : CoreAdapter
         Holds offset, sigma and the constants that belong to them.
 
     Raises
@@ -105,8 +110,12 @@ class LDULayer(AdapterHost):
         *,
         options: AdapterOptions | None = None,
         factors: LDU | None = None,
+        pivots: tuple[Sequence[int], Sequence[int]] | None = None,
+        name: str = "",
         **fields: Any,
     ) -> None:
+        if pivots is not None and options is None:
+            fields.setdefault("pivoting", "chosen")
         options = given_options(options, rank, fields)
         matrix = weight_matrix(base_layer)
         if matrix.device.type == "meta":
@@ -118,22 +127,29 @@ class LDULayer(AdapterHost):
         if factors is not None:
             _check_factors(factors, matrix, options)
             options = replace(options, rank=factors.rank, pivoting=factors.pivoting)
+        terms = None if factors is None else ldu_terms(factors)
+        if pivots is not None:
+            terms = _terms_at(pivots, matrix, options, factors)
+            options = replace(options, rank=terms.factors.rank)
+        if options.basis == "fitted" and options.rank is None:
+            terms = fitted_terms(matrix, name, options)
+            options = replace(options, rank=terms.factors.rank)
         options = options.for_layer(min(matrix.shape))
         dtype = torch.promote_types(torch.float32, matrix.dtype)
-        adapter = DiagonalAdapter(options, dtype=dtype, device=matrix.device)
-        constant = Factors(matrix, options, terms=None if factors is None else ldu_terms(factors))
+        adapter = CoreAdapter(options, dtype=dtype, device=matrix.device)
+        constant = Factors(matrix, options, terms=terms, layer=name)
         adapter.start_from(constant)
         # Every option is checked: from here on the base layer is this one's.
         self._hold(base_layer, adapter, constant)
 
     @classmethod
-    def of(cls, base_layer: nn.Module, diagonal: Diagonal) -> LDULayer:
+    def of(cls, base_layer: nn.Module, held: HeldAdapter) -> LDULayer:
         """Return the layer of a given adapter with its factors."""
         layer = cls.__new__(cls)
-        layer._hold(base_layer, diagonal.adapter, diagonal.factors)  # noqa: SLF001
+        layer._hold(base_layer, held.adapter, held.factors)  # noqa: SLF001
         return layer
 
-    def _hold(self, base_layer: nn.Module, adapter: DiagonalAdapter, factors: Factors) -> None:
+    def _hold(self, base_layer: nn.Module, adapter: CoreAdapter, factors: Factors) -> None:
         super().__init__(base_layer.requires_grad_(requires_grad=False))
         self.factors = factors
         self.adapter = adapter
@@ -159,12 +175,12 @@ class LDULayer(AdapterHost):
 
     @property
     def rank(self) -> int:
-        """Return the number r of trained diagonal entries."""
+        """Return the number r of the factors' terms."""
         return self.adapter.rank
 
     @property
     def offset(self) -> Tensor:
-        """Return the trained coordinates of z minus its start, shape (r,)."""
+        """Return the trained coordinates of z minus its start, or of the core."""
         return self.adapter.offset
 
     @property
@@ -174,23 +190,23 @@ class LDULayer(AdapterHost):
 
     @property
     def z(self) -> Tensor:
-        """Return the present diagonal, shape (r,)."""
+        """Return the present diagonal z, shape (r,), or core, (g, b, b)."""
         return self.adapter.z(self.factors)
 
     @property
     def delta(self) -> Tensor:
-        """Return the difference sigma z - sigma_0 z_ref, shape (r,).
+        """Return the difference sigma z - sigma_0 z_ref, of the core's shape.
 
         It is exactly zero at step 0 of the preserving form.
         """
         return self.adapter.delta(self.factors)
 
-    def diagonals(self) -> Iterator[Diagonal]:
+    def held_adapters(self) -> Iterator[HeldAdapter]:
         """Yield the one adapter."""
-        yield Diagonal(_ADAPTER, self.adapter, self.factors)
+        yield HeldAdapter(_ADAPTER, self.adapter, self.factors)
 
     def delta_weight(self) -> Tensor:
-        """Return the update P L diag(delta) U of W, shape (m, n).
+        """Return the update P L K U of W, shape (m, n).
 
         It is in float32, or in float64 for a base in float64.
         """
@@ -270,6 +286,24 @@ def _check_factors(factors: LDU, matrix: Tensor, options: AdapterOptions) -> Non
         raise ValueError(f"factors has rank {factors.rank} and rank is {options.rank}; accepted: the same, or no rank")
 
 
+def _terms_at(
+    pivots: tuple[Sequence[int], Sequence[int]], matrix: Tensor, options: AdapterOptions, factors: LDU | None
+) -> BasisFactors:
+    """Return the terms at pivots that were chosen."""
+    if factors is not None or options.pivoting != "chosen":
+        given = "factors" if factors is not None else f"pivoting {options.pivoting!r}"
+        raise ValueError(f"pivots are given beside {given}; accepted: pivoting 'chosen', and no factors")
+    try:
+        rows, columns = (torch.as_tensor(each) for each in pivots)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"pivots is {shown(pivots)}; accepted: a pair of sequences, rows and columns") from error
+    if options.rank is not None and options.rank != len(rows):
+        raise ValueError(
+            f"pivots has {len(rows)} rows and rank is {options.rank}; accepted: as many of each, or no rank"
+        )
+    return terms_at_pivots(matrix, rows, columns, options.pivoting)
+
+
 def _refuse_while_merged(module: nn.Module, *_: Any) -> None:
     if isinstance(module, LDULayer) and module.merged:
         raise RuntimeError(
@@ -287,7 +321,8 @@ def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
         stored_weight(module.base_layer).device.type != "meta" or is_offloaded(module.base_layer)
     ):
         adapter = module.adapter
-        module.factors.build(weight_matrix(module.base_layer), adapter.pivot_rows, adapter.pivot_columns)
+        if not module.factors.fitted():
+            module.factors.build(weight_matrix(module.base_layer), adapter.pivot_rows, adapter.pivot_columns)
         adapter.start_from(module.factors)
 
 

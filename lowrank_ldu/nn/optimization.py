@@ -59,7 +59,7 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     """
     limit = None if epsilon is None else check_positive(epsilon, "epsilon")
     for _, host in hosts(model):
-        for _, adapter, factors in host.diagonals():
+        for _, adapter, factors in host.held_adapters():
             # sigma and z are projected separately: one may be trained and the other not.
             if adapter.sigma.requires_grad:
                 adapter.sigma.clamp_(torch.finfo(adapter.sigma.dtype).tiny, 1.0)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import inspect
 from copy import copy
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from lowrank_ldu.decomposition import PIVOTING, Pivoting
+from lowrank_ldu.decomposition import PIVOTING
+from lowrank_ldu.decomposition import Pivoting as Strategy
 from lowrank_ldu.initialization import INITIALIZATIONS, Initialization
 from lowrank_ldu.nn.basis import BASES, Basis
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, Parametrization
+from lowrank_ldu.nn.cores import CORES, Core, core_shape
 from lowrank_ldu.validation import (
     LARGEST_SEED,
     LORA_KEYWORDS,
@@ -31,10 +33,16 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
+# "chosen": rows and columns that come from outside of the weight, such as those that a task's gradient asks for.
+Pivoting = Literal[Strategy, "chosen"]
+PIVOTINGS: tuple[Pivoting, ...] = (*PIVOTING, "chosen")
+
 # The random basis is drawn from NumPy's legacy generator, which takes no larger seed.
 _LARGEST_BASIS_SEED = 2**32 - 1
-# Options that the factors depend on. All others concern the diagonal between the factors.
-_OF_FACTORS = ("rank", "pivoting", "basis", "parametrization", "seed")
+# Options that the factors and the frame of the core depend on. All others concern the core alone.
+_OF_FACTORS = ("rank", "pivoting", "basis", "parametrization", "seed", "core", "block_size", "basis_digest")
+# Options that came later. Entries of earlier versions lack them, and have their defaults.
+LATER_OPTIONS = ("core", "block_size", "basis_digest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +62,24 @@ class AdapterOptions:
         diagonal, as Algorithm 1 has it (the residual is computed before z is overwritten), and any other start of z
         changes the model at step 0.
     pivoting : str
-        As for `ldu`.
+        As for `ldu`; or "chosen": the pivots are given, such as those that `lowrank_ldu.fitting.choose_pivots` found.
     basis : str
-        "ldu"; or, to compare it with, the same trained diagonal between other factors: "svd", the leading singular
-        vectors, or "random", orthonormal and independent of W.
+        What the factors are of. "ldu": of W. "fitted": they come from a basis that was fitted to a task. Or, to compare
+        with: "svd", the leading singular vectors of W, or "random", orthonormal and independent of W.
     parametrization : str
-        Coordinates that z is trained in: "diagonal", its own entries; "normalized", with every rank-one term of unit
-        norm; "gram", orthonormal in the weight's metric, one Cholesky factor of the Gram matrix of the terms.
+        Coordinates that the core is trained in: "diagonal", its own entries; "normalized", with every rank-one term, or
+        every block of them, orthonormal in itself; "gram", orthonormal in the weight's metric.
     train_sigma : bool
         Whether sigma is trained (True) or stays at alpha / r.
     seed : int
         Of random starts of z, of randomized pivoting and of the random basis.
+    core : str
+        What is trained between the factors: "diagonal", r numbers; "block", r / block_size blocks on the diagonal, in
+        all r block_size numbers; "dense", r^2 numbers.
+    block_size : int, optional
+        Of core "block", a divisor of the rank.
+    basis_digest : str, optional
+        Of basis "fitted": the digest that names the basis.
 
     Raises
     ------
@@ -91,6 +106,9 @@ class AdapterOptions:
     parametrization: Parametrization = "diagonal"
     train_sigma: bool = True
     seed: int = 0
+    core: Core = "diagonal"
+    block_size: int | None = None
+    basis_digest: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field, and keep Python's own numbers.
@@ -102,13 +120,47 @@ class AdapterOptions:
         if self.alpha is not None:
             self._keep("alpha", check_positive(self.alpha, "alpha"))
         check_choice(self.init, "init", INITIALIZATIONS)
-        check_choice(self.pivoting, "pivoting", PIVOTING)
+        check_choice(self.pivoting, "pivoting", PIVOTINGS)
         check_choice(self.basis, "basis", BASES)
         check_choice(self.parametrization, "parametrization", PARAMETRIZATIONS)
         self._keep("preserving", check_flag(self.preserving, "preserving"))
         self._keep("train_sigma", check_flag(self.train_sigma, "train_sigma"))
         largest = _LARGEST_BASIS_SEED if self.basis == "random" else LARGEST_SEED
         self._keep("seed", check_count(self.seed, "seed", largest=largest))
+        check_choice(self.core, "core", CORES)
+        self._check_core()
+        self._check_basis()
+
+    def _check_core(self) -> None:
+        if self.core == "block":
+            if self.block_size is None:
+                raise ValueError("block_size is None with core 'block'; accepted: a divisor of the rank")
+            self._keep("block_size", check_count(self.block_size, "block_size", 1))
+            if self.rank is not None:
+                core_shape(self.core, self.rank, self.block_size)
+        elif self.block_size is not None:
+            raise ValueError(
+                f"block_size is {shown(self.block_size)} with core {self.core!r}; accepted: None, or core 'block'"
+            )
+        if self.starts_at_zero and (self.init != "regular_ldu" or not self.preserving):
+            name = "init" if self.init != "regular_ldu" else "preserving"
+            raise ValueError(
+                f"{name} is {getattr(self, name)!r} with core {self.core!r} and basis {self.basis!r}; accepted: the "
+                "default, as such a core starts at zero"
+            )
+
+    def _check_basis(self) -> None:
+        if (self.basis == "fitted") != (self.basis_digest is not None):
+            raise ValueError(
+                f"basis_digest is {shown(self.basis_digest)} with basis {self.basis!r}; accepted: the digest of a "
+                "basis with basis 'fitted', and None with any other"
+            )
+        if self.basis_digest is not None and not isinstance(self.basis_digest, str):
+            raise TypeError(f"basis_digest is {shown(self.basis_digest)}; accepted: a string, or None")
+        if self.pivoting == "chosen" and self.basis != "ldu":
+            raise ValueError(
+                f"pivoting is 'chosen' with basis {self.basis!r}; accepted: basis 'ldu', whose pivots they are"
+            )
 
     def _changed(self, values: dict[str, Any]) -> AdapterOptions:
         """Return a copy with values that need no check: models have hundreds of layers."""
@@ -129,12 +181,14 @@ class AdapterOptions:
         TypeError, ValueError
             `entry` is no dict of all the fields, or a value is not accepted.
         """
-        if not isinstance(entry, dict) or set(entry) != set(OPTION_NAMES):
+        if not isinstance(entry, dict) or {*entry, *LATER_OPTIONS} != set(OPTION_NAMES):
             raise ValueError(f"the options are {shown(entry)}; accepted: an object with {', '.join(OPTION_NAMES)}")
         return cls(**entry)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as an object of JSON, in their order.
+
+        Fields that earlier versions do not know are left out at their defaults.
 
         Examples
         --------
@@ -142,7 +196,10 @@ class AdapterOptions:
         >>> entry["rank"], entry["seed"], AdapterOptions.from_json(entry) == AdapterOptions(rank=8, seed=3)
         (8, 3, True)
         """
-        return asdict(self)
+        default = {each.name: each.default for each in fields(self)}
+        return {
+            name: value for name, value in asdict(self).items() if name not in LATER_OPTIONS or value != default[name]
+        }
 
     def for_layer(self, largest: int) -> AdapterOptions:
         """Return the options of one layer.
@@ -157,7 +214,7 @@ class AdapterOptions:
         Raises
         ------
         ValueError
-            The rank is larger.
+            The rank is larger, or no multiple of the block size.
 
         Examples
         --------
@@ -166,6 +223,7 @@ class AdapterOptions:
         (6, 6.0)
         """
         rank = check_rank(self.rank, largest)
+        core_shape(self.core, rank, self.block_size)
         return self._changed({"rank": rank, "alpha": float(rank) if self.alpha is None else self.alpha})
 
     @property
@@ -184,6 +242,16 @@ class AdapterOptions:
         """
         own = ((name, value) for name, value in self.to_json().items() if name == "rank" or name not in _OF_FACTORS)
         return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in own)
+
+    @property
+    def core_shape(self) -> tuple[int, ...]:
+        """Return the shape of the trained core; the rank is filled in."""
+        return core_shape(self.core, cast("int", self.rank), self.block_size)
+
+    @property
+    def starts_at_zero(self) -> bool:
+        """Return whether the core starts at zero, whatever the factors' own diagonal is."""
+        return self.core != "diagonal" or self.basis == "fitted"
 
     @property
     def chooses_rows(self) -> bool:

@@ -69,7 +69,7 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
     RuntimeError
         The plan that was asked for cannot run.
     """
-    diagonal = next(iter(layer.diagonals()))
+    diagonal = next(iter(layer.held_adapters()))
     base_layer: nn.Module = layer.base_layer
     kind: type[LayerKind] = layer.kind
     if bypassed(base_layer, kind, x, diagonal.factors) is not None:

@@ -15,7 +15,7 @@ from lowrank_ldu.backend import backend_of
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.kernels.torch_modes import is_stand_in
 from lowrank_ldu.nn.base_identity import QUANTIZED, ROUNDED, BaseCheck, Deviation, outcome, relative_difference
-from lowrank_ldu.nn.diagonal import delta_of, stack_states
+from lowrank_ldu.nn.core import delta_of, stack_states
 from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.offloading import is_offloaded
 from lowrank_ldu.nn.update import Update
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
-    from lowrank_ldu.nn.diagonal import DiagonalAdapter
+    from lowrank_ldu.nn.core import CoreAdapter
     from lowrank_ldu.nn.options import AdapterOptions
 
 _NUMBERS = ("offset", "sigma", "initial_sigma", "initial_diagonal")
@@ -90,7 +90,9 @@ class SharedFactors(nn.ModuleDict):
             key for key, factors in self._each() if factors.options == options.factors and (factors.ready or deferred)
         )
         key = next(fitting, None)
-        self.key_of[adapter_name] = self._add(Factors(matrix, options, deferred=deferred)) if key is None else key
+        self.key_of[adapter_name] = (
+            self._add(Factors(matrix, options, deferred=deferred, layer=self.layer)) if key is None else key
+        )
 
     def share(self, adapter_name: str, other: str) -> None:
         """Express an adapter in another one's factors."""
@@ -123,17 +125,17 @@ class SharedFactors(nn.ModuleDict):
     def summed_updates(self, adapters: nn.ModuleDict, adapter_names: Iterable[str]) -> list[Update]:
         """Return the updates of adapters, one for each set of factors.
 
-        The adapters that share their factors have one update. Their diagonals add up before the products.
+        The adapters that share their factors have one update. Their cores add up before the products.
 
         Parameters
         ----------
         adapters : nn.ModuleDict
-            Of DiagonalAdapter.
+            Of CoreAdapter.
         adapter_names : iterable of str
         """
         deltas: dict[str, Tensor] = {}
         for name in adapter_names:
-            key, adapter = self.key_of[name], cast("DiagonalAdapter", adapters[name])
+            key, adapter = self.key_of[name], cast("CoreAdapter", adapters[name])
             delta = adapter.delta(self.of(name))
             deltas[key] = deltas[key] + delta if key in deltas else delta
         return [Update(cast("Factors", self[key]), delta) for key, delta in deltas.items()]
@@ -146,7 +148,7 @@ class SharedFactors(nn.ModuleDict):
         Parameters
         ----------
         adapters : nn.ModuleDict
-            Of DiagonalAdapter.
+            Of CoreAdapter.
         adapter_names : list of str, length B
             Adapters; rows of other names stay as they are.
 
@@ -166,14 +168,14 @@ class SharedFactors(nn.ModuleDict):
             deltas = delta_of(stack_states([adapters[name] for name in names]), factors.frame)  # type: ignore[misc]
             position = {name: index for index, name in enumerate(names)}
             choice = torch.tensor([position.get(name, len(names)) for name in adapter_names], device=deltas.device)
-            # The last diagonal is for rows that use no adapter.
-            updates.append(Update(factors, torch.cat([deltas, deltas.new_zeros(1, deltas.shape[1])]), choice))
+            # The last core is for rows that use no adapter.
+            updates.append(Update(factors, torch.cat([deltas, deltas.new_zeros(1, *deltas.shape[1:])]), choice))
         return updates
 
     def settle(
         self,
         adapter_name: str,
-        adapter: DiagonalAdapter,
+        adapter: CoreAdapter,
         weight: AbstractContextManager[Tensor] | None,
         policy: BaseCheck,
     ) -> None:
@@ -184,7 +186,7 @@ class SharedFactors(nn.ModuleDict):
         Parameters
         ----------
         adapter_name : str
-        adapter : DiagonalAdapter
+        adapter : CoreAdapter
         weight : context manager, optional
             In which the base weight W (m, n) is there; None while it is not to be had, which leaves the adapter as it
             is.
@@ -208,7 +210,7 @@ class SharedFactors(nn.ModuleDict):
                 self._settle_on(adapter_name, adapter, weight, policy)
 
     def _settle_on(
-        self, adapter_name: str, adapter: DiagonalAdapter, weight: AbstractContextManager[Tensor], policy: BaseCheck
+        self, adapter_name: str, adapter: CoreAdapter, weight: AbstractContextManager[Tensor], policy: BaseCheck
     ) -> None:
         if self._seen.get(adapter_name) is not adapter.base_sample:
             self._check_numbers(adapter_name, adapter)
@@ -253,7 +255,7 @@ class SharedFactors(nn.ModuleDict):
         users = [name for name, key in self.key_of.items() if key == self.key_of[adapter_name]]
         if present.ready and len(users) > 1:
             # The pivots are another machine's: the adapters that are here keep theirs.
-            present = Factors(matrix, present.options, deferred=True)
+            present = Factors(matrix, present.options, deferred=True, layer=self.layer)
             self.key_of[adapter_name] = self._add(present)
         present.build(matrix, rows, columns)
         return present
@@ -270,7 +272,7 @@ class SharedFactors(nn.ModuleDict):
     def _each(self) -> Iterable[tuple[str, Factors]]:
         return cast("Iterable[tuple[str, Factors]]", self.items())
 
-    def _check_numbers(self, adapter_name: str, adapter: DiagonalAdapter) -> None:
+    def _check_numbers(self, adapter_name: str, adapter: CoreAdapter) -> None:
         """Refuse an adapter's numbers that are not finite."""
         for number in _NUMBERS:
             tensor: Any = getattr(adapter, number)
@@ -282,7 +284,7 @@ class SharedFactors(nn.ModuleDict):
             part = part.float() if part.itemsize == 1 else part
             check_finite(part, backend_of(part), f"layer {self.layer!r}: {number} of adapter {adapter_name!r}")
 
-    def _check_base(self, adapter_name: str, adapter: DiagonalAdapter, factors: Factors, policy: BaseCheck) -> None:
+    def _check_base(self, adapter_name: str, adapter: CoreAdapter, factors: Factors, policy: BaseCheck) -> None:
         if not adapter.base_sample.any():
             return  # the adapter is new, or was saved without a sample
         difference = relative_difference(adapter.base_sample, factors.sample)

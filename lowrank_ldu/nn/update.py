@@ -1,4 +1,7 @@
-"""Add the update P L diag(delta) U to outputs and weights."""
+"""Add the update P L K U to outputs and weights.
+
+K is diag(delta), or a core of blocks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from lowrank_ldu.nn.cores import scaled_core, times_core
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -18,12 +22,13 @@ if TYPE_CHECKING:
 
 
 class Update(NamedTuple):
-    """Hold an update P L diag(delta) U of a base layer's weight.
+    """Hold an update P L K U of a base layer's weight.
 
     Attributes
     ----------
     factors : Factors
-    delta : Tensor, shape (r,), or (A, r) with `choice`
+    delta : Tensor
+        The core K: a diagonal (r,), or blocks (g, b, b); with `choice` there are A of them.
     choice : Tensor, shape (B,), optional
         The row of delta that each row of the batch uses; the last row is zero, for rows without an update.
     """
@@ -34,10 +39,7 @@ class Update(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """Return the diagonals, one for all rows or one a row.
-
-        The shape is (r,), or (B, r) for the rows of a batch.
-        """
+        """Return the cores, one for all rows or one for each row of a batch."""
         return self.delta if self.choice is None else self.delta[self.choice]
 
 
@@ -46,7 +48,7 @@ def updated_output(  # noqa: PLR0917  # all of it is needed, and in this order e
 ) -> Tensor:
     """Return an output y plus the update's part of it.
 
-    That part is the product of x with P L diag(delta) U.
+    That part is the product of x with P L K U.
 
     Parameters
     ----------
@@ -56,22 +58,31 @@ def updated_output(  # noqa: PLR0917  # all of it is needed, and in this order e
     x, y : Tensor
         The base layer's input and output.
     factors : Factors
-    delta : Tensor, shape (r,) or (B, r)
-        One diagonal, or one for each row of the batch: of different adapters, which share the factors.
+    delta : Tensor
+        One core K, or one for each row of the batch: of different adapters, which share the factors.
     """
     if x.is_floating_point():
         x = x.to(factors.right.dtype)
-    return y + kind.update(base_layer, x, factors.left, factors.right, delta * factors.scale).to(y.dtype)
+    return y + kind.update(base_layer, x, factors.left, factors.right, scaled_core(delta, factors.scale)).to(y.dtype)
 
 
 def updated_matrix(factors: Factors, delta: Tensor) -> Tensor:
-    """Return the matrix P L diag(delta) U, shape (m, n).
+    """Return the matrix P L K U, shape (m, n).
 
     It is in float32, or in float64 if delta is.
     """
-    wide = delta.dtype if delta.dtype == torch.float64 else torch.float32
-    diagonal = (delta * factors.scale).to(wide)
-    return (factors.left.to(wide) * diagonal) @ factors.right.to(wide)
+    left, right = update_pair(factors, delta)
+    return left @ right
+
+
+def update_pair(factors: Factors, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (B, A) with B A = P L K U.
+
+    B has shape (m, r) and A has shape (r, n), in float32, or in float64 if delta is.
+    """
+    wide = torch.promote_types(delta.dtype, torch.float32)
+    core = scaled_core(delta, factors.scale).to(wide)
+    return times_core(factors.left.to(wide), core), factors.right.to(wide)
 
 
 def merged_weight(weight: Tensor, kind: type[LayerKind], updates: Iterable[Tensor]) -> Tensor:

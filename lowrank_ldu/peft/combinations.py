@@ -98,8 +98,8 @@ def set_weighted(layer: LolduLayer, weights: dict[str, float], adapter_name: str
     # The sum is expressed in the factors of its summands.
     layer.loldu_factors.share(adapter_name, next(iter(present)))
     layer.adapter(adapter_name).start_from(layer.loldu_factors.of(adapter_name))
-    _, adapter, factors = layer.diagonal(adapter_name)
-    deltas = [weight * layer.diagonal(name).delta for name, weight in present.items()]
+    _, adapter, factors = layer.held(adapter_name)
+    deltas = [weight * layer.held(name).delta for name, weight in present.items()]
     adapter.set_delta(sum(deltas[1:], deltas[0]), factors)
 
 

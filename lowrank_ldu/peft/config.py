@@ -91,7 +91,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         True: step 0 is the base model bit for bit. False: a random offset, for tests that need to see an effect.
     fan_in_fan_out : bool
         Set where a target stores its weight transposed; found out by itself.
-    init, preserving, pivoting, basis, parametrization, train_sigma, seed
+    init, preserving, pivoting, basis, parametrization, train_sigma, seed, core, block_size, basis_digest
         As for `lowrank_ldu.nn.AdapterOptions`.
     keep_base : bool
         Keep a copy of each weight when an adapter is merged, so that unmerging restores it bit for bit. False saves
@@ -145,11 +145,14 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     )
     init: str = field(default="regular_ldu", metadata=_help("Start of the diagonal: " + ", ".join(INITIALIZATIONS)))
     preserving: bool = field(default=True, metadata=_help("Whether every start leaves the model unchanged."))
-    pivoting: str = field(default="partial", metadata=_help("partial, complete, rook or randomized."))
-    basis: str = field(default="ldu", metadata=_help("Terms whose coefficients are trained: ldu, svd or random."))
+    pivoting: str = field(default="partial", metadata=_help("partial, complete, rook, randomized or chosen."))
+    basis: str = field(default="ldu", metadata=_help("What the factors are of: ldu, fitted, svd or random."))
     parametrization: str = field(default="diagonal", metadata=_help("diagonal, normalized or gram."))
     train_sigma: bool = field(default=True, metadata=_help("Whether the scale is trained."))
     seed: int = field(default=0, metadata=_help("Seed of what is random."))
+    core: str = field(default="diagonal", metadata=_help("What is trained: diagonal, block or dense."))
+    block_size: int | None = field(default=None, metadata=_help("Of core 'block', a divisor of r."))
+    basis_digest: str | None = field(default=None, metadata=_help("Of basis 'fitted': the digest that names it."))
     keep_base: bool = field(default=True, metadata=_help("Keep the base weight while merged."))
     base_check: BaseCheck = field(default="error", metadata=_help("On another base: 'error', 'warn' or 'ignore'."))
     clip_rank: bool = field(
@@ -204,9 +207,9 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     def _check_options(self) -> None:
         # The numbers are kept as Python's own: the file of the configuration takes no others.
         self.r = check_count(self.r, "r", 1)
-        for name, value in self.options.to_json().items():
-            if name in _OPTIONS:
-                setattr(self, name, value)
+        options = self.options
+        for name in _OPTIONS:
+            setattr(self, name, getattr(options, name))
         ranks, alphas = (self._pattern(name, numbers) for name, numbers in (("rank", "ranks"), ("alpha", "alphas")))
         self.rank_pattern = {key: check_count(rank, f"rank_pattern[{key!r}]", 1) for key, rank in ranks.items()}
         self.alpha_pattern = {key: _alpha(alpha, f"alpha_pattern[{key!r}]") for key, alpha in alphas.items()}

@@ -17,9 +17,9 @@ from peft.utils.integrations import gather_params_ctx
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from lowrank_ldu.nn.diagonal import DiagonalAdapter
+from lowrank_ldu.nn.core import CoreAdapter
 from lowrank_ldu.nn.forward import first_argument, layer_output, output_with_updates
-from lowrank_ldu.nn.host import AdapterHost, Diagonal
+from lowrank_ldu.nn.host import AdapterHost, HeldAdapter
 from lowrank_ldu.nn.kinds.own_forward import own_forward
 from lowrank_ldu.nn.modules import recorded_call
 from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
@@ -109,7 +109,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {self.name!r}: {error}") from error
             # PEFT creates an adapter in the base's dtype, and widens it afterwards unless told not to.
-            adapter = DiagonalAdapter(options, dtype=matrix.dtype, device=matrix.device)
+            adapter = CoreAdapter(options, dtype=matrix.dtype, device=matrix.device)
             # PEFT makes parameters on the meta device where numbers are to be loaded: the pivots come with them.
             deferred = adapter.offset.device.type == "meta"
             if deferred:
@@ -125,22 +125,22 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         if not deferred and factors.ready and not config.init_weights:
             _randomize(adapter, factors)
 
-    def adapter(self, adapter_name: str) -> DiagonalAdapter:
+    def adapter(self, adapter_name: str) -> CoreAdapter:
         """Return the numbers of an adapter."""
         return self.loldu_adapter[adapter_name]  # type: ignore[return-value]  # what a ModuleDict holds
 
-    def diagonals(self) -> Iterator[Diagonal]:
+    def held_adapters(self) -> Iterator[HeldAdapter]:
         """Yield every adapter."""
         for name in self.loldu_adapter:
-            yield self.diagonal(name)
+            yield self.held(name)
 
-    def diagonal(self, adapter_name: str) -> Diagonal:
+    def held(self, adapter_name: str) -> HeldAdapter:
         """Return one adapter with its factors.
 
         They are computed now if they were put off.
         """
         self._settle_new([adapter_name])
-        return Diagonal(adapter_name, self.adapter(adapter_name), self.loldu_factors.of(adapter_name))
+        return HeldAdapter(adapter_name, self.adapter(adapter_name), self.loldu_factors.of(adapter_name))
 
     def _settle_new(self, adapter_names: Iterable[str]) -> None:
         """Settle adapters with new numbers.
@@ -177,7 +177,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
 
         Its dtype is that of the adapter's numbers.
         """
-        _, adapter, factors = self.diagonal(adapter_name)
+        _, adapter, factors = self.held(adapter_name)
         update = updated_matrix(factors, adapter.delta(factors)).to(adapter.offset.dtype)
         if is_quantized(self.get_base_layer()):
             return update  # the shape of its stored weight means nothing
@@ -266,8 +266,8 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.loldu_adapter]
         if not names:
             return
-        diagonals = [self.diagonal(name) for name in names]
-        updates = {name: Update(factors, adapter.delta(factors)) for name, adapter, factors in diagonals}
+        held = [self.held(name) for name in names]
+        updates = {name: Update(factors, adapter.delta(factors)) for name, adapter, factors in held}
         try:
             with self._refusals_named():
                 self._add_to_weight(updates, keep_base=all(self.loldu_config[name].keep_base for name in names))
@@ -384,11 +384,23 @@ def _after_load(module: nn.Module, _: Any) -> None:
             module._settle(name)  # noqa: SLF001
 
 
-def _randomize(adapter: DiagonalAdapter, factors: Factors) -> None:
+def _randomize(adapter: CoreAdapter, factors: Factors) -> None:
+    if adapter.options.starts_at_zero:
+        _randomize_core(adapter, factors)
+        return
     z = adapter.initial_diagonal
     size = z.abs().mean().clamp_min(torch.finfo(z.dtype).tiny)
     # From the global generator, as PEFT's own methods do: two adapters come out different.
     adapter.set_z(z + _RANDOM_OFFSET * size * torch.randn_like(z), factors)
+
+
+def _randomize_core(adapter: CoreAdapter, factors: Factors) -> None:
+    """Set a core at random, so that the update has a share of the weight's norm."""
+    m, n = factors.left.shape[0], factors.right.shape[1]
+    core = torch.randn(adapter.options.core_shape, dtype=factors.scale.dtype, device=factors.scale.device)
+    weight = factors.sample.square().mean().sqrt() * (m * n) ** 0.5
+    size = torch.linalg.matrix_norm(updated_matrix(factors, core).float()).clamp_min(torch.finfo(torch.float32).tiny)
+    adapter.set_delta(_RANDOM_OFFSET * core * (weight / size).to(core), factors)
 
 
 def _sizes(base_layer: nn.Module) -> tuple[int | None, int | None]:

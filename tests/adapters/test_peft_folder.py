@@ -14,7 +14,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter, save_adapter
-from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, inject, lowrank_layers
+from lowrank_ldu.nn import INITIALIZATIONS, PARAMETRIZATIONS, inject, lowrank_layers
+from lowrank_ldu.nn.basis import WEIGHT_BASES
 from lowrank_ldu.peft import LolduConfig
 
 
@@ -62,7 +63,7 @@ def saved(folder, base=Outer, **options):
     "options",
     [
         *({"init": init, "preserving": False} for init in INITIALIZATIONS),
-        *({"basis": basis} for basis in BASES),
+        *({"basis": basis} for basis in WEIGHT_BASES),
         *({"parametrization": parametrization} for parametrization in PARAMETRIZATIONS),
         {"pivoting": "rook", "rank_pattern": {"first": 7}, "alpha_pattern": {"inner.turned": 2.0}, "alpha": 3.0},
         {"modules_to_save": ["classifier", "score"]},

@@ -15,8 +15,9 @@ from torch import nn
 from lowrank_ldu import ldu, ldu_at_pivots
 from lowrank_ldu.adapters import AdapterError, load_adapter, read_adapter, save_adapter
 from lowrank_ldu.decomposition.factorization import Factorization
-from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, AdapterOptions, LDULayer, inject, lowrank_layers
+from lowrank_ldu.nn import PARAMETRIZATIONS, AdapterOptions, LDULayer, inject, lowrank_layers
 from lowrank_ldu.nn.base_identity import update_sketch
+from lowrank_ldu.nn.basis import WEIGHT_BASES
 from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.update import updated_matrix
 
@@ -158,7 +159,7 @@ def test_a_file_written_on_one_library_is_read_on_the_other(tmp_path_factory, se
 
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", WEIGHT_BASES)
 def test_every_basis_and_parametrization_is_reloaded(tmp_path, basis, parametrization):
     def model():
         torch.manual_seed(0)

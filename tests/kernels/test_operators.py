@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from layer_problems import USES, assert_close, call, problem
+from layer_problems import CORES, USES, assert_close, call, problem
 
 from lowrank_ldu import ldu
-from lowrank_ldu.kernels import PLANS, ldu_linear, operators, pack
+from lowrank_ldu.kernels import PLANS, ldu_linear, operators, pack, skeleton_of
+from lowrank_ldu.kernels.cores import as_blocks
 
 CPU = torch.device("cpu")
+NO_SKELETON = (None,) * 4
 
 
 def full_rank(dtype=torch.float32):
@@ -23,10 +25,11 @@ def test_compiles_without_a_break(plan):
         pytest.importorskip("triton")
     torch._dynamo.reset()
     layer, packing = full_rank()
+    skeleton = skeleton_of(layer.weight, layer.right, packing.order[:6], layer.left, torch.arange(6))
     gradient = torch.randn(12, 6)
 
     def step(x, delta):
-        y = ldu_linear(x, *layer[1:5], delta, plan=plan, packing=packing, upper=True)
+        y = ldu_linear(x, *layer[1:5], delta, plan=plan, packing=packing, skeleton=skeleton, upper=True)
         return torch.tanh(y) * 2
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -40,13 +43,14 @@ def test_compiles_without_a_break(plan):
     torch.testing.assert_close(results, expected)
 
 
+@pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("uses", ["rows", "mixed"])
 @pytest.mark.parametrize("plan", ["auto", "factored", "triton"])
-def test_rows_compile_without_a_break(plan, uses):
+def test_rows_compile_without_a_break(plan, uses, core):
     if plan == "triton":
         pytest.importorskip("triton")
     torch._dynamo.reset()
-    layer = problem(12, 6, 7, 3, uses=uses, device=CPU)
+    layer = problem(12, 6, 7, 4, uses=uses, core=core, device=CPU)
     gradient = torch.randn(12, 6)
     compiled = torch.compile(lambda layer: call(layer, plan=plan), fullgraph=True, backend="aot_eager")
     trained = {"x": layer.x, "deltas": layer.deltas, "bias": layer.bias, "scales": layer.scales}
@@ -90,27 +94,40 @@ def test_exports():
 class TestOperators:
     """torch's own checks: schema, aliasing, fake tensors, and gradients under compilation."""
 
+    @pytest.mark.parametrize("core", CORES)
     @pytest.mark.parametrize("uses", USES)
-    def test_linear(self, uses):
-        layer = problem(20, 6, 7, 3, uses=uses, device=CPU)
-        deltas = layer.deltas.reshape(-1, 3)
+    def test_linear(self, uses, core):
+        layer = problem(20, 6, 7, 6, uses=uses, core=core, device=CPU)
+        deltas = as_blocks(layer.deltas if uses != "one" else layer.deltas[None])
         index = None if layer.index is None else layer.index.reshape(20, -1)
-        arguments = (*layer[:5], deltas, index, layer.scales, False, "factored")
+        arguments = (*layer[:5], deltas, index, layer.scales, *NO_SKELETON, False, "factored")
         torch.library.opcheck(operators.linear, arguments)
 
     def test_hybrid(self):
         layer = problem(20, 6, 7, 3, device=CPU)
-        constant = (layer.left, layer.right, layer.deltas[None], None, None, False, "hybrid")
+        constant = (layer.left, layer.right, layer.deltas[None], None, None, *NO_SKELETON, False, "hybrid")
         torch.library.opcheck(operators.linear, (layer.x, layer.weight, layer.bias, *constant))
-        for needs in ((True, True), (True, False), (False, True)):
+        for needs in ((True, True, False), (True, False, False), (False, True, False)):
             arguments = (torch.randn(20, 6), torch.randn(20, 3), layer.weight, *constant, *needs)
             torch.library.opcheck(operators.linear_backward, arguments)
 
-    def test_linear_backward(self):
-        layer = problem(20, 6, 7, 3, uses="rows", device=CPU)
-        rest = (layer.weight, layer.left, layer.right, layer.deltas, layer.index[:, None], None, False, "factored")
-        for needs in ((True, True), (True, False), (False, True)):
-            torch.library.opcheck(operators.linear_backward, (torch.randn(20, 6), torch.randn(20, 3), *rest, *needs))
+    @pytest.mark.parametrize("core", CORES)
+    def test_linear_backward(self, core):
+        layer = problem(20, 6, 7, 6, uses="mixed", core=core, device=CPU)
+        deltas = as_blocks(layer.deltas)
+        rest = (
+            layer.weight,
+            layer.left,
+            layer.right,
+            deltas,
+            layer.index,
+            layer.scales,
+            *NO_SKELETON,
+            False,
+            "factored",
+        )
+        for needs in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+            torch.library.opcheck(operators.linear_backward, (torch.randn(20, 6), torch.randn(20, 6), *rest, *needs))
 
     def test_packed_linear(self):
         layer, packing = full_rank()
@@ -119,12 +136,6 @@ class TestOperators:
         gradient, projected = torch.randn(12, 6), torch.randn(12, 6)
         for need_x in (True, False):
             torch.library.opcheck(operators.packed_linear_backward, (gradient, projected, *constant, need_x))
-
-    def test_segment_sum(self):
-        pytest.importorskip("triton")
-        torch.library.opcheck(
-            operators.segment_sum, (torch.randn(9, 4), 3, torch.randint(0, 3, (9, 2)), torch.randn(9, 2))
-        )
 
 
 def test_second_derivatives_are_refused_by_name_and_given_by_reference():
@@ -141,11 +152,11 @@ def test_second_derivatives_are_refused_by_name_and_given_by_reference():
 @pytest.mark.parametrize(
     ("plan", "index", "message"),
     [
-        ("packed", None, "plan is 'packed'; accepted: 'factored', 'hybrid', 'triton'"),
+        ("packed", None, "plan is 'packed'; accepted: 'factored', 'hybrid', 'skeleton', 'triton'"),
         ("hybrid", torch.zeros(4, 1, dtype=torch.int64), "plan is 'hybrid' and index is given; accepted: None"),
     ],
 )
 def test_operators_refuse_what_they_do_not_compute(plan, index, message):
     layer = problem(4, 5, 6, 3, device=CPU)
     with pytest.raises(ValueError, match=message):
-        operators.linear(*layer[:5], layer.deltas[None], index, None, False, plan)
+        operators.linear(*layer[:5], layer.deltas[None], index, None, *NO_SKELETON, False, plan)

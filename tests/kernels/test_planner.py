@@ -72,6 +72,7 @@ def test_reasons():
     choice = choose_plan(training(8, 4, 4, 2))
     assert "factors of rank 2 do not hold the weight; accepted: full rank, 4 here" in choice.reasons["packed"]
     assert "no packing of this weight" in choose_plan(training(8, 4, 4, 4)).reasons["packed"]
+    assert "the core is no diagonal" in choose_plan(training(8, 4, 4, 4, packing=True, block=2)).reasons["packed"]
     assert "on the CPU" in choice.reasons["triton"]
     with pytest.raises(ValueError, match="plan is 'fast'; accepted: 'auto', 'reference'"):
         choose_plan(training(8, 4, 4, 2), "fast")

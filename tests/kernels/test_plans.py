@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_problems import TORCH_PLANS, USES, assert_close, call, oracle, problem, values_and_gradients
+from layer_problems import CORES, TORCH_PLANS, USES, assert_close, call, oracle, problem, values_and_gradients
 
 from lowrank_ldu import ldu
-from lowrank_ldu.kernels import ldu_linear, ldu_linear_multi, ldu_update, pack, packed
+from lowrank_ldu.kernels import core_product, ldu_linear, ldu_linear_multi, ldu_update, pack, packed
 from lowrank_ldu.kernels.call import Adapters, Layer
+from lowrank_ldu.kernels.cores import as_blocks
 from lowrank_ldu.kernels.reference import reference_linear
 
 CPU = torch.device("cpu")
@@ -24,31 +25,34 @@ sizes = st.integers(1, 40)
     n=sizes,
     rank=st.integers(1, 40),
     uses=st.sampled_from(USES),
+    core=st.sampled_from(CORES),
     plan=st.sampled_from(TORCH_PLANS),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_values_and_gradients(tokens, m, n, rank, uses, plan, dtype, bias, seed):
-    layer = problem(tokens, m, n, min(rank, m, n), uses=uses, dtype=dtype, bias=bias, seed=seed, device=CPU)
+def test_values_and_gradients(tokens, m, n, rank, uses, core, plan, dtype, bias, seed):
+    options = {"uses": uses, "core": core, "dtype": dtype, "bias": bias, "seed": seed, "device": CPU}
+    layer = problem(tokens, m, n, min(rank, m, n), **options)
     gradient = torch.randn(tokens, m, generator=torch.Generator().manual_seed(seed)).to(dtype)
     if plan in {"hybrid", "materialized"} and uses != "one":
-        with pytest.raises(RuntimeError, match="diagonals of their own have no common weight"):
+        with pytest.raises(RuntimeError, match="cores of their own have no common weight"):
             call(layer, plan=plan)
         return
     results = values_and_gradients(layer, gradient, plan=plan, upper=True)
     assert_close(results, layer, gradient, dtype)
 
 
+@pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("uses", USES)
-def test_the_definition_by_finite_differences(uses):
-    layer = problem(4, 5, 6, 3, uses=uses, dtype=torch.float64, device=CPU)
-    inputs = [tensor.requires_grad_() for tensor in (*layer[:5], layer.deltas)]
-    index = None if layer.index is None else layer.index.reshape(4, -1)
+def test_the_definition_by_finite_differences(uses, core):
+    layer = problem(3, 4, 5, 4 if core == "blocks" else 2, uses=uses, core=core, dtype=torch.float64, device=CPU)
+    inputs = [tensor.detach().requires_grad_() for tensor in (*layer[:5], layer.deltas)]
+    index = None if layer.index is None else layer.index.reshape(3, -1)
 
     def definition(*tensors):
-        deltas = tensors[5] if index is not None else tensors[5][None]
-        return reference_linear(tensors[0], Layer(*tensors[1:5]), Adapters(deltas, index, layer.scales))
+        cores = as_blocks(tensors[5] if index is not None else tensors[5][None])
+        return reference_linear(tensors[0], Layer(*tensors[1:5]), Adapters(cores, index, layer.scales))
 
     assert torch.autograd.gradcheck(definition, inputs)
     assert torch.autograd.gradgradcheck(definition, inputs)
@@ -56,10 +60,11 @@ def test_the_definition_by_finite_differences(uses):
 
 @pytest.mark.parametrize("plan", ["factored", "hybrid", "materialized"])
 @pytest.mark.parametrize("uses", USES)
-def test_plans_by_finite_differences(plan, uses):
+@pytest.mark.parametrize("core", CORES)
+def test_plans_by_finite_differences(plan, uses, core):
     if plan in {"hybrid", "materialized"} and uses != "one":
         return
-    layer = problem(4, 5, 6, 3, uses=uses, dtype=torch.float64, device=CPU)
+    layer = problem(4, 5, 6, 4 if core == "blocks" else 3, uses=uses, core=core, dtype=torch.float64, device=CPU)
     trained = {"x": layer.x, "deltas": layer.deltas, "bias": layer.bias}
     if uses == "mixed":
         trained["scales"] = layer.scales
@@ -68,6 +73,53 @@ def test_plans_by_finite_differences(plan, uses):
         return call(layer._replace(**dict(zip(trained, tensors, strict=True))), plan=plan)
 
     assert torch.autograd.gradcheck(function, [tensor.requires_grad_() for tensor in trained.values()])
+
+
+def as_matrices(cores):
+    """Cores of any shape as dense matrices."""
+    return torch.block_diag(*cores) if cores.ndim == 3 else cores if cores.ndim == 2 else torch.diag(cores)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_every_core_is_a_matrix(core):
+    """Blocks and diagonals are the dense cores that they stand for, for one adapter and for several."""
+    for uses in ("one", "rows", "mixed"):
+        layer = problem(30, 5, 6, 6, uses=uses, core=core, dtype=torch.float64, device=CPU)
+        cores = layer.deltas[None] if uses == "one" else layer.deltas
+        dense = torch.stack([as_matrices(each) for each in cores])
+        for plan in ("reference", "factored"):
+            expected = call(layer._replace(deltas=dense[0] if uses == "one" else dense), plan=plan)
+            torch.testing.assert_close(call(layer, plan=plan), expected)
+            for width in (1, 6):
+                if width == 1 and core != "diagonal":
+                    continue
+                blocks = layer.deltas[..., None, None] if width == 1 else dense[:, None]
+                blocks = blocks[0] if width == 6 and uses == "one" else blocks
+                torch.testing.assert_close(call(layer._replace(deltas=blocks), plan=plan), expected)
+
+
+def test_the_product_with_a_core():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 3, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    for shape in ((6,), (6, 6), (3, 2, 2)):
+        core = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        torch.testing.assert_close(core_product(values, core), values @ as_matrices(core).T)
+        assert torch.autograd.gradcheck(core_product, (values, core))
+        assert core_product(values.bfloat16(), core.float()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("adapters", [1, 3, 40, 4000])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_adapters_with_few_rows_and_with_many(adapters, skewed):
+    """Whatever the lists of rows are that adapters have, grouped products are those of gathered cores."""
+    layer = problem(200, 5, 6, 6, uses="mixed", core="blocks", adapters=adapters, dtype=torch.float64, device=CPU)
+    if skewed:
+        index = torch.where(torch.arange(200)[:, None] < 150, 0, layer.index)
+        layer = layer._replace(index=index)
+    gradient = torch.randn(200, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = values_and_gradients(layer, gradient, plan="factored")
+    torch.testing.assert_close(found, oracle(layer, gradient), rtol=1e-10, atol=1e-10)
+    assert torch.equal(found["deltas"], values_and_gradients(layer, gradient, plan="factored")["deltas"])
 
 
 def test_the_definition_is_the_formula():
@@ -150,10 +202,11 @@ def test_zero_delta_is_the_frozen_layer_bit_for_bit():
             assert torch.equal(call(layer._replace(deltas=torch.zeros(8)), plan=plan), base)
 
 
+@pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("plan", ["reference", "factored"])
 class TestRows:
-    def test_leading_dimensions(self, plan):
-        layer = problem(24, 7, 9, 3, uses="rows", device=CPU)
+    def test_leading_dimensions(self, plan, core):
+        layer = problem(24, 7, 9, 4, uses="rows", core=core, device=CPU)
         x, index = layer.x.reshape(2, 3, 4, 9), torch.tensor([[0, 1, 2], [3, 4, 0]])
         y = ldu_linear_multi(x, *layer[1:6], index, plan=plan)
         everywhere = ldu_linear_multi(x, *layer[1:6], index[..., None].expand(2, 3, 4), plan=plan)
@@ -163,22 +216,22 @@ class TestRows:
             one = ldu_linear(x[row, 1], *layer[1:5], layer.deltas[index[row, 1]])
             torch.testing.assert_close(y[row, 1], one)
 
-    def test_a_mix_is_the_sum(self, plan):
-        layer = problem(6, 7, 9, 3, uses="mixed", device=CPU)
+    def test_a_mix_is_the_sum(self, plan, core):
+        layer = problem(6, 7, 9, 4, uses="mixed", core=core, device=CPU)
         y = call(layer, plan=plan)
         for row in range(6):
-            delta = (layer.scales[row][:, None] * layer.deltas[layer.index[row]]).sum(dim=0)
+            delta = torch.einsum("s,s...->...", layer.scales[row], layer.deltas[layer.index[row]])
             torch.testing.assert_close(y[row], ldu_linear(layer.x[row], *layer[1:5], delta))
 
-    def test_unchecked_unknown_adapters_are_nan(self, plan):
-        layer = problem(4, 7, 9, 3, uses="rows", device=CPU)
+    def test_unchecked_unknown_adapters_are_nan(self, plan, core):
+        layer = problem(4, 7, 9, 4, uses="rows", core=core, device=CPU)
         deltas = layer.deltas.requires_grad_()
         index = torch.tensor([0, 5, -1, 4])
         y = ldu_linear_multi(layer.x, *layer[1:5], deltas, index, plan=plan, check_values=False)
         assert y.isnan().all(dim=1).tolist() == [False, True, True, False]
         y[[0, 3]].sum().backward()
         assert not deltas.grad.isnan().any()
-        assert (deltas.grad.abs().sum(dim=1) > 0).tolist() == [True, False, False, False, True]
+        assert (deltas.grad.flatten(1).abs().sum(dim=1) > 0).tolist() == [True, False, False, False, True]
 
 
 def test_layouts():

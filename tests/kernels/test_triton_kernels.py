@@ -57,6 +57,17 @@ def test_any_shape(tokens, m, n, rank, uses, bias, seed):
     assert_close(results, layer, gradient, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("uses", USES)
+@pytest.mark.parametrize("core", ["dense", "blocks"])
+def test_cores(core, uses, dtype):
+    """Blocks are applied between the projection and the expansion, on both ways."""
+    for shape in ((5, 20, 21, 6), (40, 33, 35, 20)):
+        layer = problem(*shape, uses=uses, core=core, dtype=dtype)
+        gradient = torch.randn(shape[0], shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
+        assert_close(values_and_gradients(layer, gradient, plan="triton"), layer, gradient, dtype)
+
+
 @pytest.mark.parametrize("tokens", [5, 40])
 def test_layouts(tokens):
     layer = problem(tokens, 35, 37, 20)

@@ -17,7 +17,17 @@ from torch import nn
 
 import lowrank_ldu
 from lowrank_ldu.decomposition import PIVOTING
-from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LDULayer, inject, lowrank_layers
+from lowrank_ldu.nn import (
+    BASES,
+    CORES,
+    INITIALIZATIONS,
+    PARAMETRIZATIONS,
+    AdapterOptions,
+    LDULayer,
+    inject,
+    lowrank_layers,
+)
+from lowrank_ldu.nn.options import LATER_OPTIONS, PIVOTINGS
 
 PACKAGE = Path(lowrank_ldu.__file__).parent
 FIELDS = [field.name for field in dataclasses.fields(AdapterOptions)]
@@ -26,16 +36,23 @@ FIELDS = [field.name for field in dataclasses.fields(AdapterOptions)]
 @st.composite
 def any_options(draw):
     basis = draw(st.sampled_from(BASES))
+    core = draw(st.sampled_from(CORES))
+    at_zero = core != "diagonal" or basis == "fitted"
+    size = draw(st.integers(1, 100)) if core == "block" else None
+    ranks = st.integers(1, 10**6) if size is None else st.integers(1, 1000).map(lambda groups: groups * size)
     return AdapterOptions(
-        rank=draw(st.none() | st.integers(1, 10**6)),
+        rank=draw(st.none() | ranks),
         alpha=draw(st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False)),
-        init=draw(st.sampled_from(INITIALIZATIONS)),
-        preserving=draw(st.booleans()),
-        pivoting=draw(st.sampled_from(PIVOTING)),
+        init="regular_ldu" if at_zero else draw(st.sampled_from(INITIALIZATIONS)),
+        preserving=at_zero or draw(st.booleans()),
+        pivoting=draw(st.sampled_from(PIVOTINGS if basis == "ldu" else PIVOTING)),
         basis=basis,
         parametrization=draw(st.sampled_from(PARAMETRIZATIONS)),
         train_sigma=draw(st.booleans()),
         seed=draw(st.integers(0, 2**32 - 1 if basis == "random" else 2**63 - 1)),
+        core=core,
+        block_size=size,
+        basis_digest=draw(st.text(min_size=1)) if basis == "fitted" else None,
     )
 
 
@@ -46,13 +63,18 @@ def test_options_go_through_json_and_come_back(options):
     assert again == options
     assert hash(again) == hash(options)
     assert json.dumps(again.to_json()) == text
-    assert list(options.to_json()) == FIELDS
+    later = [name for name in LATER_OPTIONS if getattr(options, name) == getattr(AdapterOptions(), name)]
+    assert list(options.to_json()) == [name for name in FIELDS if name not in later]
 
 
 @given(any_options(), st.integers(1, 10**6))
 def test_the_options_of_a_layer_have_rank_and_alpha(options, largest):
     if options.rank is not None and options.rank > largest:
         with pytest.raises(ValueError, match=f"rank is {options.rank}; accepted: an integer from 1 to {largest}"):
+            options.for_layer(largest)
+        return
+    if options.core == "block" and (options.rank or largest) % options.block_size:
+        with pytest.raises(ValueError, match=f"block_size is {options.block_size} at rank {largest}; accepted: a div"):
             options.for_layer(largest)
         return
     own = options.for_layer(largest)
@@ -64,11 +86,13 @@ def test_the_options_of_a_layer_have_rank_and_alpha(options, largest):
 
 @given(any_options(), any_options())
 def test_factors_are_shared_where_what_determines_them_is_equal(one, other):
-    determine = ("rank", "pivoting", "basis", "parametrization", "seed")
+    determine = ("rank", "pivoting", "basis", "parametrization", "seed", "core", "block_size", "basis_digest")
     equal = all(getattr(one, name) == getattr(other, name) for name in determine)
     assert (one.factors == other.factors) == equal
-    same = dataclasses.replace(one, init=other.init, alpha=other.alpha, train_sigma=other.train_sigma)
-    assert dataclasses.replace(same, preserving=other.preserving).factors == one.factors == one.factors.factors
+    same = dataclasses.replace(one, alpha=other.alpha, train_sigma=other.train_sigma)
+    if not one.starts_at_zero:
+        same = dataclasses.replace(same, init=other.init, preserving=other.preserving)
+    assert same.factors == one.factors == one.factors.factors
 
 
 def test_numbers_of_other_libraries_become_those_of_python():
@@ -93,7 +117,7 @@ def test_numbers_of_other_libraries_become_those_of_python():
         ({"seed": -1}, ValueError, f"seed is -1; accepted: an integer from 0 to {2**63 - 1}"),
         ({"seed": 2**32, "basis": "random"}, ValueError, f"accepted: an integer from 0 to {2**32 - 1}"),
         ({"lora_alpha": 8}, TypeError, "unexpected keyword argument 'lora_alpha': it is alpha here"),
-        ({"pivot": "rook"}, TypeError, "unexpected keyword argument 'pivot': accepted: pivoting"),
+        ({"pivot": "rook"}, TypeError, "unexpected keyword argument 'pivot': accepted: .*pivoting"),
     ],
 )
 def test_every_door_refuses_the_same_values(fields, error, message):

@@ -15,10 +15,10 @@ from matrices import any_finite
 from torch import nn
 
 from lowrank_ldu.decomposition import PIVOTING
-from lowrank_ldu.nn import BASES, INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LDULayer, trainable_parameters
+from lowrank_ldu.nn import INITIALIZATIONS, PARAMETRIZATIONS, AdapterOptions, LDULayer, trainable_parameters
 from lowrank_ldu.nn.base_identity import relative_difference, sample_of
-from lowrank_ldu.nn.basis import terms_at_pivots, terms_of
-from lowrank_ldu.nn.diagonal import DiagonalAdapter
+from lowrank_ldu.nn.basis import WEIGHT_BASES, terms_at_pivots, terms_of
+from lowrank_ldu.nn.core import CoreAdapter
 from lowrank_ldu.nn.factors import Factors
 
 
@@ -101,12 +101,14 @@ def test_every_basis_and_parametrization_trains_the_same_number_of_parameters():
     base = nn.Linear(8, 6)
     counts = {
         trainable_parameters(LDULayer(base, 5, basis=basis, parametrization=parametrization)).adapter
-        for basis, parametrization in itertools.product(BASES, PARAMETRIZATIONS)
+        for basis, parametrization in itertools.product(WEIGHT_BASES, PARAMETRIZATIONS)
     }
     assert counts == {6}
 
 
-@given(any_finite(), st.sampled_from(BASES), st.sampled_from(PARAMETRIZATIONS), st.sampled_from(PIVOTING), st.data())
+@given(
+    any_finite(), st.sampled_from(WEIGHT_BASES), st.sampled_from(PARAMETRIZATIONS), st.sampled_from(PIVOTING), st.data()
+)
 def test_any_finite_weight_gives_finite_factors_and_step_0(W, basis, parametrization, pivoting, data):
     base = linear(W)
     rank = data.draw(st.integers(1, min(W.shape)))
@@ -124,7 +126,7 @@ def test_any_finite_weight_gives_finite_factors_and_step_0(W, basis, parametriza
     assert torch.equal(layer(x), base(x))
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", WEIGHT_BASES)
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_state_dict_round_trip(basis, parametrization):
     """Into a layer of another base and of other options: all that counts comes from the state."""
@@ -156,7 +158,7 @@ def test_a_state_dict_of_a_whole_model_and_a_strict_error():
         LDULayer(nn.Linear(12, 10), 5, basis="svd").load_state_dict(layer.state_dict())
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", WEIGHT_BASES)
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
 def test_deferred_factors_are_those_that_are_built_at_once(basis, parametrization):
     weight = torch.randn(9, 7)
@@ -186,7 +188,7 @@ def test_deferred_factors_are_those_that_are_built_at_once(basis, parametrizatio
 def test_an_adapter_of_deferred_factors_starts_when_they_are_there():
     weight = torch.randn(9, 7)
     factors = Factors(weight.to("meta"), AdapterOptions(rank=4))
-    adapter = DiagonalAdapter(AdapterOptions().for_layer(4))
+    adapter = CoreAdapter(AdapterOptions().for_layer(4))
     assert not adapter.has_pivots
     factors.build(weight)
     adapter.start_from(factors)

@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint as gradient_checkpoint
 
 from lowrank_ldu.decomposition import PIVOTING
 from lowrank_ldu.decomposition.gram import gram_matrix
-from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LDULayer, inject, lowrank_layers, project_
-from lowrank_ldu.nn.coordinates import coordinates_of, from_diagonal, to_diagonal
+from lowrank_ldu.nn import PARAMETRIZATIONS, LDULayer, inject, lowrank_layers, project_
+from lowrank_ldu.nn.basis import WEIGHT_BASES
+from lowrank_ldu.nn.coordinates import coordinates_of, from_core, to_core
 
 EPS = torch.finfo(torch.float64).eps
 parametrized = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS)
@@ -57,7 +58,7 @@ def wilkinson(n):
     return weight
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(PIVOTING), st.sampled_from(BASES), st.data())
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(PIVOTING), st.sampled_from(WEIGHT_BASES), st.data())
 def test_the_gram_frame_is_orthonormal_and_an_isometry(m, n, pivoting, basis, data):
     rank = data.draw(st.integers(1, min(m, n)))
     layer = float64_layer(m, n, rank, pivoting=pivoting, basis=basis, parametrization="gram")
@@ -88,12 +89,12 @@ def test_the_gradient_in_gram_coordinates_is_the_natural_gradient(m, n, pivoting
         nn.functional.mse_loss(layer(x), target).backward()
         gradients[parametrization] = layer.offset.grad
     natural = torch.linalg.solve(unscaled_gram(layer), gradients["diagonal"])
-    moved = to_diagonal(gradients["gram"], layer.factors.frame)
+    moved = to_core(gradients["gram"], layer.factors.frame)
     tolerance = 100 * EPS * torch.linalg.cond(unscaled_gram(layer)).item()
     torch.testing.assert_close(moved, natural, atol=tolerance * natural.norm().item(), rtol=0)
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(PIVOTING), st.sampled_from(BASES))
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(PIVOTING), st.sampled_from(WEIGHT_BASES))
 def test_normalized_terms_have_unit_norm(m, n, pivoting, basis):
     layer = float64_layer(m, n, pivoting=pivoting, basis=basis, parametrization="normalized")
     for i in range(layer.rank):
@@ -103,19 +104,19 @@ def test_normalized_terms_have_unit_norm(m, n, pivoting, basis):
 
 
 @given(st.integers(1, 9), st.sampled_from(PARAMETRIZATIONS), st.sampled_from(PIVOTING))
-def test_from_diagonal_inverts_to_diagonal(rank, parametrization, pivoting):
+def test_from_core_inverts_to_core(rank, parametrization, pivoting):
     layer = float64_layer(10, 9, rank, parametrization=parametrization, pivoting=pivoting)
     frame = layer.factors.frame
     w = torch.randn(rank, dtype=torch.float64)
     condition = 1.0 if frame is None or frame.ndim == 1 else torch.linalg.cond(frame).item()
-    offset = to_diagonal(w, frame)
-    torch.testing.assert_close(from_diagonal(offset, frame), w, atol=10 * EPS * condition * w.norm().item(), rtol=0)
-    stacked = to_diagonal(torch.stack([w, 2 * w]), frame)
+    offset = to_core(w, frame)
+    torch.testing.assert_close(from_core(offset, frame), w, atol=10 * EPS * condition * w.norm().item(), rtol=0)
+    stacked = to_core(torch.stack([w, 2 * w]), frame)
     torch.testing.assert_close(stacked, torch.stack([offset, 2 * offset]))
 
 
 @parametrized
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", WEIGHT_BASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_set_z_and_set_delta_are_read_back(parametrization, basis, dtype):
     layer = LDULayer(nn.Linear(12, 10).to(dtype), 6, alpha=3, basis=basis, parametrization=parametrization)
@@ -131,7 +132,7 @@ def test_set_z_and_set_delta_are_read_back(parametrization, basis, dtype):
 
 
 @parametrized
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", WEIGHT_BASES)
 def test_projection_in_every_parametrization(parametrization, basis):
     layer = LDULayer(nn.Linear(12, 10), 6, basis=basis, parametrization=parametrization)
     trained(layer, 2.0)
@@ -154,7 +155,7 @@ def test_dependent_terms_are_reported_and_the_frame_stays_finite():
     assert frame.isfinite().all()
     base = nn.Linear(80, 80, bias=False).double()
     base.weight.data.copy_(wilkinson(80))
-    with pytest.warns(UserWarning, match="a smaller rank, or parametrization 'normalized', avoids it"):
+    with pytest.warns(UserWarning, match="a smaller rank, or parametrization 'normalized' or 'diagonal', avoids it"):
         layer = LDULayer(base, parametrization="gram")
     assert 0 < layer.factors.jitter < 1e-10
     with torch.no_grad():
@@ -275,7 +276,7 @@ class Net(nn.Module):
 def net(request):
     model = Net()
     for i, name in enumerate(["embedding", "linear", "conv"]):
-        inject(model, [name], 3, parametrization=request.param, basis=BASES[i % len(BASES)])
+        inject(model, [name], 3, parametrization=request.param, basis=WEIGHT_BASES[i % len(WEIGHT_BASES)])
     return model
 
 

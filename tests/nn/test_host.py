@@ -35,7 +35,7 @@ both = pytest.mark.parametrize("make", [standalone, under_peft])
 
 def trained(host, size=0.3):
     torch.manual_seed(1)
-    for diagonal in host.diagonals():
+    for diagonal in host.held_adapters():
         with torch.no_grad():
             diagonal.adapter.offset.add_(size * torch.randn_like(diagonal.adapter.offset))
     return host
@@ -57,7 +57,7 @@ def test_a_host_has_all_abstract_members(missing):
 def test_abstract_members_are_all_that_a_host_lacks():
     base = nn.Linear(3, 2)
     host = type("Host", (AdapterHost,), MEMBERS)(base)
-    assert set(MEMBERS) == {"diagonals", "merge", "unmerge"}
+    assert set(MEMBERS) == {"held_adapters", "merge", "unmerge"}
     assert host.base_layer is base
     assert host.kind is LinearKind
     assert not host.merged
@@ -150,7 +150,7 @@ def test_a_merge_that_overflows_is_refused_and_changes_nothing(make):
     base = nn.Linear(8, 8).half()
     weight = base.weight.detach().clone()
     host, expected = make(base)
-    for diagonal in host.diagonals():
+    for diagonal in host.held_adapters():
         with torch.no_grad():
             diagonal.adapter.offset.fill_(1e6)
     with pytest.raises(expected["range"], match="the merged weight overflows float16"):

@@ -340,6 +340,6 @@ def test_projection_onto_nothing(model, epsilon):
 
 def test_layers_print_their_options(model):
     inject(model, ["query"], 2)
-    assert "rank=2, basis=ldu, pivoting=partial, parametrization=diagonal" in repr(model)
+    assert "rank=2, basis=ldu, pivoting=partial, core=diagonal, parametrization=diagonal" in repr(model)
     assert "alpha=2, init=regular_ldu, preserving=True, train_sigma=True" in repr(model)
     assert isinstance(model.blocks[0].query, LDULayer)

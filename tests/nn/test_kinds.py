@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lowrank_ldu.nn import BASES, PARAMETRIZATIONS, LDULayer, inject, merge, unload, unmerge
+from lowrank_ldu.nn import PARAMETRIZATIONS, LDULayer, inject, merge, unload, unmerge
+from lowrank_ldu.nn.basis import WEIGHT_BASES
 from lowrank_ldu.nn.kinds import KINDS, kind_of, supports
 from lowrank_ldu.nn.update import updated_output
 
@@ -86,7 +87,7 @@ def assert_same_output(layer, x):
 def test_update_is_that_of_the_changed_weight_for_every_kind_basis_and_parametrization(layer_and_input):
     base, x = layer_and_input
     base, x = base.double(), to(x, torch.float64)
-    for basis, parametrization in itertools.product(BASES, PARAMETRIZATIONS):
+    for basis, parametrization in itertools.product(WEIGHT_BASES, PARAMETRIZATIONS):
         layer = trained(LDULayer(base, 3, basis=basis, parametrization=parametrization))
         assert_same_output(layer, x)
         assert not torch.equal(layer(x), base(x))

@@ -280,7 +280,7 @@ def test_models_of_peft_and_their_inactive_adapters():
         optimizer.zero_grad()
         loss_of(model).backward()
         optimizer.step()
-        _, adapter, factors = layer.diagonal("default")
+        _, adapter, factors = layer.held("default")
         assert adapter.z(factors).norm() <= EPSILON * (1 + 1e-5)
         assert 0 < adapter.sigma.item() <= 1
     assert torch.equal(layer.adapter("inactive").offset, before)

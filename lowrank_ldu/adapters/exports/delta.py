@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.adapters.exports.base import BaseModel
-from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.naming import names_in_base
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import base_weight, bound, bound_again, check_update, is_of_base
@@ -19,7 +18,7 @@ from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.writer import computed, write_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import warn_of
-from lowrank_ldu.nn.update import updated_matrix
+from lowrank_ldu.nn.update import update_pair, updated_matrix
 
 if TYPE_CHECKING:
     import os
@@ -86,10 +85,10 @@ def export_delta(
     def reader(layer: StoredLayer) -> Callable[[], Tensor]:
         def read() -> Tensor:
             progress(layer.name)
-            weight, diagonal = bound(
+            weight, held = bound(
                 adapter, layer, model, str(places[layer.name].read), passed, accept_other_base=accept_other_base
             )
-            update = updated_matrix(diagonal.factors, diagonal.delta.detach()).float()
+            update = updated_matrix(held.factors, held.delta.detach()).float()
             if not bool(update.isfinite().all()):
                 raise AdapterError(f"layer {layer.name!r}: the update overflows float32; accepted: a smaller one")
             return layer.kind.as_weight(update, weight)
@@ -107,8 +106,8 @@ def export_delta(
         written = SafetensorsReader(out / DELTA_WEIGHTS)
         present = {info.name for info in written.tensors}
         for name, layer in adapter.layers.items():
-            _, diagonal = bound_again(adapter, layer, model, str(places[name].read))
-            pair = update_pair(diagonal.factors, diagonal.delta.detach())
+            _, held = bound_again(adapter, layer, model, str(places[name].read))
+            pair = update_pair(held.factors, held.delta.detach())
             for write in writes[name]:
                 if write not in present:
                     raise AdapterError(f"export failed its check: tensor {write!r} is missing")

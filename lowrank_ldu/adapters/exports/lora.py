@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.adapters.exports.base import BaseModel
-from lowrank_ldu.adapters.exports.low_rank import compress, update_pair
+from lowrank_ldu.adapters.exports.low_rank import compress
 from lowrank_ldu.adapters.exports.naming import names_in_base, shadowed
 from lowrank_ldu.adapters.exports.output import checked_export, export_folder
 from lowrank_ldu.adapters.exports.updates import (
@@ -27,7 +27,7 @@ from lowrank_ldu.checkpoints.writer import given, write_tensors
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.kinds import ConvolutionKind, EmbeddingKind, LayerKind, TransposedLinearKind
-from lowrank_ldu.nn.update import updated_matrix
+from lowrank_ldu.nn.update import update_pair, updated_matrix
 from lowrank_ldu.validation import check_count
 
 if TYPE_CHECKING:
@@ -127,10 +127,10 @@ def export_lora(
     passed: list[Deviation] = []
     for name, layer in adapter.layers.items():
         progress(name)
-        weight, diagonal = bound(
+        weight, held = bound(
             adapter, layer, model, str(names.layers[name].read), passed, accept_other_base=accept_other_base
         )
-        left, right = update_pair(diagonal.factors, diagonal.delta.detach())
+        left, right = update_pair(held.factors, held.delta.detach())
         if not bool(left.isfinite().all()) or not bool(right.isfinite().all()):
             raise AdapterError(f"layer {name!r}: its update overflows {left.dtype}; accepted: a smaller one")
         errors[name] = 0.0
@@ -280,9 +280,9 @@ def _check_lora(
     """
     written = SafetensorsReader(folder / LORA_WEIGHTS)
     for name, layer in adapter.layers.items():
-        _, diagonal = bound_again(adapter, layer, base, str(names.layers[name].read))
+        _, held = bound_again(adapter, layer, base, str(names.layers[name].read))
         left, right = _written_pair(written, name, layer.kind)
-        exact = updated_matrix(diagonal.factors, diagonal.delta.detach())
+        exact = updated_matrix(held.factors, held.delta.detach())
         if errors[name] == 0.0:
             check_update(exact, (left, right), f"{_PREFIX}{name}.lora_B")
             continue

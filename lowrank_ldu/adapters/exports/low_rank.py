@@ -14,17 +14,6 @@ from lowrank_ldu.validation import check_rank
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lowrank_ldu.nn.factors import Factors
-
-
-def update_pair(factors: Factors, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, A) with B A = P L diag(delta) U.
-
-    B has shape (m, r) and A has shape (r, n), in float32, or in float64 if delta is.
-    """
-    wide = torch.promote_types(delta.dtype, torch.float32)
-    return factors.left.to(wide) * (delta * factors.scale).to(wide), factors.right.to(wide)
-
 
 def compress(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """Return the best approximation of a smaller rank, and its error.

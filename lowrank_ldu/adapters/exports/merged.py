@@ -326,9 +326,9 @@ def _entry(
     layer, read = plan.layers[name]
 
     def summed() -> Tensor:
-        weight, diagonal = bound(adapter, layer, base, read, passed, accept_other_base=accept_other_base)
+        weight, held = bound(adapter, layer, base, read, passed, accept_other_base=accept_other_base)
         try:
-            update = updated_matrix(diagonal.factors, diagonal.delta.detach())
+            update = updated_matrix(held.factors, held.delta.detach())
             merged = merged_weight(weight, layer.kind, [update]).to(base.dtype(read))
         except OverflowError as error:
             raise AdapterError(f"layer {layer.name!r}: {error}") from error

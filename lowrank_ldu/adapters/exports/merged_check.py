@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.adapters.exports.architecture import architecture_of
-from lowrank_ldu.adapters.exports.low_rank import update_pair
 from lowrank_ldu.adapters.exports.updates import bound_again, product_error, row_blocks
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.safe_reading import read_json
 from lowrank_ldu.checkpoints.writer import given, same_bytes, stored
 from lowrank_ldu.errors import AdapterError
+from lowrank_ldu.nn.update import update_pair
 from lowrank_ldu.untrusted import LISTING
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def _same_names(found: Iterable[str], wanted: Iterable[str]) -> None:
 
 def _check_sum(adapter: AdapterFile, base: BaseModel, plan: MergePlan, name: str, merged: Tensor) -> None:
     layer, read = plan.layers[name]
-    weight, diagonal = bound_again(adapter, layer, base, read)
-    left, right = update_pair(diagonal.factors, diagonal.delta.detach())
+    weight, held = bound_again(adapter, layer, base, read)
+    left, right = update_pair(held.factors, held.delta.detach())
     W, M = layer.kind.as_matrix(weight), layer.kind.as_matrix(merged)
     # Half a unit of the stored dtype, and the rounding of a sum of r + 2 terms in the dtype that it was summed in.
     stored, summed = torch.finfo(merged.dtype), torch.finfo(torch.promote_types(left.dtype, W.dtype))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.exports.base import BaseModel
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
     from lowrank_ldu.nn.base_identity import Deviation
-    from lowrank_ldu.nn.host import Diagonal
+    from lowrank_ldu.nn.host import HeldAdapter
 
 # Size of the rows that are compared at a time: a weight that is larger in float64 is checked part by part.
 _BLOCK_BYTES = 64 * 2**20
@@ -29,11 +29,11 @@ class Bound(NamedTuple):
     ----------
     weight : Tensor
         As it is stored.
-    diagonal : Diagonal
+    held : HeldAdapter
     """
 
     weight: Tensor
-    diagonal: Diagonal
+    held: HeldAdapter
 
 
 def check_module_tensor(tensor: Tensor, name: str) -> Tensor:
@@ -105,9 +105,9 @@ def bound(
         As for `StoredLayer.bind`.
     """
     weight = base_weight(adapter, layer, base, name)
-    diagonal, deviation = layer.rebuild(layer.kind.as_matrix(weight), "warn" if accept_other_base else "error")
+    held, deviation = layer.rebuild(layer.kind.as_matrix(weight), "warn" if accept_other_base else "error")
     passed.extend([] if deviation is None else [deviation])
-    return Bound(weight, diagonal)
+    return Bound(weight, held)
 
 
 def bound_again(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name: str) -> Bound:
@@ -116,8 +116,8 @@ def bound_again(adapter: AdapterFile, layer: StoredLayer, base: BaseModel, name:
     It does what `bound` did, and says nothing of the deviations that passed then.
     """
     weight = base_weight(adapter, layer, base, name)
-    diagonal, _ = layer.rebuild(layer.kind.as_matrix(weight), "ignore")
-    return Bound(weight, diagonal)
+    held, _ = layer.rebuild(layer.kind.as_matrix(weight), "ignore")
+    return Bound(weight, held)
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:

@@ -42,10 +42,10 @@ class LayerKind(Protocol):
         ...
 
     @staticmethod
-    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
+    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, core: Tensor) -> Tensor:
         """Return the output that an update of W adds for x.
 
-        The update of W is left (m, r) diag(delta) right (r, n).
+        The update of W is left (m, r) K right (r, n).
 
         Parameters
         ----------
@@ -55,8 +55,8 @@ class LayerKind(Protocol):
             The module's input.
         left, right : Tensor, shapes (m, r) and (r, n)
             Constant.
-        delta : Tensor, shape (r,), or (B, r)
-            One diagonal, or one for each of the B rows of the batch.
+        core : Tensor
+            K, a diagonal (r,) or blocks (g, b, b); or one for each of the B rows of the batch.
         """
         ...
 
@@ -67,13 +67,3 @@ class LayerKind(Protocol):
         left @ right is an update of W. The layout is the one that LoRA keeps for this kind.
         """
         ...
-
-
-def per_row(delta: Tensor, dimensions: int) -> Tensor:
-    """Return delta with `dimensions` dimensions if it is one per row.
-
-    delta (B, r) becomes (B, 1, ..., 1, r); delta (r,) stays as it is.
-    """
-    if delta.ndim == 1:
-        return delta
-    return delta.reshape(delta.shape[0], *(1,) * (dimensions - 2), delta.shape[1])

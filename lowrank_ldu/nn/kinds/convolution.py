@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch.nn.functional import conv1d, conv2d, conv3d
 
+from lowrank_ldu.nn.cores import apply_core
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,8 +39,8 @@ class ConvolutionKind:
         return matrix.reshape(weight.shape)
 
     @staticmethod
-    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
-        """Return the convolution of x with `right`, scaled, and mixed by `left`.
+    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, core: Tensor) -> Tensor:
+        """Return the convolution of x with `right`, times K, mixed by `left`.
 
         `left` mixes the channels at each point. With groups every group's patches are projected by the same r rows of
         `right`, and each output channel reads the projections of its own group.
@@ -49,8 +51,14 @@ class ConvolutionKind:
         filters = right.reshape(len(right), -1, *kernel).repeat(groups, 1, *ones)
         # The module's own method: it knows how to pad.
         projected = conv._conv_forward(x, filters, None)  # noqa: SLF001
-        diagonal = delta.repeat(*(1,) * (delta.ndim - 1), groups).reshape(*delta.shape[:-1], -1, *ones)
-        scaled = projected * diagonal.to(projected.dtype)
+        if core.ndim <= 2:
+            diagonal = core.repeat(*(1,) * (core.ndim - 1), groups).reshape(*core.shape[:-1], -1, *ones)
+            scaled = projected * diagonal.to(projected.dtype)
+        else:
+            channels = projected.ndim - 1 - len(kernel)
+            last = projected.movedim(channels, -1)
+            last = last.reshape(*last.shape[:-1], groups, len(right))
+            scaled = apply_core(last, core).flatten(-2).movedim(-1, channels)
         return _POINTWISE[len(kernel)](scaled, left.reshape(*left.shape, *ones), groups=groups)
 
     @staticmethod

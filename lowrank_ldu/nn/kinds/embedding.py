@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from lowrank_ldu.nn.kinds.base import per_row
+from lowrank_ldu.nn.cores import apply_core
 
 
 class EmbeddingKind:
@@ -33,10 +33,11 @@ class EmbeddingKind:
         return matrix.reshape(weight.shape)
 
     @staticmethod
-    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
-        """Return left[x] diag(delta) right for token numbers x (...)."""
-        rows = embedding(x, left)
-        result = linear(rows * per_row(delta, rows.ndim).to(rows.dtype), right.T)
+    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, core: Tensor) -> Tensor:
+        """Return left[x] K right for token numbers x (...)."""
+        # apply_core multiplies by K^T.
+        turned = core if core.ndim <= 2 else core.mT
+        result = linear(apply_core(embedding(x, left), turned), right.T)
         if type(module).forward is nn.Embedding.forward:
             return result
         # Some models scale the rows that they look up, in a subclass's forward. The scale is a tensor in the weight's

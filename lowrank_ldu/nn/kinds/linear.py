@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from lowrank_ldu.kernels import ldu_update
-from lowrank_ldu.nn.kinds.base import per_row
+from torch.nn.functional import linear
+
+from lowrank_ldu.nn.cores import apply_core
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,10 +29,10 @@ class LinearKind:
         return matrix.reshape(weight.shape)
 
     @staticmethod
-    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, delta: Tensor) -> Tensor:
-        """Return x right^T diag(delta) left^T for x (..., n)."""
+    def update(module: nn.Module, x: Tensor, left: Tensor, right: Tensor, core: Tensor) -> Tensor:
+        """Return x right^T K^T left^T for x (..., n)."""
         del module
-        return ldu_update(x, left, right, per_row(delta, x.ndim))
+        return linear(apply_core(linear(x, right), core), left)
 
     @staticmethod
     def lora_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Train r coordinates of the diagonal and one scale.
+"""Train the coordinates of a core and one scale.
 
 They are the trained side of an adapter; with the constant factors they make the update.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank_ldu.diagnostics.cost import SAMPLES
 from lowrank_ldu.initialization import initial_diagonal, is_random
-from lowrank_ldu.nn.coordinates import from_diagonal, to_diagonal
+from lowrank_ldu.nn.coordinates import from_core, to_core
 from lowrank_ldu.nn.offloading import is_offloaded, onloaded
 
 if TYPE_CHECKING:
@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.options import AdapterOptions
 
 
-class DiagonalState(NamedTuple):
-    """Hold the numbers of the update's diagonal.
+# Dimensions of blocks (g, b, b).
+_BLOCKS = 3
 
-    Each has shape (r,) or (1,), or is stacked with leading dimensions.
+
+class CoreState(NamedTuple):
+    """Hold the numbers of the update's core.
+
+    The offset has the core's shape, the others (r,) or (1,); or all are stacked with a dimension of adapters in front.
     """
 
     offset: Tensor
@@ -36,10 +40,10 @@ class DiagonalState(NamedTuple):
     reference_diagonal: Tensor
 
 
-def delta_of(state: DiagonalState, frame: Tensor | None) -> Tensor:
-    r"""Return sigma z - sigma_0 z_ref, shape (..., r).
+def delta_of(state: CoreState, frame: Tensor | None) -> Tensor:
+    r"""Return sigma z - sigma_0 z_ref, of the core's shape.
 
-    It is exactly zero at step 0 of the preserving form.
+    It is exactly zero at step 0 of the preserving form. Cores of blocks start at zero, and are sigma T w.
 
     Notes
     -----
@@ -48,18 +52,21 @@ def delta_of(state: DiagonalState, frame: Tensor | None) -> Tensor:
     """
     # At least float32 is used: the parameters are few enough to widen from bfloat16, and the differences below are
     # small. sigma is compared in its own dtype, in which it started as sigma_0.
-    step = state.sigma - state.initial_sigma.to(state.sigma.dtype)
     wide = torch.promote_types(state.offset.dtype, torch.float32)
+    moved = to_core(state.offset.to(wide), None if frame is None else frame.to(wide))
+    if state.offset.ndim >= _BLOCKS:
+        core: Tensor = state.sigma.to(wide).reshape(*state.sigma.shape, 1, 1) * moved
+        return core
+    step = state.sigma - state.initial_sigma.to(state.sigma.dtype)
     reference = state.reference_diagonal.to(wide)
-    moved = to_diagonal(state.offset.to(wide), None if frame is None else frame.to(wide))
     moved = moved + (state.initial_diagonal.to(wide) - reference)
     return step.to(wide) * reference + state.sigma.to(wide) * moved
 
 
-class DiagonalAdapter(nn.Module):
+class CoreAdapter(nn.Module):
     """Hold the trained numbers of one adapter in one layer.
 
-    These are r + 1 numbers. It also holds the constants that belong to them.
+    These are r + 1 numbers for a diagonal core. It also holds the constants that belong to them.
 
     Parameters
     ----------
@@ -70,8 +77,8 @@ class DiagonalAdapter(nn.Module):
 
     Attributes
     ----------
-    offset : Parameter, shape (r,)
-        Coordinates w of z - z_start.
+    offset : Parameter, shape (r,), or (g, b, b)
+        Coordinates w of z - z_start, or of a core of blocks (`core_shape`).
     sigma : Parameter, shape (1,)
         A buffer where it is not trained.
     initial_sigma, initial_diagonal, reference_diagonal : Tensor
@@ -104,7 +111,7 @@ class DiagonalAdapter(nn.Module):
         super().__init__()
         self.options = options
         rank, alpha = self.rank, cast("float", options.alpha)
-        self.offset = nn.Parameter(torch.zeros(rank, dtype=dtype, device=device))
+        self.offset = nn.Parameter(torch.zeros(options.core_shape, dtype=dtype, device=device))
         start = torch.full((1,), alpha / rank, dtype=dtype, device=device)
         if options.train_sigma:
             self.sigma = nn.Parameter(start)
@@ -121,15 +128,17 @@ class DiagonalAdapter(nn.Module):
 
     @property
     def rank(self) -> int:
-        """Return the number r of trained diagonal entries."""
+        """Return the number r of the factors' terms."""
         return cast("int", self.options.rank)
 
     def start_from(self, factors: Factors) -> None:
         """Take over the factors' pivots and the start of z.
 
-        The start is the factors' diagonal, unless another start was given or loaded.
+        The start is the factors' diagonal, unless another start was given or loaded, or the core starts at zero.
         """
-        if not self._start_is_given:
+        if self.options.starts_at_zero:
+            self._keep_start(torch.zeros_like(factors.diagonal))
+        elif not self._start_is_given:
             start = initial_diagonal(self.options.init, factors.diagonal, self.options.seed)
             self._keep_start(start)
         self.initial_diagonal = self.initial_diagonal.to(factors.diagonal)
@@ -162,35 +171,38 @@ class DiagonalAdapter(nn.Module):
         return self.pivot_rows is not None and int(self.pivot_rows[0]) >= 0
 
     @property
-    def state(self) -> DiagonalState:
-        """Return the numbers of the update's diagonal."""
+    def state(self) -> CoreState:
+        """Return the numbers of the update's core."""
         # This runs at every call of the layer, and there is hardly ever a hook.
         with onloaded(self) if "_hf_hook" in vars(self) else nullcontext():
-            return DiagonalState(
+            return CoreState(
                 self.offset, self.sigma, self.initial_sigma, self.initial_diagonal, self.reference_diagonal
             )
 
     def delta(self, factors: Factors) -> Tensor:
-        """Return sigma z - sigma_0 z_ref, shape (r,)."""
+        """Return sigma z - sigma_0 z_ref, of the core's shape."""
         return delta_of(self.state, factors.frame)
 
     def z(self, factors: Factors) -> Tensor:
-        """Return the present diagonal, shape (r,)."""
-        return self.initial_diagonal + to_diagonal(self.state.offset, factors.frame)
+        """Return the present diagonal z, shape (r,), or core, (g, b, b)."""
+        core: Tensor = to_core(self.state.offset, factors.frame)
+        return core if core.ndim >= _BLOCKS else self.initial_diagonal + core
 
     @torch.no_grad()
     def set_z(self, z: Tensor, factors: Factors) -> None:
-        """Set the coordinates so that the present diagonal is `z` (r,)."""
-        self._set_offset(z - self.initial_diagonal, factors)
+        """Set the coordinates so that the present diagonal or core is `z`."""
+        self._set_offset(z if z.ndim >= _BLOCKS else z - self.initial_diagonal, factors)
 
     @torch.no_grad()
     def set_delta(self, delta: Tensor, factors: Factors) -> None:
-        """Set the coordinates so that the present difference is `delta` (r,).
+        """Set the coordinates so that the present difference is `delta`.
 
         The difference is sigma z - sigma_0 z_ref, with sigma at its start.
         """
         self.sigma.copy_(self.initial_sigma)
-        moved = delta / self.initial_sigma.to(delta) - (self.initial_diagonal - self.reference_diagonal).to(delta)
+        moved = delta / self.initial_sigma.to(delta)
+        if delta.ndim < _BLOCKS:
+            moved = moved - (self.initial_diagonal - self.reference_diagonal).to(delta)
         self._set_offset(moved, factors)
 
     def _check_in_memory(self) -> None:
@@ -204,7 +216,7 @@ class DiagonalAdapter(nn.Module):
         self._check_in_memory()
         wide = torch.promote_types(self.offset.dtype, torch.float32)
         frame = None if factors.frame is None else factors.frame.to(wide)
-        self.offset.copy_(from_diagonal(offset.to(wide), frame))
+        self.offset.copy_(from_core(offset.to(wide), frame))
 
     def _keep(self, name: str, tensor: Tensor | None, *, persistent: bool = True) -> None:
         self.register_buffer(name, tensor, persistent=persistent)
@@ -252,10 +264,10 @@ def smallest_integers(index: Tensor) -> Tensor:
     return index.to(torch.int32)
 
 
-def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
-    """Return the stacked states of adapters of equal rank.
+def stack_states(adapters: Sequence[CoreAdapter]) -> CoreState:
+    """Return the stacked states of adapters of equal rank and core.
 
-    Their shapes are (A, r) and (A, 1).
+    Their shapes are (A, r) or (A, g, b, b), and (A, 1).
     """
     hooked = [each for each in adapters if "_hf_hook" in vars(each)]
     with onloaded(*hooked) if hooked else nullcontext():
@@ -267,4 +279,4 @@ def stack_states(adapters: Sequence[DiagonalAdapter]) -> DiagonalState:
         numbers = [own[name] if name in own else kept[name] for own, kept in zip(parameters, buffers, strict=True)]
         return torch.stack(numbers)  # type: ignore[arg-type]
 
-    return DiagonalState(*(stack(name) for name in DiagonalState._fields))
+    return CoreState(*(stack(name) for name in CoreState._fields))
