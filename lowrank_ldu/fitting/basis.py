@@ -101,7 +101,7 @@ def fit_basis(
     check_one_given(rank, budget)
     ranks: dict[str, int] = {}
     if budget is None:
-        ranks = checked_ranks(rank, layers)
+        ranks = checked_ranks(rank, layers, _DIAGONAL)
     else:
         check_budget(budget, layers, _DIAGONAL)
     found: dict[str, _Fitted] = {}
