@@ -76,10 +76,11 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
     RuntimeError
         The plan that was asked for cannot run.
     """
-    diagonal = next(iter(layer.held_adapters()))
+    held = next(iter(layer.held_adapters()))
+    rows = x.reshape(-1, x.shape[-1])
     base_layer: nn.Module = layer.base_layer
     kind: type[LayerKind] = layer.kind
-    if bypassed(base_layer, kind, x, diagonal.factors) is not None:
+    if bypassed(base_layer, kind, x, held.factors) is not None:
         return "reference"
-    frozen, adapters, packing = kernel_call(base_layer, kind, diagonal.factors, diagonal.delta, plan=layer.plan)
-    return plan_call(x.reshape(-1, x.shape[-1]), frozen, adapters, layer.plan, packing)[0]
+    frozen, adapters, packing = kernel_call(base_layer, kind, held.factors, held.delta, plan=layer.plan, rows=len(rows))
+    return plan_call(rows, frozen, adapters, layer.plan, packing)[0]
