@@ -10,7 +10,7 @@ import numpy as np
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.blocks import matrices_of, replace_leading, restore_rows, stacked, take_rows, unit_lower
-from lowrank_ldu.decomposition.elimination import Elimination
+from lowrank_ldu.decomposition.elimination import Elimination, ZeroPivotError
 from lowrank_ldu.decomposition.ldu import LDU, split_and_fold
 from lowrank_ldu.decomposition.ldu_at_pivots import check_pivots, eliminate_in_order
 from lowrank_ldu.decomposition.powers import balanced, times_power
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Pivots = tuple[Sequence[int], Sequence[int]]
     Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
     CheckedPivots = tuple[Indices, Indices]
+
+# What a column may hold that is nothing but rounding.
+_ROUNDINGS = 1000
 
 
 def ldu_of_product(left: ArrayType, right: ArrayType, *, pivots: Pivots | None = None) -> LDU[ArrayType]:
@@ -177,6 +180,15 @@ def _eliminate_panel(panel: Array, backend: Backend) -> tuple[Array, Array]:
     m, rank = (int(size) for size in host.shape)
     finfo = library.xp.finfo(host.dtype)
     rounding = m * float(finfo.eps) * float(library.xp.max(library.xp.abs(host)))
-    parts = eliminate_in_order(host, rank, max(rounding, float(finfo.smallest_normal)), library)
-    lower, corner = parts if backend.in_place else (backend.from_numpy(part, panel) for part in parts)
-    return lower, corner
+    lower, corner = eliminate_in_order(host, rank, max(rounding, float(finfo.smallest_normal)), library)
+    # A pivot that would be zero is rounding in a product; so is all of its column where it was chosen for it.
+    sizes = np.abs(np.diagonal(library.to_numpy(corner)))
+    below = np.abs(library.to_numpy(lower)).max(axis=0) * sizes
+    if ((sizes <= rounding) & (below > _ROUNDINGS * rounding)).any():
+        raise ZeroPivotError(
+            "pivots hold one that is zero to rounding, above entries that are not; accepted: pivots that were chosen "
+            "for this matrix"
+        )
+    if backend.in_place:
+        return lower, corner
+    return backend.from_numpy(lower, panel), backend.from_numpy(corner, panel)
