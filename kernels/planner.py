@@ -177,6 +177,11 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
 
     They are of the forward pass, and of the backward pass as far as gradients are wanted.
 
+    Notes
+    -----
+    A product or pass also takes what the threads take to begin it together and to meet at its end. The packed plan's
+    threads meet once in a pass instead; its products run at the rate of narrow ones.
+
     Examples
     --------
     >>> problem = Problem(2048, 768, 768, 64, torch.float32, torch.device("cpu"), True, True)

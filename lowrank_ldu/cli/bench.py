@@ -28,7 +28,8 @@ def show_rows(case: Case, result: Result) -> None:
     for mode in case.modes:
         rows = [row for row in result.rows if row.mode == mode]
         first = rows[0]
-        where = f"{first.device_name}, {first.threads} threads" if first.device == "cpu" else first.device_name
+        threads = f"{first.threads} thread{'s' * (first.threads > 1)}"
+        where = f"{first.device_name}, {threads}" if first.device == "cpu" else first.device_name
         where += ", beside a busy process" if first.neighbors else ""
         table = Table(title=f"{case.title}, {first.dtype}: {_MODES[mode]}\n{where}", title_justify="left")
         table.add_column("method")
@@ -65,6 +66,8 @@ _DEVICES = ("cpu", "cuda")
 _THREADS = 2
 _TOKENS, _LORA_RANK = 2048, 16
 _SECONDS, _QUICK_SECONDS = 20.0, 3.0
+# Until PEFT is loaded.
+_LOADING = 5.0
 
 
 def bench(
@@ -240,7 +243,7 @@ def _measure(cases: list[Case], settings: _Settings) -> list[Row]:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(min(settings.threads, os.cpu_count() or 1))
         tables = sum(len(case.modes) for case in cases)
-        total = sum(expected_seconds(case, device, dtype, seconds) for case in cases)
+        total = _LOADING + sum(expected_seconds(case, device, dtype, seconds) for case in cases)
         say(f"{tables} table{'s' * (tables > 1)}, about {duration(round(total))}", err=True)
         check = stack.enter_context(busy_neighbor()) if settings.busy else None
         for number, case in enumerate(cases, 1):

@@ -54,15 +54,6 @@ def test_beside_a_busy_process(tmp_path):
     assert "beside 1 busy process" in (tmp_path / "out" / "ratios.svg").read_text()
 
 
-def test_estimate_stages_and_the_distance_of_auto():
-    result = run(*RUN)
-    first, *stages = result.stderr.splitlines()
-    assert first.startswith("2 tables, about ")
-    assert stages[0] == "1/1 24 x 20, T = 40, r = 4: checking"
-    assert "1/1 24 x 20, T = 40, r = 4: timing, training" in stages
-    assert len(re.findall(r"auto \(\w+\) takes \d+\.\d\d of the fastest plan's time", result.stdout)) == 2
-
-
 def test_the_quick_preset_asks_for_little(monkeypatch):
     asked = []
 
@@ -82,8 +73,15 @@ def test_the_quick_preset_asks_for_little(monkeypatch):
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(*RUN).exit_code == 0
+    result = run(*RUN)
+    assert result.exit_code == 0
     assert list(tmp_path.iterdir()) == []
+    # What it says beforehand, meanwhile where there is no terminal, and below each table.
+    first, *stages = result.stderr.splitlines()
+    assert first.startswith("2 tables, about ")
+    assert stages[0] == "1/1 24 x 20, T = 40, r = 4: checking"
+    assert "1/1 24 x 20, T = 40, r = 4: timing, training" in stages
+    assert len(re.findall(r"auto \(\w+\) takes \d+\.\d\d of the fastest plan's time", result.stdout)) == 2
 
 
 @pytest.mark.parametrize(

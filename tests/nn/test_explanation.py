@@ -109,7 +109,8 @@ def test_measured_times(monkeypatch):
     layer = LDULayer(nn.Linear(12, 12))
     explained = explain_plan(layer, torch.randn(30, 12, requires_grad=True), measure=True)
     (row,) = explained
-    assert set(row.measured_ms) == set(PLANS) - {"auto", "triton"}
+    assert set(row.measured_ms) >= {"reference", "factored", "hybrid", "materialized", "packed"}
+    assert not set(row.measured_ms) & {"auto", "triton"}  # interpreted, triton would take minutes
     assert all(each > 0 for each in row.measured_ms.values())
     assert layer.plan == "auto"
 
