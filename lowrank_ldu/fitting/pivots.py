@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lowrank_ldu.fitting.batches import Loss
-    from lowrank_ldu.fitting.cores import Core
     from lowrank_ldu.fitting.energy import Energy
     from lowrank_ldu.fitting.targets import TargetLayer
+    from lowrank_ldu.nn.cores import Core
 
 Method = Literal["alternating", "separate"]
 METHODS: tuple[Method, ...] = get_args(Method)
