@@ -55,13 +55,15 @@ def terms_of_gradient(G: Tensor, rank: int, method: BasisMethod, seed: int) -> F
 def finished(terms: Factorization[Tensor], method: BasisMethod) -> Factorization[Tensor]:
     """Return terms of `terms_of_gradient` as a method has them.
 
-    A product X Y is an LDU: with P X Q = L1 D1 U1 by complete pivoting, and so D1 U1 Y = L2 D U, it is (L1 L2) D U.
+    A product X Y is an LDU: with P X = L1 D1 U1 by row pivoting, and D1 U1 Y Q = L2 D U by column pivoting, it is
+    P^T (L1 L2) D U Q^T.
     """
     if method != "ldu_lowrank":
         return terms
-    first = ldu(terms.left, pivoting="complete")
-    second = ldu((first.diagonal[:, None] * first.right * terms.diagonal) @ terms.right, pivoting="complete")
-    return Factorization(first.left @ second.left, second.diagonal, second.right)
+    first = ldu(terms.left)
+    rest = (first.diagonal[:, None] * first.right * terms.diagonal) @ terms.right
+    second = ldu(rest.T)
+    return Factorization(first.left @ second.right.T, second.diagonal, second.left.T.contiguous())
 
 
 def terms_of_moments(outputs: Tensor, inputs: Tensor, rank: int, method: BasisMethod) -> Factorization[Tensor]:
@@ -114,6 +116,7 @@ def pivoted_ldl(moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         column = (moment[:, pivot] - lower[:, :step] @ (pivots[:step] * lower[pivot, :step])) / size
         # Exact zeros at earlier pivots, where rounding may have left something.
         column = torch.where(left == -torch.inf, 0.0, column)
+        column[pivot] = 1
         lower[:, step], pivots[step] = column, size
         left = left - size * column * column
         left[pivot] = -torch.inf

@@ -35,9 +35,7 @@ def checked_ranks(rank: object, layers: Sequence[TargetLayer], shape: CoreShape)
         odd = [name for name in (*rank, *names) if name not in rank or name not in names]
         if odd:
             where = "is no target" if odd[0] in rank else "has no rank"
-            raise ValueError(
-                f"rank: layer {odd[0]!r} {where}; accepted: the rank of every target, and of no other layer"
-            )
+            raise ValueError(f"rank: layer {odd[0]!r} {where}; accepted: a rank for each target and no other layer")
     else:
         rank = dict.fromkeys(names, rank)
     found = {}
