@@ -32,6 +32,13 @@ class AdapterError(UserError):
     """
 
 
+class FittingError(UserError):
+    """Say that fitted pivots or factors do not fit.
+
+    The message names the file or the layer.
+    """
+
+
 class OutputError(UserError):
     """Say that files cannot be put where asked.
 

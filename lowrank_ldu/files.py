@@ -173,27 +173,41 @@ def _can_be_renamed(folder: Path, mounts: dict[str, str]) -> bool:
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a file in one step.
 
-    The step is made when the new content is on disk. Permissions and owner are the old file's. What a dead process left
-    of the same file is removed.
+    As `whole_file`, with the content given.
 
     Parameters
     ----------
     path : pathlib.Path
     data : bytes
     """
+    with whole_file(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the place of a file that becomes another on success.
+
+    The step is made when the body of the `with` statement has put the new content on disk. Permissions and owner are
+    the old file's. What a dead process left of the same file is removed. If the body fails, nothing is left of it.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    """
     _tidy(path)
-    temporary = _beside(path, "tmp")
+    folder, lock = _locked_folder(path)
+    temporary = folder / "new"
     try:
-        with temporary.open("xb") as file:
-            _lock(file.fileno())
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            with contextlib.suppress(FileNotFoundError):
-                _make_like(path, temporary)
-            os.replace(temporary, path)  # noqa: PTH105
+        yield temporary
+        with contextlib.suppress(FileNotFoundError):
+            _make_like(path, temporary)
+        os.replace(temporary, path)  # noqa: PTH105
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def _beside(place: Path, ending: str) -> Path:

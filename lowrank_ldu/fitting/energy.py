@@ -1,0 +1,118 @@
+"""Measure what of a target the span of rows and columns holds.
+
+A target is a layer's gradient, or the second moments of its inputs and outputs. The moments stand for gradients of
+which nothing else is known: sums of products of an output and an input that do not depend on each other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from lowrank_ldu.fitting.selection import columns_for, columns_for_moment
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowrank_ldu.fitting.selection import Chosen
+
+
+class Energy(Protocol):
+    """Energy of a target, a squared Frobenius norm or its mean.
+
+    Attributes
+    ----------
+    total : float
+        Of the whole target, in a unit that is the same for all layers. Everything else is a share of it.
+    """
+
+    total: float
+
+    def columns(self, W: Tensor, count: int, rows: Tensor | None = None) -> Chosen:
+        """Choose columns of W, for a basis (n, k) of rows if given."""
+        ...
+
+    def rows(self, W: Tensor, count: int, columns: Tensor | None = None) -> Chosen:
+        """Choose rows of W, for a basis (m, k) of columns if given."""
+        ...
+
+    def grid(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the share (r, s) along each pair of columns.
+
+        left (m, r) and right (n, s) have orthonormal columns.
+        """
+        ...
+
+    def moment(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the second moment (k, k) of products with k pairs.
+
+        They are left[:, i]^T G right[:, i], for left (m, k) and right (n, k).
+        """
+        ...
+
+
+class GradientEnergy:
+    """Energy of a gradient G (m, n), which is scaled in place."""
+
+    def __init__(self, G: Tensor) -> None:
+        largest = float(G.abs().max())
+        G /= largest  # squares of small gradients would vanish
+        norm = float(torch.linalg.vector_norm(G, dtype=torch.float64))
+        G /= norm
+        self._G = G
+        self.total = (largest * norm) ** 2
+
+    def columns(self, W: Tensor, count: int, rows: Tensor | None = None) -> Chosen:
+        """Choose columns of W, for a basis (n, k) of rows if given."""
+        return columns_for(W, self._G if rows is None else self._G @ rows, count)
+
+    def rows(self, W: Tensor, count: int, columns: Tensor | None = None) -> Chosen:
+        """Choose rows of W, for a basis (m, k) of columns if given."""
+        return columns_for(W.T.contiguous(), self._G.T if columns is None else self._G.T @ columns, count)
+
+    def grid(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the share (r, s) along each pair of columns."""
+        return (left.T @ self._G @ right).double() ** 2
+
+    def moment(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the second moment (k, k) of products with k pairs."""
+        along = (left * (self._G @ right)).sum(dim=0).double()
+        return torch.outer(along, along)
+
+
+class MomentEnergy:
+    """Energy of second moments of outputs (m, m) and inputs (n, n).
+
+    Layers have no common unit, so that every total is 1.
+    """
+
+    total = 1.0
+
+    def __init__(self, outputs: Tensor, inputs: Tensor) -> None:
+        self._outputs, self._inputs = (moment / moment.trace() for moment in (outputs, inputs))
+
+    @classmethod
+    def of_layer(cls, W: Tensor, inputs: Tensor) -> MomentEnergy:
+        """Return the energy of a layer's inputs x and outputs W x."""
+        return cls(W @ inputs @ W.T, inputs)
+
+    def columns(self, W: Tensor, count: int, rows: Tensor | None = None) -> Chosen:
+        """Choose columns of W; the rows have no say in it."""
+        del rows
+        return columns_for_moment(W, self._outputs, count)
+
+    def rows(self, W: Tensor, count: int, columns: Tensor | None = None) -> Chosen:
+        """Choose rows of W; the columns have no say in it."""
+        del columns
+        return columns_for_moment(W.T.contiguous(), self._inputs, count)
+
+    def grid(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the share (r, s) along each pair of columns."""
+        return torch.outer(
+            (left * (self._outputs @ left)).sum(dim=0).double(), (right * (self._inputs @ right)).sum(dim=0).double()
+        )
+
+    def moment(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the second moment (k, k) of products with k pairs."""
+        return (left.T @ self._outputs @ left).double() * (right.T @ self._inputs @ right).double()

@@ -1,0 +1,245 @@
+"""Hold the chosen pivots of a model's layers, and keep them in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from lowrank_ldu.errors import FittingError
+from lowrank_ldu.fitting.cores import CORES, Core, CoreShape
+from lowrank_ldu.fitting.sealed_file import (
+    Format,
+    SealedFile,
+    check_layers,
+    checked_path,
+    described,
+    digest_of,
+    write_sealed,
+)
+from lowrank_ldu.fitting.sums import SOURCES, Source
+from lowrank_ldu.formatting import figure, printable
+from lowrank_ldu.validation import check_choice
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+FORMAT, VERSION = "lowrank-ldu pivots", 1
+_INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_INTEGER_NAMES = {str(dtype).removeprefix("torch.") for dtype in _INTEGERS}
+
+
+class LayerPivots(NamedTuple):
+    """Hold the pivots of one layer, in the order of elimination.
+
+    Attributes
+    ----------
+    rows, columns : tuple of int, length r
+        W[rows[i], columns[i]] is the i-th pivot.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Pivots(Mapping[str, LayerPivots]):
+    """Hold the pivots of a model's layers, by their names.
+
+    Attributes
+    ----------
+    layers : mapping of str to LayerPivots
+    shapes : mapping of str to (int, int)
+        (m, n) of each layer's weight.
+    held : mapping of str to float
+        Share of the energy of the layer's gradient (or of its inputs and outputs) that the core can hold.
+    core : str
+    block_size : int
+        1 unless core is "block".
+    source : str
+        "gradient" or "activation".
+    budget : int or None
+        What was given.
+
+    Examples
+    --------
+    >>> pivots = Pivots({"0": LayerPivots((2, 0), (1, 3))}, {"0": (4, 4)}, {"0": 0.25}, "dense", 1, "gradient", None)
+    >>> pivots["0"].rows, pivots.rank_pattern, pivots.numbers
+    ((2, 0), {'0': 2}, 4)
+    """
+
+    layers: Mapping[str, LayerPivots]
+    shapes: Mapping[str, tuple[int, int]]
+    held: Mapping[str, float]
+    core: Core
+    block_size: int
+    source: Source
+    budget: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "shapes", "held"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __getitem__(self, name: str) -> LayerPivots:
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pivots) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __reduce__(self) -> tuple[type[Pivots], tuple[Any, ...]]:
+        own = (dict(self.layers), dict(self.shapes), dict(self.held))
+        return Pivots, (*own, self.core, self.block_size, self.source, self.budget)
+
+    @property
+    def rank_pattern(self) -> dict[str, int]:
+        """Return the rank of each layer, as a new dict."""
+        return {name: len(pivots.rows) for name, pivots in self.layers.items()}
+
+    @property
+    def numbers(self) -> int:
+        """Return the trained numbers of all cores together."""
+        shape = CoreShape(self.core, self.block_size)
+        return sum(shape.numbers(rank) for rank in self.rank_pattern.values())
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of the content, as hexadecimal digits."""
+        return digest_of(self._record(self._tensors()))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the pivots to a file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            A file, which is replaced. It is a safetensors file of integers in the smallest type that fits.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        FittingError
+            It cannot be written.
+        """
+        file, tensors = checked_path(path), self._tensors()
+        write_sealed(file, tensors, self._record(tensors))
+        return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Pivots:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FittingError
+            There is no such file, or it was cut short or changed, or holds what no pivots can be.
+        """
+        with SealedFile(checked_path(path), Format(FORMAT, VERSION, _check)) as file:
+            record = file.record
+            layers = {
+                name: LayerPivots(
+                    tuple(file.read(f"{name}.rows").tolist()), tuple(file.read(f"{name}.columns").tolist())
+                )
+                for name in record["layers"]
+            }
+        found = cls(
+            layers,
+            {name: tuple(entry["shape"]) for name, entry in record["layers"].items()},
+            {name: float(entry["held"]) for name, entry in record["layers"].items()},
+            record["core"],
+            record["block_size"],
+            record["source"],
+            record["budget"],
+        )
+        _check_indices(str(path), found)
+        return found
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {}
+        for name, pivots in self.layers.items():
+            for key, indices, size in zip(LayerPivots._fields, pivots, self.shapes[name], strict=True):
+                found[f"{name}.{key}"] = torch.tensor(indices, dtype=_integer_for(size - 1))
+        return found
+
+    def _record(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "core": self.core,
+            "block_size": self.block_size,
+            "source": self.source,
+            "budget": self.budget,
+            "layers": {
+                name: {"shape": list(self.shapes[name]), "held": self.held[name]} for name in sorted(self.layers)
+            },
+            "tensors": described(tensors),
+        }
+
+    def __str__(self) -> str:
+        rows = [("layer", "m x n", "rank", "numbers", "energy held, %")]
+        shape = CoreShape(self.core, self.block_size)
+        for name, rank in self.rank_pattern.items():
+            m, n = self.shapes[name]
+            rows.append(
+                (printable(name), f"{m} x {n}", str(rank), str(shape.numbers(rank)), figure(100 * self.held[name]))
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        kind = f"{self.core} cores" if self.core != "block" else f"cores of blocks of {self.block_size}"
+        return "\n".join([*lines, f"{len(self)} layers, {self.numbers} numbers in {kind}, by {self.source}"])
+
+
+def _integer_for(largest: int) -> torch.dtype:
+    return next(dtype for dtype in _INTEGERS if largest <= torch.iinfo(dtype).max)
+
+
+def _check(record: dict[str, Any]) -> None:
+    accepted = {"format", "version", "core", "block_size", "source", "budget", "layers", "tensors"}
+    if set(record) != accepted:
+        raise ValueError(f"the record has fields {sorted(record)}; accepted: {sorted(accepted)}")
+    check_choice(record["core"], "core", CORES)
+    check_choice(record["source"], "source", SOURCES)
+    for key, least in (("block_size", 1), ("budget", 1)):
+        value = record[key]
+        if not (type(value) is int and value >= least) and not (key == "budget" and value is None):
+            raise ValueError(f"{key} is {value!r}; accepted: an integer from {least} on")
+    check_layers(record, {"held"}, LayerPivots._fields)
+    for name, entry in record["layers"].items():
+        if type(entry["held"]) not in {float, int}:
+            raise ValueError(f"layer {name!r} has held {entry['held']!r}; accepted: a number")
+    for name, entry in record["tensors"].items():
+        if entry["dtype"] not in _INTEGER_NAMES or len(entry["shape"]) != 1:
+            raise ValueError(f"tensor {name!r} is {entry['dtype']} {entry['shape']}; accepted: a list of integers")
+
+
+def _check_indices(path: str, pivots: Pivots) -> None:
+    for name, found in pivots.items():
+        if len(found.rows) != len(found.columns) or not found.rows:
+            raise FittingError(
+                f"{path}: layer {name!r} has {len(found.rows)} rows and {len(found.columns)} columns; accepted: as "
+                "many of each, and at least one"
+            )
+        for key, indices, size in zip(LayerPivots._fields, found, pivots.shapes[name], strict=True):
+            if min(indices) < 0 or max(indices) >= size or len(set(indices)) != len(indices):
+                raise FittingError(
+                    f"{path}: layer {name!r} has {key} from {min(indices)} to {max(indices)}; accepted: different "
+                    f"indices from 0 to {size - 1}"
+                )
