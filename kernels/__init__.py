@@ -10,6 +10,7 @@ from lowrank_ldu.kernels.packed import Packing, pack
 from lowrank_ldu.kernels.planner import Choice, Problem, choose_plan, plan_costs
 from lowrank_ldu.kernels.plans import PLANS, Plan
 from lowrank_ldu.kernels.reference import ldu_update
+from lowrank_ldu.kernels.skeleton import Skeleton, skeleton_of
 
 __all__ = [
     "PLANS",
@@ -18,6 +19,7 @@ __all__ = [
     "Packing",
     "Plan",
     "Problem",
+    "Skeleton",
     "choose_plan",
     "core_product",
     "ldu_linear",
@@ -25,6 +27,7 @@ __all__ = [
     "ldu_update",
     "pack",
     "plan_costs",
+    "skeleton_of",
 ]
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.kernels.packed import Packing
+    from lowrank_ldu.kernels.skeleton import Skeleton
 
 
 def ldu_linear(
@@ -36,6 +37,7 @@ def ldu_linear(
     *,
     plan: Plan = "auto",
     packing: Packing | None = None,
+    skeleton: Skeleton | None = None,
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
@@ -64,9 +66,13 @@ def ldu_linear(
         "hybrid": rows go through the materialized weight, made anew on the way back; the gradient of delta through the
         thin products, and keeps what "factored" keeps.
         "materialized": W + left K right is made once for all rows. "packed": triangular products of the factors alone,
-        where they are the whole weight and delta is a diagonal. "triton": fused kernels, on a GPU.
+        where they are the whole weight and delta is a diagonal. "skeleton": the projection is gathered from the base's
+        own output, and on the way back from the base's own gradient, where the factors are of W's own LDU. "triton":
+        fused kernels, on a GPU.
     packing : Packing, optional
         Of this weight, which plan "packed" needs: `pack`.
+    skeleton : Skeleton, optional
+        Of this weight and these factors, which plan "skeleton" needs and "hybrid" uses: `skeleton_of`.
     upper : bool
         right is upper trapezoidal, as U of partial pivoting is: its zero half need not be read.
     check_values : bool
@@ -87,9 +93,9 @@ def ldu_linear(
     Notes
     -----
     Under autocast it computes in autocast's dtype, as `nn.Linear` does. Gradients: of x, bias and delta in every plan;
-    "reference" and "materialized" also of weight, left and right. With delta = 0 the plans reference, factored, hybrid
-    and materialized return the bits of the frozen layer's output; packed and triton sum in another order. Equation (9)
-    of arXiv 2410.13618 with RSM x and DSM x taken together.
+    "reference" and "materialized" also of weight, left and right. With delta = 0 the plans reference, factored, hybrid,
+    materialized and skeleton return the bits of the frozen layer's output; packed and triton sum in another order.
+    Equation (9) of arXiv 2410.13618 with RSM x and DSM x taken together.
 
     Examples
     --------
@@ -100,7 +106,7 @@ def ldu_linear(
     >>> ldu_linear(torch.tensor([1.0, 2.0]), weight, None, left, right, torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
     tensor([3., 2.])
     """
-    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(delta)
+    layer, adapters = Layer(weight, bias, left, right, upper, skeleton), Adapters(delta)
     return compute(x, layer, adapters, plan, packing, check_values=check_values)
 
 
@@ -115,6 +121,7 @@ def ldu_linear_multi(
     *,
     scales: Tensor | None = None,
     plan: Plan = "auto",
+    skeleton: Skeleton | None = None,
     upper: bool = False,
     check_values: bool = True,
 ) -> Tensor:
@@ -128,7 +135,7 @@ def ldu_linear_multi(
     Parameters
     ----------
     x : Tensor, shape (..., n)
-    weight, bias, left, right, plan, upper, check_values
+    weight, bias, left, right, plan, skeleton, upper, check_values
         As for `ldu_linear`.
     deltas : Tensor, shape (A, r), (A, r, r) or (A, g, b, b) with g b = r
         Cores of A adapters: diagonals, dense, or blocks.
@@ -166,7 +173,7 @@ def ldu_linear_multi(
             [30.]])
     """
     validation.check_index_dtype(adapter_index)
-    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(deltas, adapter_index, scales)
+    layer, adapters = Layer(weight, bias, left, right, upper, skeleton), Adapters(deltas, adapter_index, scales)
     return compute(x, layer, adapters, plan, check_values=check_values)
 
 
@@ -196,9 +203,9 @@ def compute(
     if dtype is None:
         return _computed(x, layer, adapters, plan, packing, check_values=check_values)
     # As autocast does for nn.Linear: cast every tensor of the layer's product.
-    weight, bias, left, right, upper = layer
+    weight, bias, left, right, upper, skeleton = layer
     bias = None if bias is None else cast(bias, dtype)
-    layer = Layer(cast(weight, dtype), bias, cast(left, dtype), cast(right, dtype), upper)
+    layer = Layer(cast(weight, dtype), bias, cast(left, dtype), cast(right, dtype), upper, skeleton)
     with torch.autocast(x.device.type, enabled=False):
         return _computed(cast(x, dtype), layer, adapters, plan, packing, check_values=check_values)
 
@@ -214,6 +221,8 @@ def _computed(
 ) -> Tensor:
     validation.check_call(x, layer, adapters, values=check_values)
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    if layer.skeleton is not None:
+        validation.check_skeleton(layer.skeleton, x, layer, values=check_values and has_values(x))
     chosen, packing = plan_call(rows, layer, adapters, plan, packing)
     adapters = _for_every_row(adapters, x)
     implementation = IMPLEMENTATIONS[chosen]
@@ -224,6 +233,8 @@ def _computed(
         diagonal = (packing.diagonal + adapters.cores[0]).to(x.dtype)
         y = packed_linear(rows, layer, diagonal, packing.order, packing.inverse)
     else:
+        # What a plan does not use, a graph and the backward pass need not keep.
+        layer = layer if implementation.gathering else layer._replace(skeleton=None)
         y = operator_linear(rows, layer, adapters, chosen)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], y.shape[-1])
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lowrank_ldu.kernels.skeleton import Skeleton
+
 
 class Needs(NamedTuple):
     """Say which gradients are needed."""
@@ -40,6 +42,8 @@ class Layer(NamedTuple):
         U.
     upper : bool
         Whether right is known to be upper trapezoidal.
+    skeleton : Skeleton, optional
+        The rows and columns of W that the factors are made of.
     """
 
     weight: Tensor
@@ -47,6 +51,7 @@ class Layer(NamedTuple):
     left: Tensor
     right: Tensor
     upper: bool = False
+    skeleton: Skeleton | None = None
 
 
 class Adapters(NamedTuple):

@@ -28,10 +28,11 @@ def operator_linear(x: Tensor, layer: Layer, adapters: Adapters, plan: Plan) -> 
     if IMPLEMENTATIONS[plan].launching:
         # The kernels compute in float32 and no wider.
         cores, scales = cores.float(), None if scales is None else scales.float()
-    weight, bias, left, right, upper = layer
+    weight, bias, left, right, upper, skeleton = layer
+    rows = (None,) * 4 if skeleton is None else (*skeleton[:2], *skeleton[3:])
     index = None if index is None else index.contiguous()
     scales = None if scales is None else scales.contiguous()
-    arguments = (x, weight, bias, left, right, cores.contiguous(), index, scales, upper, plan)
+    arguments = (x, weight, bias, left, right, cores.contiguous(), index, scales, *rows, upper, plan)
     if torch.compiler.is_compiling():
         return operators.linear(*arguments)[0]  # type: ignore[no-any-return]
     return _Linear.apply(*arguments)  # type: ignore[no-any-return,no-untyped-call]
@@ -46,9 +47,9 @@ def packed_linear(x: Tensor, layer: Layer, diagonal: Tensor, order: Tensor, inve
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, weight, _, left, right, cores, index, scales, ctx.upper, ctx.plan = inputs
+    _, weight, _, left, right, *adapters, ctx.upper, ctx.plan = inputs
     # Saved: the projection, T x r, and neither x nor y.
-    ctx.save_for_backward(output[1], weight, left, right, cores, index, scales)
+    ctx.save_for_backward(output[1], weight, left, right, *adapters)
     ctx.set_materialize_grads(False)
 
 
@@ -56,14 +57,14 @@ def _backward(
     ctx: Any, gradient: Tensor | None, _: Tensor | None = None, backward: Any = operators.linear_backward
 ) -> tuple[Any, ...]:
     if gradient is None:
-        return (None,) * 10
+        return (None,) * 14
     projected, *constant = ctx.saved_tensors
     need_x, _, need_bias, _, _, need_cores, _, need_scales, *_ = ctx.needs_input_grad
     needs = (need_x, need_cores, need_scales)
     found = backward(gradient.contiguous(), projected, *constant, ctx.upper, ctx.plan, *needs)
     dx, to_cores, to_scales = (made if needed else None for made, needed in zip(found, needs, strict=True))
     to_bias = gradient.sum(dim=0) if need_bias else None
-    return dx, None, to_bias, None, None, to_cores, None, to_scales, None, None
+    return dx, None, to_bias, None, None, to_cores, None, to_scales, *(None,) * 6
 
 
 def _keep_packed(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

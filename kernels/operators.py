@@ -10,6 +10,7 @@ through the dispatcher takes 70 us more.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor
 from lowrank_ldu.kernels.call import Adapters, Layer, Needs
 from lowrank_ldu.kernels.packed import packed_backward, packed_forward
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, Passes
+from lowrank_ldu.kernels.skeleton import Skeleton
 
 _LAYER = (
-    "Tensor weight, {bias}Tensor left, Tensor right, Tensor cores, Tensor? index, Tensor? scales, bool upper, str plan"
+    "Tensor weight, {bias}Tensor left, Tensor right, Tensor cores, Tensor? index, Tensor? scales, Tensor? rows, "
+    "Tensor? triangle, Tensor? columns, Tensor? column_triangle, bool upper, str plan"
 )
 _BIAS = "Tensor? bias, "
 
@@ -39,6 +42,15 @@ def _passes(plan: str, index: Tensor | None) -> Passes:
     return implementation.passes()
 
 
+def _skeleton(
+    rows: Tensor | None, triangle: Tensor | None, columns: Tensor | None, column_triangle: Tensor | None
+) -> Skeleton | None:
+    if rows is None or triangle is None:
+        return None
+    # The planner has looked at the amplification, and the passes do not.
+    return Skeleton(rows, triangle, math.nan, columns, column_triangle)
+
+
 def compute_linear(
     x: Tensor,
     weight: Tensor,
@@ -48,6 +60,10 @@ def compute_linear(
     cores: Tensor,
     index: Tensor | None,
     scales: Tensor | None,
+    rows: Tensor | None,
+    triangle: Tensor | None,
+    columns: Tensor | None,
+    column_triangle: Tensor | None,
     upper: bool,  # operators have no keywords
     plan: str,
 ) -> tuple[Tensor, Tensor]:
@@ -55,7 +71,8 @@ def compute_linear(
 
     For x (T, n) and cores (A, r) or (A, g, b, b).
     """
-    layer, adapters = Layer(weight, bias, left, right, upper), Adapters(cores, index, scales)
+    skeleton = _skeleton(rows, triangle, columns, column_triangle)
+    layer, adapters = Layer(weight, bias, left, right, upper, skeleton), Adapters(cores, index, scales)
     return _passes(plan, index).forward(x, layer, adapters)
 
 
@@ -81,6 +98,10 @@ def compute_linear_backward(
     cores: Tensor,
     index: Tensor | None,
     scales: Tensor | None,
+    rows: Tensor | None,
+    triangle: Tensor | None,
+    columns: Tensor | None,
+    column_triangle: Tensor | None,
     upper: bool,
     plan: str,
     need_x: bool,
@@ -91,7 +112,8 @@ def compute_linear_backward(
 
     Each is empty if not needed.
     """
-    layer, adapters = Layer(weight, None, left, right, upper), Adapters(cores, index, scales)
+    skeleton = _skeleton(rows, triangle, columns, column_triangle)
+    layer, adapters = Layer(weight, None, left, right, upper, skeleton), Adapters(cores, index, scales)
     needs = Needs(need_x, need_cores, need_scales)
     found = _passes(plan, index).backward(gradient, projected, layer, adapters, needs)
     like = gradient, cores, cores if scales is None else scales

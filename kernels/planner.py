@@ -13,12 +13,15 @@ reference     T m n + T r (m + n)                    T m n + T r (m + n)        
 factored      T m n + T r (m + n)                    T m n + T r (m + n)                         2 T m, 2 T n
 hybrid        T m n + m n r + T r n                  T m n + m n r + T r m                       3 m n, twice
 materialized  T m n + m n r                          2 T m n + m n r                             3 m n, twice
+skeleton      T m n + T r m + T r^2                  T m n + T r n + T r^2                       2 T m, 2 T n
 packed        T r (m + n) - T r^2 (1 - 96 / r)       the same                                    2 T m, twice
 triton        T m n + T r (m + n) - T r^2 / 2        the same                                    T n, T m
 ============  =====================================  ==========================================  ====================
 
-Without a gradient for x the backward pass has no T m n, and T r n less. Reading x, W and y is counted everywhere, which
-is what decides for few rows.
+With a skeleton hybrid takes T r^2 instead of T r n, and with its columns T r^2 instead of T r m; the skeleton plan
+without columns takes T r m + T r n on the way back. A core of b x b blocks adds T r b to each way of the plans that
+apply it to the projection, and for its gradient. Without a gradient for x the backward pass has no T m n, and T r n
+less. Reading x, W and y is counted everywhere, which is what decides for few rows.
 """
 
 from __future__ import annotations
@@ -33,8 +36,10 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lowrank_ldu.kernels import packed
 from lowrank_ldu.kernels.cores import block_size
+from lowrank_ldu.kernels.hybrid import gathering_pays
 from lowrank_ldu.kernels.machine import Machine
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, PLANS, Plan
+from lowrank_ldu.kernels.skeleton import largest_amplification
 from lowrank_ldu.kernels.torch_modes import transformed
 from lowrank_ldu.kernels.triton_kernels.availability import interpreted, obstacle
 
@@ -71,6 +76,10 @@ class Problem(NamedTuple):
         Whether a transform of torch.func or forward-mode differentiation is under way.
     block : int
         b of cores of b x b blocks: 1 of diagonals, r of dense ones.
+    amplification : float, optional
+        Of the skeleton; None without one.
+    columns : bool
+        Whether the skeleton has columns.
     """
 
     tokens: int
@@ -87,6 +96,8 @@ class Problem(NamedTuple):
     constant: bool = True
     transformed: bool = False
     block: int = 1
+    amplification: float | None = None
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,9 @@ def obstacles(problem: Problem) -> dict[str, str]:
         found["packed"] = f"factors of rank {problem.rank} do not hold the weight; accepted: full rank, {full} here"
     elif not problem.packing:
         found["packed"] = "there is no packing of this weight: see lowrank_ldu.kernels.pack"
+    blocked = _skeleton_obstacle(problem)
+    if blocked is not None:
+        found["skeleton"] = blocked
     if not problem.constant:
         reason = (
             "weight, left or right requires a gradient, which this plan does not compute (plans 'reference' and "
@@ -141,6 +155,18 @@ def obstacles(problem: Problem) -> dict[str, str]:
     if blocked is not None:
         found["triton"] = blocked
     return found
+
+
+def _skeleton_obstacle(problem: Problem) -> str | None:
+    if problem.amplification is None:
+        return "there is no skeleton of this weight: see lowrank_ldu.kernels.skeleton_of"
+    limit = largest_amplification(problem.dtype)
+    if problem.amplification <= limit:
+        return None
+    return (
+        f"rounding would be enlarged {problem.amplification:.3g} times in the projection; accepted: up to {limit:.3g} "
+        f"in {str(problem.dtype).removeprefix('torch.')}"
+    )
 
 
 def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, float]:
@@ -175,13 +201,18 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
     to_x, to_delta = problem.x_gradient, problem.delta_gradient
     base = (T * m * n, T * (m + n) + m * n)
     right, left = (T * r * n, T * (r + n) + r * n), (T * r * m, T * (r + m) + r * m)
+    core, gathered = _core_work(problem), (T * r * r, 4 * T * r)
     # The base product, the gradient's way back through it, and on both ways the thin products.
-    factored = [base, right, left, (0.0, 3 * T * r)]
+    factored = [base, right, left, core]
+    # The same with a gather for a product.
+    skeleton = [base, gathered, left, core, *_CALLS[:4]]
     again = T * m  # y, once more
     if to_x or to_delta:
-        factored += [left, (0.0, 3 * T * r)]
+        factored += [left, core]
+        skeleton += [gathered if problem.columns and to_x else left, core]
     if to_x:
         factored += [base, right]
+        skeleton += [base, right]
         again += T * n
     update = (r * m * n, 3 * m * n)
     materialized = [base, update]
@@ -190,9 +221,13 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
     if to_delta:
         materialized += [base, update]
     # Both sums again on the way back: none is kept.
-    hybrid = [base, update, right]
+    hybrid = [base, update]
+    usable = problem.amplification is not None and problem.device.type == "cpu"
+    inverse = [(gathered[0] + 6 * r**3, gathered[1] + r * n), *_CALLS]
+    hybrid += inverse if usable and statically_known_true(gathering_pays(T, r, n)) else [right]
     if to_x or to_delta:
-        hybrid += [left, (0.0, 3 * T * r)]
+        back = usable and problem.columns and to_x and statically_known_true(gathering_pays(T, r, m))
+        hybrid += [*(inverse if back else [left]), (0.0, 3 * T * r)]
     if to_x:
         hybrid += [base, update]
     thin = T * (packed.multiply_adds(r, n) + packed.multiply_adds(r, m))
@@ -208,14 +243,26 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
     if to_x or to_delta:
         triton += [(0.0, T * m), (0.0, 4 * T * r)]
         triton.append((base[0] + right[0] + left[0] - skipped, base[1]) if to_x else left)
+    own = 2 * T * r * problem.block if problem.rowwise and problem.block > 1 else 0.0  # of each row, gathered
     return {
-        "reference": [*factored, (0.0, 3 * again)],
+        "reference": [*factored, (0.0, 3 * again + own)],
         "factored": [*factored, (0.0, again)],
         "hybrid": hybrid,
         "materialized": materialized,
         "packed": triangular,
+        "skeleton": [*skeleton, (0.0, again)],
         "triton": triton,
     }
+
+
+# Small products and copies, which take the time of their calls.
+_CALLS = [(0.0, 0.0)] * 12
+
+
+def _core_work(problem: Problem) -> tuple[float, float]:
+    """Return the work of applying cores to a projection (T, r)."""
+    T, r = 1.0 * problem.tokens, problem.rank
+    return T * r * problem.block if problem.block > 1 else 0.0, 3 * T * r
 
 
 # By how much the plans that sum W and its update have to be cheaper than the others: the model is not more exact than
@@ -251,7 +298,7 @@ def plan_call(
         As for `choose_plan`.
     """
     recorded = torch.is_grad_enabled()
-    weight, _, left, right, upper = layer
+    weight, _, left, right, upper, skeleton = layer
     problem = Problem(
         tokens=x.shape[0],
         out_features=weight.shape[0],
@@ -266,6 +313,8 @@ def plan_call(
         packing=packing is not None,
         transformed=transformed(),
         block=block_size(adapters),
+        amplification=None if skeleton is None else skeleton.amplification,
+        columns=skeleton is not None and skeleton.columns is not None,
         constant=not (recorded and (weight.requires_grad or left.requires_grad or right.requires_grad)),
     )
     chosen = choose_plan(problem, plan).plan

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
-from lowrank_ldu.kernels import factored, hybrid
+from lowrank_ldu.kernels import factored, hybrid, skeleton_plan
 from lowrank_ldu.kernels.materialized import materialized_linear
 from lowrank_ldu.kernels.reference import reference_linear
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.kernels.call import Adapters, Gradients, Layer, Needs
 
-Plan = Literal["auto", "reference", "factored", "hybrid", "materialized", "packed", "triton"]
+Plan = Literal["auto", "reference", "factored", "hybrid", "materialized", "packed", "skeleton", "triton"]
 PLANS: tuple[Plan, ...] = get_args(Plan)
 
 
@@ -58,6 +58,8 @@ class Implementation(NamedTuple):
         Whether cores may be other than diagonal.
     summing : bool
         Whether W and its update are summed, and the sum is rounded to W's dtype.
+    gathering : bool
+        Whether it gathers thin products where there is a skeleton.
     launching : bool
         Whether it launches kernels of its own, which compute in float32 and take no fake tensors.
     """
@@ -67,6 +69,7 @@ class Implementation(NamedTuple):
     rowwise: bool = True
     blocks: bool = True
     summing: bool = False
+    gathering: bool = False
     launching: bool = False
 
 
@@ -79,8 +82,9 @@ def _triton() -> Passes:
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(linear=reference_linear),
     "factored": Implementation(passes=lambda: factored),
-    "hybrid": Implementation(passes=lambda: hybrid, rowwise=False, summing=True),
+    "hybrid": Implementation(passes=lambda: hybrid, rowwise=False, summing=True, gathering=True),
     "materialized": Implementation(linear=materialized_linear, rowwise=False, summing=True),
     "packed": Implementation(rowwise=False, blocks=False),  # an operator of its own, since it takes a packing
+    "skeleton": Implementation(passes=lambda: skeleton_plan, gathering=True),
     "triton": Implementation(passes=_triton, launching=True),
 }

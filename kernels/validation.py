@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.kernels.packed import TOLERANCE, Packing
+from lowrank_ldu.kernels.skeleton import TOLERANCE as SKELETON_TOLERANCE
+from lowrank_ldu.kernels.skeleton import Skeleton
 from lowrank_ldu.kernels.torch_modes import has_values
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def _check_layer(x: Tensor, layer: Layer) -> None:
     ValueError
         A shape or a device does not belong to the others'.
     """
-    weight, bias, left, right, _ = layer
+    weight, bias, left, right, *_ = layer
     for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("left", left), ("right", right)):
         if tensor is not None or name != "bias":
             _check_kind(name, tensor, x)
@@ -207,7 +209,7 @@ def check_packing(packing: Packing, x: Tensor, layer: Layer, *, values: bool) ->
     TypeError, ValueError
         It is no packing, is of another shape, dtype or device, or of another weight.
     """
-    weight, _, left, right, _ = layer
+    weight, _, left, right, *_ = layer
     if not isinstance(packing, Packing):
         raise TypeError(f"packing is a {type(packing).__name__}; accepted: what pack(weight, ...) returns")
     m, r = left.shape
@@ -229,3 +231,49 @@ def check_packing(packing: Packing, x: Tensor, layer: Layer, *, values: bool) ->
         limit = 10 * TOLERANCE * torch.finfo(weight.dtype).eps * torch.linalg.matrix_norm(weight)
         if not bool(error <= limit):
             raise ValueError("packing is not of this weight and these factors; accepted: what pack made of them")
+
+
+def check_skeleton(skeleton: Skeleton, x: Tensor, layer: Layer, *, values: bool) -> None:
+    """Check that a skeleton is of this layer.
+
+    `values`: also that it is of this weight and these factors, on one random vector each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no skeleton, is of another shape, dtype or device, or of another weight.
+    """
+    weight, _, left, right, *_ = layer
+    if not isinstance(skeleton, Skeleton):
+        raise TypeError(f"skeleton is a {type(skeleton).__name__}; accepted: what skeleton_of(weight, ...) returns")
+    rank = len(right)
+    sides = [("rows", "triangle", skeleton.rows, skeleton.triangle, weight, right)]
+    if skeleton.columns is not None and skeleton.column_triangle is not None:
+        triangle = skeleton.column_triangle.T
+        sides.append(("columns", "column_triangle", skeleton.columns, triangle, weight.T, left.T))
+    for numbers, name, chosen, triangle, matrix, factor in sides:
+        if tuple(chosen.shape) != (rank,) or tuple(triangle.shape) != (rank, rank):
+            raise ValueError(f"skeleton is of {len(chosen)} {numbers}; accepted: {rank}, the rank of the factors")
+        if chosen.device != x.device or triangle.device != x.device:
+            raise ValueError(f"skeleton.{numbers} is on {chosen.device}; accepted: x's device, {x.device}")
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if triangle.dtype != wide:
+            raise TypeError(f"skeleton.{name} has dtype {name_of(triangle.dtype)}; accepted: {name_of(wide)}")
+        if values:
+            _check_triangle(chosen, triangle, matrix, factor)
+
+
+@torch.no_grad()
+def _check_triangle(chosen: Tensor, triangle: Tensor, matrix: Tensor, factor: Tensor) -> None:
+    """Check that factor = triangle matrix[chosen], on one vector of random signs."""
+    generator = torch.Generator().manual_seed(0)
+    signs = (torch.randint(0, 2, (matrix.shape[1],), generator=generator) * 2 - 1).to(matrix.device, triangle.dtype)
+    picked = matrix.index_select(0, chosen).to(triangle.dtype)
+    error = (triangle @ (picked @ signs) - factor.to(triangle.dtype) @ signs).abs()
+    # The sums are of n terms: in the worst case the errors of all entries add up.
+    size = matrix.shape[1] ** 0.5
+    enlarged = triangle.abs() @ torch.linalg.vector_norm(picked, dim=1)
+    rounded = torch.linalg.vector_norm(factor.to(triangle.dtype), dim=1)
+    eps, own = torch.finfo(triangle.dtype).eps, torch.finfo(factor.dtype).eps
+    if not bool((error <= size * (SKELETON_TOLERANCE * eps * enlarged + own * rounded)).all()):
+        raise ValueError("skeleton is not of this weight and these factors; accepted: what skeleton_of made of them")

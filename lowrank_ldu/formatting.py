@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # What spreadsheets read as the beginning of a formula, in either width.
 _FORMULAS = "=+-@＝＋－＠"  # noqa: RUF001
@@ -75,6 +79,18 @@ def interval(low: float, high: float) -> str:
     """
     ends = figure(low), figure(high)
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines of columns.
+
+    Examples
+    --------
+    >>> aligned([("layer", "rank"), ("0.query", "8")])
+    ['layer    rank', '0.query  8']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def duration(seconds: float) -> str:

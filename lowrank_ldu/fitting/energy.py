@@ -53,31 +53,40 @@ class Energy(Protocol):
 
 
 class GradientEnergy:
-    """Energy of a gradient G (m, n), which is scaled in place."""
+    """Energy of a gradient (m, n), which is scaled in place.
+
+    Attributes
+    ----------
+    G : Tensor, shape (m, n)
+        The gradient, scaled to norm 1.
+    scale : float
+        Its norm.
+    """
 
     def __init__(self, G: Tensor) -> None:
         largest = float(G.abs().max())
         G /= largest  # squares of small gradients would vanish
         norm = float(torch.linalg.vector_norm(G, dtype=torch.float64))
         G /= norm
-        self._G = G
-        self.total = (largest * norm) ** 2
+        self.G = G
+        self.scale = largest * norm
+        self.total = self.scale**2
 
     def columns(self, W: Tensor, count: int, rows: Tensor | None = None) -> Chosen:
         """Choose columns of W, for a basis (n, k) of rows if given."""
-        return columns_for(W, self._G if rows is None else self._G @ rows, count)
+        return columns_for(W, self.G if rows is None else self.G @ rows, count)
 
     def rows(self, W: Tensor, count: int, columns: Tensor | None = None) -> Chosen:
         """Choose rows of W, for a basis (m, k) of columns if given."""
-        return columns_for(W.T.contiguous(), self._G.T if columns is None else self._G.T @ columns, count)
+        return columns_for(W.T.contiguous(), self.G.T if columns is None else self.G.T @ columns, count)
 
     def grid(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the share (r, s) along each pair of columns."""
-        return (left.T @ self._G @ right).double() ** 2
+        return (left.T @ self.G @ right).double() ** 2
 
     def moment(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the second moment (k, k) of products with k pairs."""
-        along = (left * (self._G @ right)).sum(dim=0).double()
+        along = (left * (self.G @ right)).sum(dim=0).double()
         return torch.outer(along, along)
 
 
@@ -85,12 +94,17 @@ class MomentEnergy:
     """Energy of second moments of outputs (m, m) and inputs (n, n).
 
     Layers have no common unit, so that every total is 1.
+
+    Attributes
+    ----------
+    outputs, inputs : Tensor, shapes (m, m) and (n, n)
+        Scaled to trace 1.
     """
 
     total = 1.0
 
     def __init__(self, outputs: Tensor, inputs: Tensor) -> None:
-        self._outputs, self._inputs = (moment / moment.trace() for moment in (outputs, inputs))
+        self.outputs, self.inputs = (moment / moment.trace() for moment in (outputs, inputs))
 
     @classmethod
     def of_layer(cls, W: Tensor, inputs: Tensor) -> MomentEnergy:
@@ -100,19 +114,19 @@ class MomentEnergy:
     def columns(self, W: Tensor, count: int, rows: Tensor | None = None) -> Chosen:
         """Choose columns of W; the rows have no say in it."""
         del rows
-        return columns_for_moment(W, self._outputs, count)
+        return columns_for_moment(W, self.outputs, count)
 
     def rows(self, W: Tensor, count: int, columns: Tensor | None = None) -> Chosen:
         """Choose rows of W; the columns have no say in it."""
         del columns
-        return columns_for_moment(W.T.contiguous(), self._inputs, count)
+        return columns_for_moment(W.T.contiguous(), self.inputs, count)
 
     def grid(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the share (r, s) along each pair of columns."""
         return torch.outer(
-            (left * (self._outputs @ left)).sum(dim=0).double(), (right * (self._inputs @ right)).sum(dim=0).double()
+            (left * (self.outputs @ left)).sum(dim=0).double(), (right * (self.inputs @ right)).sum(dim=0).double()
         )
 
     def moment(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the second moment (k, k) of products with k pairs."""
-        return (left.T @ self._outputs @ left).double() * (right.T @ self._inputs @ right).double()
+        return (left.T @ self.outputs @ left).double() * (right.T @ self.inputs @ right).double()

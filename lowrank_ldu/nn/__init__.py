@@ -13,6 +13,7 @@ from lowrank_ldu.nn.layer import LDULayer, LoLDULayer  # noqa: F401  # the secon
 from lowrank_ldu.nn.merging import merge, unload, unmerge
 from lowrank_ldu.nn.optimization import ProjectedOptimizer, project_
 from lowrank_ldu.nn.options import AdapterOptions
+from lowrank_ldu.nn.parameter_groups import parameter_groups
 from lowrank_ldu.nn.plan import set_plan
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "inject",
     "lowrank_layers",
     "merge",
+    "parameter_groups",
     "project_",
     "set_plan",
     "trainable_parameters",

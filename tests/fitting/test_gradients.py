@@ -109,7 +109,7 @@ def test_conv1d_is_read_as_its_transpose():
     network = nn.Sequential(Conv1D(7, 6), nn.GELU(), Conv1D(4, 7))
     data = batches()
     found = collected(network, data)
-    check(found, {name: total.T for name, total in gradients(network, data, loss).items()})
+    check(found, {name: total.mT for name, total in gradients(network, data, loss).items() if total.ndim == 2})
 
 
 def test_layers_with_adapters_have_the_gradient_of_the_base():
@@ -271,7 +271,7 @@ def detached(network, batch):
         (
             lambda: collected(model(), batches(), lambda m, b: torch.tensor(1.0)),
             ValueError,
-            r"loss depends on none of the layers \('first', 'second', 'third'\); accepted",
+            r"loss does not depend on the layers \('first', 'second', 'third'\); accepted",
         ),
         (
             lambda: collected(model(), batches(), lambda m, b: 0 * loss(m, b)),

@@ -5,10 +5,11 @@ import torch
 from layer_problems import CORES, USES, assert_close, call, problem
 
 from lowrank_ldu import ldu
-from lowrank_ldu.kernels import PLANS, ldu_linear, operators, pack
+from lowrank_ldu.kernels import PLANS, ldu_linear, operators, pack, skeleton_of
 from lowrank_ldu.kernels.cores import as_blocks
 
 CPU = torch.device("cpu")
+NO_SKELETON = (None,) * 4
 
 
 def full_rank(dtype=torch.float32):
@@ -24,10 +25,11 @@ def test_compiles_without_a_break(plan):
         pytest.importorskip("triton")
     torch._dynamo.reset()
     layer, packing = full_rank()
+    skeleton = skeleton_of(layer.weight, layer.right, packing.order[:6], layer.left, torch.arange(6))
     gradient = torch.randn(12, 6)
 
     def step(x, delta):
-        y = ldu_linear(x, *layer[1:5], delta, plan=plan, packing=packing, upper=True)
+        y = ldu_linear(x, *layer[1:5], delta, plan=plan, packing=packing, skeleton=skeleton, upper=True)
         return torch.tanh(y) * 2
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -98,12 +100,12 @@ class TestOperators:
         layer = problem(20, 6, 7, 6, uses=uses, core=core, device=CPU)
         deltas = as_blocks(layer.deltas if uses != "one" else layer.deltas[None])
         index = None if layer.index is None else layer.index.reshape(20, -1)
-        arguments = (*layer[:5], deltas, index, layer.scales, False, "factored")
+        arguments = (*layer[:5], deltas, index, layer.scales, *NO_SKELETON, False, "factored")
         torch.library.opcheck(operators.linear, arguments)
 
     def test_hybrid(self):
         layer = problem(20, 6, 7, 3, device=CPU)
-        constant = (layer.left, layer.right, layer.deltas[None], None, None, False, "hybrid")
+        constant = (layer.left, layer.right, layer.deltas[None], None, None, *NO_SKELETON, False, "hybrid")
         torch.library.opcheck(operators.linear, (layer.x, layer.weight, layer.bias, *constant))
         for needs in ((True, True, False), (True, False, False), (False, True, False)):
             arguments = (torch.randn(20, 6), torch.randn(20, 3), layer.weight, *constant, *needs)
@@ -113,7 +115,17 @@ class TestOperators:
     def test_linear_backward(self, core):
         layer = problem(20, 6, 7, 6, uses="mixed", core=core, device=CPU)
         deltas = as_blocks(layer.deltas)
-        rest = (layer.weight, layer.left, layer.right, deltas, layer.index, layer.scales, False, "factored")
+        rest = (
+            layer.weight,
+            layer.left,
+            layer.right,
+            deltas,
+            layer.index,
+            layer.scales,
+            *NO_SKELETON,
+            False,
+            "factored",
+        )
         for needs in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
             torch.library.opcheck(operators.linear_backward, (torch.randn(20, 6), torch.randn(20, 6), *rest, *needs))
 
@@ -140,11 +152,11 @@ def test_second_derivatives_are_refused_by_name_and_given_by_reference():
 @pytest.mark.parametrize(
     ("plan", "index", "message"),
     [
-        ("packed", None, "plan is 'packed'; accepted: 'factored', 'hybrid', 'triton'"),
+        ("packed", None, "plan is 'packed'; accepted: 'factored', 'hybrid', 'skeleton', 'triton'"),
         ("hybrid", torch.zeros(4, 1, dtype=torch.int64), "plan is 'hybrid' and index is given; accepted: None"),
     ],
 )
 def test_operators_refuse_what_they_do_not_compute(plan, index, message):
     layer = problem(4, 5, 6, 3, device=CPU)
     with pytest.raises(ValueError, match=message):
-        operators.linear(*layer[:5], layer.deltas[None], index, None, False, plan)
+        operators.linear(*layer[:5], layer.deltas[None], index, None, *NO_SKELETON, False, plan)

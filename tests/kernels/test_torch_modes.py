@@ -154,7 +154,16 @@ def test_wide_deltas_in_the_kernels(uses):
 def test_operators_of_the_kernels(dtype):
     pytest.importorskip("triton")
     layer = problem(20, 6, 7, 3, uses="rows")
-    constant = (layer.left, layer.right, layer.deltas.to(dtype), layer.index[:, None], None, True, "triton")
+    constant = (
+        layer.left,
+        layer.right,
+        layer.deltas.to(dtype),
+        layer.index[:, None],
+        None,
+        *(None,) * 4,
+        True,
+        "triton",
+    )
     torch.library.opcheck(operators.linear, (layer.x, layer.weight, layer.bias, *constant))
     for needs in ((True, True, False), (True, False, False), (False, True, False)):
         arguments = (torch.randn(20, 6).to(layer.x), torch.randn(20, 3).to(layer.x), layer.weight, *constant, *needs)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from half_precision import assert_within, gamma
 
-from lowrank_ldu.kernels import PLANS, ldu_linear, ldu_linear_multi
+from lowrank_ldu import ldu
+from lowrank_ldu.kernels import PLANS, Skeleton, ldu_linear, ldu_linear_multi, skeleton_of
 
 # Where there is a GPU the kernels run on it; elsewhere Triton interprets them.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -15,7 +16,7 @@ USES = ("one", "rows", "mixed")
 CORES = ("diagonal", "dense", "blocks")
 
 # Those that compute any layer on the CPU.
-TORCH_PLANS = [plan for plan in PLANS if plan not in {"packed", "triton"}]
+TORCH_PLANS = [plan for plan in PLANS if plan not in {"packed", "skeleton", "triton"}]
 
 
 class Layer(NamedTuple):
@@ -76,6 +77,17 @@ def problem(
     return layer.to(dtype)
 
 
+def skeleton_problem(tokens, m, n, r, *, dtype=torch.float32, device=DEVICE, columns=True, **options):
+    """A random problem with the factors of its weight's LDU, and their skeleton."""
+    layer = problem(tokens, m, n, r, dtype=torch.float64, device=torch.device("cpu"), **options)
+    factors = ldu(layer.weight.to(dtype).double(), r)
+    layer = layer._replace(left=factors.left, right=factors.right).to(dtype)
+    sides = (layer.left, torch.arange(r)) if columns else ()
+    skeleton = skeleton_of(layer.weight, layer.right, factors.permutation[:r], *sides)
+    moved = Layer(*(None if tensor is None else tensor.to(device) for tensor in layer))
+    return moved, Skeleton(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in skeleton))
+
+
 def call(layer, **options):
     if layer.index is None:
         return ldu_linear(*layer[:6], **options)
@@ -96,14 +108,17 @@ def oracle(layer, gradient):
     return values_and_gradients(layer.to(torch.float64), gradient.double(), plan="reference")
 
 
-def assert_close(results, layer, gradient, dtype):
+def assert_close(results, layer, gradient, dtype, unsigned=None):
     """Assert that every result is within rounding of the definition in float64.
 
     Each is a sum of products: its error is that of some roundings, in proportion to the same sum without signs. In half
     precision sums are accumulated in float32, and a number is rounded ten times at most on its way: under autocast both
     factors of three products, and each product; the diagonal and its scale; the sum with the base.
+
+    `unsigned` are the sums without signs where a plan has others.
     """
-    expected, unsigned = oracle(layer, gradient), oracle(layer.without_signs(), gradient.abs())
+    expected = oracle(layer, gradient)
+    unsigned = oracle(layer.without_signs(), gradient.abs()) if unsigned is None else unsigned
     half = dtype in {torch.float16, torch.bfloat16}
     # Whatever is summed up: over inputs, outputs, terms and rows, and a few roundings beside.
     relative = gamma(
