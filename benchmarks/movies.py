@@ -99,7 +99,9 @@ class Results:
         self.rows = [row for row in map(json.loads, lines) if row["settings"] == SETTINGS]
 
     def find(self, method, rate, seed):
-        return next((row for row in self.rows if (row["method"], row["rate"], row["seed"]) == (method, rate, seed)), None)
+        return next(
+            (row for row in self.rows if (row["method"], row["rate"], row["seed"]) == (method, rate, seed)), None
+        )
 
     def add(self, method, rate, seed, figures):
         versions = {module.__name__: module.__version__ for module in (torch, transformers, peft, lowrank_ldu)}

@@ -1,18 +1,15 @@
 """What is trained: forms of LDU, and LoRA of equal or larger size."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from movies_training import loss_of
 from peft import LoraConfig, get_peft_model
 
 from lowrank_ldu.adapters import save_adapter
-from lowrank_ldu.decomposition import Factorization, ldu
-from lowrank_ldu.fitting import choose_pivots, loss_gradients, target_layers
+from lowrank_ldu.fitting import choose_pivots, fit_basis
 from lowrank_ldu.nn import inject, lowrank_layers
 
 ATTENTION = ["query", "key", "value", "attention.output.dense"]
@@ -26,7 +23,7 @@ LDU_RATES, LORA_RATES, SMALL_LORA_RATES = (2e-2, 1e-2, 5e-2), (2e-3, 1e-3, 5e-3)
 class Method:
     """One way of adapting the classifier.
 
-    `adapt(model, batches)` changes it in place; batches are those that factors are fitted to, None for `fitted_on` None.
+    `adapt(model, batches)` changes it in place; factors are fitted to the batches, which are of the set `fitted_on`.
     """
 
     name: str
@@ -64,40 +61,13 @@ def at_pivots(targets, **choice):
     return adapt
 
 
-class GradientBasis:
-    """Factors of the gradients of a loss."""
-
-    def __init__(self, factors):
-        self._factors = factors
-        digest = hashlib.sha256()
-        for name, own in factors.items():
-            digest.update(name.encode() + own.left.numpy().tobytes() + own.right.numpy().tobytes())
-        self.digest = digest.hexdigest()
-
-    def factors(self, layer):
-        return self._factors[layer]
-
-    def check(self, layer, matrix):
-        pass
-
-
-def _leading_terms(gradient, rank, near_best):
-    if near_best:
-        left, values, right = torch.linalg.svd(gradient.double(), full_matrices=False)
-        gradient = ((left[:, :rank] * values[:rank]) @ right[:rank]).to(gradient.dtype)
-    factors = ldu(gradient, rank, pivoting="complete")
-    return Factorization(factors.left, factors.diagonal, factors.right)
-
-
-def in_gradient_basis(targets, rank, core="diagonal", near_best=False, parametrization="normalized"):
+def in_basis(targets, rank, method, core="diagonal", parametrization="normalized"):
     """A core between factors of the task's gradients."""
 
     def adapt(model, batches):
-        layers = target_layers(model, targets)
-        gradients = loss_gradients(model, layers, batches, loss_of, batches=GRADIENT_BATCHES)
-        basis = GradientBasis({layer.name: _leading_terms(own, rank, near_best) for layer, own in gradients})
+        basis = fit_basis(model, batches, loss_of, targets=targets, rank=rank, method=method, batches=GRADIENT_BATCHES)
         options = {"core": core, "train_sigma": False, "parametrization": parametrization}
-        inject(model, [layer.name for layer in layers], fitted_basis=basis, **options)
+        inject(model, list(basis.rank_pattern), fitted_basis=basis, **options)
 
     return adapt
 
@@ -110,13 +80,17 @@ METHODS = [
     ),
     Method(
         "basis-32-best", "diagonal, near-best LDU of the gradient, r = 32, all linear", LDU_RATES,
-        in_gradient_basis(EVERY, 32, near_best=True), "movies",
+        in_basis(EVERY, 32, "ldu_lowrank"), "movies",
     ),
     Method(
         "basis-256", "diagonal, LDU of the gradient, r = 256, all linear", LDU_RATES,
-        in_gradient_basis(EVERY, 256), "movies",
+        in_basis(EVERY, 256, "complete"), "movies",
     ),
     Method("lora-1", "LoRA r = 1, q v", SMALL_LORA_RATES, lora(1, ["query", "value"])),
+    Method(
+        "pivots-28-qv", "dense core 28 x 28 at pivots that the gradient chose, q v", LDU_RATES,
+        at_pivots(["query", "value"], rank=28), "movies",
+    ),
     Method(
         "pivots-16-all", "dense core 16 x 16 at pivots that the gradient chose, all linear", LDU_RATES,
         at_pivots(EVERY, rank=16), "movies",
@@ -129,15 +103,15 @@ METHODS = [
     Method("weights-20", "dense core 20 x 20, LDU of W, q k v o", LDU_RATES, of_weights(20, core="dense")),
     Method(
         "basis-dense-20", "dense core 20 x 20 in the basis of the gradient, q k v o", LDU_RATES,
-        in_gradient_basis(ATTENTION, 20, core="dense", near_best=True, parametrization="gram"), "movies",
+        in_basis(ATTENTION, 20, "ldu_lowrank", core="dense", parametrization="gram"), "movies",
     ),
     Method(
         "basis-256-news", "diagonal, LDU of the gradient on the news set, r = 256, all linear", LDU_RATES,
-        in_gradient_basis(EVERY, 256), "news",
+        in_basis(EVERY, 256, "complete"), "news",
     ),
     Method(
         "basis-256-amazon", "diagonal, LDU of the gradient on the amazon set, r = 256, all linear", LDU_RATES,
-        in_gradient_basis(EVERY, 256), "amazon",
+        in_basis(EVERY, 256, "complete"), "amazon",
     ),
     Method(
         "pivots-20-news", "dense core 20 x 20 at pivots that the news set's gradient chose, q k v o", LDU_RATES,

@@ -4,10 +4,12 @@ from statistics import mean, stdev
 
 
 def print_tables(methods, results):
-    print("| trained part | numbers | adapter's files, kB | rate | validation | test | seeds |\n|---|---|---|---|---|---|---|")
+    print(
+        "| trained part | numbers | adapter's files, kB | rate | validation | test | seeds |\n|---|---|---|---|---|---|---|"
+    )
     heads = [row for row in results.rows if row["method"] == "head"]
     if heads:
-        print(_line("head alone", heads, "–"))
+        print(_line("head alone", heads, "-"))
     for method in methods:
         rates = [rate for rate in method.rates if results.find(method.name, rate, 0)]
         if rates:
