@@ -4,9 +4,8 @@ from statistics import mean, stdev
 
 
 def print_tables(methods, results):
-    print(
-        "| trained part | numbers | adapter's files, kB | rate | validation | test | seeds |\n|---|---|---|---|---|---|---|"
-    )
+    print("| trained part | numbers | adapter's files, kB | rate | validation | test | seeds |")
+    print("|---|---|---|---|---|---|---|")
     heads = [row for row in results.rows if row["method"] == "head"]
     if heads:
         print(_line("head alone", heads, "-"))
