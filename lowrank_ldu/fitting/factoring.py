@@ -19,6 +19,8 @@ BASIS_METHODS: tuple[BasisMethod, ...] = get_args(BasisMethod)
 _OF_MOMENTS: tuple[BasisMethod, ...] = ("complete", "svd")
 # Of the near-best approximation: its error is then within 2 % of the least, on gradients and weights that were tried.
 _POWER_STEPS = 2
+# Terms under so many units of rounding of the largest one are no gradient: sums of any length have errors of a few.
+_ROUNDING = 32
 
 
 def checked_method(method: object, source: Source) -> BasisMethod:
@@ -47,7 +49,7 @@ def terms_of_gradient(G: Tensor, rank: int, method: BasisMethod, seed: int) -> F
         factors = svd(G, rank, niter=_POWER_STEPS, seed=seed)
     else:
         factors = ldu(G, rank, pivoting=method, seed=seed)
-    rounding = max(G.shape) * torch.finfo(G.dtype).eps * factors.diagonal.abs().max()
+    rounding = _ROUNDING * torch.finfo(G.dtype).eps * factors.diagonal.abs().max()
     found = int((factors.diagonal.abs() > rounding).to(torch.int64).cumprod(0).sum())
     return Factorization(factors.left, factors.diagonal, factors.right).truncate(max(found, 1))
 
