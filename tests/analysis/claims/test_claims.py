@@ -125,6 +125,20 @@ def test_complete_pivoting_mends_what_column_order_spoiled(known):
     assert verdicts(known["overshooting"][1]["structure"])["complete pivoting", RANK] == "holds"
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_near_best_ldu_holds_what_the_best_terms_hold(known, name):
+    findings = {finding.test: finding for finding in known[name][1]["structure"].findings}
+    assert findings["near-best LDU"].verdict == "holds"
+    (near_best,) = findings["near-best LDU"].cases
+    assert near_best.figures["error"] == pytest.approx(near_best.figures["svd_error"], rel=1e-4, abs=1e-6)
+    for pivoting in ("partial", "complete"):
+        (core,), (refit,) = (
+            findings[f"{pivoting} pivoting, {what}"].cases for what in ("best core", "refitted diagonal")
+        )
+        assert near_best.figures["error"] <= core.figures["error"] + 1e-6
+        assert core.figures["error"] <= refit.figures["error"] + 1e-6
+
+
 def test_structure_is_the_formula_of_its_rule(known):
     for _, claims in known.values():
         for finding in claims["structure"].findings:
