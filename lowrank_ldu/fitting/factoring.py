@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from lowrank_ldu.decomposition import Factorization, ldu, svd
+from lowrank_ldu.decomposition import Factorization, ldu, ldu_of_product, svd
 from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
@@ -55,17 +55,11 @@ def terms_of_gradient(G: Tensor, rank: int, method: BasisMethod, seed: int) -> F
 
 
 def finished(terms: Factorization[Tensor], method: BasisMethod) -> Factorization[Tensor]:
-    """Return terms of `terms_of_gradient` as a method has them.
-
-    A product X Y is an LDU: with P X = L1 D1 U1 by row pivoting, and D1 U1 Y Q = L2 D U by column pivoting, it is
-    P^T (L1 L2) D U Q^T.
-    """
+    """Return terms of `terms_of_gradient` as a method has them."""
     if method != "ldu_lowrank":
         return terms
-    first = ldu(terms.left)
-    rest = (first.diagonal[:, None] * first.right * terms.diagonal) @ terms.right
-    second = ldu(rest.T)
-    return Factorization(first.left @ second.right.T, second.diagonal, second.left.T.contiguous())
+    factors = ldu_of_product(terms.left, terms.diagonal[:, None] * terms.right)
+    return Factorization(factors.left, factors.diagonal, factors.right)
 
 
 def terms_of_moments(outputs: Tensor, inputs: Tensor, rank: int, method: BasisMethod) -> Factorization[Tensor]:
