@@ -79,7 +79,8 @@ def test_time_and_memory_beside_training():
             [sys.executable, __file__, name], check=True, capture_output=True, text=True, env=environment
         )
         seconds, before, peak = map(float, done.stdout.split()[-3:])
-        print(f"{name:30s} {seconds:6.1f} s of processor time, {peak - before:6.0f} MiB above the loaded model")
+        line = f"{name:30s} {seconds:6.1f} s of processor time, {peak - before:6.0f} MiB above the loaded model"
+        print(line, flush=True)
 
 
 WAYS = {
@@ -195,7 +196,7 @@ def test_energy_that_choices_hold(rank):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # more of them would wait, where cores are shared, and waiting counts
     network, data = model(), batches(BATCHES)
     network.eval()
     with torch.no_grad():

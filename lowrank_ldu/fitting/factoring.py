@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from lowrank_ldu.decomposition import Factorization, ldu, svd
+from lowrank_ldu.decomposition import Factorization, ldu, ldu_of_product, svd
 from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ BASIS_METHODS: tuple[BasisMethod, ...] = get_args(BasisMethod)
 _OF_MOMENTS: tuple[BasisMethod, ...] = ("complete", "svd")
 # Of the near-best approximation: its error is then within 2 % of the least, on gradients and weights that were tried.
 _POWER_STEPS = 2
+# Terms under so many units of rounding of the largest one are no gradient: sums of any length have errors of a few.
+_ROUNDING = 32
 
 
 def checked_method(method: object, source: Source) -> BasisMethod:
@@ -47,23 +49,17 @@ def terms_of_gradient(G: Tensor, rank: int, method: BasisMethod, seed: int) -> F
         factors = svd(G, rank, niter=_POWER_STEPS, seed=seed)
     else:
         factors = ldu(G, rank, pivoting=method, seed=seed)
-    rounding = max(G.shape) * torch.finfo(G.dtype).eps * factors.diagonal.abs().max()
+    rounding = _ROUNDING * torch.finfo(G.dtype).eps * factors.diagonal.abs().max()
     found = int((factors.diagonal.abs() > rounding).to(torch.int64).cumprod(0).sum())
     return Factorization(factors.left, factors.diagonal, factors.right).truncate(max(found, 1))
 
 
 def finished(terms: Factorization[Tensor], method: BasisMethod) -> Factorization[Tensor]:
-    """Return terms of `terms_of_gradient` as a method has them.
-
-    A product X Y is an LDU: with P X = L1 D1 U1 by row pivoting, and D1 U1 Y Q = L2 D U by column pivoting, it is
-    P^T (L1 L2) D U Q^T.
-    """
+    """Return terms of `terms_of_gradient` as a method has them."""
     if method != "ldu_lowrank":
         return terms
-    first = ldu(terms.left)
-    rest = (first.diagonal[:, None] * first.right * terms.diagonal) @ terms.right
-    second = ldu(rest.T)
-    return Factorization(first.left @ second.right.T, second.diagonal, second.left.T.contiguous())
+    factors = ldu_of_product(terms.left, terms.diagonal[:, None] * terms.right)
+    return Factorization(factors.left, factors.diagonal, factors.right)
 
 
 def terms_of_moments(outputs: Tensor, inputs: Tensor, rank: int, method: BasisMethod) -> Factorization[Tensor]:

@@ -180,10 +180,8 @@ def test_options_that_are_none(options, error, message):
 def test_a_gradient_of_low_rank_is_named():
     network = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
     data = [(torch.randn(2, 6), torch.randn(2, 4))]
-    with pytest.raises(
-        ValueError, match="layer '0': the gradients have too low a rank, and rank is 3; accepted: an int"
-    ):
-        fit_basis(network, data, loss, rank=3)
+    with pytest.warns(UserWarning, match="the gradients of 2 layers, '0' first, have a lower rank than asked for"):
+        assert fit_basis(network, data, loss, rank=3).rank_pattern == {"0": 2, "1": 2}
     assert fit_basis(network, data, loss, budget=12).rank_pattern == {"0": 2, "1": 2}
 
 
@@ -216,10 +214,11 @@ def test_a_file_has_the_size_that_was_said(dtype, basis, tmp_path):
 
 def test_a_digest_names_the_content_and_not_the_file(basis, tmp_path):
     path = basis.save(tmp_path / "basis.safetensors")
-    tensors = load_file(path)
-    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
-    save_file(dict(reversed(tensors.items())), tmp_path / "other.safetensors", header["__metadata__"])
-    assert (tmp_path / "other.safetensors").read_bytes() != path.read_bytes()
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    # Another header of the same meaning.
+    other = (size + 16).to_bytes(8, "little") + content[8 : 8 + size] + b" " * 16 + content[8 + size :]
+    (tmp_path / "other.safetensors").write_bytes(other)
     assert FittedBasis.load(tmp_path / "other.safetensors").digest == basis.digest
     assert fit_basis(model(), batches(), loss, rank=2, targets=["first"]).digest != basis.digest
 
