@@ -107,7 +107,7 @@ class LDU(Factorization[ArrayType]):
     def truncate(self, rank: int) -> Self:
         """Return the first `rank` steps, 1 <= rank <= r, as views.
 
-        They are what `ldu(W, rank)` gives for the same pivots.
+        They are what `ldu(W, rank)` gives for the same pivots. Of a product they are no near-best LDU of their rank.
         """
         shorter = super().truncate(rank)
         runner_up = None if self.runner_up is None else self.runner_up[..., : shorter.rank]
