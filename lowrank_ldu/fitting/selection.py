@@ -4,7 +4,8 @@ An update at pivots (I, J) is W[:, J] K W[I, :]. Of a target G it can hold \|Q_C
 basis of W[:, J] and Q_R one of W[I, :]^T. Choosing J for given rows is the generalized column subset selection problem:
 columns of one matrix for the columns of another, G Q_R. Its greedy solution, orthogonal least squares for several
 right-hand sides, takes the column that adds most to what is held; the recurrences for that are those of Farahat,
-Elgohary, Ghodsi and Kamel (arXiv 1312.6838) and of Maung and Schweitzer (AISTATS 2015).
+Elgohary, Ghodsi and Kamel (Greedy column subset selection for large-scale data sets, arXiv 1312.6838), also of Maung
+and Schweitzer (Improved greedy algorithms for sparse approximation of a matrix in terms of another matrix).
 """
 
 from __future__ import annotations
