@@ -115,7 +115,7 @@ class PlanExplanation(Sequence[LayerPlan]):
         >>> from lowrank_ldu.nn import LDULayer
         >>> rows = explain_plan(LDULayer(nn.Linear(6, 4), rank=2), torch.ones(3, 6)).to_rows()
         >>> [row["plan"] for row in rows if row["taken"]]
-        ['reference']
+        ['materialized']
         """
         return [_row(layer, plan) for layer in self.layers for plan in PLANS if plan != "auto"]
 

@@ -47,7 +47,10 @@ ldu(tensor, pivoting="none")  # error: Argument "pivoting" to "ldu" has incompat
 """
 ARRAY, TENSOR = "numpy.ndarray[tuple[Any, ...], numpy.dtype[numpy.float64]]", "torch._tensor.Tensor"
 OF_ARRAY = [f"LDU[{ARRAY}]", ARRAY]
-OF_TENSOR = ["LDU[{0}]", "LDU[{0}]", "{0}", "Factorization[{0}]", "{0}", "SVD[{0}]", "PiSSA[{0}]", "LDU[{0}]", "{0}"]
+OF_TENSOR = [
+    "LDU[{0}]", "LDU[{0}]", "{0}", "Factorization[{0}]", "{0}", "SVD[{0}]", "PiSSA[{0}]", "LDU[{0}]", "{0}", "LDU[{0}]",
+    "LDU[{0}]",
+]  # fmt: skip
 
 
 @pytest.mark.longer
