@@ -1,6 +1,7 @@
 """The choice of rows and columns: at least a textbook's greedy one, and pivots that can be eliminated with."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -63,6 +64,21 @@ def test_dependent_columns_are_not_chosen(m, n, seed):
     chosen = columns_for(doubled, B, 3 * n)
     assert len(chosen.indices) == min(m, n)
     assert np.linalg.matrix_rank(doubled[:, chosen.indices].numpy()) == min(m, n)
+
+
+@pytest.mark.parametrize("smallest", [1e-2, 1e-3, 1e-4])
+def test_a_weight_that_is_nearly_singular_has_its_full_rank(smallest):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(40, 40, generator=generator)).Q for _ in range(2))
+    W = left @ torch.diag(torch.logspace(0, math.log10(smallest), 40)) @ right
+    G = torch.randn(40, 40, generator=generator)
+    energy = GradientEnergy(G)
+    rows, columns = energy.rows(W, 40), energy.columns(W, 40)
+    for each in (rows, columns):
+        assert sorted(each.indices) == list(range(40))
+        assert torch.allclose(each.basis.T @ each.basis, torch.eye(40), atol=1e-5)
+    factors = ldu_at_pivots(W, *usable_pivots(W, rows.indices, columns.indices))
+    assert float(factors.residual(W).norm()) <= 1e-4 * float(W.norm())
 
 
 def held_by_pivots(W, G, rows, columns):
