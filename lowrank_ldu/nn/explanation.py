@@ -329,9 +329,9 @@ def _table(layers: Sequence[LayerPlan]) -> str:
     if problem is None:
         return f"{name}{more}: {first.plan or 'no plan'}{asked}\n  {first.note}"
     gradients = [
-        what for what, wanted in (("x", problem.x_gradient), ("the diagonal", problem.delta_gradient)) if wanted
+        what for what, wanted in (("x", problem.x_gradient), ("the core", problem.delta_gradient)) if wanted
     ]
-    rows = "a diagonal for each row, " if problem.rowwise else ""
+    rows = "a core for each row, " if problem.rowwise else ""
     lines = [
         f"{name}{more}: {first.plan}{asked}",
         f"  {problem.out_features} x {problem.in_features}, r = {problem.rank}, T = {problem.tokens}, "

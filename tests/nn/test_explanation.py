@@ -130,7 +130,7 @@ def test_a_table_to_read(model):
     explained = explain_plan(model, torch.randn(30, 12, requires_grad=True))
     text = str(explained)
     assert "first and 1 more: " in text
-    assert "12 x 12, r = 4, T = 30, float32 on cpu; forward and backward, gradients of x and the diagonal" in text
+    assert "12 x 12, r = 4, T = 30, float32 on cpu; forward and backward, gradients of x and the core" in text
     assert f"* {explained['first'].plan}" in text
     assert max(map(len, repr(explained).splitlines())) < 100
     assert str(explained["first"]).startswith("first: ")
