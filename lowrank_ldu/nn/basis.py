@@ -94,10 +94,15 @@ class FittedBasis(Protocol):
     ----------
     digest : str
         Names the basis by its content.
+    rank_pattern : dict of str to int
+        Rank of each layer that it has.
     """
 
     @property
     def digest(self) -> str: ...  # noqa: D102
+
+    @property
+    def rank_pattern(self) -> dict[str, int]: ...  # noqa: D102
 
     def factors(self, layer: str) -> Factorization:
         """Return left (m, r), diagonal (r,) and right (r, n) of a layer.
