@@ -219,6 +219,10 @@ class CoreAdapter(nn.Module):
 
     def _set_offset(self, offset: Tensor, factors: Factors) -> None:
         self._check_in_memory()
+        if offset.shape != self.offset.shape:  # it would be copied to every row of a core of blocks
+            raise ValueError(
+                f"numbers have shape {tuple(offset.shape)}; accepted: {tuple(self.offset.shape)}, the core's"
+            )
         wide = torch.promote_types(self.offset.dtype, torch.float32)
         frame = None if factors.frame is None else factors.frame.to(wide)
         self.offset.copy_(from_core(offset.to(wide), frame))
