@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lowrank_ldu.kernels.grouped import grouped_gradient, groups_of, use_products
+from lowrank_ldu.kernels.grouped import grouped_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,15 +43,7 @@ def adapter_gradients(
         return to_cores, scales_gradient(product, adapters) if need_scales else None
     if index is None:
         return _blocks_gradient(expanded.to(cores.dtype), projected.to(cores.dtype), cores), None
-    lists = groups_of(adapters)
-    to_cores = grouped_gradient(expanded, projected, adapters, lists) if need_cores else None
-    to_scales = None
-    if need_scales:
-        products = use_products(projected, adapters, lists, scaled=False)
-        to_scales = (products * expanded[:, None].to(cores.dtype)).sum(dim=-1)
-        assert adapters.scales is not None  # noqa: S101  # they have a gradient
-        to_scales = to_scales.to(adapters.scales.dtype)
-    return to_cores, to_scales
+    return grouped_gradients(expanded, projected, adapters, need_cores=need_cores, need_scales=need_scales)
 
 
 def _blocks_gradient(expanded: Tensor, projected: Tensor, cores: Tensor) -> Tensor:

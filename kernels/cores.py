@@ -54,6 +54,19 @@ def as_blocks(cores: Tensor) -> Tensor:
     return cores
 
 
+def matrix_of(cores: Tensor) -> Tensor:
+    """Return the only one of cores (1, r) or (1, g, b, b) as a matrix (r, r)."""
+    if cores.ndim == 2:
+        return torch.diag(cores[0])
+    if cores.shape[1] == 1:
+        return cores[0, 0]
+    groups, size = cores.shape[1:3]
+    matrix = cores.new_zeros(groups, size, groups, size)
+    places = torch.arange(groups, device=cores.device)
+    matrix[places, :, places] = cores[0]
+    return matrix.reshape(groups * size, groups * size)
+
+
 def block_size(adapters: Adapters) -> int:
     """Return b of cores as callers give them; 1 of diagonals."""
     cores, index, _ = adapters

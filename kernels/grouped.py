@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from lowrank_ldu.kernels.triton_kernels.availability import obstacle
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -130,16 +132,42 @@ def use_products(
 
 def grouped_product(values: Tensor, adapters: Adapters, *, transposed: bool = False) -> Tensor:
     """Return what `apply_cores` returns, for blocks of rows' own."""
+    if _kernels_run(values, adapters):
+        from lowrank_ldu.kernels.triton_kernels.block_launch import row_core_product  # noqa: PLC0415  # imports triton
+
+        return row_core_product(values, adapters, transposed=transposed)
     products = use_products(values, adapters, groups_of(adapters), transposed=transposed)
     total = products[:, 0] if products.shape[1] == 1 else products.sum(dim=1)
     return total.to(values.dtype)
 
 
-def grouped_gradient(expanded: Tensor, projected: Tensor, adapters: Adapters, lists: list[Group]) -> Tensor:
-    """Return the gradient of blocks (A, g, b, b).
+def grouped_gradients(
+    expanded: Tensor, projected: Tensor, adapters: Adapters, *, need_cores: bool, need_scales: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of blocks (A, g, b, b) and of scales (T, S).
 
-    It sums b_t a_t^T over the uses of each adapter, weighted by their scales.
+    The former sums b_t a_t^T over the uses of each adapter, weighted by their scales.
     """
+    if _kernels_run(projected, adapters):
+        from lowrank_ldu.kernels.triton_kernels.block_launch import block_gradients  # noqa: PLC0415  # imports triton
+
+        return block_gradients(expanded, projected, adapters, need_cores=need_cores, need_scales=need_scales)
+    lists, to_scales = groups_of(adapters), None
+    if need_scales:
+        assert adapters.scales is not None  # noqa: S101  # they have a gradient
+        products = use_products(projected, adapters, lists, scaled=False)
+        to_scales = (products * expanded[:, None].to(products.dtype)).sum(dim=-1).to(adapters.scales.dtype)
+    return _blocks_gradient(expanded, projected, adapters, lists) if need_cores else None, to_scales
+
+
+def _kernels_run(values: Tensor, adapters: Adapters) -> bool:
+    """Return whether there are kernels for it, which wait for no lengths of lists."""
+    if not values.is_cuda or adapters.cores.dtype != torch.float32:
+        return False
+    return obstacle(values.device, values.dtype) is None
+
+
+def _blocks_gradient(expanded: Tensor, projected: Tensor, adapters: Adapters, lists: list[Group]) -> Tensor:
     cores, groups = adapters.cores, adapters.cores.shape[1]
     left, right = _padded(expanded, adapters, groups, scaled=True), _padded(projected, adapters, groups)
     total = None

@@ -3,7 +3,8 @@
 It takes triangular products of the factors, where they are the whole weight (r = min(m, n)).
 
 Products with a unit upper trapezoidal factor U (r, n) leave its zero blocks out. P L in its pivoted order is L, and L^T
-is an upper trapezoidal matrix as well: both factors go through `project` and `expand`.
+is an upper trapezoidal matrix as well: both factors go through `project` and `expand`. These take many small products;
+each thread therefore computes rows of its own (`lowrank_ldu.kernels.row_threads`).
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowrank_ldu.kernels.row_threads import run_pieces, thread_count
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-# Narrow blocks skip more zeros, and products of narrow blocks are slower. Of 48 to 384, 96 was the best or within 3 %
-# of it for x of 512 to 6304 rows and r = 768 (two threads of an AMD EPYC): 0.62 to 0.65 of the dense product's time.
+# Narrow blocks skip more zeros, and products of narrow blocks are slower. In processor time of one thread of an AMD
+# EPYC, 64 to 192 are within 10 % of each other for r of 384 to 1536.
 BLOCK = 96
 
 # Rows that are permuted and multiplied at a time: their scratch memory stays in the cache, and is not paid for in fresh
-# pages at every call. 512 to 2048 are equally fast at k = 768.
-_ROWS = 1024
+# pages at every call. Few rows are shared out to all threads, in pieces of at least `_LEAST_ROWS`.
+_ROWS, _LEAST_ROWS = 512, 64
 
 # Of the weight's own norm, by the dtype's eps: what elimination with partial pivoting leaves of W - P L D U. Its growth
 # is small on real weights (1 to 5 eps measured on all-MiniLM-L6-v2); a factorization that is off by more than this is
@@ -130,13 +133,17 @@ def packed_forward(
     lower = (left.index_select(0, order) * diagonal).T
     ordered = None if bias is None else bias[order]
     projected, y = x.new_empty(tokens, r), x.new_empty(tokens, m)
-    scratch = x.new_empty(min(_ROWS, tokens), m)
-    for start in range(0, tokens, _ROWS):
-        rows = slice(start, min(start + _ROWS, tokens))
-        chunk = scratch[: rows.stop - start]
+    threads = thread_count(x.device)
+    step = rows_at_a_time(tokens, threads)
+    scratch = x.new_empty(threads, min(step, tokens), m)
+
+    def piece(start: int, stop: int, thread: int) -> None:
+        rows, chunk = slice(start, stop), scratch[thread, : stop - start]
         project(x[rows], right, out=projected[rows])
         expand(projected[rows], lower, out=chunk, bias=ordered)
         torch.gather(chunk, 1, inverse.expand(len(chunk), m), out=y[rows])
+
+    run_pieces(piece, tokens, step, threads)
     return y, projected
 
 
@@ -151,19 +158,30 @@ def packed_backward(
     lower = left.index_select(0, order).T
     upper = right * diagonal[:, None]
     dx = gradient.new_empty(tokens, n) if need_x else None
-    total = torch.zeros_like(diagonal)
-    scratch = gradient.new_empty(min(_ROWS, tokens), m)
-    expanded = gradient.new_empty(min(_ROWS, tokens), r)
-    for start in range(0, tokens, _ROWS):
-        rows = slice(start, min(start + _ROWS, tokens))
-        size = rows.stop - start
-        ordered, chunk = scratch[:size], expanded[:size]
+    threads = thread_count(gradient.device)
+    step = rows_at_a_time(tokens, threads)
+    scratch = gradient.new_empty(threads, min(step, tokens), m)
+    expanded = gradient.new_empty(threads, min(step, tokens), r)
+    # Summed in the order of the rows, whichever thread was first.
+    totals = gradient.new_empty(-(-tokens // step), r)
+
+    def piece(start: int, stop: int, thread: int) -> None:
+        rows, size = slice(start, stop), stop - start
+        ordered, chunk = scratch[thread, :size], expanded[thread, :size]
         torch.gather(gradient[rows], 1, order.expand(size, m), out=ordered)
         project(ordered, lower, out=chunk)
         if dx is not None:
             expand(chunk, upper, out=dx[rows])
-        total += chunk.mul_(projected[rows]).sum(dim=0)
-    return dx, total
+        torch.sum(chunk.mul_(projected[rows]), dim=0, out=totals[start // step])
+
+    run_pieces(piece, tokens, step, threads)
+    return dx, totals.sum(dim=0)
+
+
+def rows_at_a_time(tokens: int, threads: int) -> int:
+    """Return the rows of a piece: as many pieces for each thread."""
+    rounds = -(-tokens // (_ROWS * threads))
+    return max(min(_LEAST_ROWS, _ROWS), -(-tokens // max(1, rounds * threads)))
 
 
 def _blocks(size: int) -> Iterator[tuple[int, int]]:
@@ -174,6 +192,16 @@ def _blocks(size: int) -> Iterator[tuple[int, int]]:
 def multiply_adds(r: float, n: float) -> float:
     """Return the multiply-adds of one row of either product."""
     return r * n - r * r / 2 + r * min(BLOCK, r) / 2
+
+
+def overhead(tokens: float, r: float, threads: int, call: float) -> float:
+    """Return the seconds of one pass's calls, beyond those of a single piece.
+
+    Threads share one interpreter, which makes their calls one after the other. Handing the pieces out and meeting again
+    takes some ten calls for each thread.
+    """
+    pieces = torch.sym_max(tokens / _ROWS, 1.0 * threads)  # type: ignore[no-untyped-call]
+    return call * ((pieces - 1) * (2 * r / BLOCK + 1) + (10.0 * threads if threads > 1 else 0.0))  # type: ignore[no-any-return]
 
 
 def project(x: Tensor, upper: Tensor, out: Tensor) -> Tensor:

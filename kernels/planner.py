@@ -26,6 +26,8 @@ less. Reading x, W and y is counted everywhere, which is what decides for few ro
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -38,13 +40,14 @@ from lowrank_ldu.kernels import packed
 from lowrank_ldu.kernels.cores import block_size
 from lowrank_ldu.kernels.hybrid import gathering_pays
 from lowrank_ldu.kernels.machine import Machine
+from lowrank_ldu.kernels.measured import present_figures
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, PLANS, Plan
 from lowrank_ldu.kernels.skeleton import largest_amplification
 from lowrank_ldu.kernels.torch_modes import transformed
 from lowrank_ldu.kernels.triton_kernels.availability import interpreted, obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -174,6 +177,11 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
 
     They are of the forward pass, and of the backward pass as far as gradients are wanted.
 
+    Notes
+    -----
+    A product or pass also takes what the threads take to begin it together and to meet at its end. The packed plan's
+    threads meet once in a pass instead; its products run at the rate of narrow ones.
+
     Examples
     --------
     >>> problem = Problem(2048, 768, 768, 64, torch.float32, torch.device("cpu"), True, True)
@@ -181,6 +189,7 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
     >>> costs["hybrid"] < costs["factored"] < costs["materialized"]
     True
     """
+    problem = _of_device(problem)
     machine = machine or Machine.of(problem.device)
     rate = machine.rates.get(problem.dtype, machine.rates[torch.float32])
     bandwidth = machine.bandwidth / problem.dtype.itemsize
@@ -188,8 +197,17 @@ def plan_costs(problem: Problem, machine: Machine | None = None) -> dict[str, fl
     operator = machine.operator if trained else machine.operator / 8
     costs = {}
     for plan, works in _works(problem).items():
-        larger = [torch.sym_max(adds / rate, entries / bandwidth) for adds, entries in works]  # type: ignore[no-untyped-call]
+        pace = rate * machine.narrow if plan == "packed" else rate
+        larger = [torch.sym_max(adds / pace, entries / bandwidth) for adds, entries in works]  # type: ignore[no-untyped-call]
         seconds = sum(larger) + machine.call * len(works)
+        if plan == "packed":
+            # Its threads meet once in a pass, and each takes pieces of its own.
+            seconds += (1 + trained) * packed.overhead(
+                1.0 * problem.tokens, problem.rank, machine.threads, machine.call
+            )
+        elif machine.region:
+            # Small products are not shared out.
+            seconds += sum(torch.sym_min(machine.region, each) for each in larger)  # type: ignore[no-untyped-call]
         costs[plan] = seconds + (operator if plan in _OPERATORS else 0.0)
     return costs
 
@@ -357,12 +375,38 @@ def choose_plan(problem: Problem, plan: Plan = "auto", machine: Machine | None =
     """
     if plan not in PLANS:
         raise ValueError(f"plan is {plan!r}; accepted: {', '.join(map(repr, PLANS))}")
-    if not isinstance(problem.device, torch.device):
-        problem = problem._replace(device=torch.device(problem.device))  # type: ignore[unreachable]  # its name
+    problem = _of_device(problem)
     if machine is None and not torch.compiler.is_compiling() and type(problem.tokens) is int:
         # Layers ask the same thing again and again, and asking takes longer than small layers do.
-        return _remembered(problem, plan, torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())
+        watcher = _watcher.get()
+        if watcher is not None:
+            watcher(problem)
+        # Only where speeds count are they measured.
+        figures = present_figures() if plan == "auto" and problem.device.type == "cpu" else None
+        setting = (torch.get_num_threads(), torch.get_float32_matmul_precision(), interpreted())
+        return _remembered(problem, plan, figures, *setting)
     return _choose(problem, plan, machine)
+
+
+# What is told of every problem, while plans are explained.
+_watcher: ContextVar[Callable[[Problem], None] | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(watcher: Callable[[Problem], None]) -> Iterator[None]:
+    """Tell `watcher` the problem of every call of this thread."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def _of_device(problem: Problem) -> Problem:
+    """Return the problem with its device for the device's name."""
+    if isinstance(problem.device, torch.device):
+        return problem
+    return problem._replace(device=torch.device(problem.device))  # type: ignore[unreachable]
 
 
 @lru_cache(maxsize=4096)

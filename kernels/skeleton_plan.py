@@ -11,8 +11,10 @@ from torch.nn.functional import linear
 
 from lowrank_ldu.kernels.call import Gradients
 from lowrank_ldu.kernels.core_gradients import adapter_gradients
+from lowrank_ldu.kernels.cores import matrix_of
 from lowrank_ldu.kernels.factored import pair_with_cores
 from lowrank_ldu.kernels.gathered import gathered_product
+from lowrank_ldu.kernels.triton_kernels.availability import obstacle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +32,8 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
     """
     skeleton = _skeleton(layer)
     y = linear(x, layer.weight, layer.bias)
-    projected = gathered_product(y, skeleton.rows, skeleton.triangle.T, layer.bias)
-    y.addmm_(*pair_with_cores(projected, layer.left.T, adapters))
-    return y, projected
+    gather = skeleton.rows, skeleton.triangle.T, layer.bias
+    return y, _add_update(y, gather, layer.left.T, adapters)
 
 
 def backward(gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapters, needs: Needs) -> Gradients:
@@ -47,16 +48,47 @@ def backward(gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapte
     """
     skeleton = _skeleton(layer)
     dx = gradient @ layer.weight if needs.x else None
-    if dx is None or skeleton.columns is None or skeleton.column_triangle is None:
+    if dx is None:
         expanded = gradient @ layer.left
-    else:
-        expanded = gathered_product(dx, skeleton.columns, skeleton.column_triangle)
-    if dx is not None:
+    elif skeleton.columns is None or skeleton.column_triangle is None:
+        expanded = gradient @ layer.left
         dx.addmm_(*pair_with_cores(expanded, layer.right, adapters, transposed=True))
+    else:
+        gather = skeleton.columns, skeleton.column_triangle, None
+        expanded = _add_update(dx, gather, layer.right, adapters, transposed=True)
     to_cores, to_scales = adapter_gradients(
         expanded, projected, adapters, need_cores=needs.cores, need_scales=needs.scales
     )
     return Gradients(dx, to_cores, to_scales)
+
+
+def _add_update(
+    outputs: Tensor,
+    gather: tuple[Tensor, Tensor, Tensor | None],
+    factor: Tensor,
+    adapters: Adapters,
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """Add the update to outputs (T, m), and return the projection that is gathered from them (T, r)."""
+    columns, transform, bias = gather
+    if adapters.of_rows is None and _fused(outputs, len(columns)):
+        from lowrank_ldu.kernels.triton_kernels.block_launch import skeleton_update  # noqa: PLC0415  # imports triton
+
+        core = matrix_of(adapters.cores)
+        return skeleton_update(outputs, gather, core if transposed else core.T, factor)
+    projected = gathered_product(outputs, columns, transform, bias)
+    outputs.addmm_(*pair_with_cores(projected, factor, adapters, transposed=transposed))
+    return projected
+
+
+def _fused(outputs: Tensor, rank: int) -> bool:
+    """Return whether the Triton kernel gathers and adds in one pass."""
+    if not outputs.is_cuda or obstacle(outputs.device, outputs.dtype) is not None:
+        return False
+    from lowrank_ldu.kernels.triton_kernels.configurations import SKELETON_RANK  # noqa: PLC0415  # imports triton
+
+    return rank <= SKELETON_RANK and outputs.is_contiguous()
 
 
 def _skeleton(layer: Layer) -> Skeleton:

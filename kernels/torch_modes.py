@@ -2,8 +2,9 @@
 
 They are autocast, transforms, and graphs without values.
 
-Two of the questions have no public name in torch: `torch.compiler` and `torch.func` do not say whether a tensor is one
-of their stand-ins. They are imported here alone, for one place to look at where a version of torch moves them.
+Three of the questions have no public name in torch: `torch.compiler` and `torch.func` do not say whether a tensor is
+one of their stand-ins, nor torch whether a dispatch mode is on. They are imported here alone, for one place to look at
+where a version of torch moves them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "autocast_dtype", "cast", "has_values", "is_exporting", "is_fake", "is_stand_in", "transformed", "without_autocast",
+    "autocast_dtype", "cast", "has_values", "is_dispatched", "is_exporting", "is_fake", "is_stand_in", "transformed",
+    "without_autocast",
 ]  # fmt: skip
 
 # torch 2.7 and later have it.
@@ -64,6 +66,14 @@ def transformed() -> bool:
         return False
     # torch has no public function for either.
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0  # noqa: SLF001
+
+
+def is_dispatched() -> bool:
+    """Return whether a dispatch mode sees this thread's operations.
+
+    Counters of flops and recorders of graphs are such modes. They do not see other threads.
+    """
+    return bool(torch._C._len_torch_dispatch_stack())  # noqa: SLF001
 
 
 def is_stand_in(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from lowrank_ldu.analysis.measures.initialization_change import InitializationCh
 from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation, needed_ranks, recommend
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, summarize_spectrum
 from lowrank_ldu.analysis.measures.timing import timed
-from lowrank_ldu.decomposition import Pivoting, ldu, pissa, svd
+from lowrank_ldu.decomposition import Pivoting, ldu, ldu_lowrank, pissa, svd
 from lowrank_ldu.decomposition.pissa import split_evenly
 from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
 from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
@@ -66,7 +66,8 @@ class MatrixAnalysis:
     svd_niter : int or None
         Power iterations of the SVD; None if it is exact.
     measurements : list of Measurement
-        LDU for each pivoting at each rank, then quick PiSSA at each rank asked for, then exact PiSSA if the SVD is.
+        LDU for each pivoting at each rank, then quick PiSSA at each rank asked for, then exact PiSSA if the SVD is,
+        then near-best LDU ("ldu_lowrank") at each rank asked for.
     curve_ranks : list of int
         The ranks that the curves are sampled at.
     svd_curve : list of float or None
@@ -201,6 +202,7 @@ def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAn
         candidates.append(candidate)
     recommendation = recommend(needed, candidates, max(options.targets), exact=exact)
     measurements += [_pissa(known.target, rank, options.seed) for rank in asked] + known.pissa
+    measurements += [_near_best(known.target, rank, options.seed) for rank in asked]
     return MatrixAnalysis(
         m=m,
         n=n,
@@ -289,10 +291,15 @@ def _ldu(
         refit_errors[figure.rank - 1] = figure.refit_frobenius_error
     needed = needed_ranks(errors, options.targets, pivoting=pivoting)
     refit = needed_ranks(refit_errors, options.targets, pivoting=pivoting, refit=True)
-    candidate = examination.at(refit[0].rank or ranks[-1])
+    candidate = examination.at(refit[0].rank or ranks[-1], core=False)
     return measurements, curve, needed + refit, candidate
 
 
 def _pissa(target: Target, rank: int, seed: int) -> Measurement:
     factors, seconds = timed(pissa, target.W, rank, niter=PISSA_ITERATIONS, seed=seed)
+    return Measurement(Examination(target, factors).at(rank), seconds)
+
+
+def _near_best(target: Target, rank: int, seed: int) -> Measurement:
+    factors, seconds = timed(ldu_lowrank, target.W, rank, seed=seed)
     return Measurement(Examination(target, factors).at(rank), seconds)

@@ -91,11 +91,25 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
             lambda matrix: matrix.at("pissa", rank).diagnostics.frobenius_error,
         ),
     ]
+    listed.append(
+        Column(
+            "near-best error",
+            "The same for the near-best LDU: the LDU of a matrix of this rank that is nearly the best one, from a "
+            "randomized sketch with 2 power iterations.",
+            lambda matrix: matrix.at("ldu_lowrank", rank).diagnostics.frobenius_error,
+        )
+    )
     for pivoting in options.pivoting:
         listed += _of_strategy(pivoting, rank)
     for error in options.targets:
         listed += _of_target(error, options.pivoting)
     listed += [
+        Column(
+            "near-best time",
+            "Time to compute the near-best LDU.",
+            lambda matrix: matrix.at("ldu_lowrank", rank).seconds,
+            duration,
+        ),
         Column("PiSSA time", "Time to compute quick PiSSA.", lambda matrix: matrix.at("pissa", rank).seconds, duration),
         Column(
             "SVD time",
@@ -152,6 +166,12 @@ def _of_strategy(pivoting: Pivoting, rank: int) -> Iterator[Column[MatrixAnalysi
         f"{pivoting} refit",
         "The same with the diagonal z that is best for these L and U (least squares).",
         of("refit_frobenius_error"),
+    )
+    yield Column(
+        f"{pivoting} core",
+        "The same with the best r x r matrix between L and U in place of the diagonal: the least error that their "
+        "columns and rows allow.",
+        of("core_frobenius_error"),
     )
     yield Column(
         f"{pivoting} cond(G)",

@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.report.scope import Scope, headline_scope, least_error, svd_name
-from lowrank_ldu.formatting import figure, interval
+from lowrank_ldu.formatting import duration, figure, interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +28,8 @@ def headlines(analysis: Analysis) -> list[str]:
             f"{rank} is about those."
         )
     sentences += [_error_sentence(scope, pivoting) for pivoting in analysis.options.pivoting]
+    if scope.rank is not None:
+        sentences.append(_near_best_sentence(scope, scope.rank))
     sentences.append(_recommendation_sentence(matrices, max(analysis.options.targets)))
     sentences.append(_conditioning_sentence(_conditioning_scope(scope, matrices), analysis.options.pivoting))
     sentences.append(_time_sentence(scope, analysis))
@@ -54,6 +56,15 @@ def _error_sentence(scope: Scope, pivoting: Pivoting) -> str:
         f"At {scope.place} the leading LDU terms with {pivoting} pivoting are worse than the zero matrix in {worse} of "
         f"{len(figures)} matrices: their median relative error is {error}, where the zero matrix has 1 and the "
         f"best possible, the truncated SVD, {best}. Refitting the diagonal by least squares brings it to {refit}."
+    )
+
+
+def _near_best_sentence(scope: Scope, rank: int) -> str:
+    found = [matrix.at("ldu_lowrank", rank) for matrix in scope.matrices]
+    error = _median(item.diagnostics.frobenius_error for item in found)
+    return (
+        f"At {scope.place} the near-best LDU, that of nearly the best matrix of this rank, has a median relative error "
+        f"of {error}, and takes {duration(median(item.seconds for item in found))} to compute."
     )
 
 

@@ -31,9 +31,18 @@ COLORS = {
     "rook": "#009E73",
     "randomized": "#B5488A",
     "pissa": "#C78500",
+    "ldu_lowrank": "#3A9BD9",
     "svd": "#222222",
 }
-MARKERS = {"partial": "o", "complete": "s", "rook": "^", "randomized": "D", "pissa": "v", "svd": "x"}
+MARKERS = {
+    "partial": "o",
+    "complete": "s",
+    "rook": "^",
+    "randomized": "D",
+    "pissa": "v",
+    "ldu_lowrank": "P",
+    "svd": "x",
+}
 _TEXT = "#222222"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Margins and ticks are computed around the drawn figures, and must stay in the range of float64.

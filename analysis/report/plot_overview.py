@@ -66,6 +66,7 @@ def overview_panel(analysis: Analysis) -> Panel:
 def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows: list[float], side: float) -> None:
     rank, strategies = analysis.headline_rank, analysis.options.pivoting
     series = {"svd": [matrix.at("ldu", rank, strategies[0]).diagnostics.svd_frobenius_error for matrix in matrices]}
+    series["ldu_lowrank"] = [matrix.at("ldu_lowrank", rank).diagnostics.frobenius_error for matrix in matrices]
     for pivoting in strategies:
         series[pivoting] = [matrix.at("ldu", rank, pivoting).diagnostics.frobenius_error for matrix in matrices]
     low, high = _limits([error for errors in series.values() for error in errors])
@@ -84,10 +85,11 @@ def _draw(panel: Panel, analysis: Analysis, matrices: list[MatrixAnalysis], rows
         alpha=side / _LARGEST_MARK,
         zorder=1,
     )
+    labels = {"svd": svd_name(matrices), "ldu_lowrank": "near-best LDU"}
     for method, errors in drawn.items():
         panel.axes.scatter(
             errors, rows, s=side * side, color=COLORS[method], marker=MARKERS[method], linewidths=min(1.2, side / 3),
-            alpha=0.85, label=svd_name(matrices) if method == "svd" else f"LDU {method}",
+            alpha=0.85, label=labels.get(method, f"LDU {method}"),
         )  # fmt: skip
     panel.axes.set_xscale("log")
     panel.axes.set_xlim(low / 1.1, high * 1.1)

@@ -93,7 +93,8 @@ def time_panels(analysis: Analysis) -> list[Panel]:
     exact = [matrix.svd_seconds for matrix in matrices]
     name = svd_name(matrices)
     series = {"svd": (name, exact)}
-    series["pissa"] = ("quick PiSSA", [matrix.at("pissa", rank).seconds for matrix in matrices])
+    for method, label in (("pissa", "quick PiSSA"), ("ldu_lowrank", "near-best LDU")):
+        series[method] = (label, [matrix.at(method, rank).seconds for matrix in matrices])
     for pivoting in analysis.options.pivoting:
         series[pivoting] = (
             f"LDU {pivoting}", [matrix.at("ldu", rank, pivoting).seconds for matrix in matrices]

@@ -68,6 +68,7 @@ def write_tensor_table(analysis: Analysis, folder: Path) -> None:
         "largest_singular_value", "smallest_singular_value", "stable_rank", "effective_rank", "spectral_entropy",
         *(f"{name}_{rank}" for rank in options.ranks for name in ("energy", "energy_bound")),
         "svd_seconds", *(f"ldu_{pivoting}_seconds" for pivoting in options.pivoting), "pissa_seconds",
+        "ldu_lowrank_seconds",
     ]  # fmt: skip
     columns: dict[str, Any] = {
         "tensor": str, "shape": str, "dtype": str, "analyzed": bool, "reason": str, "seconds": float,
@@ -106,6 +107,7 @@ def _summary(matrix: MatrixAnalysis, options: SurveyOptions, headline: int) -> d
         "svd_seconds": matrix.svd_seconds,
         **{f"ldu_{pivoting}_seconds": matrix.at("ldu", headline, pivoting).seconds for pivoting in options.pivoting},
         "pissa_seconds": matrix.at("pissa", headline).seconds,
+        "ldu_lowrank_seconds": matrix.at("ldu_lowrank", headline).seconds,
         "svd_niter": matrix.svd_niter,
         **{_needed_column(item.pivoting, item.error, refit=item.refit): item.rank for item in matrix.needed},
         "recommended_rank": advice.rank,

@@ -122,6 +122,6 @@ def _charts(matrix: MatrixAnalysis, analysis: Analysis) -> list[Chart]:
 
 def _method(measurement: Measurement) -> str:
     item = measurement.diagnostics
-    pissa = "exact PiSSA" if measurement.exact else "quick PiSSA"
-    name = pissa if item.method == "pissa" else f"LDU {item.pivoting}"
+    others = {"pissa": "exact PiSSA" if measurement.exact else "quick PiSSA", "ldu_lowrank": "near-best LDU"}
+    name = others.get(item.method, f"LDU {item.pivoting}")
     return f"{name}, r\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{item.rank}"

@@ -41,7 +41,18 @@ DECODE = [
     _config(4, 4, BLOCK_M=64, BLOCK_K=64),
     _config(2, 2, BLOCK_M=16, BLOCK_K=64),
 ]
+# Few rows a program: it goes over all columns of its rows, and there are to be as many programs as a chip takes.
+SKELETON = [
+    _config(4, 3, BLOCK_T=64, BLOCK_M=128),
+    _config(4, 3, BLOCK_T=32, BLOCK_M=128),
+    _config(4, 2, BLOCK_T=32, BLOCK_M=64),
+    _config(4, 2, BLOCK_T=16, BLOCK_M=128),
+]
 SEGMENT: dict[str, Any] = {"BLOCK_T": 64, "num_warps": 4}
+OUTER: dict[str, Any] = {"BLOCK_T": 32, "num_warps": 4}
+CORE: dict[str, Any] = {"num_warps": 4}
+# Of kernels that are not tuned.
+FIXED = {"segment": SEGMENT, "outer": OUTER, "core": CORE}
 
 # Bytes that a chip's pipelines need beside their buffers.
 _BARRIERS = 1024
@@ -52,10 +63,17 @@ INTERPRETED = {
     "expand": {"BLOCK_T": 32, "BLOCK_M": 32, "BLOCK_K": 32, "GROUP": 2},
     "decode": {"BLOCK_M": 16, "BLOCK_K": 32},
     "segment": {"BLOCK_T": 16},
+    "skeleton": {"BLOCK_T": 16, "BLOCK_M": 32},
+    "outer": {"BLOCK_T": 16},
+    "core": {},
 }
 
 # Rows that one launch of the decoding kernel takes, and its largest rank: programs each read all of right.
 DECODE_ROWS, DECODE_RANK = 16, 128
+
+# The largest rank of the skeleton kernel, whose programs hold two (r, r) matrices in float32; and the largest block of
+# a core that a program takes at a time.
+SKELETON_RANK, LARGEST_CORE_BLOCK = 64, 64
 
 
 def term_block(rank: int, largest: int) -> int:
@@ -80,6 +98,11 @@ def shared_bytes(config: triton.Config, blocks: Mapping[str, int], itemsize: int
         Bytes of an entry.
     """
     size = {**blocks, **config.kwargs}
+    if "BLOCK_K" not in size:  # the skeleton's: its own products in float32, and a loop over columns
+        rank, rows = size["BLOCK_R"], size["BLOCK_T"]
+        wide = 4 * (2 * rank * rank + 2 * rows * rank)
+        narrow = itemsize * (rows * rank + config.num_stages * (rank + rows) * size["BLOCK_M"])
+        return int(wide + narrow) + _BARRIERS
     if "GROUP" in size:  # the expansion: a loop over K, and one of two stages over the terms
         entries = (size["BLOCK_T"] + size["BLOCK_M"]) * max(config.num_stages * size["BLOCK_K"], 2 * size["BLOCK_R"])
     else:

@@ -13,17 +13,11 @@ import triton
 from lowrank_ldu.kernels.call import Adapters, Gradients, Layer
 from lowrank_ldu.kernels.core_gradients import adapter_gradients, diagonals_gradient, scales_gradient
 from lowrank_ldu.kernels.cores import apply_cores
-from lowrank_ldu.kernels.grouped import grouped_product
 from lowrank_ldu.kernels.triton_kernels import configurations
-from lowrank_ldu.kernels.triton_kernels.availability import interpreted
-from lowrank_ldu.kernels.triton_kernels.decode import decode_kernel
-from lowrank_ldu.kernels.triton_kernels.expand import expand_kernel
-from lowrank_ldu.kernels.triton_kernels.project import project_kernel
-from lowrank_ldu.kernels.triton_kernels.segment import segment_kernel
+from lowrank_ldu.kernels.triton_kernels.block_launch import block_gradients, row_core_product, sorted_uses
+from lowrank_ldu.kernels.triton_kernels.launcher import options_of, run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from lowrank_ldu.kernels.call import Needs
@@ -33,47 +27,6 @@ _LARGEST_TERM_BLOCK = {"project": 128, "expand": 64}
 _USES_PER_PROGRAM, _MOST_SPLITS = 1024, 64
 # Parts of all adapters together, which take memory: few adapters have many uses each, many adapters few.
 _MOST_PARTS = 4096
-
-
-def _prune(configs: list[triton.Config], named: Mapping[str, Any], **options: int) -> list[triton.Config]:
-    x = named["x"]
-    limit = triton.runtime.driver.active.utils.get_device_properties(x.device.index)["max_shared_mem"]
-    blocks = {name: size for name, size in options.items() if name in {"BLOCK_T", "BLOCK_R"}}
-    return configurations.fitting(configs, blocks, x.element_size(), limit)
-
-
-def _tuned(kernel: Any, configs: list[triton.Config], key: list[str]) -> Any:
-    # Kept on disk under the device's name, which is part of the key: chips of one architecture differ, too.
-    return triton.autotune(
-        configs, key=[*key, "DEVICE"], prune_configs_by={"early_config_prune": _prune}, cache_results=True
-    )(kernel)
-
-
-_KERNELS = {
-    "project": _tuned(project_kernel, configurations.PROJECT, ["tokens", "K", "R", "UPPER", "PRODUCT", "PRECISION"]),
-    "expand": _tuned(expand_kernel, configurations.EXPAND, ["tokens", "K", "M", "R", "UPPER", "USES", "PRECISION"]),
-    "decode": _tuned(decode_kernel, configurations.DECODE, ["K", "M", "R", "USES", "PRECISION"]),
-}
-_PLAIN = {"project": project_kernel, "expand": expand_kernel, "decode": decode_kernel, "segment": segment_kernel}
-
-
-def _launch(name: str, grid: Any, *arguments: Any, **options: Any) -> None:
-    device = arguments[0].device
-    if interpreted():
-        _PLAIN[name][grid](*arguments, **options, **configurations.INTERPRETED[name])
-        return
-    with torch.cuda.device(device):
-        if name == "segment":
-            segment_kernel[grid](*arguments, **options, **configurations.SEGMENT)
-        else:
-            _KERNELS[name][grid](*arguments, **options)
-
-
-def _options(x: Tensor) -> dict[str, str]:
-    # Full precision, as in torch's own products, unless the user asked for TF32.
-    fast = x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    device = "interpreter" if interpreted() else torch.cuda.get_device_name(x.device)
-    return {"PRECISION": "tf32" if fast else "ieee", "DEVICE": device}
 
 
 def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]:
@@ -102,9 +55,8 @@ def backward(gradient: Tensor, projected: Tensor, layer: Layer, adapters: Adapte
         transposed = Layer(layer.weight.T, None, layer.right.T, layer.left.T, layer.upper)
         dx = expand(gradient, transposed, *_with_blocks(expanded, adapters, transposed=True))
     if not diagonal:
-        to_cores, to_scales = adapter_gradients(
-            expanded, projected, adapters, need_cores=needs.cores, need_scales=needs.scales
-        )
+        gradients = adapter_gradients if index is None else block_gradients
+        to_cores, to_scales = gradients(expanded, projected, adapters, need_cores=needs.cores, need_scales=needs.scales)
     elif product is not None:
         product = product.to(cores.dtype)
         if needs.cores and index is not None:
@@ -122,7 +74,7 @@ def _with_blocks(projected: Tensor, adapters: Adapters, *, transposed: bool = Fa
     """
     if adapters.cores.ndim == 2:
         return projected, adapters
-    apply = apply_cores if adapters.of_rows is None else grouped_product
+    apply = apply_cores if adapters.of_rows is None else row_core_product
     ones = adapters.cores.new_ones(1, projected.shape[1])
     return apply(projected, adapters, transposed=transposed), Adapters(ones)
 
@@ -142,7 +94,7 @@ def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = No
     product = None if other is None else x.new_empty(tokens, rank, dtype=torch.float32)
     if out.numel():
         block = configurations.term_block(rank, _LARGEST_TERM_BLOCK["project"])
-        _launch(
+        run(
             "project",
             lambda size: (triton.cdiv(tokens, size["BLOCK_T"]), triton.cdiv(rank, block)),
             x,
@@ -159,7 +111,7 @@ def project(x: Tensor, factor: Tensor, *, upper: bool, other: Tensor | None = No
             UPPER=upper,
             PRODUCT=other is not None,
             BLOCK_R=block,
-            **_options(x),
+            **options_of(x),
         )
     return out, product
 
@@ -179,7 +131,7 @@ def expand(x: Tensor, layer: Layer, projected: Tensor, adapters: Adapters) -> Te
     (tokens, inner), (out_features, rank) = x.shape, layer.left.shape
     y = x.new_empty(tokens, out_features)
     if y.numel():
-        _launch(
+        run(
             "expand",
             lambda size: (triton.cdiv(tokens, size["BLOCK_T"]) * triton.cdiv(out_features, size["BLOCK_M"]),),
             x,
@@ -202,7 +154,7 @@ def expand(x: Tensor, layer: Layer, projected: Tensor, adapters: Adapters) -> Te
             UPPER=layer.upper,
             BLOCK_R=configurations.term_block(rank, _LARGEST_TERM_BLOCK["expand"]),
             **_rowwise(adapters),
-            **_options(x),
+            **options_of(x),
         )
     return y
 
@@ -214,7 +166,7 @@ def decode(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]
     """
     (tokens, inner), (out_features, rank) = x.shape, layer.left.shape
     y, projected = x.new_empty(tokens, out_features), x.new_empty(tokens, rank)
-    _launch(
+    run(
         "decode",
         lambda size: (triton.cdiv(out_features, size["BLOCK_M"]),),
         x,
@@ -238,7 +190,7 @@ def decode(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor]
         BLOCK_T=configurations.DECODE_ROWS,
         BLOCK_R=configurations.term_block(rank, configurations.DECODE_RANK),
         **_rowwise(adapters),
-        **_options(x),
+        **options_of(x),
     )
     return y, projected
 
@@ -262,15 +214,13 @@ def segment_sum(product: Tensor, adapters: int, index: Tensor, scales: Tensor | 
     The rows of product (T, R) are always summed in the same order.
     """
     rank = product.shape[1]
-    uses = index.flatten()
     if not (product.numel() and adapters):
         return product.new_zeros(adapters, rank)
-    ordered, order = torch.sort(uses, stable=True)
-    offsets = torch.searchsorted(ordered, torch.arange(adapters + 1, device=uses.device))
-    splits = min(_MOST_SPLITS, triton.cdiv(uses.numel(), _USES_PER_PROGRAM), max(1, _MOST_PARTS // adapters))
+    order, offsets = sorted_uses(index, adapters)
+    splits = min(_MOST_SPLITS, triton.cdiv(index.numel(), _USES_PER_PROGRAM), max(1, _MOST_PARTS // adapters))
     block = configurations.term_block(rank, _LARGEST_TERM_BLOCK["expand"])
     parts = product.new_empty(splits, adapters, rank)
-    _launch(
+    run(
         "segment",
         (adapters, triton.cdiv(rank, block), splits),
         product,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path  # noqa: TC003  # typer reads the annotations
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.table import Table
@@ -28,7 +28,9 @@ def show_rows(case: Case, result: Result) -> None:
     for mode in case.modes:
         rows = [row for row in result.rows if row.mode == mode]
         first = rows[0]
-        where = f"{first.device_name}, {first.threads} threads" if first.device == "cpu" else first.device_name
+        threads = f"{first.threads} thread{'s' * (first.threads > 1)}"
+        where = f"{first.device_name}, {threads}" if first.device == "cpu" else first.device_name
+        where += ", beside a busy process" if first.neighbors else ""
         table = Table(title=f"{case.title}, {first.dtype}: {_MODES[mode]}\n{where}", title_justify="left")
         table.add_column("method")
         for heading in ("ratio", "ms", "20 - 80 %", "peak MB", "kept MB"):
@@ -43,16 +45,29 @@ def show_rows(case: Case, result: Result) -> None:
                 f"{row.saved_bytes / 1e6:.3g}" if mode == "training" else "",
             )
         console.print(table)
+        console.print(_choice_line(rows))
+        console.print()
     for name, reason in result.left_out.items():
         console.print(f"not run: {name}: {reason}")
 
 
+def _choice_line(rows: list[Row]) -> str:
+    """Say how far "auto" is from the fastest plan."""
+    plans = [row for row in rows if row.plan and "batch" not in row.method]
+    auto = next(row for row in plans if row.plan == "auto")
+    best = min((row for row in plans if row.plan != "auto"), key=lambda row: row.p50_ms)
+    return f"auto ({auto.chosen}) takes {auto.p50_ms / best.p50_ms:.2f} of the fastest plan's time ({best.plan})"
+
+
 # As in `lowrank_ldu.measuring`, which is not imported for help.
-PRESETS = ("base", "llama", "decode")
+PRESETS = ("base", "quick", "llama", "decode")
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _DEVICES = ("cpu", "cuda")
 _THREADS = 2
-_TOKENS = 2048
+_TOKENS, _LORA_RANK = 2048, 16
+_SECONDS, _QUICK_SECONDS = 20.0, 3.0
+# Until PEFT is loaded.
+_LOADING = 5.0
 
 
 def bench(
@@ -61,7 +76,8 @@ def bench(
         list[str] | None,
         choice(
             PRESETS,
-            help="base: 768, of RoBERTa and ViT-B. llama: 4096 and 11008. decode: 1 and 8 tokens. Repeat for more.",
+            help="base: 768, of RoBERTa and ViT-B. quick: one small layer, in 20 s. llama: 4096 and 11008. decode: 1 "
+            "and 8 tokens. Repeat for more.",
             show_default="base",
         ),
     ] = None,
@@ -83,7 +99,15 @@ def bench(
         str | None, choice(_DTYPES, help="Dtype of the layer.", show_default="bfloat16 on a GPU, float32 elsewhere")
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads, at most as many as there are cores.")] = _THREADS,
-    seconds: Annotated[float, typer.Option(help="Time for the rounds of each table.")] = 20.0,
+    lora_rank: Annotated[int, typer.Option(metavar="<int>", help="Rank of PEFT's LoRA.")] = _LORA_RANK,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Time for each table with its checks, as far as three rounds allow.",
+            show_default=f"{_SECONDS:g}; with --preset quick {_QUICK_SECONDS:g}",
+        ),
+    ] = None,
+    busy: Annotated[bool, typer.Option("--busy", help="Measure beside a process that keeps a core busy.")] = False,
     adapters: Annotated[int, typer.Option(help="Adapters of the mixed batch.")] = 1000,
     out: Annotated[
         Path | None, typer.Option(help="Folder for results.csv and the plots.", show_default="none is written")
@@ -94,9 +118,13 @@ def bench(
     """Time one linear layer in every way of computing it.
 
     Frozen, fully fine-tuned, by LoRA, by the paper's formula, and by every plan of this package. All take turns in one
-    run, so that ratios mean something; each is checked against float64 first. Plans that cannot run on this machine are
-    listed with the reason.
+    run, in an order drawn anew in each round, so that ratios mean something; each is checked against float64 first.
+    Plans that cannot run on this machine are listed with the reason.
     """
+    import os  # noqa: PLC0415
+
+    # Before torch is loaded: its profiler, which tells the memory, warns of what was allocated before it began.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
     from lowrank_ldu.measuring import read_rows, write_plots, write_rows  # noqa: PLC0415
 
@@ -104,10 +132,13 @@ def bench(
     for name, number in (
         ("--tokens", _TOKENS if tokens is None else tokens),
         ("--threads", threads),
+        ("--lora-rank", lora_rank),
         ("--adapters", adapters),
     ):
         if number < 1:
             fail(f"{name} is {number}; accepted: from 1 on")
+    if seconds is None:
+        seconds = _QUICK_SECONDS if preset == ["quick"] else _SECONDS
     if not 0 < seconds < float("inf"):
         fail(f"--seconds is {seconds:g}; accepted: a positive number")
     if append is not None and out is None:
@@ -115,13 +146,14 @@ def bench(
     cases = _cases(preset, shape, tokens, rank, where.type)
     for case in cases:
         _check_size(case, kind, adapters)
+    settings = _Settings(where, kind, threads, seconds, adapters, lora_rank, busy)
     with readable_errors():
         before = [] if append is None else read_rows(append)
         if out is None:
-            _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
+            _measure(cases, settings)
             return
         with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
-            rows = _measure(cases, where, kind, threads=threads, seconds=seconds, adapters=adapters)
+            rows = _measure(cases, settings)
             write_rows([*before, *rows], folder / "results.csv")
             write_plots(rows, folder)
         say(f"written to {out}: results.csv, ratios.png, ratios.svg")
@@ -181,35 +213,54 @@ def _cases(
     return [Case(m, n, tokens or _TOKENS, each) for each in rank or [min(64, m, n)]]
 
 
-def _measure(
-    cases: list[Case], device: torch.device, dtype: torch.dtype, *, threads: int, seconds: float, adapters: int
-) -> list[Row]:
+class _Settings(NamedTuple):
+    """Hold what is the same for all cases."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    seconds: float
+    adapters: int
+    lora_rank: int
+    busy: bool
+
+
+def _measure(cases: list[Case], settings: _Settings) -> list[Row]:
     import os  # noqa: PLC0415
+    from contextlib import ExitStack  # noqa: PLC0415
 
     import torch  # noqa: PLC0415
 
-    from lowrank_ldu.cli.progress import show_stage  # noqa: PLC0415
+    from lowrank_ldu.cli.progress import show_measuring  # noqa: PLC0415
     from lowrank_ldu.environment import describe_environment  # noqa: PLC0415
-    from lowrank_ldu.measuring import run_case  # noqa: PLC0415
+    from lowrank_ldu.formatting import duration  # noqa: PLC0415
+    from lowrank_ldu.measuring import busy_neighbor, expected_seconds, run_case  # noqa: PLC0415
 
+    device, dtype, seconds = settings.device, settings.dtype, settings.seconds
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_environment().cpu
     rows: list[Row] = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(threads, os.cpu_count() or 1))
-    try:
-        for case in cases:
-            with show_stage() as progress:
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(min(settings.threads, os.cpu_count() or 1))
+        tables = sum(len(case.modes) for case in cases)
+        total = _LOADING + sum(expected_seconds(case, device, dtype, seconds) for case in cases)
+        say(f"{tables} table{'s' * (tables > 1)}, about {duration(round(total))}", err=True)
+        check = stack.enter_context(busy_neighbor()) if settings.busy else None
+        for number, case in enumerate(cases, 1):
+            with show_measuring(f"{number}/{len(cases)}") as progress:
                 result = run_case(
                     case,
                     device=device,
                     dtype=dtype,
                     seconds=seconds,
-                    adapters=adapters,
+                    adapters=settings.adapters,
                     device_name=name,
+                    lora_rank=settings.lora_rank,
+                    neighbors=int(settings.busy),
                     progress=progress,
                 )
+            if check is not None:
+                check()
             show_rows(case, result)
             rows += result.rows
-    finally:
-        torch.set_num_threads(before)
     return rows

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lowrank_ldu.cli.console import say
 from lowrank_ldu.formatting import printable
 
 if TYPE_CHECKING:
@@ -77,12 +78,19 @@ def show_items(total: int) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def show_stage() -> Iterator[Callable[[str], None]]:
-    """Show the stage of work whose length is unknown."""
-    with _bar("{task.description}", "") as bar:
-        task = bar.add_task("starting", total=None)
+def show_measuring(count: str) -> Iterator[Callable[[str, float], None]]:
+    """Show the stage of a measurement, and the time left.
 
-        def update(stage: str) -> None:
-            bar.update(task, description=stage)
+    Where stderr is no terminal, each stage is a line of its own.
+    """
+    with _bar("{task.fields[count]}", "{task.description}") as bar:
+        task, shown = bar.add_task("starting", total=1.0, count=count), ""
+
+        def update(stage: str, share: float) -> None:
+            nonlocal shown
+            bar.update(task, completed=share, description=stage)
+            if bar.disable and stage != shown:
+                say(f"{count} {stage}", err=True)
+            shown = stage
 
         yield update

@@ -42,6 +42,12 @@ def stacked(arrays: list[Array], W: Array, backend: Backend) -> Array:
     return xp.reshape(xp.stack(arrays), (*W.shape[:-2], *arrays[0].shape))
 
 
+def matrices_of(W: Array, backend: Backend) -> list[Array]:
+    """Return the matrices of a stack (..., m, n)."""
+    flat = backend.xp.reshape(W, (-1, *W.shape[-2:]))
+    return [flat[i, ...] for i in range(flat.shape[0])]
+
+
 def take_rows(matrix: Array, index: Array, backend: Backend) -> Array:
     """Take rows of each matrix (m, n).
 

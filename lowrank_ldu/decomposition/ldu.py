@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of
 from lowrank_ldu.backend.pivots import SubnormalPivotError
-from lowrank_ldu.decomposition.blocks import restore_rows, split_diagonal, stacked, take_rows
+from lowrank_ldu.decomposition.blocks import matrices_of, restore_rows, split_diagonal, stacked, take_rows
 from lowrank_ldu.decomposition.complete import eliminate_complete
 from lowrank_ldu.decomposition.elimination import ElementGrowthError, Elimination, on_writable
 from lowrank_ldu.decomposition.factorization import Factorization
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Pivoting = Literal["partial", "complete", "rook", "randomized"]
 PIVOTING: tuple[Pivoting, ...] = get_args(Pivoting)
+Origin = Literal["weight", "product", "lowrank"]
 _ARRAYS = ("left", "diagonal", "right", "permutation", "column_permutation", "runner_up")
 
 
@@ -54,12 +55,16 @@ class LDU(Factorization[ArrayType]):
     permutation : integer array, shape (..., m)
         p, never a matrix. The first r are the pivot rows.
     column_permutation : integer array, shape (..., n), or None
-        q; None for partial pivoting, which exchanges rows only.
+        q; None for partial pivoting of a weight, which exchanges rows only.
     pivoting : str
         The strategy that chose the pivots.
     runner_up : array, shape (..., r), or None
         Complete and rook pivoting: the largest competitor of each pivot over the pivot, in magnitude. None where the
         competitors are the entries of `lower` below the diagonal.
+    origin : {"weight", "product", "lowrank"}
+        What was eliminated: W itself (`ldu`), a product of two factors (`ldu_of_product`), or a product that is
+        nearly the best of its rank for W (`ldu_lowrank`). The pivots of the latter two are of the product, so that
+        `ldu_at_pivots(W, ...)` gives other factors.
     """
 
     # Of the same library, but of integers, which the static type of W may not be.
@@ -67,6 +72,7 @@ class LDU(Factorization[ArrayType]):
     column_permutation: Array | None
     pivoting: Pivoting
     runner_up: ArrayType | None = None
+    origin: Origin = "weight"
 
     @cached_property
     def lower(self) -> ArrayType:
@@ -101,7 +107,7 @@ class LDU(Factorization[ArrayType]):
     def truncate(self, rank: int) -> Self:
         """Return the first `rank` steps, 1 <= rank <= r, as views.
 
-        They are what `ldu(W, rank)` gives for the same pivots.
+        They are what `ldu(W, rank)` gives for the same pivots. Of a product they are no near-best LDU of their rank.
         """
         shorter = super().truncate(rank)
         runner_up = None if self.runner_up is None else self.runner_up[..., : shorter.rank]
@@ -205,7 +211,7 @@ def split_and_fold(
         if factors is not None and _in_range(factors, backend):
             return factors
         if W.ndim > 2:
-            parts = [split_and_fold(one, eliminate, pivoting, backend) for one in _matrices(W, backend)]
+            parts = [split_and_fold(one, eliminate, pivoting, backend) for one in matrices_of(W, backend)]
             stacks = {name: stacked([getattr(part, name) for part in parts], W, backend) for name in _ARRAYS}
             return replace(parts[0], **stacks)
         rescaled = eliminate_rescaled(W, eliminate, backend)
@@ -247,15 +253,9 @@ def _eliminate(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Back
 
 def _eliminate_stack(W: Array, rank: int, pivoting: Pivoting, seed: int, backend: Backend) -> Elimination:
     """Take the matrices of a stack (..., m, n) one by one."""
-    parts = [_eliminate(one, rank, pivoting, seed, backend) for one in _matrices(W, backend)]
+    parts = [_eliminate(one, rank, pivoting, seed, backend) for one in matrices_of(W, backend)]
     names = (field.name for field in fields(Elimination))
     return Elimination(**{name: stacked([getattr(part, name) for part in parts], W, backend) for name in names})
-
-
-def _matrices(W: Array, backend: Backend) -> list[Array]:
-    """Return the matrices of a stack (..., m, n)."""
-    flat = backend.xp.reshape(W, (-1, *W.shape[-2:]))
-    return [flat[i, ...] for i in range(flat.shape[0])]
 
 
 def _fold(elimination: Elimination, diagonal: Array, upper: Array, pivoting: Pivoting, backend: Backend) -> LDU:

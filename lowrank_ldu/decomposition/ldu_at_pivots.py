@@ -66,9 +66,9 @@ def ldu_at_pivots(
     if W.ndim != 2:
         raise ValueError(f"W has shape {tuple(W.shape)}; accepted: a single matrix (m, n)")
     m, n = (int(size) for size in W.shape)
-    chosen_rows = _check_pivots(rows, m, "rows")
+    chosen_rows = check_pivots(rows, m, "rows")
     rank = len(chosen_rows)
-    chosen_columns = _check_pivots(range(rank) if columns is None else columns, n, "columns")
+    chosen_columns = check_pivots(range(rank) if columns is None else columns, n, "columns")
     if len(chosen_columns) != rank:
         raise ValueError(f"columns holds {len(chosen_columns)} pivots and rows {rank}; accepted: as many of each")
 
@@ -81,14 +81,15 @@ def ldu_at_pivots(
         finfo = backend.xp.finfo(W.dtype)
         rounding = m * float(finfo.eps) * float(backend.xp.max(backend.xp.abs(W)))
         negligible = max(rounding, float(finfo.smallest_normal))
-        lower, upper_rows = _eliminate_in_order(permuted, rank, negligible, backend)
+        lower, upper_rows = eliminate_in_order(permuted, rank, negligible, backend)
         left = restore_rows(lower, permutation, backend)
         return Elimination(permutation, None if columns is None else column_permutation, left, upper_rows)
 
     return split_and_fold(W, lambda matrix, library: on_writable(eliminate, matrix, rank, library), pivoting, backend)
 
 
-def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return distinct indices below `size` as a vector."""
     vector = np.asarray(pivots)
     if vector.ndim != 1 or vector.size == 0 or vector.dtype.kind not in "iu":
         raise ValueError(f"{name} is {pivots!r}; accepted: a sequence of at least one integer index")
@@ -100,7 +101,7 @@ def _check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tup
     return vector
 
 
-def _eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend) -> tuple[Array, Array]:
+def eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend) -> tuple[Array, Array]:
     """Return L (m, r) and D U (r, n).
 
     They are the factors of the permuted W (m, n).
@@ -123,10 +124,10 @@ def _eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend
         below = xp.where(pivot == 0, xp.zeros_like(below), below)
         return xp.concat([xp.ones_like(W[:1, :1]), below]), W[:1, :]
     half = rank // 2
-    left_lower, left_rows = _eliminate_in_order(W[:, :half], half, negligible, backend)
+    left_lower, left_rows = eliminate_in_order(W[:, :half], half, negligible, backend)
     above = backend.solve_triangular(left_lower[:half, :], W[:half, half:], lower=True, unit_diagonal=True)
     rest = W[half:, half:] - left_lower[half:, :] @ above
-    right_lower, right_rows = _eliminate_in_order(rest, rank - half, negligible, backend)
+    right_lower, right_rows = eliminate_in_order(rest, rank - half, negligible, backend)
     corner = xp.zeros((half, rank - half), dtype=W.dtype, device=xp.empty_like(above).device)
     lower = xp.concat([left_lower, xp.concat([corner, right_lower])], axis=1)
     upper = xp.concat([xp.concat([left_rows, above], axis=1), xp.concat([corner.T, right_rows], axis=1)])

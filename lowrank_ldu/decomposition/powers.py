@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lowrank_ldu.backend import backend_of
+
 if TYPE_CHECKING:
     from lowrank_ldu.backend import Array, Backend
 
@@ -88,3 +92,19 @@ def balanced(left: Array, right: Array, backend: Backend) -> tuple[Array, Array,
     left = times_power(left, -of_left[..., None, :], backend)
     right = times_power(right, -of_right[..., :, None], backend)
     return left, right, of_left + of_right
+
+
+def exponents_of_extremes(W: Array, backend: Backend) -> np.ndarray[Any, Any]:
+    """Return the exponent of each matrix with extreme numbers.
+
+    That of its largest entry where squares leave the range, 0 elsewhere.
+    """
+    if not backend.in_place:  # XLA takes subnormal numbers for zeros
+        W = np.asarray(backend.to_numpy(W))
+        backend = backend_of(W)
+    # Not abs(W), which would be written to memory.
+    highest, lowest = (np.asarray(backend.to_numpy(end(W, axis=(-2, -1)))) for end in (backend.xp.max, backend.xp.min))
+    largest = np.maximum(highest, -lowest)
+    exponents: np.ndarray[Any, Any] = np.frexp(largest)[1]
+    limit = largest_exponent(backend.xp, W.dtype) // 2
+    return np.where(np.abs(exponents) > limit, exponents, 0)

@@ -30,13 +30,14 @@ _EXPONENTS = {"float32": (0,), "float64": (1008, 512, 0, -512, -1000)}
 _LARGEST_PIVOT = float(np.finfo(np.float64).max) / 8
 
 
-class _DividingBackend(NumpyBackend):
+class DividingBackend(NumpyBackend):
     """Divide by pivots whose reciprocals overflow.
 
     NumPy's backend, with an LU of single steps where LAPACK's is of no use.
     """
 
     def lu(self, matrix: Array) -> tuple[Array, Array]:
+        """Return packed factors and row permutation of a matrix (m, r)."""
         try:
             return super().lu(matrix)
         except SubnormalPivotError:
@@ -79,7 +80,7 @@ def eliminate_rescaled(
         All on W's device. None instead of the three where some number is beyond W's dtype at every scale.
     """
     host = np.asarray(backend.to_numpy(W))
-    library = _DividingBackend()
+    library = DividingBackend()
     largest = int(np.frexp(np.abs(host).max())[1])
     for target in _EXPONENTS[dtype_name(host)]:
         # The entries of float32 stay as they are.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank_ldu.backend import ArrayType, backend_of
+from lowrank_ldu.backend import ArrayType
 from lowrank_ldu.decomposition.factorization import Factorization
-from lowrank_ldu.decomposition.powers import largest_exponent
+from lowrank_ldu.decomposition.powers import exponents_of_extremes
 from lowrank_ldu.validation import RANK_KEYWORDS, check_count, check_matrix, check_rank, explain_keywords
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def svd(
         width = min(rank + oversampling, *(int(size) for size in matrices.shape[-2:]))
         return _randomized(matrices, width, check_count(niter, "niter"), seed, backend).truncate(rank)
 
-    exponents = _exponents_of_extremes(W, backend)
+    exponents = exponents_of_extremes(W, backend)
     if not exponents.any():
         return leading(W)
     scaled = np.ldexp(np.asarray(backend.to_numpy(W)), -exponents[..., None, None])
@@ -112,20 +112,6 @@ def _check_range(W: Array, backend: Backend) -> None:
             f"W has entries up to {largest:.3g}, so that its singular values may overflow; accepted: at most "
             f"{limit:.3g} for this shape and dtype"
         )
-
-
-def _exponents_of_extremes(W: Array, backend: Backend) -> np.ndarray[Any, Any]:
-    """Return the exponent of each matrix with extreme numbers.
-
-    That of its largest entry where squares leave the range, 0 elsewhere.
-    """
-    if not backend.in_place:  # XLA takes subnormal numbers for zeros
-        W = np.asarray(backend.to_numpy(W))
-        backend = backend_of(W)
-    largest = np.asarray(backend.to_numpy(backend.xp.max(backend.xp.abs(W), axis=(-2, -1))))
-    exponents: np.ndarray[Any, Any] = np.frexp(largest)[1]
-    limit = largest_exponent(backend.xp, W.dtype) // 2
-    return np.where(np.abs(exponents) > limit, exponents, 0)
 
 
 def _randomized(W: Array, width: int, niter: int, seed: int, backend: Backend) -> SVD:

@@ -19,6 +19,8 @@ from lowrank_ldu.demo.comparison import (
 )
 from lowrank_ldu.demo.digits import SHIFTS, DigitsSplit, Images, load_digits_split
 from lowrank_ldu.demo.methods import (
+    ChosenPivotsMethod,
+    FittedBasisMethod,
     FullFineTuning,
     LinearProbe,
     LoLDUMethod,
@@ -33,10 +35,12 @@ from lowrank_ldu.demo.vit import VisionTransformerSettings, build_vision_transfo
 
 __all__ = [
     "SHIFTS",
+    "ChosenPivotsMethod",
     "Comparison",
     "ComparisonProgress",
     "ComparisonSettings",
     "DigitsSplit",
+    "FittedBasisMethod",
     "FullFineTuning",
     "Images",
     "LinearProbe",

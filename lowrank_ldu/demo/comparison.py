@@ -215,7 +215,7 @@ def pretrain(split: DigitsSplit, settings: ComparisonSettings, *, on_step: StepC
     model = build_vision_transformer(settings.network, seed=settings.split_seed)
     method = FullFineTuning(settings.pretraining_learning_rate)
     result = train(
-        method.prepare(model, seed=settings.split_seed),
+        method.prepare(model, split.pretraining, seed=settings.split_seed),
         split.pretraining,
         split.upright_test,
         learning_rate=method.learning_rate,
@@ -261,7 +261,7 @@ def fine_tune(
     result : TrainingResult
         Accuracies and time.
     """
-    prepared = method.prepare(copy.deepcopy(pretrained.model), seed=seed)
+    prepared = method.prepare(copy.deepcopy(pretrained.model), training, seed=seed)
     result = train(
         prepared,
         training,

@@ -1,6 +1,6 @@
 """Prepare a model for each fine-tuning method.
 
-Linear probe, LoLDU, LoRA, PiSSA and full fine-tuning, behind one interface.
+Linear probe, LoLDU, an LDU that is fitted to the task, LoRA, PiSSA and full fine-tuning, behind one interface.
 
 Every method trains the classification head too. Parameters are counted as the paper does (arXiv 2410.13618, section IV
 and Table I: adapter with sigma, without the head), and with the head beside it.
@@ -11,16 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lowrank_ldu.demo.determinism import seeded
 from lowrank_ldu.demo.extra import require
+from lowrank_ldu.fitting import choose_pivots, fit_basis
 from lowrank_ldu.nn import inject, project_
+from lowrank_ldu.nn.host import hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lowrank_ldu.demo.digits import Images
+
 HEAD = "classifier"
+Batch = tuple[Tensor, Tensor]
+# Images in a batch that pivots or a basis are fitted to.
+_FITTED_ON = 128
 
 # The query and value projections of a vision transformer are named differently before and after transformers 5.
 _QUERY_AND_VALUE = frozenset({"query", "value", "q_proj", "v_proj"})
@@ -57,7 +65,8 @@ class PreparedModel:
         """Split the trained parameters into the optimizer's groups.
 
         Matrices decay. Vectors do not: the usual rule for biases and normalizations, which here also keeps decay from
-        pulling LoLDU's sigma away from the value that leaves the pre-trained model unchanged.
+        pulling LoLDU's sigma away from the value that leaves the pre-trained model unchanged. Nor do cores of blocks,
+        which have three dimensions, and which decay would draw to zero.
 
         Parameters
         ----------
@@ -70,8 +79,10 @@ class PreparedModel:
             Groups for a `torch.optim.Optimizer`.
         """
         parameters = self.trainable().values()
-        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-        vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+        cores = {id(adapter.offset) for _, host in hosts(self.model) for _, adapter, _ in host.held_adapters()}
+        decaying = {id(parameter) for parameter in parameters if parameter.ndim > 1} - cores
+        matrices = [parameter for parameter in parameters if id(parameter) in decaying]
+        vectors = [parameter for parameter in parameters if id(parameter) not in decaying]
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
@@ -107,13 +118,15 @@ class Method(Protocol):
     def learning_rate(self) -> float:
         """Peak learning rate of AdamW."""
 
-    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
+    def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:
         """Prepare ``model`` in place for training by this method.
 
         Parameters
         ----------
         model : torch.nn.Module
             A classifier whose head is the submodule ``classifier``; give a copy if the original is still needed.
+        images : Images
+            The training images, to which some methods fit what they train in.
         seed : int
             Seed of whatever the method initializes at random. The global generator is left as it was.
 
@@ -137,7 +150,7 @@ class LinearProbe:
     learning_rate: float
     name: ClassVar[str] = "linear probe"
 
-    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:  # noqa: ARG002  (nothing is drawn at random)
+    def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:  # noqa: ARG002
         """Freeze everything but the head; see `Method.prepare`."""
         model.requires_grad_(False)
         return _with_trained_head(model)
@@ -156,7 +169,7 @@ class FullFineTuning:
     learning_rate: float
     name: ClassVar[str] = "full fine-tuning"
 
-    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:  # noqa: ARG002  (nothing is drawn at random)
+    def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:  # noqa: ARG002
         """Let every parameter train; see `Method.prepare`."""
         model.requires_grad_(True)
         return PreparedModel(model)
@@ -186,7 +199,7 @@ class LoLDUMethod:
         """Name for tables."""
         return f"LoLDU r={self.rank}"
 
-    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
+    def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:  # noqa: ARG002
         """Replace the query and value projections; see `Method.prepare`."""
         inject(model, query_and_value(model), self.rank, alpha=self.rank, seed=seed)
         return _with_trained_head(model, after_step=_keep_sigma_in_range)
@@ -214,7 +227,7 @@ class LoRAMethod:
         """Name for tables."""
         return f"LoRA r={self.rank}"
 
-    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
+    def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:  # noqa: ARG002
         """Add PEFT's LoRA layers; see `Method.prepare`."""
         return _add_peft_lora(model, self.rank, seed=seed, initialization=True)
 
@@ -241,9 +254,70 @@ class PiSSAMethod:
         """Name for tables."""
         return f"PiSSA r={self.rank}"
 
-    def prepare(self, model: nn.Module, *, seed: int) -> PreparedModel:
+    def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:  # noqa: ARG002
         """Split the weights by an exact SVD; see `Method.prepare`."""
         return _add_peft_lora(model, self.rank, seed=seed, initialization="pissa")
+
+
+@dataclass(frozen=True)
+class ChosenPivotsMethod:
+    """Train a dense core between rows and columns of each weight.
+
+    They are the pivots of the weight's LDU that the loss's gradient asks for (`lowrank_ldu.fitting.choose_pivots`), on
+    the query and value projections; the adapter is their numbers and rank^2 numbers a layer.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Peak learning rate.
+    rank : int
+        Rows, and columns, of each weight.
+    """
+
+    learning_rate: float
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """Name for tables."""
+        return f"chosen core r={self.rank}"
+
+    def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:  # noqa: ARG002
+        """Choose pivots, and replace the layers; see `Method.prepare`."""
+        targets = query_and_value(model)
+        pivots = choose_pivots(model, _batches(images), _loss, targets=targets, rank=self.rank, batches=None)
+        inject(model, targets, core="dense", parametrization="gram", train_sigma=False, pivots=pivots)
+        return _with_trained_head(model)
+
+
+@dataclass(frozen=True)
+class FittedBasisMethod:
+    """Train the diagonal of a near-best LDU of each layer's gradient.
+
+    On all linear layers but the head, in a basis of `lowrank_ldu.fitting.fit_basis`.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Peak learning rate.
+    rank : int
+        Rank-one terms trained in each layer.
+    """
+
+    learning_rate: float
+    rank: int
+
+    @property
+    def name(self) -> str:
+        """Name for tables."""
+        return f"fitted LDU r={self.rank}"
+
+    def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:
+        """Fit a basis, and replace the layers; see `Method.prepare`."""
+        linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != HEAD]
+        basis = fit_basis(model, _batches(images), _loss, targets=linear, rank=self.rank, batches=None, seed=seed)
+        inject(model, linear, parametrization="normalized", train_sigma=False, fitted_basis=basis)
+        return _with_trained_head(model)
 
 
 def default_methods() -> tuple[Method, ...]:
@@ -292,6 +366,16 @@ def query_and_value(model: nn.Module) -> list[str]:
         accepted = ", ".join(sorted(_QUERY_AND_VALUE))
         raise ValueError(f"the model has no query or value projection; accepted: linear layers named {accepted}")
     return found
+
+
+def _batches(images: Images) -> list[Batch]:
+    """Return the images in batches, in their order."""
+    parts = (torch.split(tensor, _FITTED_ON) for tensor in (images.pixels, images.labels))
+    return list(zip(*parts, strict=True))
+
+
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    return nn.functional.cross_entropy(model(batch[0]).logits, batch[1])
 
 
 def _with_trained_head(model: nn.Module, after_step: Callable[[nn.Module], None] | None = None) -> PreparedModel:

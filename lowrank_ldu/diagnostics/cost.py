@@ -24,6 +24,9 @@ def factor_flops(factors: Factorization, rank: int) -> int:
     - rook: the same, the columns and rows that its search forms counted once;
     - randomized: the same, and 2 s m n for a sketch of s = min(r, 64) + 8 rows;
     - complete: the rank-one updates, 2 m n r; comparisons are not counted;
+    - of a product: two eliminations of r columns and the products around them, 4 (m + n) r^2;
+    - near-best: that of the product, and with the default sketch of s = r + 8 columns 10 m n s for its products with W
+      and 18 s^2 (m + n) for its two Gram matrices;
     - svd, pissa, exact: 6 l k^2 + 20 k^3, whatever the rank (Golub and Van Loan, Matrix Computations, R-SVD);
     - svd, pissa, randomized with q power iterations: 4 (q + 1) m n w products with the w = r sketched columns.
 
@@ -41,6 +44,11 @@ def factor_flops(factors: Factorization, rank: int) -> int:
             return 6 * longest * k**2 + 20 * k**3
         return 4 * (factors.niter + 1) * m * n * rank
     eliminate = m * rank**2 - rank**3 // 3 + rank**2 * (n - rank)
+    if isinstance(factors, LDU) and factors.origin != "weight":
+        of_product = 4 * (m + n) * rank**2
+        sketched = rank + 8
+        near_best = 10 * m * n * sketched + 18 * sketched**2 * (m + n)
+        return of_product + (near_best if factors.origin == "lowrank" else 0)
     pivoting = factors.pivoting if isinstance(factors, LDU) else None
     if pivoting == "complete":
         return 2 * m * n * rank

@@ -32,7 +32,7 @@ def diagnose(
     W : array, shape (m, n), or Target
         The matrix that was factored. A `Target` spares measuring it again for each of several factorizations.
     factors : Factorization
-        Of W: from `ldu`, `svd` or `pissa`.
+        Of W: from `ldu`, `ldu_lowrank`, `svd` or `pissa`.
     ranks : iterable of int or int, optional
         Each from 1 to `factors.rank`; the latter alone if not given.
     singular_values : array, shape (k,), optional

@@ -10,6 +10,7 @@ import numpy as np
 from lowrank_ldu.backend import Array, Backend, backend_of
 from lowrank_ldu.decomposition import LDU, Factorization
 from lowrank_ldu.decomposition.gram import wide
+from lowrank_ldu.diagnostics.core_errors import CoreErrors
 from lowrank_ldu.diagnostics.cost import apply_flops, factor_flops
 from lowrank_ldu.diagnostics.measures import (
     condition_number,
@@ -68,12 +69,15 @@ class Examination:
         with quiet():
             self._terms = Terms(factors, self._backend, target.exponent)
             self._errors = RankErrors(target, factors, self._terms)
+            self._cores = CoreErrors(target, self._terms)
             self._storage = {
                 dtype: StorageErrors(self._terms, dtype, self._backend) for dtype in ("float16", "bfloat16")
             }
 
-    def at(self, rank: int) -> Diagnostics:
+    def at(self, rank: int, *, core: bool = True) -> Diagnostics:
         """Return the figures of the first `rank` terms.
+
+        Without `core`, all but the error with the best core, which takes two QR decompositions.
 
         Raises
         ------
@@ -85,7 +89,7 @@ class Examination:
         if known < rank:
             raise ValueError(f"rank is {rank}; accepted: at most {known}, the leading_values that are known")
         with quiet():
-            figures = self._measure(rank)
+            figures = self._measure(rank, core=core)
         unknown = [name for name, value in vars(figures).items() if isinstance(value, float) and math.isnan(value)]
         if unknown:
             raise ValueError(
@@ -115,20 +119,27 @@ class Examination:
             plain, refit = (np.sqrt(np.maximum(squares, 0.0)) / norm for squares in self._errors.squares())
         return plain, refit
 
-    def _measure(self, rank: int) -> Diagnostics:
+    def _measure(self, rank: int, *, core: bool) -> Diagnostics:
         m, n = self._factors.shape
         target, terms = self._target, self._terms
         size = int(self._backend.xp.finfo(self._factors.left.dtype).bits) // 8
         norm = target.scaled_frobenius_norm
         leading = self._factors.truncate(rank)
+        errors = _errors(rank, target, self._errors)
+        best_core: float | None = None
+        if core:
+            # Square factors span everything, so that a core has nothing to add to what is rounding.
+            full = rank == target.full_rank
+            best_core = errors["refit_frobenius_error"] if full else _relative(self._cores.at(rank), norm)
         return Diagnostics(
-            method=type(leading).__name__.lower(),
-            pivoting=leading.pivoting if isinstance(leading, LDU) else None,
+            method=_method(leading),
+            pivoting=leading.pivoting if isinstance(leading, LDU) and leading.origin == "weight" else None,
             m=m,
             n=n,
             rank=rank,
             dtype=dtype_name(leading.left),
-            **_errors(rank, target, self._errors),
+            **errors,
+            core_frobenius_error=best_core,
             **_conditioning(rank, terms, self._backend),
             **_pivots(target, leading, terms.z[:rank], self._backend),
             storage_error_float16=_relative(self._storage["float16"].at(rank), norm),
@@ -139,6 +150,13 @@ class Examination:
             factor_bytes=size * (rank * (m + n) + rank),
             dense_bytes=size * m * n,
         )
+
+
+def _method(factors: Factorization) -> str:
+    """Return the name of the method that gave some factors."""
+    if isinstance(factors, LDU) and factors.origin != "weight":
+        return {"product": "ldu_of_product", "lowrank": "ldu_lowrank"}[factors.origin]
+    return type(factors).__name__.lower()
 
 
 def _relative(value: float, norm: float) -> float:

@@ -19,9 +19,9 @@ class Diagnostics:
     Attributes
     ----------
     method : str
-        "ldu", "svd" or "pissa".
+        "ldu", "svd" or "pissa"; "ldu_lowrank" or "ldu_of_product" for an LDU that is not of W itself.
     pivoting : str or None
-        Pivoting strategy of an LDU factorization.
+        Pivoting strategy of an LDU factorization of W itself.
     m, n, rank : int
         Shape of W, and the number r of terms measured.
     dtype : str
@@ -32,6 +32,10 @@ class Diagnostics:
         \|W - L diag(z) U\| / \|W\| in either norm; 0 if W is zero. Spectral errors are None if not asked for.
     refit_frobenius_error, refit_spectral_error : float, float or None
         The same with the diagonal that is best for these L and U in the Frobenius norm (`Factorization.refit`).
+    core_frobenius_error : float or None
+        The same in the Frobenius norm with the best r x r matrix between L and U in place of a diagonal, L K U: what
+        their columns and rows can give at all. At full rank it is the error with the best diagonal. None if not asked
+        for.
     zero_frobenius_error, zero_spectral_error : float
         Yardstick: the same for the zero matrix. 1, or 0 if W is zero.
     svd_frobenius_error, svd_spectral_error : float, float or None
@@ -83,6 +87,7 @@ class Diagnostics:
     spectral_error: float | None
     refit_frobenius_error: float
     refit_spectral_error: float | None
+    core_frobenius_error: float | None
     zero_frobenius_error: float
     zero_spectral_error: float
     svd_frobenius_error: float

@@ -5,7 +5,6 @@ Pivots are chosen, and bases made, by the gradients of a loss or by activations.
 
 from lowrank_ldu.errors import FittingError
 from lowrank_ldu.fitting.basis import fit_basis
-from lowrank_ldu.fitting.cores import CORES, Core
 from lowrank_ldu.fitting.fitted_basis import FittedBasis
 from lowrank_ldu.fitting.pivots import choose_pivots
 from lowrank_ldu.fitting.pivots_record import LayerPivots, Pivots
@@ -13,9 +12,7 @@ from lowrank_ldu.fitting.sums import SOURCES, Source, input_moments, loss_gradie
 from lowrank_ldu.fitting.targets import TargetLayer, target_layers
 
 __all__ = [
-    "CORES",
     "SOURCES",
-    "Core",
     "FittedBasis",
     "FittingError",
     "LayerPivots",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowrank_ldu.decomposition import Factorization
@@ -12,9 +13,9 @@ from lowrank_ldu.fitting.factoring import checked_method, finished, terms_of_gra
 from lowrank_ldu.fitting.fitted_basis import BASIS_DTYPES, FittedBasis, LayerBasis
 from lowrank_ldu.fitting.ranks import check_budget, check_one_given, checked_ranks
 from lowrank_ldu.fitting.sums import SOURCES, Sums
-from lowrank_ldu.fitting.targets import naming, target_layers
+from lowrank_ldu.fitting.targets import target_layers
 from lowrank_ldu.nn.base_identity import sample_of
-from lowrank_ldu.validation import LARGEST_SEED, check_choice, check_count, check_rank
+from lowrank_ldu.validation import LARGEST_SEED, check_choice, check_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +56,7 @@ def fit_basis(
         As for `choose_pivots`; with a budget, too, one pass over the batches is enough for the layers that are in
         memory together.
     rank : int, or mapping of str to int, optional
-        r of all layers, or of each by its name. Either this or `budget`.
+        r of all layers, or of each by its name, where the gradient has that rank. Either this or `budget`.
     budget : int, optional
         Numbers on the diagonals of all layers together.
     source : {"gradient", "activation"}
@@ -77,7 +78,12 @@ def fit_basis(
     Raises
     ------
     TypeError, ValueError
-        As for `choose_pivots`; the method is none of the source's; the gradient has a lower rank than asked for.
+        As for `choose_pivots`; the method is none of the source's.
+
+    Warns
+    -----
+    UserWarning
+        A gradient has a lower rank than asked for, of few batches, and so has the basis in that layer.
 
     Examples
     --------
@@ -101,19 +107,27 @@ def fit_basis(
     check_one_given(rank, budget)
     ranks: dict[str, int] = {}
     if budget is None:
-        ranks = checked_ranks(rank, layers)
+        ranks = checked_ranks(rank, layers, _DIAGONAL)
     else:
         check_budget(budget, layers, _DIAGONAL)
     found: dict[str, _Fitted] = {}
+    short: list[str] = []
     for layer, total in Sums(model, data, loss, source=source, batches=batches, max_bytes=max_bytes).of(layers):
         W = layer.weight().detach().to(total.device)
         own = ranks.get(layer.name) or largest_useful_rank(_DIAGONAL.numbers, budget or 0, len(layers), min(W.shape))
         found[layer.name] = _fitted(W, total, own, chosen, source=source, seed=seed)
         if ranks:
-            with naming(layer):
-                check_rank(own, found[layer.name].terms.rank, f"the {source}s have too low a rank, and rank")
+            ranks[layer.name] = found[layer.name].terms.rank
+            short += [layer.name] * (ranks[layer.name] < own)
     if not ranks:
         ranks = allocate({name: fitted.energy for name, fitted in found.items()}, _DIAGONAL.numbers, budget or 0)
+    if short:
+        warnings.warn(
+            f"the {source}s of {len(short)} layers, {short[0]!r} first, have a lower rank than asked for, which the "
+            "basis has there; more batches may raise it",
+            UserWarning,
+            stacklevel=2,
+        )
     parts = {}
     for name, own in ranks.items():
         terms, energy, total_energy, sample = found.pop(name)

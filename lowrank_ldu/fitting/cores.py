@@ -7,10 +7,12 @@ the diagonal, or diagonal.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 
+from lowrank_ldu.nn.cores import CORES, Core, core_shape
 from lowrank_ldu.validation import check_choice, check_count
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.fitting.energy import Energy
 
-Core = Literal["dense", "block", "diagonal"]
-CORES: tuple[Core, ...] = get_args(Core)
 # Terms that depend on each other but for rounding share what they hold.
 _JITTER = 1e-12
 
@@ -57,15 +57,25 @@ class CoreShape:
     def numbers(self, rank: int) -> int:
         """Return the trained numbers of a core of some rank.
 
+        Raises
+        ------
+        ValueError
+            The rank is no multiple of the block size.
+
         Examples
         --------
         >>> CoreShape("dense").numbers(8), CoreShape("block", 4).numbers(8), CoreShape("diagonal").numbers(8)
         (64, 32, 8)
         """
-        if self.core == "dense":
-            return rank * rank
-        whole, rest = divmod(rank, self.block_size)
-        return whole * self.block_size**2 + rest * rest
+        return prod(core_shape(self.core, rank, self.block_size))
+
+    def rank_of(self, step: int, limit: int) -> int:
+        """Return the rank of a number of blocks, at most a limit's."""
+        return min(step, self.steps(limit)) * self.block_size
+
+    def steps(self, limit: int) -> int:
+        """Return the number of blocks that a rank has room for."""
+        return limit // self.block_size
 
     def held_by_rank(self, left: Tensor, right: Tensor, energy: Energy) -> Tensor:
         """Return the share that cores of rank 1, 2, ... hold.

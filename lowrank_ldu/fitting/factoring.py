@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from lowrank_ldu.decomposition import Factorization, ldu, svd
+from lowrank_ldu.decomposition import Factorization, ldu, ldu_of_product, svd
 from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ BASIS_METHODS: tuple[BasisMethod, ...] = get_args(BasisMethod)
 _OF_MOMENTS: tuple[BasisMethod, ...] = ("complete", "svd")
 # Of the near-best approximation: its error is then within 2 % of the least, on gradients and weights that were tried.
 _POWER_STEPS = 2
+# Terms under so many units of rounding of the largest one are no gradient: sums of any length have errors of a few.
+_ROUNDING = 32
 
 
 def checked_method(method: object, source: Source) -> BasisMethod:
@@ -47,21 +49,17 @@ def terms_of_gradient(G: Tensor, rank: int, method: BasisMethod, seed: int) -> F
         factors = svd(G, rank, niter=_POWER_STEPS, seed=seed)
     else:
         factors = ldu(G, rank, pivoting=method, seed=seed)
-    rounding = max(G.shape) * torch.finfo(G.dtype).eps * factors.diagonal.abs().max()
+    rounding = _ROUNDING * torch.finfo(G.dtype).eps * factors.diagonal.abs().max()
     found = int((factors.diagonal.abs() > rounding).to(torch.int64).cumprod(0).sum())
     return Factorization(factors.left, factors.diagonal, factors.right).truncate(max(found, 1))
 
 
 def finished(terms: Factorization[Tensor], method: BasisMethod) -> Factorization[Tensor]:
-    """Return terms of `terms_of_gradient` as a method has them.
-
-    A product X Y is an LDU: with P X Q = L1 D1 U1 by complete pivoting, and so D1 U1 Y = L2 D U, it is (L1 L2) D U.
-    """
+    """Return terms of `terms_of_gradient` as a method has them."""
     if method != "ldu_lowrank":
         return terms
-    first = ldu(terms.left, pivoting="complete")
-    second = ldu((first.diagonal[:, None] * first.right * terms.diagonal) @ terms.right, pivoting="complete")
-    return Factorization(first.left @ second.left, second.diagonal, second.right)
+    factors = ldu_of_product(terms.left, terms.diagonal[:, None] * terms.right)
+    return Factorization(factors.left, factors.diagonal, factors.right)
 
 
 def terms_of_moments(outputs: Tensor, inputs: Tensor, rank: int, method: BasisMethod) -> Factorization[Tensor]:
@@ -114,6 +112,7 @@ def pivoted_ldl(moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         column = (moment[:, pivot] - lower[:, :step] @ (pivots[:step] * lower[pivot, :step])) / size
         # Exact zeros at earlier pivots, where rounding may have left something.
         column = torch.where(left == -torch.inf, 0.0, column)
+        column[pivot] = 1
         lower[:, step], pivots[step] = column, size
         left = left - size * column * column
         left[pivot] = -torch.inf

@@ -173,8 +173,8 @@ class FittedBasis:
         if not difference <= QUANTIZED:
             raise FittingError(
                 f"layer {layer!r}: the weight is not the one that the basis was fitted for, from which it differs by "
-                f"{figure(100 * difference)} % where it was sampled; accepted: the same base, or a rounded or quantized "
-                "copy of it"
+                f"{figure(100 * difference)} % where it was sampled; accepted: the same base, or a rounded or "
+                "quantized copy of it"
             )
 
     def check_base(self, model: nn.Module) -> None:
@@ -256,8 +256,12 @@ def _check(record: dict[str, Any]) -> None:
     check_choice(record["source"], "source", SOURCES)
     check_choice(record["method"], "method", BASIS_METHODS)
     check_choice(record["dtype"], "dtype", BASIS_DTYPES)
+    if record["budget"] is not None and type(record["budget"]) is not int:
+        raise ValueError(f"budget is {shown(record['budget'])}; accepted: an integer, or None")
     check_layers(record, {"held"}, _PARTS)
     for name, entry in record["layers"].items():
+        if type(entry["held"]) not in {float, int}:
+            raise ValueError(f"layer {name!r} has held {shown(entry['held'])}; accepted: a number")
         m, n = entry["shape"]
         shapes = [record["tensors"][f"{name}.{key}"]["shape"] for key in _PARTS]
         rank = shapes[1][0] if len(shapes[1]) == 1 else 0

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lowrank_ldu.fitting.batches import Loss
-    from lowrank_ldu.fitting.cores import Core
     from lowrank_ldu.fitting.energy import Energy
     from lowrank_ldu.fitting.targets import TargetLayer
+    from lowrank_ldu.nn.cores import Core
 
 Method = Literal["alternating", "separate"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -68,7 +68,7 @@ def choose_pivots(
     core : {"dense", "block", "diagonal"}
         What will be trained in the factors: r^2, r * block_size or r numbers a layer.
     block_size : int, optional
-        Of core "block"; ranks that the budget gives are multiples of it where the matrix allows.
+        Of core "block"; ranks are multiples of it.
     source : {"gradient", "activation"}
         "activation" takes second moments of each layer's inputs x and outputs W x instead; no labels are needed.
     method : {"alternating", "separate"}
@@ -114,7 +114,7 @@ def choose_pivots(
     )
     choice = _Choice(shape, method)
     if budget is None:
-        ranks = checked_ranks(rank, layers)
+        ranks = checked_ranks(rank, layers, shape)
         for layer, W, energy in _energies(sums, layers):
             choice.add(layer, W, energy, ranks[layer.name])
     else:
@@ -130,9 +130,9 @@ def choose_pivots(
         steps = allocate(curves, lambda step: shape.numbers(step * shape.block_size), budget)
         again = ((layer, _scaled_weight(layer, None), kept.pop(layer.name)) for layer in layers)
         for layer, W, energy in again if kept else _energies(sums, layers):
-            own = min(steps[layer.name] * shape.block_size, *W.shape)
+            own = shape.rank_of(steps[layer.name], min(W.shape))
             choice.add(layer, W, energy, own, first.pop(layer.name))
-    return Pivots(choice.pivots, choice.shapes, choice.held, shape.core, shape.block_size, source, budget)
+    return Pivots(choice.pivots, choice.shapes, choice.held, shape.core, block_size, source, budget)
 
 
 def _energies(sums: Sums, layers: Sequence[TargetLayer]) -> Iterator[tuple[TargetLayer, Tensor, Energy]]:
@@ -155,17 +155,17 @@ def _scaled_weight(layer: TargetLayer, total: Tensor | None) -> Tensor:
 
 def _largest_rank(shape: CoreShape, budget: int, layers: int, limit: int) -> int:
     """Return the rank up to which the energy of a layer is looked at."""
-    size = shape.block_size
-    steps = largest_useful_rank(
-        lambda step: shape.numbers(min(step * size, limit)), budget, layers, max(limit // size, 1)
-    )
-    return min(steps * size, limit)
+    steps = largest_useful_rank(lambda step: shape.numbers(step * shape.block_size), budget, layers, shape.steps(limit))
+    return shape.rank_of(steps, limit)
 
 
 def _curve(layer: TargetLayer, W: Tensor, energy: Energy, shape: CoreShape, top: int) -> tuple[list[int], list[float]]:
     """Return rows in a greedy order, and the energy held at each step."""
     columns, rows = energy.columns(W, top), energy.rows(W, top)
-    top = min(len(columns.indices), len(rows.indices))
+    with naming(layer):
+        found = min(len(columns.indices), len(rows.indices))
+        check_rank(shape.block_size, found, "the weight has dependent rows or columns, and the least rank")
+        top = shape.rank_of(found, found)
     if shape.core == "dense":
         held = energy.grid(columns.basis[:, :top], rows.basis[:, :top]).cumsum(0).cumsum(1).diagonal()
     else:
@@ -173,8 +173,7 @@ def _curve(layer: TargetLayer, W: Tensor, energy: Energy, shape: CoreShape, top:
             pivots = usable_pivots(W, rows.indices[:top], columns.indices[:top])
         factors = ldu_at_pivots(W, *pivots)
         held = shape.held_by_rank(factors.left, factors.right, energy)
-    size = min(shape.block_size, top)
-    return rows.indices, (energy.total * held[size - 1 :: size]).tolist()
+    return rows.indices, (energy.total * held[shape.block_size - 1 :: shape.block_size]).tolist()
 
 
 class _Choice:

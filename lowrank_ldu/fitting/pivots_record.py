@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from lowrank_ldu.errors import FittingError
-from lowrank_ldu.fitting.cores import CORES, Core, CoreShape
+from lowrank_ldu.fitting.cores import CoreShape
 from lowrank_ldu.fitting.sealed_file import (
     Format,
     SealedFile,
@@ -22,7 +22,7 @@ from lowrank_ldu.fitting.sealed_file import (
 )
 from lowrank_ldu.fitting.sums import SOURCES, Source
 from lowrank_ldu.formatting import aligned, figure, printable
-from lowrank_ldu.validation import check_choice
+from lowrank_ldu.validation import check_choice, shown
 
 if TYPE_CHECKING:
     import os
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from lowrank_ldu.nn.cores import Core
 
 FORMAT, VERSION = "lowrank-ldu pivots", 1
 _INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -61,8 +63,8 @@ class Pivots(Mapping[str, LayerPivots]):
     held : mapping of str to float
         Share of the energy of the layer's gradient (or of its inputs and outputs) that the core can hold.
     core : str
-    block_size : int
-        1 unless core is "block".
+    block_size : int or None
+        Of core "block".
     source : str
         "gradient" or "activation".
     budget : int or None
@@ -70,7 +72,7 @@ class Pivots(Mapping[str, LayerPivots]):
 
     Examples
     --------
-    >>> pivots = Pivots({"0": LayerPivots((2, 0), (1, 3))}, {"0": (4, 4)}, {"0": 0.25}, "dense", 1, "gradient", None)
+    >>> pivots = Pivots({"0": LayerPivots((2, 0), (1, 3))}, {"0": (4, 4)}, {"0": 0.25}, "dense", None, "gradient", None)
     >>> pivots["0"].rows, pivots.rank_pattern, pivots.numbers
     ((2, 0), {'0': 2}, 4)
     """
@@ -79,7 +81,7 @@ class Pivots(Mapping[str, LayerPivots]):
     shapes: Mapping[str, tuple[int, int]]
     held: Mapping[str, float]
     core: Core
-    block_size: int
+    block_size: int | None
     source: Source
     budget: int | None
 
@@ -114,7 +116,7 @@ class Pivots(Mapping[str, LayerPivots]):
     @property
     def numbers(self) -> int:
         """Return the trained numbers of all cores together."""
-        shape = CoreShape(self.core, self.block_size)
+        shape = CoreShape.checked(self.core, self.block_size)
         return sum(shape.numbers(rank) for rank in self.rank_pattern.values())
 
     @property
@@ -195,7 +197,7 @@ class Pivots(Mapping[str, LayerPivots]):
 
     def __str__(self) -> str:
         rows = [("layer", "m x n", "rank", "numbers", "energy held, %")]
-        shape = CoreShape(self.core, self.block_size)
+        shape = CoreShape.checked(self.core, self.block_size)
         for name, rank in self.rank_pattern.items():
             m, n = self.shapes[name]
             rows.append(
@@ -213,12 +215,11 @@ def _check(record: dict[str, Any]) -> None:
     accepted = {"format", "version", "core", "block_size", "source", "budget", "layers", "tensors"}
     if set(record) != accepted:
         raise ValueError(f"the record has fields {sorted(record)}; accepted: {sorted(accepted)}")
-    check_choice(record["core"], "core", CORES)
     check_choice(record["source"], "source", SOURCES)
-    for key, least in (("block_size", 1), ("budget", 1)):
-        value = record[key]
-        if not (type(value) is int and value >= least) and not (key == "budget" and value is None):
-            raise ValueError(f"{key} is {value!r}; accepted: an integer from {least} on")
+    for key in ("block_size", "budget"):
+        if record[key] is not None and type(record[key]) is not int:
+            raise ValueError(f"{key} is {shown(record[key])}; accepted: an integer, or None")
+    CoreShape.checked(record["core"], record["block_size"])
     check_layers(record, {"held"}, LayerPivots._fields)
     for name, entry in record["layers"].items():
         if type(entry["held"]) not in {float, int}:
@@ -229,12 +230,17 @@ def _check(record: dict[str, Any]) -> None:
 
 
 def _check_indices(path: str, pivots: Pivots) -> None:
+    shape = CoreShape.checked(pivots.core, pivots.block_size)
     for name, found in pivots.items():
         if len(found.rows) != len(found.columns) or not found.rows:
             raise FittingError(
                 f"{path}: layer {name!r} has {len(found.rows)} rows and {len(found.columns)} columns; accepted: as "
                 "many of each, and at least one"
             )
+        try:
+            shape.numbers(len(found.rows))
+        except ValueError as error:
+            raise FittingError(f"{path}: layer {name!r}: {error}") from error
         for key, indices, size in zip(LayerPivots._fields, found, pivots.shapes[name], strict=True):
             if min(indices) < 0 or max(indices) >= size or len(set(indices)) != len(indices):
                 raise FittingError(

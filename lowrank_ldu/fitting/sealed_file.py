@@ -1,7 +1,7 @@
 """Write and read sealed safetensors files.
 
-The metadata of such a file is one record, which says what tensors there are and the SHA-256 of each. The SHA-256 of the
-record is the digest of the content; it does not depend on where the file has its tensors.
+The metadata of such a file is one record, which says what tensors there are and the SHA-256 of each, and the SHA-256 of
+the record. That is the digest of the content; it does not depend on where the file has its tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_KEY = "record"
+_RECORD, _DIGEST = "record", "sha256"
 
 
 class Format(NamedTuple):
@@ -117,7 +117,7 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
     try:
         with whole_file(path) as temporary:
             entries = [given(name, tensor) for name, tensor in tensors.items()]
-            write_tensors(temporary, entries, {_KEY: _text(record).decode()})
+            write_tensors(temporary, entries, {_RECORD: _text(record).decode(), _DIGEST: digest_of(record)})
     except OSError as error:
         raise FittingError(f"{path}: cannot be written ({error.strerror or reason_of(error)})") from error
 
@@ -153,7 +153,7 @@ class SealedFile:
             self._reader = SafetensorsReader(path)
         except CheckpointError as error:
             raise FittingError(str(error)) from error
-        text = self._reader.metadata.get(_KEY)
+        text = self._reader.metadata.get(_RECORD)
         if text is None:
             raise FittingError(f"{path}: a safetensors file without a record; accepted: {what}")
         try:
@@ -166,6 +166,8 @@ class SealedFile:
             raise FittingError(f"{path}: format version {record.get('version')!r}; accepted: {form.version}")
         self.record: dict[str, Any] = record
         self.digest = digest_of(record)
+        if self._reader.metadata.get(_DIGEST) != self.digest:
+            raise FittingError(f"{path}: its record is not the one that was written; the file was changed")
         self._check_listing()
         try:
             form.check(record)

@@ -4,7 +4,8 @@ An update at pivots (I, J) is W[:, J] K W[I, :]. Of a target G it can hold \|Q_C
 basis of W[:, J] and Q_R one of W[I, :]^T. Choosing J for given rows is the generalized column subset selection problem:
 columns of one matrix for the columns of another, G Q_R. Its greedy solution, orthogonal least squares for several
 right-hand sides, takes the column that adds most to what is held; the recurrences for that are those of Farahat,
-Elgohary, Ghodsi and Kamel (arXiv 1312.6838) and of Maung and Schweitzer (AISTATS 2015).
+Elgohary, Ghodsi and Kamel (Greedy column subset selection for large-scale data sets, arXiv 1312.6838), also of Maung
+and Schweitzer (Improved greedy algorithms for sparse approximation of a matrix in terms of another matrix).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # A column whose part beyond the chosen ones is smaller than this, relative to the column, is taken for dependent.
-_DEPENDENT = 1e-3
+_DEPENDENT = 1e-5
+# Norms that were brought down by subtraction to less than this, relative to where that began, are computed anew.
+_DOWNDATED = 1e-3
 # A pivot of the chosen block that is smaller than this, relative to the largest, is replaced.
 _NEAR_SINGULAR = 1e-4
 
@@ -40,7 +43,9 @@ class Chosen(NamedTuple):
     basis: Tensor
 
 
-def greedy_columns(W: Tensor, moment: Callable[[Tensor], Tensor], held: Tensor, count: int) -> Chosen:
+def greedy_columns(
+    W: Tensor, moment: Callable[[Tensor], Tensor], energies: Callable[[Tensor], Tensor], count: int
+) -> Chosen:
     """Choose columns of W whose span holds most of a target B.
 
     Each step takes the column that adds most to the energy of B in the span, in two products with W and one with the
@@ -51,8 +56,8 @@ def greedy_columns(W: Tensor, moment: Callable[[Tensor], Tensor], held: Tensor, 
     W : Tensor, shape (m, n)
     moment : callable
         From q (m,) to B B^T q (m,).
-    held : Tensor, shape (n,)
-        w_j^T B B^T w_j for each column w_j.
+    energies : callable
+        From A (m, n) to a_j^T B B^T a_j for each column a_j.
     count : int
         r.
 
@@ -62,26 +67,38 @@ def greedy_columns(W: Tensor, moment: Callable[[Tensor], Tensor], held: Tensor, 
         Fewer than r columns where the others depend on those.
     """
     m, n = W.shape
-    size = (W * W).sum(dim=0)
-    least = _DEPENDENT**2 * size.max()
-    left, energy = size.clone(), held.clone()
-    free = size > least
+    least = _DEPENDENT * torch.linalg.vector_norm(W, dim=0)
+    least = torch.clamp(least, min=_DEPENDENT * least.max()) ** 2
+    left, energy = (W * W).sum(dim=0), energies(W)
+    size = left
+    free = left > least
     basis, coefficients = W.new_zeros(m, count), W.new_zeros(count, n)
     indices: list[int] = []
-    for step in range(count):
-        free &= left > torch.clamp(_DEPENDENT**2 * size, min=least)
-        score = torch.where(free, energy.clamp_min(0) / left.clamp_min(torch.finfo(W.dtype).tiny), -1.0)
+    fresh = 0  # coefficients of the steps since W was last freed of the chosen columns
+    while len(indices) < count:
+        step = len(indices)
+        exact = free & (left > _DOWNDATED**2 * size)
+        score = torch.where(exact, energy.clamp_min(0) / left.clamp_min(torch.finfo(W.dtype).tiny), -1.0)
         best = int(score.argmax())
-        if not bool(free[best]):
-            break
-        done = basis[:, :step]
-        q = W[:, best] - done @ coefficients[:step, best]
+        if not bool(exact[best]):
+            if fresh == step:
+                break
+            # What is left of the columns has been subtracted from until rounding shows: it is computed anew.
+            done = basis[:, :step]
+            W = W - done @ (done.T @ W)
+            W = W - done @ (done.T @ W)
+            left, energy = (W * W).sum(dim=0), energies(W)
+            size, fresh = left, step
+            free &= left > least
+            continue
+        done, used = basis[:, :step], slice(fresh, step)
+        q = W[:, best] - basis[:, used] @ coefficients[used, best]
         # Twice is enough (Kahan).
         q = q - done @ (done.T @ q)
         q = q / torch.linalg.vector_norm(q)
         v = moment(q)
         products = torch.stack([q, v]) @ W
-        along, across = products[0], products[1] - (done.T @ v) @ coefficients[:step]
+        along, across = products[0], products[1] - (basis[:, used].T @ v) @ coefficients[used]
         energy = energy + along * (along * (q @ v) - 2 * across)
         left = left - along * along
         basis[:, step], coefficients[step] = q, along
@@ -92,17 +109,20 @@ def greedy_columns(W: Tensor, moment: Callable[[Tensor], Tensor], held: Tensor, 
 
 def columns_for(W: Tensor, target: Tensor, count: int) -> Chosen:
     """Choose columns of W (m, n) for a target B (m, k)."""
-    held = ((target.T @ W) ** 2).sum(dim=0)
+
+    def energies(A: Tensor) -> Tensor:
+        return ((target.T @ A) ** 2).sum(dim=0)
+
     if len(target) <= target.shape[1]:
         # A product with the moment (m, m) takes no longer than one with B, of which each step has two.
         moment = target @ target.T
-        return greedy_columns(W, moment.__matmul__, held, count)
-    return greedy_columns(W, lambda q: target @ (q @ target), held, count)
+        return greedy_columns(W, moment.__matmul__, energies, count)
+    return greedy_columns(W, lambda q: target @ (q @ target), energies, count)
 
 
 def columns_for_moment(W: Tensor, moment: Tensor, count: int) -> Chosen:
     """Choose columns of W (m, n) for B of a known moment B B^T (m, m)."""
-    return greedy_columns(W, moment.__matmul__, (W * (moment @ W)).sum(dim=0), count)
+    return greedy_columns(W, moment.__matmul__, lambda A: (A * (moment @ A)).sum(dim=0), count)
 
 
 def usable_pivots(W: Tensor, rows: list[int], columns: list[int]) -> tuple[list[int], list[int]]:

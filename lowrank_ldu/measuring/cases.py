@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from lowrank_ldu.errors import OptionError
 
 StepMode = Literal["forward", "training"]
-Preset = Literal["base", "llama", "decode"]
+Preset = Literal["base", "quick", "llama", "decode"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
 # Adapters of a mixed batch, which is compared with a batch of one adapter.
@@ -42,7 +42,7 @@ class Case:
 def cases_of(preset: str, device: str) -> list[Case]:
     """Return the cases of a preset.
 
-    "base": RoBERTa and ViT-B. "llama": LLaMA-7B. "decode": single tokens.
+    "base": RoBERTa and ViT-B. "quick": one small layer. "llama": LLaMA-7B. "decode": single tokens.
 
     Parameters
     ----------
@@ -65,6 +65,8 @@ def cases_of(preset: str, device: str) -> list[Case]:
     if preset == "base":
         # 6304 is a batch of 32 images of 197 patches, 25216 one of 128.
         return [Case(768, 768, 25216 if fast else 2048, 64), Case(768, 768, 25216 if fast else 6304, 768)]
+    if preset == "quick":
+        return [Case(768, 768, 8192 if fast else 512, 64)]
     if preset == "llama":
         tokens = 8192 if fast else 512
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -156,7 +157,9 @@ def adapted_layer(base: nn.Linear, rank: int, plan: Plan) -> LDULayer:
     return layer
 
 
-def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True) -> Iterator[LayerMethod]:
+def methods_of(
+    base: nn.Linear, case: Case, adapters: int, compared: bool = True, lora_rank: int = LORA_RANK
+) -> Iterator[LayerMethod]:
     """Yield the methods one by one.
 
     One that cannot be made does not stop the rest.
@@ -170,12 +173,14 @@ def methods_of(base: nn.Linear, case: Case, adapters: int, compared: bool = True
         Of the mixed batch.
     compared : bool
         Whether to yield others' methods, too.
+    lora_rank : int
+        Of PEFT's LoRA.
     """
     yield LayerMethod(FROZEN, "", _copy(base).requires_grad_(requires_grad=False))
     if compared:
         yield LayerMethod("full fine-tuning", "", _copy(base).requires_grad_())
         if importlib.util.find_spec("peft") is not None:
-            yield LayerMethod(f"PEFT LoRA r = {LORA_RANK}", "", _lora(base))
+            yield LayerMethod(f"PEFT LoRA r = {lora_rank}", "", _lora(base, lora_rank))
     layers: dict[str, LDULayer] = {}
     first: LDULayer | None = None
     for plan in PLANS:
@@ -220,11 +225,15 @@ def _sharing(layer: LDULayer, plan: Plan) -> LDULayer:
     return fresh
 
 
-def _lora(base: nn.Linear) -> nn.Module:
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # an extra's
-
+def _lora(base: nn.Linear, rank: int) -> nn.Module:
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # libraries that PEFT loads tell what they cannot load
+    try:
+        from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # an extra's
+    finally:
+        logging.disable(disabled)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of models other than transformers
-        config = LoraConfig(r=LORA_RANK, target_modules=["0"])
+        config = LoraConfig(r=rank, target_modules=["0"])
         model: nn.Module = get_peft_model(nn.Sequential(_copy(base)), config, autocast_adapter_dtype=False)
     return model.get_submodule("base_model.model.0")

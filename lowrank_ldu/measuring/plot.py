@@ -38,7 +38,8 @@ def write_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
         place.set_visible(False)
     first = rows[0]
     threads = f", {first.threads} threads" if first.device == "cpu" else ""
-    figure.suptitle(f"{first.device_name}{threads}, torch {first.torch}", fontsize=10)
+    busy = f", beside {first.neighbors} busy process{'es' * (first.neighbors > 1)}" if first.neighbors else ""
+    figure.suptitle(f"{first.device_name}{threads}, torch {first.torch}{busy}", fontsize=10)
     paths = [folder / "ratios.png", folder / "ratios.svg"]
     for path in paths:
         figure.savefig(path, dpi=130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.util
+import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 import lowrank_ldu
+from lowrank_ldu.kernels import Problem, choose_plan
 from lowrank_ldu.measuring.memory import peak_bytes, saved_bytes
-from lowrank_ldu.measuring.methods import FROZEN, LayerMethod, adapted_layer, base_layer, methods_of
+from lowrank_ldu.measuring.methods import FROZEN, LORA_RANK, LayerMethod, adapted_layer, base_layer, methods_of
 from lowrank_ldu.measuring.table import Row
-from lowrank_ldu.measuring.timing import measure
+from lowrank_ldu.measuring.timing import LEAST_ROUNDS, measure
 from lowrank_ldu.nn import LDULayer
 from lowrank_ldu.nn.plan import planned
 
@@ -28,11 +30,32 @@ if TYPE_CHECKING:
 # Products of several hundred terms, of the largest entry: rounding comes to some eps, and TF32 where it is allowed to
 # 1e-3. The dense formula subtracts and adds what the factorization leaves, with the growth of its rounding errors.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Of an estimate: methods of a table, methods beside the plans, and seconds of the profiler for each.
+_METHODS, _OTHERS, _MEMORY_SECONDS = 12, 7, 0.05
 # Rows of the output that are checked.
 _ROWS = 64
 
 
-def deviation(method: LayerMethod, base: nn.Linear, adapted: LDULayer, x: Tensor) -> float:
+def expected_output(base: nn.Linear, adapted: LDULayer, x: Tensor) -> dict[bool, Tensor]:
+    """Return the first rows of the output in float64, without and with the update.
+
+    Parameters
+    ----------
+    base : nn.Linear
+        The layer that the methods started from.
+    adapted : LDULayer
+        The same with the adapter.
+    x : Tensor, shape (T, n)
+    """
+    weight, factors = base.weight.detach().double(), adapted.factors
+    delta = (adapted.delta * factors.scale).detach().double()
+    with torch.no_grad():
+        rows = x[:_ROWS].double()
+        plain = rows @ weight.T + base.bias.detach().double()
+        return {False: plain, True: plain + (rows @ factors.right.double().T * delta) @ factors.left.double().T}
+
+
+def deviation(method: LayerMethod, expected: dict[bool, Tensor], x: Tensor) -> float:
     """Return the relative error of a method's output.
 
     The largest error over the largest output, against float64.
@@ -40,22 +63,14 @@ def deviation(method: LayerMethod, base: nn.Linear, adapted: LDULayer, x: Tensor
     Parameters
     ----------
     method : LayerMethod
-    base : nn.Linear
-        The layer it started from.
-    adapted : LDULayer
-        The same with the adapter.
+    expected : dict of bool to Tensor
+        From `expected_output`.
     x : Tensor, shape (T, n)
     """
-    weight = base.weight.detach().double()
-    if method.adapted:
-        factors = adapted.factors
-        delta = (adapted.delta * factors.scale).detach().double()
-        weight = weight + (factors.left.double() * delta) @ factors.right.double()
+    right = expected[method.adapted]
     with torch.no_grad():
-        rows = slice(None) if len(x) <= _ROWS else slice(0, _ROWS)
-        expected = x[rows].double() @ weight.T + base.bias.detach().double()
-        y = method.module(x)[rows].double()
-    return float((y - expected).abs().max() / expected.abs().max())
+        y = method.module(x)[: len(right)].double()
+    return float((y - right).abs().max() / right.abs().max())
 
 
 def is_right(error: float, dtype: torch.dtype) -> bool:
@@ -86,7 +101,9 @@ def run_case(
     seconds: float,
     adapters: int,
     device_name: str,
-    progress: Callable[[str], None] = lambda _: None,
+    lora_rank: int = LORA_RANK,
+    neighbors: int = 0,
+    progress: Callable[[str, float], None] = lambda *_: None,
 ) -> Result:
     """Measure every method on one case.
 
@@ -96,31 +113,35 @@ def run_case(
     device, dtype
         Where and in what.
     seconds : float
-        For the rounds of each mode.
+        For each mode, checks and memory included, as far as three rounds allow.
     adapters : int
         Of the mixed batch.
     device_name : str
         For the table.
+    lora_rank : int
+        Of PEFT's LoRA.
+    neighbors : int
+        Busy processes beside this one, for the table.
     progress : callable
-        Told what is being done.
+        Told what is being done, and the share of this case that is over.
 
     Returns
     -------
     Result
         Plans that cannot run, and methods whose output is not right, are among those left out.
     """
-    result = Result()
+    result, end = Result(), time.perf_counter() + seconds
     base = base_layer(case, dtype, device)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(case.tokens, case.in_features, generator=generator).to(device, dtype).requires_grad_()
     gradient = torch.randn(case.tokens, case.out_features, generator=generator).to(device, dtype)
-    adapted = adapted_layer(base, case.rank, "reference")
+    progress(f"{case.title}: checking", 0.0)
+    expected = expected_output(base, adapted_layer(base, case.rank, "reference"), x)
     methods: list[LayerMethod] = []
-    for method in methods_of(base, case, adapters):
+    for method in methods_of(base, case, adapters, lora_rank=lora_rank):
         label = f"{method.name}, {method.plan}" if method.plan else method.name
-        progress(f"{case.title}: checking {label}")
         try:
-            error = deviation(method, base, adapted, x)
+            error = deviation(method, expected, x)
         except RuntimeError as reason:
             result.left_out[label] = " ".join(str(reason).split())
             continue
@@ -129,12 +150,20 @@ def run_case(
         else:
             result.left_out[label] = f"wrong: its output is off by {error:.1e} of the largest entry"
     stamp = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    for mode in case.modes:
+    for number, mode in enumerate(case.modes):
         steps = {f"{method.name}|{method.plan}": _step(method, x, gradient, mode) for method in methods}
-        progress(f"{case.title}: memory, {mode}")
+        progress(f"{case.title}: memory, {mode}", number / len(case.modes))
         peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
-        progress(f"{case.title}: timing, {mode}")
-        times = measure(steps, device, seconds)
+        saved = {
+            f"{method.name}|{method.plan}": saved_bytes(method.module, x) if mode == "training" else 0
+            for method in methods
+        }
+
+        def report(share: float, number: int = number, mode: str = mode) -> None:
+            progress(f"{case.title}: timing, {mode}", (number + share) / len(case.modes))
+
+        times = measure(steps, device, end - time.perf_counter(), progress=report)
+        end = max(end, time.perf_counter()) + seconds
         frozen = times[f"{FROZEN}|"].p50
         for method in methods:
             name = f"{method.name}|{method.plan}"
@@ -158,8 +187,9 @@ def run_case(
                     p80_ms=1e3 * spent.p80,
                     ratio=spent.p50 / frozen,
                     peak_bytes=peaks[name],
-                    saved_bytes=saved_bytes(method.module, x) if mode == "training" else 0,
+                    saved_bytes=saved[name],
                     rounds=spent.rounds,
+                    neighbors=neighbors,
                     torch=torch.__version__,
                     triton=version("triton") if importlib.util.find_spec("triton") else "",
                     lowrank_ldu=lowrank_ldu.__version__,
@@ -167,6 +197,26 @@ def run_case(
                 )
             )
     return result
+
+
+def expected_seconds(case: Case, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Return roughly how long `run_case` takes, by the planner's cost model.
+
+    Notes
+    -----
+    Each method is called twice in a round, three times for its check and its memory. Others' methods take two or three
+    times what the frozen layer takes, which is less than any plan does.
+    """
+    total = 0.0
+    for mode in case.modes:
+        trained = mode == "training"
+        problem = Problem(
+            case.tokens, case.out_features, case.in_features, case.rank, dtype, device, trained, trained, packing=True
+        )
+        costs = choose_plan(problem).costs.values()
+        calls = 2 * LEAST_ROUNDS + 3
+        total += max(seconds, calls * (sum(costs) + _OTHERS * min(costs)) + _MEMORY_SECONDS * _METHODS)
+    return total
 
 
 def _step(method: LayerMethod, x: Tensor, gradient: Tensor, mode: StepMode) -> Callable[[], None]:

@@ -32,6 +32,8 @@ class Row:
     peak_bytes, saved_bytes : int
         Memory above what was there before the step; what autograd keeps for the backward pass (0 in mode forward).
     rounds : int
+    neighbors : int
+        Other processes that were kept busy meanwhile.
     torch, triton, lowrank_ldu, date : str
         Versions, and when it was.
     """
@@ -55,6 +57,7 @@ class Row:
     peak_bytes: int
     saved_bytes: int
     rounds: int
+    neighbors: int
     torch: str
     triton: str
     lowrank_ldu: str
@@ -68,6 +71,8 @@ class Row:
         return f"{self.method}, {self.plan}" + (f" ({self.chosen})" if self.plan == "auto" else "")
 
 
+# Which tables of earlier versions lack, with what that means.
+_LATER = {"neighbors": "0"}
 COLUMNS = tuple(field.name for field in fields(Row))
 _TYPES = {"int": int, "float": float, "str": str}
 
@@ -99,21 +104,24 @@ def read_rows(path: Path) -> list[Row]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            names = tuple(reader.fieldnames or ())
+            if names not in {COLUMNS, tuple(name for name in COLUMNS if name not in _LATER)}:
                 raise UserError(f"{path}: its columns are not those of this version; accepted: {', '.join(COLUMNS)}")
-            return [_row(line) for line in reader]
+            lacking = {name: value for name, value in _LATER.items() if name not in names}
+            return [_row(line, lacking) for line in reader]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (_DamagedError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: is no table of measurements ({error})") from error
 
 
-def _row(line: dict[str, str]) -> Row:
+def _row(line: dict[str, str], lacking: dict[str, str]) -> Row:
     try:
         # A line that is too short or too long has values or names of None.
         if None in line or None in line.values():
-            raise _DamagedError(f"a line of other than {len(COLUMNS)} values")
-        return Row(**{field.name: _TYPES[str(field.type)](line[field.name]) for field in fields(Row)})
+            raise _DamagedError(f"a line of other than {len(COLUMNS) - len(lacking)} values")
+        values = line | lacking
+        return Row(**{field.name: _TYPES[str(field.type)](values[field.name]) for field in fields(Row)})
     except ValueError as error:
         raise _DamagedError(str(error)) from error
 

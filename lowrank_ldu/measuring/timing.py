@@ -5,6 +5,7 @@ What else the machine does then falls on all of them.
 
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +15,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LEAST_ROUNDS, MOST_ROUNDS = 5, 200
-_WARM_UP = 2
+LEAST_ROUNDS, MOST_ROUNDS = 3, 200
 # Larger than the L2 caches of the GPUs there are.
 _CACHE_BYTES = 256 * 2**20
 
@@ -29,8 +29,18 @@ class Times(NamedTuple):
     rounds: int
 
 
-def measure(steps: dict[str, Callable[[], None]], device: torch.device, seconds: float) -> dict[str, Times]:
+def measure(
+    steps: dict[str, Callable[[], None]],
+    device: torch.device,
+    seconds: float,
+    *,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda _: None,
+) -> dict[str, Times]:
     """Time steps in turns.
+
+    Each round has an order of its own, and each timing follows upon a call of the same step that is not timed: what the
+    step before left in the caches does not fall on one of them alone.
 
     Parameters
     ----------
@@ -39,17 +49,25 @@ def measure(steps: dict[str, Callable[[], None]], device: torch.device, seconds:
         On a GPU each step starts with an empty L2 cache, and is timed by the device's own clock.
     seconds : float
         For all of it, as far as `LEAST_ROUNDS` allow.
+    seed : int
+        Of the orders.
+    progress : callable
+        Told the share of the time that is over.
     """
     timer = _on_gpu(device) if device.type == "cuda" else _on_cpu
-    for step in steps.values():
-        for _ in range(_WARM_UP):
-            step()
-    once = sum(timer(step) for step in steps.values())
-    rounds = int(min(MOST_ROUNDS, max(LEAST_ROUNDS, seconds / max(once, 1e-9))))
+    order, draw = list(steps), random.Random(seed)  # noqa: S311
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            taken[name].append(timer(step))
+    start = time.perf_counter()
+    for rounds in range(MOST_ROUNDS):
+        spent = time.perf_counter() - start
+        progress(min(1.0, max(rounds / MOST_ROUNDS, spent / seconds if seconds > 0 else 1.0)))
+        # One more round takes as long as the ones before.
+        if rounds >= LEAST_ROUNDS and spent + spent / rounds > seconds:
+            break
+        draw.shuffle(order)
+        for name in order:
+            steps[name]()
+            taken[name].append(timer(steps[name]))
     return {name: _times(values) for name, values in taken.items()}
 
 

@@ -8,6 +8,7 @@ from lowrank_ldu.nn.basis import BASES, Basis, use_basis
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, Parametrization
 from lowrank_ldu.nn.cores import CORES, Core
 from lowrank_ldu.nn.counting import ParameterCount, trainable_parameters
+from lowrank_ldu.nn.explanation import LayerPlan, PlanExplanation, explain_plan
 from lowrank_ldu.nn.injection import inject, lowrank_layers
 from lowrank_ldu.nn.layer import LDULayer, LoLDULayer  # noqa: F401  # the second is its former name
 from lowrank_ldu.nn.merging import merge, unload, unmerge
@@ -26,9 +27,12 @@ __all__ = [
     "Core",
     "Initialization",
     "LDULayer",
+    "LayerPlan",
     "ParameterCount",
     "Parametrization",
+    "PlanExplanation",
     "ProjectedOptimizer",
+    "explain_plan",
     "initial_diagonal",
     "inject",
     "lowrank_layers",

@@ -7,6 +7,7 @@ layer has no effect there.
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.nn.host import Seen, hosts
@@ -15,6 +16,8 @@ from lowrank_ldu.nn.weight_reads import occasional_reader_of
 from lowrank_ldu.nn.weights import users_of_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
 _NAMED = 5
@@ -50,6 +53,20 @@ def unwatch(model: nn.Module) -> None:
     """Stop noting whether the model is called."""
     for key in _watches(model):
         del model._forward_hooks[key]  # noqa: SLF001  # the handle would have to be kept on the model
+
+
+@contextmanager
+def kept_notes(model: nn.Module) -> Iterator[None]:
+    """Forget the calls of a block that is no use of the model."""
+    notes: list[Seen] = [*_watches(model).values()]
+    for _, layer in hosts(model):
+        notes += [layer.called, layer.weight_read]
+    before = [note.seen for note in notes]
+    try:
+        yield
+    finally:
+        for note, seen in zip(notes, before, strict=True):
+            note.seen = seen
 
 
 def never_called(model: nn.Module) -> list[str]:

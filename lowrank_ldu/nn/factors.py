@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from lowrank_ldu.diagnostics.cost import SAMPLES
-from lowrank_ldu.kernels import operators, pack
+from lowrank_ldu.kernels import operators, pack, skeleton_of
+from lowrank_ldu.kernels.torch_modes import is_stand_in
 from lowrank_ldu.nn.base_identity import sample_of
 from lowrank_ldu.nn.basis import BasisFactors, fitted_terms, terms_at_pivots, terms_of
 from lowrank_ldu.nn.coordinates import coordinates_of
+from lowrank_ldu.nn.weights import stored_weight, weight_matrix
 
 if TYPE_CHECKING:
-    from lowrank_ldu.kernels import Packing
+    from lowrank_ldu.kernels import Packing, Skeleton
     from lowrank_ldu.nn.options import AdapterOptions
 
 
@@ -91,6 +93,8 @@ class Factors(nn.Module):
         self._packing: Packing | None = None
         self._packed: tuple[object, ...] = ()
         self._packed_weight: Tensor = torch.empty(0)
+        self._skeleton: Skeleton | None = None
+        self._skeleton_key: tuple[object, ...] = ()
         if deferred or matrix.device.type == "meta":
             self._set_empty(matrix)
         else:
@@ -135,6 +139,7 @@ class Factors(nn.Module):
         self.ready, self._built = True, options
         self.upper = options.basis == "ldu" and terms.columns is None and not bool(self.right.tril(-1).any())
         self._packing, self._packed, self._packed_weight = None, (), torch.empty(0)
+        self._skeleton, self._skeleton_key = None, ()
 
     def _terms(self, matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> BasisFactors:
         options = self.options
@@ -189,6 +194,52 @@ class Factors(nn.Module):
             self._packed, self._packed_weight = key, weight.detach().clone()
         return self._packing
 
+    def skeleton(self, weight: Tensor) -> Skeleton | None:
+        """Return the rows and columns of a weight that the factors are made of, found once for a weight.
+
+        None if the factors are not of its own LDU, or have half of its rank or more, where gathering saves nothing.
+
+        Notes
+        -----
+        A weight can change unnoticed (by .data, a NumPy view, a foreign kernel), and the projection would be of the
+        changed rows. On the CPU sums over the bits of these rows and columns tell, at r / T of a pass over x and y.
+        """
+        rank = self.right.shape[0]
+        if self.pivot_rows is None or 2 * rank > min(weight.shape) or weight.dtype != self.right.dtype:
+            return None
+        if torch.compiler.is_compiling() or get_proxy_mode() is not None or is_stand_in(weight):
+            return self._skeleton
+        key = (weight.device, weight.dtype, weight.shape, weight.data_ptr(), self.left.data_ptr(), self.left.device)
+        known = self._skeleton_key[: len(key)] == key
+        if known and self._skeleton_key[-1] == _sums_of_pivots(weight, self._skeleton):
+            return self._skeleton
+        self._skeleton = self._found_skeleton(weight)
+        self._skeleton_key = (*key, _sums_of_pivots(weight, self._skeleton))
+        return self._skeleton
+
+    def quantized_skeleton(self, base_layer: nn.Module) -> Skeleton | None:
+        """Return the skeleton of a quantized layer's dequantized weight, found once.
+
+        None as for `skeleton`.
+        """
+        stored = stored_weight(base_layer)
+        key = ("quantized", stored.device, stored.data_ptr(), self.left.data_ptr())
+        if self._skeleton_key != key:
+            matrix = weight_matrix(base_layer).to(self.left.dtype)
+            small = self.pivot_rows is not None and 2 * self.right.shape[0] <= min(matrix.shape)
+            self._skeleton, self._skeleton_key = self._found_skeleton(matrix) if small else None, key
+        return self._skeleton
+
+    @torch.no_grad()
+    def _found_skeleton(self, weight: Tensor) -> Skeleton | None:
+        rows, columns = cast("Tensor", self.pivot_rows), self.pivot_columns
+        if columns is None:
+            columns = torch.arange(len(rows), device=rows.device)
+        try:
+            return skeleton_of(weight.detach(), self.right, rows, self.left, columns)
+        except ValueError:
+            return None
+
     def _keep(self, name: str, tensor: Tensor | None) -> None:
         self.register_buffer(name, tensor, persistent=False)
 
@@ -224,6 +275,17 @@ class Factors(nn.Module):
             f"rank={options.rank}, basis={options.basis}, pivoting={options.pivoting}, core={options.core}, "
             f"parametrization={options.parametrization}"
         )
+
+
+@torch.no_grad()
+def _sums_of_pivots(weight: Tensor, skeleton: Skeleton | None) -> tuple[int, int] | None:
+    """Return sums over the bits of a weight's pivot rows and columns, on the CPU."""
+    if skeleton is None or skeleton.columns is None or weight.device.type != "cpu":
+        return None
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize]
+    parts = weight.detach().index_select(0, skeleton.rows), weight.detach().index_select(1, skeleton.columns)
+    rows, columns = (int(part.view(integers).sum(dtype=torch.int64)) for part in parts)
+    return rows, columns
 
 
 def _same(ours: Tensor | None, theirs: Tensor | None) -> bool:

@@ -6,20 +6,24 @@ Where a fused product would leave out nothing of the base layer, its product and
 
 from __future__ import annotations
 
+import math
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.modules import module as torch_module
 
 from lowrank_ldu.kernels.api import compute
 from lowrank_ldu.kernels.call import Adapters, Layer
 from lowrank_ldu.kernels.torch_modes import autocast_dtype, is_exporting, is_fake, transformed
 from lowrank_ldu.nn.cores import scaled_core
+from lowrank_ldu.nn.gathering import gathered_output
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
 from lowrank_ldu.nn.kinds.own_forward import check_forward, own_forward
+from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.nn.update import Update, summed_weight, updated_matrix, updated_output
 
 if TYPE_CHECKING:
@@ -76,13 +80,22 @@ def layer_output(
     further = "the base layer takes further arguments" if args or kwargs else None
     reason = further or bypassed(base_layer, kind, x, factors)
     if reason is not None:
+        if (
+            plan == "skeleton"
+            and further is None
+            and kind.linear
+            and is_quantized(base_layer)
+            and not has_hooks(base_layer)
+        ):
+            return gathered_output(base_layer, x, factors, delta if index is None else delta[index])
         if plan not in {"auto", "reference"}:
             raise RuntimeError(f"plan {plan!r} cannot run here: {reason}")
         y: Tensor = output_with_updates(base_layer, base_layer, kind, [Update(factors, delta, index)], x, args, kwargs)
         return y
     if plan == "auto" and is_exporting():
         plan = "reference"  # of torch's own operators, which every runtime and ONNX know
-    layer, adapters, packing = kernel_call(base_layer, kind, factors, delta, plan=plan, index=index)
+    rows = math.prod(x.shape[:-1])
+    layer, adapters, packing = kernel_call(base_layer, kind, factors, delta, plan=plan, index=index, rows=rows)
     # Values are not checked: that would wait for a GPU, and a delta that is not finite shows in the output.
     return compute(x, layer, adapters, plan, packing, check_values=False)
 
@@ -95,14 +108,20 @@ def kernel_call(
     *,
     plan: Plan,
     index: Tensor | None = None,
+    rows: int = 0,
 ) -> tuple[Layer, Adapters, Callable[[], Packing | None] | None]:
     """Return the arguments of a kernel call.
 
-    They are the layer, its adapters, and the function that makes its packing.
+    They are the layer, its adapters, and the function that makes its packing. For fewer rows than terms nothing is
+    gathered unless it is asked for.
     """
     linear = cast("nn.Linear", base_layer)
     weight = kind.as_matrix(linear.weight)
-    layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper)
+    gathers = plan == "skeleton" or (
+        plan in {"auto", "hybrid"} and statically_known_true(rows >= factors.left.shape[1])
+    )
+    skeleton = factors.skeleton(weight) if gathers else None
+    layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper, skeleton)
     # In a graph nothing would notice that the weight has been changed: "auto" leaves packing out there.
     packing = None if plan == "auto" and torch.compiler.is_compiling() else partial(factors.packing, weight)
     return layer, Adapters(scaled_core(delta, factors.scale), index), packing

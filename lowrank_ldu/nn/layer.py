@@ -282,6 +282,11 @@ def _check_factors(factors: LDU, matrix: Tensor, options: AdapterOptions) -> Non
         raise ValueError(
             f"factors are of a matrix {factors.shape}; accepted: of base_layer.weight, {tuple(matrix.shape)}"
         )
+    if factors.origin != "weight":
+        raise ValueError(
+            f"factors has origin {factors.origin!r}, whose pivots do not rebuild it from base_layer.weight; accepted: "
+            "factors of the weight itself, as ldu gives"
+        )
     if options.rank is not None and factors.rank != options.rank:
         raise ValueError(f"factors has rank {factors.rank} and rank is {options.rank}; accepted: the same, or no rank")
 

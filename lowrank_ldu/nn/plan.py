@@ -11,6 +11,8 @@ from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from lowrank_ldu.nn.host import AdapterHost
@@ -43,14 +45,19 @@ def set_plan(model: nn.Module, plan: Plan) -> int:
     1
     """
     check_choice(plan, "plan", PLANS)
-    layers = [layer for _, layer in hosts(model)]
+    layers = dict(hosts(model))
+    check_adapted(layers, model)
+    for layer in layers.values():
+        layer.plan = plan
+    return len(layers)
+
+
+def check_adapted(layers: Mapping[str, AdapterHost], model: nn.Module) -> None:
+    """Raise ValueError if a model has no adapted layer."""
     if not layers:
         raise ValueError(
             f"the model ({type(model).__name__}) has no LoLDU layer; accepted: one that inject or PEFT put some into"
         )
-    for layer in layers:
-        layer.plan = plan
-    return len(layers)
 
 
 def planned(layer: AdapterHost, x: Tensor) -> str:
@@ -69,10 +76,11 @@ def planned(layer: AdapterHost, x: Tensor) -> str:
     RuntimeError
         The plan that was asked for cannot run.
     """
-    diagonal = next(iter(layer.held_adapters()))
+    held = next(iter(layer.held_adapters()))
+    rows = x.reshape(-1, x.shape[-1])
     base_layer: nn.Module = layer.base_layer
     kind: type[LayerKind] = layer.kind
-    if bypassed(base_layer, kind, x, diagonal.factors) is not None:
+    if bypassed(base_layer, kind, x, held.factors) is not None:
         return "reference"
-    frozen, adapters, packing = kernel_call(base_layer, kind, diagonal.factors, diagonal.delta, plan=layer.plan)
-    return plan_call(x.reshape(-1, x.shape[-1]), frozen, adapters, layer.plan, packing)[0]
+    frozen, adapters, packing = kernel_call(base_layer, kind, held.factors, held.delta, plan=layer.plan, rows=len(rows))
+    return plan_call(rows, frozen, adapters, layer.plan, packing)[0]

@@ -1,6 +1,7 @@
 """`lowrank-ldu bench` as a user runs it."""
 
 import csv
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -43,10 +44,44 @@ def test_tables_files_and_appending(tmp_path):
     assert len(both) == 2 * len(first)
 
 
+def test_beside_a_busy_process(tmp_path):
+    result = run(*RUN, "--busy", "--lora-rank", "2", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("beside a busy process") == 2
+    assert "PEFT LoRA r = 2" in result.stdout
+    rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
+    assert {row["neighbors"] for row in rows} == {"1"}
+    assert "beside 1 busy process" in (tmp_path / "out" / "ratios.svg").read_text()
+
+
+def test_the_quick_preset_asks_for_little(monkeypatch):
+    asked = []
+
+    def run_case(case, **options):
+        asked.append((case.title, options["seconds"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lowrank_ldu.measuring.run_case", run_case)
+    for words in (["--preset", "quick"], ["--preset", "base"], ["--preset", "quick", "--seconds", "7"]):
+        run("bench", *words, "--device", "cpu")
+    assert asked == [
+        ("768 x 768, T = 512, r = 64", 3.0),
+        ("768 x 768, T = 2048, r = 64", 20.0),
+        ("768 x 768, T = 512, r = 64", 7.0),
+    ]
+
+
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(*RUN).exit_code == 0
+    result = run(*RUN)
+    assert result.exit_code == 0
     assert list(tmp_path.iterdir()) == []
+    # What it says beforehand, meanwhile where there is no terminal, and below each table.
+    first, *stages = result.stderr.splitlines()
+    assert first.startswith("2 tables, about ")
+    assert stages[0] == "1/1 24 x 20, T = 40, r = 4: checking"
+    assert "1/1 24 x 20, T = 40, r = 4: timing, training" in stages
+    assert len(re.findall(r"auto \(\w+\) takes \d+\.\d\d of the fastest plan's time", result.stdout)) == 2
 
 
 @pytest.mark.parametrize(
@@ -58,7 +93,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
         (["--shape", "24x20", "--preset", "base"], "--shape and --preset are given; accepted: one of them"),
         (["--rank", "4"], "--rank is given without --shape"),
         (["--tokens", "7"], "--tokens is given without --shape; accepted: both, or a preset"),
-        (["--preset", "large"], "preset is 'large'; accepted: 'base', 'llama', 'decode'"),
+        (["--preset", "large"], "preset is 'large'; accepted: 'base', 'quick', 'llama', 'decode'"),
         (["--device", "tpu"], "--device is 'tpu'; accepted: cpu, cuda"),
         (["--dtype", "int8"], "--dtype is 'int8'; accepted: float32, bfloat16, float16, float64"),
         (["--seconds", "0"], "--seconds is 0; accepted: a positive number"),
@@ -66,6 +101,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
         (["--threads", "0"], "--threads is 0; accepted: from 1 on"),
         (["--tokens", "-1", "--shape", "2x2"], "--tokens is -1; accepted: from 1 on"),
         (["--adapters", "0"], "--adapters is 0; accepted: from 1 on"),
+        (["--lora-rank", "0"], "--lora-rank is 0; accepted: from 1 on"),
         (["--append", "old.csv"], "--append is given without --out; accepted: both"),
     ],
 )

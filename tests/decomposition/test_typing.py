@@ -20,6 +20,7 @@ SNIPPET = """
 import numpy as np
 import torch
 from lowrank_ldu import LDU, Factorization, diagnose, gram_matrix, ldu, ldu_at_pivots, pissa, svd
+from lowrank_ldu import ldu_lowrank, ldu_of_product
 
 array = np.random.default_rng(0).standard_normal((3, 2))
 tensor = torch.eye(3)
@@ -34,6 +35,8 @@ reveal_type(svd(tensor))
 reveal_type(pissa(tensor))
 reveal_type(ldu_at_pivots(tensor, [0]))
 reveal_type(gram_matrix(tensor, tensor))
+reveal_type(ldu_lowrank(tensor, 2))
+reveal_type(ldu_of_product(tensor, tensor))
 factors: Factorization[torch.Tensor] = svd(tensor)
 unsaid: LDU = ldu(array)
 array[ldu(array).permutation]
@@ -44,7 +47,10 @@ ldu(tensor, pivoting="none")  # error: Argument "pivoting" to "ldu" has incompat
 """
 ARRAY, TENSOR = "numpy.ndarray[tuple[Any, ...], numpy.dtype[numpy.float64]]", "torch._tensor.Tensor"
 OF_ARRAY = [f"LDU[{ARRAY}]", ARRAY]
-OF_TENSOR = ["LDU[{0}]", "LDU[{0}]", "{0}", "Factorization[{0}]", "{0}", "SVD[{0}]", "PiSSA[{0}]", "LDU[{0}]", "{0}"]
+OF_TENSOR = [
+    "LDU[{0}]", "LDU[{0}]", "{0}", "Factorization[{0}]", "{0}", "SVD[{0}]", "PiSSA[{0}]", "LDU[{0}]", "{0}", "LDU[{0}]",
+    "LDU[{0}]",
+]  # fmt: skip
 
 
 @pytest.mark.longer

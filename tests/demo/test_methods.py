@@ -16,14 +16,18 @@ from lowrank_ldu.demo import (
     fine_tune,
     load_digits_split,
 )
-from lowrank_ldu.demo.methods import query_and_value
+from lowrank_ldu.demo.methods import ChosenPivotsMethod, FittedBasisMethod, query_and_value
 
 # Of the `small` network: 2 layers with a query and a value each, width 16, 10 classes.
-PROJECTIONS, WIDTH, HEAD = 4, 16, 16 * 10 + 10
+PROJECTIONS, LINEAR, WIDTH, HEAD = 4, 12, 16, 16 * 10 + 10
+SPLIT = load_digits_split()
+IMAGES = SPLIT.training
 METHODS = [
     (LinearProbe(1e-2), 0),
     (LoLDUMethod(1e-2, rank=4), PROJECTIONS * (4 + 1)),
     (LoLDUMethod(1e-2, rank=16), PROJECTIONS * (16 + 1)),
+    (ChosenPivotsMethod(1e-2, rank=3), PROJECTIONS * 9),
+    (FittedBasisMethod(1e-2, rank=5), LINEAR * 5),
     (LoRAMethod(1e-2, rank=2), PROJECTIONS * 2 * (WIDTH + WIDTH)),
     (PiSSAMethod(1e-2, rank=2), PROJECTIONS * 2 * (WIDTH + WIDTH)),
 ]
@@ -41,14 +45,14 @@ def pretrained(network):
 
 @pytest.mark.parametrize(("method", "adapter"), METHODS, ids=by_name)
 def test_trained_parameters_are_the_adapters_and_the_heads_in_the_papers_count(method, adapter, network):
-    prepared = method.prepare(network, seed=0)
+    prepared = method.prepare(network, IMAGES, seed=0)
 
     assert prepared.adapter_parameters == adapter
     assert prepared.total_parameters == adapter + HEAD
 
 
 def test_full_fine_tuning_trains_every_weight(network):
-    prepared = FullFineTuning(1e-3).prepare(network, seed=0)
+    prepared = FullFineTuning(1e-3).prepare(network, IMAGES, seed=0)
 
     assert prepared.total_parameters == sum(parameter.numel() for parameter in network.parameters())
     assert prepared.adapter_parameters == prepared.total_parameters - HEAD
@@ -59,6 +63,7 @@ def test_full_fine_tuning_trains_every_weight(network):
     [
         (LinearProbe(1e-2), set()),
         (LoLDUMethod(1e-2, rank=4), {"adapter.offset", "adapter.sigma"}),
+        (ChosenPivotsMethod(1e-2, rank=3), {"adapter.offset"}),
         (LoRAMethod(1e-2, rank=2), {"lora_A.default.weight", "lora_B.default.weight"}),
         (PiSSAMethod(1e-2, rank=2), {"lora_A.default.weight", "lora_B.default.weight"}),
     ],
@@ -69,7 +74,7 @@ def test_the_trained_names_are_those_of_the_method_in_query_and_value_and_of_the
     layers = [name for name, _ in network.named_modules() if name.rpartition(".")[2] in targets]
     assert len(layers) == PROJECTIONS
 
-    trained = set(method.prepare(network, seed=0).trainable())
+    trained = set(method.prepare(network, IMAGES, seed=0).trainable())
 
     expected = {f"{layer}.{leaf}" for layer in layers for leaf in leaves}
     assert trained == expected | {"classifier.weight", "classifier.bias"}
@@ -77,7 +82,7 @@ def test_the_trained_names_are_those_of_the_method_in_query_and_value_and_of_the
 
 @pytest.mark.parametrize("method", FAITHFUL, ids=by_name)
 def test_weights_of_the_base_are_bit_for_bit_the_same_after_training(method, pretrained):
-    split = load_digits_split()
+    split = SPLIT
     before = copy.deepcopy(pretrained.model.state_dict())
 
     prepared, _ = fine_tune(
@@ -96,11 +101,11 @@ def test_weights_of_the_base_are_bit_for_bit_the_same_after_training(method, pre
 
 @pytest.mark.parametrize("method", [method for method, _ in METHODS], ids=by_name)
 def test_preparing_keeps_the_function(method, network):
-    pixels = load_digits_split().test.pixels[:32]
+    pixels = SPLIT.test.pixels[:32]
     network.eval()
     with torch.no_grad():
         expected = network(pixels).logits
-        actual = method.prepare(network, seed=0).model.eval()(pixels).logits
+        actual = method.prepare(network, IMAGES, seed=0).model.eval()(pixels).logits
 
     if isinstance(method, PiSSAMethod):  # its frozen weight is a rounded difference
         torch.testing.assert_close(actual, expected)
@@ -109,7 +114,7 @@ def test_preparing_keeps_the_function(method, network):
 
 
 def test_sigma_stays_in_its_range_during_training(pretrained):
-    split = load_digits_split()
+    split = SPLIT
 
     prepared, _ = fine_tune(
         pretrained,
@@ -127,7 +132,7 @@ def test_sigma_stays_in_its_range_during_training(pretrained):
 
 
 def test_only_matrices_decay(network):
-    decaying, steady = FullFineTuning(1e-3).prepare(network, seed=0).parameter_groups(0.1)
+    decaying, steady = FullFineTuning(1e-3).prepare(network, IMAGES, seed=0).parameter_groups(0.1)
 
     assert decaying["weight_decay"] == 0.1
     assert steady["weight_decay"] == 0.0
@@ -136,9 +141,16 @@ def test_only_matrices_decay(network):
     assert len(decaying["params"]) + len(steady["params"]) == len(list(network.parameters()))
 
 
+def test_cores_do_not_decay(network):
+    decaying, steady = ChosenPivotsMethod(1e-2, rank=3).prepare(network, IMAGES, seed=0).parameter_groups(0.1)
+
+    assert [tuple(parameter.shape) for parameter in decaying["params"]] == [(10, WIDTH)]
+    assert sum(parameter.ndim == 3 for parameter in steady["params"]) == PROJECTIONS
+
+
 def test_random_initialization_follows_the_seed_and_leaves_the_global_generator_alone(network):
     def first_lora_matrix(seed: int) -> torch.Tensor:
-        trainable = LoRAMethod(1e-2, rank=2).prepare(copy.deepcopy(network), seed=seed).trainable()
+        trainable = LoRAMethod(1e-2, rank=2).prepare(copy.deepcopy(network), IMAGES, seed=seed).trainable()
         return next(value.detach() for name, value in trainable.items() if "lora_A" in name)
 
     torch.manual_seed(7)

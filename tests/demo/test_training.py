@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_weights(small):
     split = load_digits_split()
 
     def trained() -> dict[str, torch.Tensor]:
-        prepared = FullFineTuning(1e-3).prepare(build_vision_transformer(small), seed=0)
+        prepared = FullFineTuning(1e-3).prepare(build_vision_transformer(small), split.training, seed=0)
         train(
             prepared,
             split.training,

@@ -40,6 +40,7 @@ def test_figures_are_what_they_are_defined_as(library, shape, pivoting):
             "spectral_error": relative(error, W, 2),
             "refit_frobenius_error": relative(refit_error, W, "fro"),
             "refit_spectral_error": relative(refit_error, W, 2),
+            "core_frobenius_error": relative(W - L @ np.linalg.pinv(L) @ W @ np.linalg.pinv(U) @ U, W, "fro"),
             "zero_frobenius_error": 1.0,
             "zero_spectral_error": 1.0,
             "svd_frobenius_error": np.linalg.norm(values[rank:]) / np.linalg.norm(W),

@@ -331,3 +331,33 @@ def test_a_layer_of_several_names_is_one():
     assert [layer.name for layer in target_layers(network, "all-linear")] == ["first", "second", "third"]
     assert [layer.name for layer in target_layers(network, r"sec.*|third")] == ["second", "third"]
     assert copy.deepcopy(network) is not network
+
+
+def quantized(kind):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    layer = bitsandbytes.nn.Linear4bit(64, 64) if kind == "4 bits" else bitsandbytes.nn.Linear8bitLt(
+        64, 64, has_fp16_weights=False
+    )  # fmt: skip
+    layer.load_state_dict(network[2].state_dict())
+    network[2] = layer
+    return network.to("cpu")
+
+
+@pytest.mark.parametrize("kind", ["4 bits", "8 bits"])
+def test_a_quantized_layer_has_the_gradient_of_what_its_numbers_stand_for(kind):
+    network = quantized(kind)
+    plain = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    plain.load_state_dict({name: value for name, value in network.state_dict().items() if name[0] == "0"}, strict=False)
+    generator = torch.Generator().manual_seed(1)
+    data = [tuple(torch.randn(8, 64, generator=generator) for _ in range(2)) for _ in range(2)]
+    layers = {layer.name: layer for layer in target_layers(network, "all-linear")}
+    with torch.no_grad():
+        plain[2].weight.copy_(layers["2"].weight())
+        plain[2].bias.copy_(network[2].bias)
+    expected = gradients(plain, data, loss)
+    for name, total in collected(network, data).items():
+        reference = expected[f"{name}.weight"]
+        # The libraries' products are in 16 bits, or of inputs in 8 bits.
+        assert (total - reference).norm() <= 0.05 * reference.norm()

@@ -12,10 +12,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lowrank_ldu.kernels.triton_kernels import configurations
+from lowrank_ldu.kernels.triton_kernels.core import core_kernel, outer_kernel
 from lowrank_ldu.kernels.triton_kernels.decode import decode_kernel
 from lowrank_ldu.kernels.triton_kernels.expand import expand_kernel
 from lowrank_ldu.kernels.triton_kernels.project import project_kernel
 from lowrank_ldu.kernels.triton_kernels.segment import segment_kernel
+from lowrank_ldu.kernels.triton_kernels.skeleton import skeleton_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -25,18 +27,36 @@ TARGETS = {
 }
 # As Triton spells them, with their size.
 DTYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
-KERNELS = {"project": project_kernel, "expand": expand_kernel, "decode": decode_kernel, "segment": segment_kernel}
+KERNELS = {
+    "project": project_kernel,
+    "expand": expand_kernel,
+    "decode": decode_kernel,
+    "skeleton": skeleton_kernel,
+    "segment": segment_kernel,
+    "core": core_kernel,
+    "outer": outer_kernel,
+}
+
+
+def fixed(name):
+    """The one configuration of a kernel that is not tuned."""
+    blocks = dict(configurations.FIXED[name])
+    return [triton.Config(blocks, num_warps=blocks.pop("num_warps"))]
+
+
 CONFIGURATIONS = {
     "project": configurations.PROJECT,
     "expand": configurations.EXPAND,
     "decode": configurations.DECODE,
-    "segment": [
-        triton.Config({"BLOCK_T": configurations.SEGMENT["BLOCK_T"]}, num_warps=configurations.SEGMENT["num_warps"])
-    ],
+    "skeleton": configurations.SKELETON,
+    "segment": fixed("segment"),
+    "core": fixed("core"),
+    "outer": fixed("outer"),
 }
-INDICES = {"index": "*i64", "order": "*i64", "offsets": "*i64"}
+INDICES = {"index": "*i64", "order": "*i64", "offsets": "*i64", "numbers": "*i64"}
 # float32 whatever the dtype of the layer; in the sum by adapters everything is.
-WIDE = {"deltas", "product"}
+WIDE = {"deltas", "product", "cores", "transform", "core"}
+WIDE_IN = {"core": {"scales"}, "outer": {"scales", "out"}}
 # Each is compiled as the launches make it: with one diagonal for all rows, and with a mix for each row.
 ROWS = [{"USES": 0, "SCALED": False}, {"USES": 2, "SCALED": True}]
 VARIANTS = {
@@ -51,6 +71,15 @@ VARIANTS = {
     "decode": [
         {"BIAS": True, "BLOCK_R": 128, "BLOCK_T": configurations.DECODE_ROWS, **ROWS[0]},
         {"BIAS": False, "BLOCK_R": 16, "BLOCK_T": configurations.DECODE_ROWS, **ROWS[1]},
+    ],
+    "skeleton": [{"BIAS": True, "BLOCK_R": 64}, {"BIAS": False, "BLOCK_R": 16}],
+    "core": [
+        {"BLOCK_OUT": 64, "BLOCK_IN": 64, "USES": 1, "SCALED": False},
+        {"BLOCK_OUT": 16, "BLOCK_IN": 16, "USES": 2, "SCALED": True},
+    ],
+    "outer": [
+        {"BLOCK_OUT": 64, "BLOCK_IN": 64, "USES": 1, "SCALED": False},
+        {"BLOCK_OUT": 16, "BLOCK_IN": 16, "USES": 2, "SCALED": True},
     ],
     "segment": [{"BLOCK_R": 64, "SPLITS": 4, "USES": 2, "SCALED": True}],
 }
@@ -76,7 +105,11 @@ def cases():
                     precision = "tf32" if number == 0 else "ieee"
                     size = {name: block for name, block in variant.items() if name in ("BLOCK_R", "BLOCK_T")}
                     limit = configurations.SHARED_MEMORY[target]
-                    fits = configs if kernel == "segment" else configurations.fitting(configs, size, itemsize, limit)
+                    fits = (
+                        configs
+                        if kernel in configurations.FIXED
+                        else configurations.fitting(configs, size, itemsize, limit)
+                    )
                     for config in fits:
                         yield Case(kernel, target, dtype, precision, variant, configs.index(config))
 
@@ -95,7 +128,8 @@ def signature(case):
         if name in constants:
             types[name] = "constexpr"
         elif name in pointers:
-            wide = name in WIDE or (case.kernel == "segment" and name not in INDICES)
+            wide = name in WIDE or name in WIDE_IN.get(case.kernel, ())
+            wide = wide or (case.kernel == "segment" and name not in INDICES)
             types[name] = INDICES.get(name, "*fp32" if wide else f"*{case.dtype}")
             attributes[position,] = [["tt.divisibility", 16]]
         else:
@@ -105,7 +139,7 @@ def signature(case):
     return types, constants, attributes, {"num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
-SIZES = {"decode": "T", "segment": "R"}
+SIZES = {"decode": "T", "segment": "R", "core": "R", "outer": "R"}
 MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "mma.sync", "tcgen05.mma", "v_mfma")
 
 

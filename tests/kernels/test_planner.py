@@ -1,6 +1,7 @@
 """The planner: what it takes, what it refuses, and that it says why."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,32 @@ def test_choice_on_a_gpu(problem, plan, monkeypatch):
 def test_more_work_costs_more():
     small, large = (plan_costs(training(tokens, 768, 768, 64)) for tokens in (1000, 2000))
     assert all(large[plan] > small[plan] for plan in small)
+
+
+def test_what_threads_and_narrow_products_cost():
+    plain = Machine({torch.float32: 96e9}, bandwidth=16e9, call=6e-6, operator=6e-5)
+    problem = training(4096, 768, 768, 768, packing=True, upper=True)
+    before = plan_costs(problem, plain)
+    meeting = plan_costs(problem, replace(plain, region=1e-3))
+    for plan, cost in before.items():
+        # Every product and pass takes the region's time at most, and packed meets otherwise.
+        assert meeting[plan] == cost if plan == "packed" else cost < meeting[plan] <= cost + 20e-3
+    narrow = plan_costs(problem, replace(plain, narrow=0.5))
+    assert {plan for plan in before if narrow[plan] != before[plan]} == {"packed"}
+    assert before["packed"] < narrow["packed"] <= 2 * before["packed"]
+    assert plan_costs(problem, replace(plain, threads=16))["packed"] > before["packed"]
+    # A product of nothing costs no meeting.
+    small = training(1, 4, 4, 2)
+    least = plan_costs(small, replace(plain, region=1.0))
+    assert all(least[plan] <= 2 * cost for plan, cost in plan_costs(small, plain).items())
+
+
+def test_where_narrow_products_are_slow_packed_is_not_taken():
+    """As on processors whose large products are quicker by their wide vectors."""
+    machine = Machine({torch.float32: 96e9}, bandwidth=16e9, call=6e-6, operator=6e-5)
+    problem = training(6304, 768, 768, 768, packing=True, upper=True)
+    assert choose_plan(problem, machine=machine).plan == "packed"
+    assert choose_plan(problem, machine=replace(machine, narrow=0.7)).plan == "materialized"
 
 
 def test_reasons():

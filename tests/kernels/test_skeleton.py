@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from layer_problems import CORES, USES, assert_close, call, oracle, problem, skeleton_problem, values_and_gradients
 
 from lowrank_ldu import ldu
-from lowrank_ldu.kernels import Problem, Skeleton, choose_plan, gathered, ldu_linear, operators, plan_costs, skeleton_of
+from lowrank_ldu.kernels import (
+    Machine,
+    Problem,
+    Skeleton,
+    choose_plan,
+    gathered,
+    ldu_linear,
+    operators,
+    plan_costs,
+    skeleton_of,
+)
 from lowrank_ldu.kernels.skeleton import largest_amplification
 
 CPU = torch.device("cpu")
@@ -244,19 +254,26 @@ def training(tokens, m, n, r, **options):
     return Problem(tokens, m, n, r, **options)
 
 
+# Of two threads, whatever this machine has.
+MACHINE = Machine({torch.float32: 96e9, torch.bfloat16: 96e9}, bandwidth=16e9, call=6e-6, operator=6e-5)
+
+
 class TestPlanner:
     def test_takes_it_where_it_is_cheapest(self):
         with_one = {"block": 20, "amplification": 4.0, "columns": True}
         for size in ((512, 4096, 4096, 20), (512, 4096, 4096, 64)):
-            assert choose_plan(training(*size, **with_one)).plan == "skeleton"
-        assert choose_plan(training(2048, 768, 768, 64, **with_one)).plan == "hybrid"
-        assert choose_plan(training(2048, 768, 768, 64, dtype=torch.bfloat16, **with_one)).plan == "skeleton"
-        assert choose_plan(training(2048, 768, 768, 64, rowwise=True, **with_one)).plan == "skeleton"
+            assert choose_plan(training(*size, **with_one), machine=MACHINE).plan == "skeleton"
+        assert choose_plan(training(2048, 768, 768, 64, **with_one), machine=MACHINE).plan == "hybrid"
+        assert (
+            choose_plan(training(2048, 768, 768, 64, dtype=torch.bfloat16, **with_one), machine=MACHINE).plan
+            == "skeleton"
+        )
+        assert choose_plan(training(2048, 768, 768, 64, rowwise=True, **with_one), machine=MACHINE).plan == "skeleton"
 
     def test_costs(self):
         without, with_rows = training(512, 4096, 4096, 64), training(512, 4096, 4096, 64, amplification=4.0)
         both = with_rows._replace(columns=True)
-        costs = [plan_costs(problem) for problem in (without, with_rows, both)]
+        costs = [plan_costs(problem, MACHINE) for problem in (without, with_rows, both)]
         for plan in ("skeleton", "hybrid"):
             assert costs[1][plan] > costs[2][plan]
         assert costs[0]["hybrid"] > costs[1]["hybrid"]

@@ -5,11 +5,24 @@ import torch
 from half_precision import assert_within, gamma
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_problems import DEVICE, USES, assert_close, call, problem, values_and_gradients
+from layer_problems import (
+    CORES,
+    DEVICE,
+    USES,
+    assert_close,
+    call,
+    problem,
+    skeleton_problem,
+    values_and_gradients,
+)
 
+from lowrank_ldu.kernels import skeleton_plan
 from lowrank_ldu.kernels.call import Adapters, Layer
+from lowrank_ldu.kernels.core_gradients import adapter_gradients
+from lowrank_ldu.kernels.cores import apply_cores, as_blocks
 
 launch = pytest.importorskip("lowrank_ldu.kernels.triton_kernels.launch", reason="triton is not installed")
+block_launch = pytest.importorskip("lowrank_ldu.kernels.triton_kernels.block_launch")
 
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "cuda" else [])
 
@@ -62,7 +75,7 @@ def test_any_shape(tokens, m, n, rank, uses, bias, seed):
 @pytest.mark.parametrize("core", ["dense", "blocks"])
 def test_cores(core, uses, dtype):
     """Blocks are applied between the projection and the expansion, on both ways."""
-    for shape in ((5, 20, 21, 6), (40, 33, 35, 20)):
+    for shape in ((5, 20, 21, 6), (18, 20, 21, 9)):
         layer = problem(*shape, uses=uses, core=core, dtype=dtype)
         gradient = torch.randn(shape[0], shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
         assert_close(values_and_gradients(layer, gradient, plan="triton"), layer, gradient, dtype)
@@ -111,6 +124,57 @@ def test_unknown_adapters_are_nan_and_read_nothing():
         kept = [row for row in range(tokens) if row not in (1, 2)]
         y[kept].sum().backward()
         assert not deltas.grad.isnan().any()
+
+
+class TestBlocks:
+    def problem(self, tokens, rank, core, adapters=3):
+        layer = problem(tokens, 9, 11, rank, uses="mixed", core=core, adapters=adapters)
+        return Adapters(as_blocks(layer.deltas), layer.index, layer.scales)
+
+    @pytest.mark.parametrize(("rank", "core"), [(6, "blocks"), (20, "dense"), (70, "dense")])
+    def test_products_and_sums(self, rank, core):
+        """Blocks smaller and larger than what a program takes at a time."""
+        adapters = self.problem(9, rank, core)
+        generator = torch.Generator().manual_seed(0)
+        values, other = (torch.randn(9, rank, generator=generator).to(DEVICE) for _ in range(2))
+        close = {"rtol": 1e-5, "atol": 1e-4}  # sums of some hundred terms of about 1
+        for transposed in (False, True):
+            found = block_launch.row_core_product(values, adapters, transposed=transposed)
+            torch.testing.assert_close(found, apply_cores(values, adapters, transposed=transposed), **close)
+        found = block_launch.block_gradients(values, other, adapters, need_cores=True, need_scales=True)
+        expected = adapter_gradients(values.clone(), other, adapters, need_cores=True, need_scales=True)
+        torch.testing.assert_close(found, expected, **close)
+        again = block_launch.outer_sums(values, other, adapters)
+        assert torch.equal(found[0], again)
+
+    def test_unknown_adapters_are_nan_and_read_nothing(self):
+        adapters = self.problem(6, 4, "dense")
+        index = torch.zeros(6, 1, dtype=torch.int64, device=DEVICE)
+        index[1], index[2] = 3, -(2**40)
+        adapters = Adapters(adapters.cores, index)
+        values = torch.ones(6, 4, device=DEVICE)
+        product = block_launch.row_core_product(values, adapters)
+        assert product.isnan().all(dim=1).tolist() == [False, True, True, False, False, False]
+        assert not block_launch.outer_sums(values, values, adapters).isnan().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("shape", [(5, 20, 21, 6), (20, 40, 35, 20)])
+def test_skeletons(shape, core, dtype, monkeypatch):
+    """The plan's own fused kernel, on both ways, against the plan in plain torch: the same but for rounding."""
+    layer, skeleton = skeleton_problem(*shape, core=core, dtype=dtype)
+    gradient = torch.randn(shape[0], shape[1], generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
+    launched = []
+    update = block_launch.skeleton_update
+    monkeypatch.setattr(block_launch, "skeleton_update", lambda *arguments: launched.append(True) or update(*arguments))
+    results = []
+    for fused in (False, True):
+        monkeypatch.setattr(skeleton_plan, "_fused", lambda *_, fused=fused: fused)
+        results.append(values_and_gradients(layer, gradient, plan="skeleton", skeleton=skeleton))
+    assert launched == [True, True]
+    tolerance = 50 * skeleton.amplification * torch.finfo(dtype).eps
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
 class TestSegmentSum:

@@ -10,7 +10,7 @@ from peft import get_peft_model
 from torch import nn
 from torch.nn.functional import linear
 
-from lowrank_ldu.nn import LDULayer, inject, merge
+from lowrank_ldu.nn import LDULayer, inject, merge, set_plan
 from lowrank_ldu.nn.quantized import dense_weight, is_quantized
 from lowrank_ldu.nn.weights import weight_matrix
 from lowrank_ldu.peft import LolduConfig
@@ -162,6 +162,37 @@ def test_a_layer_leaves_the_base_quantized(make, step):
     assert torch.equal(dense_weight(base), stored)
     with pytest.raises(TypeError, match="the base layer is a quantized .*, which would lose the update in rounding"):
         layer.merge()
+
+
+@pytest.mark.parametrize("core", ["diagonal", "dense"])
+# Without 8 bits of bitsandbytes, which quantize the input, too, and what has no gradient of x.
+@pytest.mark.parametrize(
+    "make", [each.values[0] for each in KINDS if each.values[0] not in {eight_bits, torchao_opaque}]
+)
+def test_the_projection_is_gathered_from_the_quantized_layers_output(make, core):
+    layer = LDULayer(make(), 8, core=core, parametrization="gram", pivoting="complete")
+    with torch.no_grad():
+        layer.offset.normal_(std=0.1)
+    x = torch.randn(5, 64, requires_grad=True)
+    expected = layer(x)
+    parameters = [x, layer.offset]
+    gradients = torch.autograd.grad(expected.float().square().sum(), parameters)
+    set_plan(layer, "skeleton")
+    y = layer(x)
+    amplification = layer.factors.quantized_skeleton(layer.base_layer).amplification
+    # Entries of y are rounded to its dtype, and of sums of 64 products, before they are enlarged.
+    allowed = gamma(x.shape[1] + 8, y.dtype) * amplification
+    scale = expected.detach().float().norm()
+    assert (y - expected).detach().float().norm() <= allowed * scale
+    for one, other in zip(torch.autograd.grad(y.float().square().sum(), parameters), gradients, strict=True):
+        assert (one - other).norm() <= 4 * allowed * other.norm()
+
+
+def test_a_quantized_layer_without_a_skeleton_says_so():
+    layer = LDULayer(four_bits(quant_type="nf4"), 8, basis="svd")
+    set_plan(layer, "skeleton")
+    with pytest.raises(RuntimeError, match="plan 'skeleton' cannot run here: there is no skeleton of this weight"):
+        layer(torch.randn(5, 64))
 
 
 @pytest.mark.parametrize(("make", "step"), KINDS[:-1])

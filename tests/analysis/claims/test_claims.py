@@ -125,6 +125,20 @@ def test_complete_pivoting_mends_what_column_order_spoiled(known):
     assert verdicts(known["overshooting"][1]["structure"])["complete pivoting", RANK] == "holds"
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_near_best_ldu_holds_what_the_best_terms_hold(known, name):
+    findings = {finding.test: finding for finding in known[name][1]["structure"].findings}
+    assert findings["near-best LDU"].verdict == "holds"
+    (near_best,) = findings["near-best LDU"].cases
+    assert near_best.figures["error"] == pytest.approx(near_best.figures["svd_error"], rel=1e-4, abs=1e-6)
+    for pivoting in ("partial", "complete"):
+        (core,), (refit,) = (
+            findings[f"{pivoting} pivoting, {what}"].cases for what in ("best core", "refitted diagonal")
+        )
+        assert near_best.figures["error"] <= core.figures["error"] + 1e-6
+        assert core.figures["error"] <= refit.figures["error"] + 1e-6
+
+
 def test_structure_is_the_formula_of_its_rule(known):
     for _, claims in known.values():
         for finding in claims["structure"].findings:
@@ -202,7 +216,8 @@ def with_seconds(analysis, **seconds):
     tensors = []
     for tensor in analysis.tensors:
         measurements = [
-            dataclasses.replace(item, seconds=seconds[item.diagnostics.method]) for item in tensor.analysis.measurements
+            dataclasses.replace(item, seconds=seconds.get(item.diagnostics.method, 1.0))
+            for item in tensor.analysis.measurements
         ]
         matrix = dataclasses.replace(tensor.analysis, measurements=measurements, svd_seconds=seconds["svd"])
         tensors.append(dataclasses.replace(tensor, analysis=matrix))
@@ -370,13 +385,18 @@ def test_real_weights():
     options = SurveyOptions(ranks=(64,), select=r"layer\.[25]\.attention\.self\.(query|value)\.weight", threads=1)
     claims = claims_of(analyze_checkpoint(minilm.checkpoint(), options))
     assert set(verdicts(claims["orthogonality"]).values()) == {"does not hold"}
-    assert set(verdicts(claims["structure"]).values()) == {"does not hold"}
+    structure = verdicts(claims["structure"])
+    assert structure.pop(("near-best LDU", 64)) == "holds"
+    assert set(structure.values()) == {"does not hold"}
     worse = {finding.test: finding.counts["worse_than_zero"] for finding in claims["structure"].findings}
     assert worse == {
         "partial pivoting": 4,
         "partial pivoting, refitted diagonal": 0,
+        "partial pivoting, best core": 0,
         "complete pivoting": 4,
         "complete pivoting, refitted diagonal": 0,
+        "complete pivoting, best core": 0,
+        "near-best LDU": 0,
     }
     for finding in claims["initialization"].findings:
         changes = finding.medians.values()

@@ -95,6 +95,10 @@ def test_figures_are_those_of_numpy(checkpoint, options):
     exact = analysis.at("pissa", 3, exact=True)
     assert exact.diagnostics.frobenius_error == pytest.approx(exact.diagnostics.svd_frobenius_error, rel=1e-5)
     assert exact.seconds > analysis.svd_seconds
+    # Its sketch spans the whole of a matrix as small as this.
+    near_best = analysis.at("ldu_lowrank", 3)
+    assert near_best.diagnostics.frobenius_error == pytest.approx(near_best.diagnostics.svd_frobenius_error, rel=1e-5)
+    assert near_best.seconds > 0
 
 
 def test_ranks_above_the_full_one_are_clipped_and_the_full_one_is_measured(checkpoint, options):
@@ -110,8 +114,10 @@ def test_ranks_above_the_full_one_are_clipped_and_the_full_one_is_measured(check
         ("pissa", None, 6),
         ("pissa", None, 3),
         ("pissa", None, 6),
+        ("ldu_lowrank", None, 3),
+        ("ldu_lowrank", None, 6),
     ]
-    assert [m.exact for m in analysis.measurements] == [False] * 6 + [True] * 2
+    assert [m.exact for m in analysis.measurements] == [False] * 6 + [True] * 2 + [False] * 2
     assert {m.diagnostics.dtype for m in analysis.measurements} == {"float64"}
     assert analysis.at("ldu", 64, "partial") is analysis.at("ldu", 6, "partial")
 

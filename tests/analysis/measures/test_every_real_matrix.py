@@ -59,6 +59,8 @@ def expected(W, left, z, right, values):
     gram = (left.T @ left) * (right @ right.T)
     best = scipy.linalg.solve(gram, np.sum((left.T @ W) * right, axis=1), assume_a="pos")
     refit = W - (left * best) @ right
+    across, along = np.linalg.qr(left)[0], np.linalg.qr(right.T)[0]
+    core = np.linalg.norm(W - across @ (across.T @ W @ along) @ along.T)
     rounded = {
         name: (left.astype(np.float32).astype(dtype).astype(float) * z)
         @ right.astype(np.float32).astype(dtype).astype(float)
@@ -71,6 +73,7 @@ def expected(W, left, z, right, values):
         "frobenius_error": (np.linalg.norm(error) / norm, 1e-4),
         "spectral_error": (np.linalg.norm(error, 2) / values[0], 1e-4),
         "refit_frobenius_error": (np.linalg.norm(refit) / norm, 1e-4),
+        "core_frobenius_error": (core / norm, 1e-4),
         "refit_spectral_error": (np.linalg.norm(refit, 2) / values[0], 1e-3),
         "svd_frobenius_error": (np.linalg.norm(values[rank:]) / norm, 1e-5),
         "svd_spectral_error": (values[rank] / values[0], 1e-5),
