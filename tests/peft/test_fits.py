@@ -295,7 +295,7 @@ def test_names_that_match_other_modules_too_are_matched_whole(tmp_path, files):
     inner = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
     from lowrank_ldu.fitting import LayerPivots
 
-    path = Pivots({"0": LayerPivots((2, 1), (0, 3))}, {"0": (8, 8)}, {"0": 0.5}, "dense", 1, "gradient", None).save(
+    path = Pivots({"0": LayerPivots((2, 1), (0, 3))}, {"0": (8, 8)}, {"0": 0.5}, "dense", None, "gradient", None).save(
         tmp_path / "pivots.safetensors"
     )
     model = get_peft_model(inner, LolduConfig(pivots_file=path, core="dense"))
