@@ -67,9 +67,7 @@ def test_a_fitted_basis_is_given_or_found_beside_the_adapter(tmp_path):
 
     refused = export(tmp_path / "plain")
     assert refused.returncode == 2
-    assert (
-        f"fitted basis {basis.digest}, which is not known; accepted: its file, given as" in refused.stderr
-    )
+    assert f"fitted basis {basis.digest}, which is not known; accepted: its file, given as" in refused.stderr
     assert export(tmp_path / "plain", "--basis", file).returncode == 0
     assert export(tmp_path / "named", "--overwrite").returncode == 0
 
