@@ -39,7 +39,7 @@ def model():
         (lambda: inject(model(), ["0"], r=8), r"inject\(\) got an unexpected keyword argument 'r': it is rank here"),
         (lambda: inject(model(), ["0"], lora_alpha=8), "'lora_alpha': it is alpha here; sigma starts at alpha / rank"),
         (lambda: inject(model(), target_modules=["0"]), "'target_modules': it is targets here"),
-        (lambda: inject(model(), ["0"], pivot="rook"), "'pivot': accepted: pivoting"),
+        (lambda: inject(model(), ["0"], pivot="rook"), "'pivot': accepted: pivots, pivoting"),
         (
             lambda: LDULayer(nn.Linear(3, 3), r=8),
             r"LDULayer\(\) got an unexpected keyword argument 'r': it is",

@@ -22,13 +22,17 @@ from lowrank_ldu.nn import AdapterOptions
 from lowrank_ldu.nn.kinds import KINDS
 from lowrank_ldu.nn.options import LATER_OPTIONS, OPTION_NAMES
 from lowrank_ldu.untrusted import LISTING, strict_json
-from lowrank_ldu.validation import check_choice, dtype_name
+from lowrank_ldu.validation import check_choice, dtype_name, shown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 WEIGHTS_FILE = "adapter.safetensors"
 CONFIG_FILE = "adapter.json"
+# Key in either configuration, of this package or of PEFT, of the path of the fitted basis.
+BASIS_FILE = "basis_file"
 FORMAT = "lowrank-ldu adapter"
 VERSION = 2
 
@@ -117,6 +121,20 @@ def checked_record(where: str, entry: Any) -> LayerRecord:
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{where}: {error}") from error
     return LayerRecord(shape=(shape[0], shape[1]), options=options, **texts)
+
+
+def checked_basis_file(path: Path, config: dict[str, Any]) -> str | None:
+    """Return where a configuration says that its fitted basis is.
+
+    Raises
+    ------
+    AdapterError
+        It is no text.
+    """
+    named = config.get(BASIS_FILE)
+    if named is not None and not isinstance(named, str):
+        raise AdapterError(f"{path}: {BASIS_FILE} is {shown(named)}; accepted: a path, or null")
+    return named
 
 
 def check_numbers(where: str, record: LayerRecord, tensors: dict[str, Tensor], *, sketched: bool) -> None:

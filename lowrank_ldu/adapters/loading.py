@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lowrank_ldu.adapters.bases import find_bases_of
 from lowrank_ldu.adapters.format import CONFIG_FILE
 from lowrank_ldu.adapters.input_files import checked_model_and_path, checked_path
 from lowrank_ldu.adapters.native_folder import read_native
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
     from lowrank_ldu.nn.base_identity import Deviation
+    from lowrank_ldu.nn.basis import FittedBasis
 
 
 def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
@@ -67,7 +69,13 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     return replace(adapter, path=folder)
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, accept_other_base: bool = False) -> list[str]:
+def load_adapter(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    accept_other_base: bool = False,
+    basis: FittedBasis | str | os.PathLike[str] | None = None,
+) -> list[str]:
     """Put a saved adapter into its model, in place.
 
     It is the model that the adapter was trained on. The factors are rebuilt from the stored pivots without a search, so
@@ -82,6 +90,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, accept_other
     accept_other_base : bool
         Accept base weights that are not those of training, such as a rounded or quantized copy, and updates that do
         not come out as they were trained; warn once, of how far off the worst layer is. Nothing else is let pass.
+    basis : FittedBasis or path, optional
+        The fitted basis that the factors are of, or its file. If not given, it is looked up by its digest among the
+        bases of this process (`lowrank_ldu.nn.use_basis`), at the path that the adapter names, and beside the folder.
 
     Returns
     -------
@@ -92,8 +103,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, accept_other
     Raises
     ------
     TypeError
-        `model` is no module, `path` no path or `accept_other_base` no bool.
+        `model` is no module, `path` no path, `accept_other_base` no bool or `basis` no basis and no path.
     AdapterError
+        The fitted basis of the adapter is not found (the message has its digest), or was fitted beside another weight.
         A file is missing, damaged or changed; a layer of the adapter is missing in the model, has an adapter already,
         is of another kind or shape, or has another weight than in training; an update does not come out as it was
         trained; a tensor of a module that was saved whole is tied to others than in training. The model is then
@@ -103,6 +115,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, accept_other
     model = unwrapped(model)
     with outside_inference_mode():
         adapter = read_adapter(path)
+    find_bases_of(adapter, basis)
     deviations: list[Deviation] = []
     with outside_inference_mode(), restore_trainable_on_error(model):
         layers = {

@@ -13,6 +13,7 @@ from lowrank_ldu.adapters.format import (
     VERSION,
     WEIGHTS_FILE,
     check_numbers,
+    checked_basis_file,
     checked_record,
     copy_in,
     is_sealed,
@@ -63,7 +64,8 @@ def read_native(folder: Path) -> AdapterFile:
             f"{folder / WEIGHTS_FILE}: unknown tensors {foreign[:5]}; accepted: those of the layers and modules listed"
         )
     tied, shared = _other_names(path, config, "tied", tensors), _other_names(path, config, "shared", stored)
-    return AdapterFile(stored, modules, tensors, tied=tied, shared=shared or {})
+    basis_file = checked_basis_file(path, config)
+    return AdapterFile(stored, modules, tensors, tied=tied, shared=shared or {}, basis_file=basis_file)
 
 
 def _other_names(path: Path, config: dict[str, Any], key: str, known: Container[str]) -> dict[str, list[str]] | None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load
 
-from lowrank_ldu.adapters.format import check_numbers, checked_record
+from lowrank_ldu.adapters.format import check_numbers, checked_basis_file, checked_record
 from lowrank_ldu.adapters.input_files import read_json, read_tensors
 from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
 from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
-from lowrank_ldu.nn.options import OPTION_NAMES
+from lowrank_ldu.nn.options import LATER_OPTIONS, OPTION_NAMES
 from lowrank_ldu.patterns import PatternError, Patterns
 from lowrank_ldu.validation import shown
 
@@ -56,7 +56,7 @@ def read_peft(folder: Path) -> AdapterFile:
     if not isinstance(config, dict) or config.get("peft_type") != "LOLDU":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise AdapterError(f"{path}: an adapter of type {kind!r}; accepted: 'LOLDU'")
-    missing = [key for key in (*_OPTIONS, "r") if key not in config]
+    missing = [key for key in (*_OPTIONS, "r") if key not in config and key not in LATER_OPTIONS]
     if missing:
         raise AdapterError(f"{path}: has no {', '.join(missing)}; accepted: the configuration of a LoLDU adapter")
     layers: dict[str, dict[str, Tensor]] = {}
@@ -88,6 +88,7 @@ def read_peft(folder: Path) -> AdapterFile:
         base_weights={name: tensor for name, tensor in weights.items() if name in layers},
         # PEFT trains a copy of each module, which is tied to none.
         tied={},
+        basis_file=checked_basis_file(path, config),
     )
 
 
@@ -130,7 +131,7 @@ def _stored(
             "lora_obstacle": obstacles.get(name, ""),
             "rank": rank,
             "alpha": rank if alpha is None else alpha,
-            **{key: config[key] for key in _OPTIONS},
+            **{key: config[key] for key in _OPTIONS if key in config},
         },
     )
     check_numbers(where, record, tensors, sketched=False)

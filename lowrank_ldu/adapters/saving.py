@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lowrank_ldu.adapters.bases import given_basis
 from lowrank_ldu.adapters.format import (
+    BASIS_FILE,
     CONFIG_FILE,
     FORMAT,
     VERSION,
@@ -19,7 +21,7 @@ from lowrank_ldu.adapters.format import (
     sealed,
     with_copy,
 )
-from lowrank_ldu.adapters.input_files import checked_model_and_path
+from lowrank_ldu.adapters.input_files import checked_model_and_path, checked_path
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG
 from lowrank_ldu.adapters.stored_layer import StoredLayer
 from lowrank_ldu.adapters.ties import tied_tensors
@@ -44,7 +46,13 @@ if TYPE_CHECKING:
 _NAMED = 5
 
 
-def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_save: Sequence[str] = ()) -> Path:
+def save_adapter(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    modules_to_save: Sequence[str] = (),
+    basis_file: str | os.PathLike[str] | None = None,
+) -> Path:
     """Write the trained numbers of every LoLDU layer.
 
     Nothing of the base is written.
@@ -59,6 +67,10 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     modules_to_save : sequence of str
         Qualified names of modules that were trained whole, such as a new classification head; their state is
         written too.
+    basis_file : path, optional
+        File of the fitted basis that the factors are of. Its path is written, and `load_adapter` looks there and for a
+        file of that name beside the folder. The basis itself is never copied: it is large, and adapters share it. Its
+        digest is written in any case.
 
     Returns
     -------
@@ -74,7 +86,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     ValueError
         `path` is a file, or holds an adapter that PEFT saved. The model has no LoLDU layer, is one itself, or has one
         whose numbers are not finite. It has no module of a name in `modules_to_save`, or that module has a LoLDU layer
-        inside, is inside one, or has state that is no tensor.
+        inside, is inside one, or has state that is no tensor. `basis_file` cannot be read, or is of no layer's basis.
     RuntimeError
         A layer is merged, so that its base weight cannot be told, or is sharded by fully_shard.
 
@@ -87,6 +99,7 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
     """
     folder = checked_model_and_path(model, path)
     modules = check_names(modules_to_save, "modules_to_save", "a sequence of names")
+    named = None if basis_file is None else str(checked_path(basis_file, BASIS_FILE))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"path is {str(folder)!r}, which is a file; accepted: a folder")
     if os.path.lexists(folder / PEFT_CONFIG):
@@ -113,6 +126,8 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         wrapped = next(hosts(model), None) is not None
         hint = "save_pretrained of the PEFT model" if wrapped else "one that `inject` was used on"
         raise ValueError(f"the model ({type(model).__name__}) has no LoLDU layer of its own; accepted: {hint}")
+    if named is not None:
+        _check_basis(named, records)
     warn_of_passed_by(model)
     modules = [plain_name(name, model) for name in modules]
     whole = {f"{name}.{key}": tensor for name in modules for key, tensor in _whole_module(model, name).items()}
@@ -126,12 +141,20 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, modules_to_s
         "modules": modules,
         "tied": tied_tensors(model, whole),
         "shared": _shared(model),
-    }
+    } | ({} if named is None else {BASIS_FILE: named})
     data = with_copy(config, tensors)
     # From here on the folder holds the new adapter: the weights have a copy of their configuration.
     replace_file(folder / WEIGHTS_FILE, data)
     replace_file(folder / CONFIG_FILE, sealed({**config, "weights_sha256": hashlib.sha256(data).hexdigest()}))
     return folder
+
+
+def _check_basis(named: str, records: dict[str, LayerRecord]) -> None:
+    digests = {str(record.options.basis_digest) for record in records.values() if record.options.basis_digest}
+    digest = given_basis(named).digest
+    if digest not in digests:
+        wanted = ", ".join(sorted(digests)) or "none, as no layer has a fitted basis"
+        raise AdapterError(f"{BASIS_FILE} is {named!r}, of digest {digest}; accepted: {wanted}")
 
 
 def _shared(model: nn.Module) -> dict[str, list[str]]:

@@ -127,7 +127,7 @@ class StoredLayer:
                     "the same base, with as many rows (saved after its vocabulary was resized, if it was), or "
                     "accept_other_base=True (--accept-other-base of export) to take this one as it is"
                 )
-            raise AdapterError(f"{deviation}, so that its diagonal means something else; accepted: {accepted}")
+            raise AdapterError(f"{deviation}, so that its numbers mean something else; accepted: {accepted}")
         held = self._held(matrix)
         update = self._update_deviation(held)
         if deviation is None and (update is None or update <= UPDATE_AGREES):
@@ -190,6 +190,8 @@ class StoredLayer:
             return "its singular vectors come out different here, as those of nearly equal singular values may"
         if self.record.options.basis == "random":
             return "its random basis comes out different here"
+        if self.record.options.basis == "fitted":
+            return "its numbers in its fitted basis are not those that were trained"
         return (
             f"the base does not determine all of its {self.record.options.rank} terms, some of which are rounding "
             "errors (its rank is smaller), or it was changed after the adapter was put on it"
@@ -219,6 +221,8 @@ class AdapterFile:
         does not say.
     shared : dict of str to list of str
         Layers that the model had in several places, and the names of the others.
+    basis_file : str, optional
+        Where its fitted basis was, as its configuration names it.
     """
 
     layers: dict[str, StoredLayer]
@@ -230,3 +234,4 @@ class AdapterFile:
     path: Path | None = None
     tied: dict[str, list[str]] | None = None
     shared: dict[str, list[str]] = field(default_factory=dict)
+    basis_file: str | None = None

@@ -56,6 +56,13 @@ def export(
     accept_other_base: Annotated[
         bool, typer.Option("--accept-other-base", help="Accept base weights that are not those of training, and warn.")
     ] = False,
+    basis: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the fitted basis that the adapter's factors are of.",
+            show_default="where the adapter says, or beside its folder",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
 ) -> None:
     """Turn a LoLDU adapter into something that needs no LoLDU.
@@ -86,6 +93,7 @@ def export(
                 compress=compress,
                 keep_module_dtype=keep_module_dtype,
                 accept_other_base=accept_other_base,
+                basis=basis,
                 overwrite=overwrite,
             )
         for line in lines:
@@ -116,6 +124,7 @@ def _export(
     compress: int | None,
     keep_module_dtype: bool,
     accept_other_base: bool,
+    basis: Path | None,
     overwrite: bool,
 ) -> list[str]:
     from lowrank_ldu.adapters import export_delta, export_lora, export_merged  # noqa: PLC0415
@@ -130,6 +139,7 @@ def _export(
                 out,
                 rank=compress,
                 accept_other_base=accept_other_base,
+                basis=basis,
                 overwrite=overwrite,
                 progress=progress,
             )
@@ -148,7 +158,13 @@ def _export(
             return lines
         if to is ExportFormat.DELTA:
             names = export_delta(
-                source, checkpoint, out, accept_other_base=accept_other_base, overwrite=overwrite, progress=progress
+                source,
+                checkpoint,
+                out,
+                accept_other_base=accept_other_base,
+                basis=basis,
+                overwrite=overwrite,
+                progress=progress,
             )
             return [f"{len(names)} tensors of updates"]
         names = export_merged(
@@ -157,6 +173,7 @@ def _export(
             out,
             keep_module_dtype=keep_module_dtype,
             accept_other_base=accept_other_base,
+            basis=basis,
             overwrite=overwrite,
             progress=progress,
         )

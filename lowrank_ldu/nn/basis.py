@@ -94,10 +94,15 @@ class FittedBasis(Protocol):
     ----------
     digest : str
         Names the basis by its content.
+    rank_pattern : dict of str to int
+        Rank of each layer that it has.
     """
 
     @property
     def digest(self) -> str: ...  # noqa: D102
+
+    @property
+    def rank_pattern(self) -> dict[str, int]: ...  # noqa: D102
 
     def factors(self, layer: str) -> Factorization:
         """Return left (m, r), diagonal (r,) and right (r, n) of a layer.
@@ -152,7 +157,11 @@ def fitted_terms(matrix: Tensor, layer: str, options: AdapterOptions) -> BasisFa
             f"no basis of digest {digest} is known; accepted: to load its file before, with "
             "lowrank_ldu.fitting.FittedBasis.load"
         )
-    basis.check(layer, matrix)
+    try:
+        basis.check(layer, matrix)
+    except ValueError as error:
+        # The caller names the layer.
+        raise type(error)(str(error).removeprefix(f"layer {layer!r}: ")) from error
     factors = basis.factors(layer)
     if rank is not None and rank > factors.rank:
         raise ValueError(f"rank is {rank}; accepted: up to {factors.rank}, the rank of the fitted basis in this layer")

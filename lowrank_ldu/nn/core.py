@@ -131,6 +131,11 @@ class CoreAdapter(nn.Module):
         """Return the number r of the factors' terms."""
         return cast("int", self.options.rank)
 
+    def choose_pivots(self, rows: Tensor, columns: Tensor) -> None:
+        """Take pivots (r,) that were chosen, before there are factors."""
+        for name, index in (("pivot_rows", rows), ("pivot_columns", columns)):
+            self._keep(name, index.to(self.offset.device, torch.int64))
+
     def start_from(self, factors: Factors) -> None:
         """Take over the factors' pivots and the start of z.
 
@@ -214,6 +219,10 @@ class CoreAdapter(nn.Module):
 
     def _set_offset(self, offset: Tensor, factors: Factors) -> None:
         self._check_in_memory()
+        if offset.shape != self.offset.shape:  # it would be copied to every row of a core of blocks
+            raise ValueError(
+                f"numbers have shape {tuple(offset.shape)}; accepted: {tuple(self.offset.shape)}, the core's"
+            )
         wide = torch.promote_types(self.offset.dtype, torch.float32)
         frame = None if factors.frame is None else factors.frame.to(wide)
         self.offset.copy_(from_core(offset.to(wide), frame))
@@ -253,11 +262,15 @@ class CoreAdapter(nn.Module):
 
 
 def smallest_integers(index: Tensor) -> Tensor:
-    """Return non-negative integers in a small type that holds them.
+    """Return integers in a small type that holds them.
 
-    It is the smallest type that every library computes with.
+    It is the smallest type that every library computes with. Negative ones, which stand for pivots that are yet to
+    come, stay as they are.
     """
-    largest = 0 if index.device.type == "meta" or index.numel() == 0 else int(index.max())
+    known = index.device.type != "meta" and index.numel() > 0
+    if known and int(index.min()) < 0:
+        return index
+    largest = int(index.max()) if known else 0
     for dtype in (torch.uint8, torch.int16, torch.uint16):
         if largest <= torch.iinfo(dtype).max:
             return index.to(dtype)

@@ -19,6 +19,8 @@ Core = Literal["diagonal", "block", "dense"]
 CORES: tuple[Core, ...] = get_args(Core)
 # Dimensions of diagonals, (r,) and (A, r).
 _DIAGONALS = 2
+# Ranks up to which a message lists the divisors: a file may name any number.
+_LARGEST_LISTED = 10_000
 # Dimensions of a single core, (r,) or (g, b, b).
 _OF_ONE = (1, 3)
 
@@ -42,8 +44,9 @@ def core_shape(core: Core, rank: int, block_size: int | None = None) -> tuple[in
         return (rank,)
     size = rank if core == "dense" or block_size is None else block_size
     if rank % size:
-        divisors = ", ".join(str(each) for each in range(1, rank + 1) if rank % each == 0)
-        raise ValueError(f"block_size is {size} at rank {rank}; accepted: a divisor of it, {divisors}")
+        divisors = [str(each) for each in range(1, min(rank, _LARGEST_LISTED) + 1) if rank % each == 0]
+        listed = ", ".join(divisors) if rank <= _LARGEST_LISTED else "such as 1"
+        raise ValueError(f"block_size is {size} at rank {rank}; accepted: a divisor of it, {listed}")
     return (rank // size, size, size)
 
 

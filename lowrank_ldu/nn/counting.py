@@ -23,7 +23,7 @@ class ParameterCount:
     layers : int
         LoLDU layers.
     diagonal : int
-        Trained diagonal entries, the sum of the ranks.
+        Trained numbers of the cores: of diagonals, the sum of the ranks.
     sigma : int
         Trained scales, one a layer.
     other : int
@@ -43,9 +43,9 @@ class ParameterCount:
 
     @property
     def adapter(self) -> int:
-        """Return the number of diagonal entries and scales together.
+        """Return the number of core entries and scales together.
 
-        It is the paper's count, which leaves out the classification head.
+        For diagonals it is the paper's count, which leaves out the classification head.
         """
         return self.diagonal + self.sigma
 
@@ -76,7 +76,7 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
     >>> print(trainable_parameters(model))
     5 trainable parameters in 1 LoLDU layer = 1 x (4 + 1), 5.556 % of 90; 18 more outside them (heads)
     """
-    layers = [diagonal.adapter for _, host in hosts(model) for diagonal in host.held_adapters()]
+    layers = [held.adapter for _, host in hosts(model) for held in host.held_adapters()]
     layers = [adapter for adapter in layers if adapter.offset.requires_grad or adapter.sigma.requires_grad]
     own = {
         id(numbers)
@@ -91,9 +91,9 @@ def trainable_parameters(model: nn.Module) -> ParameterCount:
     )
     return ParameterCount(
         layers=len(layers),
-        diagonal=sum(diagonal * count for (diagonal, _), count in kinds.items()),
+        diagonal=sum(core * count for (core, _), count in kinds.items()),
         sigma=sum(sigma * count for (_, sigma), count in kinds.items()),
         other=sum(parameter.numel() for parameter in others if parameter.requires_grad),
         total=sum(parameter.numel() for parameter in others),
-        breakdown=" + ".join(f"{count} x ({diagonal} + {sigma})" for (diagonal, sigma), count in kinds.items()) or "0",
+        breakdown=" + ".join(f"{count} x ({core} + {sigma})" for (core, sigma), count in kinds.items()) or "0",
     )

@@ -41,7 +41,7 @@ class HeldAdapter(NamedTuple):
 
     @property
     def delta(self) -> Tensor:
-        """Return the difference sigma z - sigma_0 z_ref, shape (r,)."""
+        """Return the difference sigma z - sigma_0 z_ref, of the core's shape."""
         return self.adapter.delta(self.factors)
 
 
@@ -158,7 +158,7 @@ class AdapterHost(nn.Module, ABC):
         self.base_layer = base_layer
         self.kind = kind_of(base_layer)
         self.called, self.weight_read = Seen(), Seen()
-        # The merged updates, r numbers each: the adapters' own numbers may change before they are unmerged.
+        # The merged updates, a core each: the adapters' own numbers may change before they are unmerged.
         self._merged_updates: dict[str, Update] = {}
         self._kept_base: KeptBase | None = None
 

@@ -34,7 +34,7 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     ----------
     model : nn.Module
     epsilon : float, optional
-        Largest Euclidean norm of each layer's diagonal z, to rounding; positive. No limit if not given.
+        Largest Euclidean norm of each layer's core z, to rounding; positive. No limit if not given.
 
     Raises
     ------

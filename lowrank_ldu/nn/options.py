@@ -6,6 +6,7 @@ Layers, PEFT's configuration and files share them.
 from __future__ import annotations
 
 import inspect
+import re
 from copy import copy
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -41,6 +42,8 @@ PIVOTINGS: tuple[Pivoting, ...] = (*PIVOTING, "chosen")
 _LARGEST_BASIS_SEED = 2**32 - 1
 # Options that the factors and the frame of the core depend on. All others concern the core alone.
 _OF_FACTORS = ("rank", "pivoting", "basis", "parametrization", "seed", "core", "block_size", "basis_digest")
+# It stands in messages.
+_DIGEST = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 # Options that came later. Entries of earlier versions lack them, and have their defaults.
 LATER_OPTIONS = ("core", "block_size", "basis_digest")
 
@@ -155,8 +158,11 @@ class AdapterOptions:
                 f"basis_digest is {shown(self.basis_digest)} with basis {self.basis!r}; accepted: the digest of a "
                 "basis with basis 'fitted', and None with any other"
             )
-        if self.basis_digest is not None and not isinstance(self.basis_digest, str):
-            raise TypeError(f"basis_digest is {shown(self.basis_digest)}; accepted: a string, or None")
+        digest = self.basis_digest
+        if digest is not None and not isinstance(digest, str):
+            raise TypeError(f"basis_digest is {shown(digest)}; accepted: a string, or None")
+        if digest is not None and not _DIGEST.fullmatch(digest):
+            raise ValueError(f"basis_digest is {shown(digest)}; accepted: up to 128 letters and digits")
         if self.pivoting == "chosen" and self.basis != "ldu":
             raise ValueError(
                 f"pivoting is 'chosen' with basis {self.basis!r}; accepted: basis 'ldu', whose pivots they are"

@@ -15,6 +15,7 @@ from lowrank_ldu.backend import backend_of
 from lowrank_ldu.initialization import is_random
 from lowrank_ldu.kernels.torch_modes import is_stand_in
 from lowrank_ldu.nn.base_identity import QUANTIZED, ROUNDED, BaseCheck, Deviation, outcome, relative_difference
+from lowrank_ldu.nn.basis import terms_at_pivots
 from lowrank_ldu.nn.core import delta_of, stack_states
 from lowrank_ldu.nn.factors import Factors
 from lowrank_ldu.nn.offloading import is_offloaded
@@ -67,7 +68,15 @@ class SharedFactors(nn.ModuleDict):
         """
         return cast("Factors", self[self.key_of[adapter_name]])
 
-    def assign(self, adapter_name: str, options: AdapterOptions, matrix: Tensor, *, deferred: bool) -> None:
+    def assign(
+        self,
+        adapter_name: str,
+        options: AdapterOptions,
+        matrix: Tensor,
+        *,
+        deferred: bool,
+        pivots: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Give a new adapter the factors of its options.
 
         They are computed if there are none.
@@ -80,19 +89,33 @@ class SharedFactors(nn.ModuleDict):
             The weight.
         deferred : bool
             Leave the factors for later, since their pivots are yet to be loaded.
+        pivots : pair of Tensor, optional
+            Rows and columns (r,), of pivoting "chosen". Without them the factors wait for those that are loaded.
 
         Raises
         ------
         TypeError, ValueError
             As for `Factors.build`.
         """
-        fitting = (
-            key for key, factors in self._each() if factors.options == options.factors and (factors.ready or deferred)
-        )
-        key = next(fitting, None)
-        self.key_of[adapter_name] = (
-            self._add(Factors(matrix, options, deferred=deferred, layer=self.layer)) if key is None else key
-        )
+        # Which factors they will share is known by their pivots alone.
+        waits = options.pivoting == "chosen" and pivots is None
+
+        def fits(factors: Factors) -> bool:
+            if factors.options != options.factors or waits:
+                return False
+            return factors.ready or deferred if pivots is None else factors.at(*pivots)
+
+        key = next((key for key, factors in self._each() if fits(factors)), None)
+        if key is None:
+            terms = None if pivots is None else terms_at_pivots(matrix.detach(), *pivots, options.pivoting)
+            key = self._add(Factors(matrix, options, terms=terms, deferred=deferred or waits, layer=self.layer))
+        self.key_of[adapter_name] = key
+
+    def waits(self, adapter_name: str, adapter: CoreAdapter) -> bool:
+        """Return whether an adapter's chosen pivots are yet to be loaded."""
+        if self.of(adapter_name).options.pivoting != "chosen":
+            return False
+        return adapter.pivot_rows is None or not (adapter.pivot_rows.is_meta or adapter.has_pivots)
 
     def share(self, adapter_name: str, other: str) -> None:
         """Express an adapter in another one's factors."""
@@ -294,7 +317,7 @@ class SharedFactors(nn.ModuleDict):
             return
         message = (
             f"layer {self.layer!r}: the base weight differs by {100 * difference:.2g} % from the one that adapter "
-            f"{adapter_name!r} was trained on, so its diagonal means something else; accepted: the same base, or "
+            f"{adapter_name!r} was trained on, so its numbers mean something else; accepted: the same base, or "
             "base_check='warn' in the configuration"
         )
         if verdict == "error":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,13 @@ def check_weighted(tuner: BaseTuner, adapters: list[str], weights: list[float], 
     if len(adapters) != len(weights):
         raise ValueError(f"{len(adapters)} adapters and {len(weights)} weights; accepted: as many of each")
     check_choice(combination_type, "combination_type", _SUMS)
+    # Some may be alone in a layer, where the sum has the options of the first.
+    kinds = {replace(tuner.peft_config[name].options, rank=None).factors for name in adapters}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"adapters {adapters} have different kinds of factors, which no single adapter has; accepted: equal basis, "
+            "core, block_size, parametrization, pivoting and seed"
+        )
     wrappers = [module for module in tuner.modules() if isinstance(module, ModulesToSaveWrapper)]
     shared = sum(sum(name in wrapper.modules_to_save for name in adapters) > 1 for wrapper in wrappers)
     if shared:
@@ -67,8 +75,8 @@ def check_weighted(tuner: BaseTuner, adapters: list[str], weights: list[float], 
             continue
         if len({layer.loldu_factors.key_of[name] for name in adapters if name in layer.loldu_adapter}) > 1:
             raise ValueError(
-                f"layer {key!r}: adapters {adapters} do not share their factors, so that no diagonal is their sum; "
-                "accepted: adapters of equal rank, basis, parametrization, pivoting and pivots"
+                f"layer {key!r}: adapters {adapters} do not share their factors, so that no core is their sum; "
+                "accepted: adapters of equal rank, basis, core, parametrization, pivoting and pivots"
             )
 
 

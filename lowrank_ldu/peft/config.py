@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,8 @@ from lowrank_ldu.initialization import INITIALIZATIONS
 from lowrank_ldu.nn import AdapterOptions
 from lowrank_ldu.nn.base_identity import BaseCheck
 from lowrank_ldu.nn.kinds import KINDS
-from lowrank_ldu.nn.options import OPTION_NAMES
+from lowrank_ldu.nn.options import LATER_OPTIONS, OPTION_NAMES
+from lowrank_ldu.peft.fits import Fit, checked_file, fit_of_basis, fit_of_basis_file, fit_of_pivots
 from lowrank_ldu.validation import (
     LORA_KEYWORDS,
     check_choice,
@@ -35,6 +36,7 @@ def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
 
+_USUAL_RANK = 64
 REQUIRES = "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
 # A line in the head of every card that PEFT writes.
 _OF_PEFT = "library_name: peft"
@@ -68,12 +70,14 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     Attributes
     ----------
     r : int
-        Rank: trained diagonal entries of each layer, at most min(m, n) of its weight.
+        Rank, at most min(m, n) of each layer's weight; 64 if not given. r numbers are trained in a layer, or those of
+        its core. With `pivots_file` or `basis_file` it limits the ranks of the file, which count if it is not given.
     alpha : float, optional
         sigma starts at alpha / r; at 1 if not given.
     target_modules : list of str, or str, optional
-        Names, a regular expression, or "all-linear"; by default what LoRA takes for the architecture. Linear layers,
-        transformers' Conv1D, convolutions and embeddings can be targets.
+        Names, a regular expression, or "all-linear"; by default the layers of `pivots_file` or `basis_file`, or what
+        LoRA takes for the architecture. Linear layers, transformers' Conv1D, convolutions and embeddings can be
+        targets.
     exclude_modules : list of str, or str, optional
         Not these.
     modules_to_save : list of str, optional
@@ -93,6 +97,13 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         Set where a target stores its weight transposed; found out by itself.
     init, preserving, pivoting, basis, parametrization, train_sigma, seed, core, block_size, basis_digest
         As for `lowrank_ldu.nn.AdapterOptions`.
+    pivots_file : str, optional
+        File of the pivots that `lowrank_ldu.fitting.choose_pivots` found: `pivoting` is "chosen" then, and each layer
+        has the file's rank unless rank_pattern gives a smaller one. Not saved: an adapter's own files hold its pivots.
+    basis_file : str, optional
+        File of the basis that `lowrank_ldu.fitting.fit_basis` made: `basis` is "fitted" then, with its digest, and
+        ranks as with `pivots_file`. Saved, since it is needed to load the adapter: it is looked up by its digest among
+        the bases of the process, at this path, and under this name in the adapter's folder and beside it.
     keep_base : bool
         Keep a copy of each weight when an adapter is merged, so that unmerging restores it bit for bit. False saves
         that memory; unmerging then subtracts, which leaves rounding errors.
@@ -107,8 +118,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     Raises
     ------
     TypeError, ValueError
-        A value is not accepted; the message names the field and what is. Names that match nothing in a model are warned
-        of when the adapter is made.
+        A value is not accepted; the message names the field and what is. Or a file cannot be read. Names that match
+        nothing in a model are warned of when the adapter is made.
 
     Examples
     --------
@@ -117,7 +128,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     ('LOLDU', 'none')
     """
 
-    r: int = field(default=64, metadata=_help("Rank: trained diagonal entries of each layer."))
+    # None becomes a number: 64, or the largest rank of what was fitted.
+    r: int = field(default=None, metadata=_help("Rank of each layer; 64 if not given."))  # type: ignore[assignment]
     alpha: float | None = field(default=None, metadata=_help("sigma starts at alpha / r; r if not given."))
     target_modules: list[str] | set[str] | str | None = field(
         default=None, metadata=_help("Names, a regular expression, or 'all-linear'.")
@@ -153,6 +165,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     core: str = field(default="diagonal", metadata=_help("What is trained: diagonal, block or dense."))
     block_size: int | None = field(default=None, metadata=_help("Of core 'block', a divisor of r."))
     basis_digest: str | None = field(default=None, metadata=_help("Of basis 'fitted': the digest that names it."))
+    pivots_file: str | None = field(default=None, metadata=_help("File of chosen pivots; not saved."))
+    basis_file: str | None = field(default=None, metadata=_help("File of the fitted basis."))
     keep_base: bool = field(default=True, metadata=_help("Keep the base weight while merged."))
     base_check: BaseCheck = field(default="error", metadata=_help("On another base: 'error', 'warn' or 'ignore'."))
     clip_rank: bool = field(
@@ -192,8 +206,12 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         """
         super().__post_init__()
         self.peft_type = PeftType.LOLDU
+        # What was fitted, and the folder that the configuration was read from; neither is saved.
+        self._fit: Fit | None = None
+        self._folder: Path | None = None
         for name in _FLAGS:
             setattr(self, name, check_flag(getattr(self, name), name))
+        self._take_fit()
         self._check_options()
         self._check_names()
         self._check_modules()
@@ -203,6 +221,65 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     def options(self) -> AdapterOptions:
         """Return the options for layers without an own rank or alpha."""
         return AdapterOptions(rank=self.r, **{name: getattr(self, name) for name in _OPTIONS})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> LolduConfig:
+        """Read the configuration of a saved adapter."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        if isinstance(config, LolduConfig):
+            config._folder = Path(pretrained_model_name_or_path, subfolder or "")  # noqa: SLF001
+        return config  # type: ignore[no-any-return]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is saved of the fields.
+
+        Fields that earlier versions do not know are left out at their defaults.
+        """
+        unset = {name for name in ("basis_file", *LATER_OPTIONS) if getattr(self, name) == _DEFAULTS[name]}
+        return {name: value for name, value in super().to_dict().items() if name not in unset | {"pivots_file"}}
+
+    def fit(self) -> Fit | None:
+        """Return what was fitted for the layers, if this is told by files.
+
+        Raises
+        ------
+        AdapterError
+            The fitted basis is not found.
+        """
+        if self._fit is None and self.basis_digest is not None:
+            return fit_of_basis(self.basis_digest, self.basis_file, self._folder)
+        return self._fit
+
+    def _take_fit(self) -> None:
+        """Read the file of pivots or of a basis, and take over its ranks."""
+        for name in ("pivots_file", "basis_file"):
+            setattr(self, name, checked_file(getattr(self, name), name))
+        if self.pivots_file is not None:
+            self._take("pivoting", "chosen", "pivots_file", ("partial",))
+            if self.basis_file is not None:
+                raise ValueError("pivots_file and basis_file are given; accepted: one of them")
+            self._fit = fit_of_pivots(self.pivots_file)
+        elif self.basis_file is not None:
+            self._take("basis", "fitted", "basis_file", ("ldu",))
+            # A saved configuration has the digest: the basis is looked up once it is needed.
+            if self.basis_digest is None:
+                self.basis_digest, self._fit = fit_of_basis_file(self.basis_file)
+        given: object = self.r
+        if given is None:
+            fit = self.fit()
+            self.r = _USUAL_RANK if fit is None else fit.largest_rank
+        elif self._fit is not None and check_count(self.r, "r", 1) > self._fit.largest_rank:
+            raise ValueError(
+                f"r is {self.r}; accepted: up to {self._fit.largest_rank}, the largest rank of {self._fit.source}, or "
+                "to leave it out"
+            )
+
+    def _take(self, name: str, value: str, file: str, defaults: tuple[str, ...]) -> None:
+        if getattr(self, name) not in {value, *defaults}:
+            raise ValueError(f"{name} is {shown(getattr(self, name))} with {file}; accepted: {value!r}")
+        setattr(self, name, value)
 
     def _check_options(self) -> None:
         # The numbers are kept as Python's own: the file of the configuration takes no others.
@@ -292,6 +369,8 @@ def _block_numbers(value: Any) -> list[int] | int | None:
         ) from None
     return numbers if several else numbers[0]
 
+
+_DEFAULTS = {each.name: each.default for each in fields(LolduConfig)}
 
 # Dataclasses make an __init__ of their own. PEFT looks for these words in the message on keywords that
 # only later versions know.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.nn.factors import Factors
     from lowrank_ldu.peft.config import LolduConfig
+    from lowrank_ldu.peft.fits import LayerFit
 
 # Relative size of a random offset of z: it shows in the output, and is far too small to break a model.
 _RANDOM_OFFSET = 0.1
@@ -54,6 +55,8 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
     alpha : float, optional
     name : str
         Qualified name in the model, for messages.
+    fit : LayerFit, optional
+        Pivots that were chosen for the layer.
     """
 
     if TYPE_CHECKING:  # PEFT's, which has no types here
@@ -74,6 +77,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         r: int,
         alpha: float | None,
         name: str,
+        fit: LayerFit | None = None,
     ) -> None:
         super().__init__(base_layer)
         self.name = name
@@ -84,10 +88,14 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         self._active_adapter: str | list[str] = adapter_name
         self.in_features, self.out_features = _sizes(base_layer)
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
-        self.update_layer(adapter_name, config=config, r=r, alpha=alpha)
+        self.update_layer(adapter_name, config=config, r=r, alpha=alpha, fit=fit)
 
-    def update_layer(self, adapter_name: str, *, config: LolduConfig, r: int, alpha: float | None) -> None:
+    def update_layer(
+        self, adapter_name: str, *, config: LolduConfig, r: int, alpha: float | None, fit: LayerFit | None = None
+    ) -> None:
         """Add an adapter.
+
+        Without chosen pivots, those of pivoting "chosen" are to come with its numbers.
 
         Raises
         ------
@@ -105,6 +113,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         with torch.inference_mode(mode=False), gather_params_ctx(stored_weight(base)), torch.no_grad():
             try:
                 matrix = weight_matrix(base)
+                _check_shape(matrix, fit)
                 options = replace(config.options, rank=r, alpha=alpha).for_layer(min(matrix.shape))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {self.name!r}: {error}") from error
@@ -115,9 +124,12 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
             if deferred:
                 adapter.to("meta")  # its buffers, too
             try:
-                self.loldu_factors.assign(adapter_name, options, matrix, deferred=deferred)
+                pivots = None if deferred or fit is None else _as_tensors(fit, adapter.offset.device)
+                self.loldu_factors.assign(adapter_name, options, matrix, deferred=deferred, pivots=pivots)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"layer {self.name!r}: {error}") from error
+        if pivots is not None:
+            adapter.choose_pivots(*pivots)
         self.loldu_adapter[adapter_name] = adapter
         self.loldu_config[adapter_name] = config
         self._settle(adapter_name)
@@ -148,13 +160,21 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
         These are the adapters whose numbers have come since they were settled, or that were never settled.
         """
         for name in self.loldu_factors.unsettled(self.loldu_adapter, adapter_names):
+            if self.loldu_factors.waits(name, self.adapter(name)):
+                raise ValueError(
+                    f"layer {self.name!r}: adapter {name!r} has pivoting 'chosen' and no pivots; accepted: pivots_file "
+                    "in its configuration, or to load its saved numbers, which have them"
+                )
             self._settle(name)
 
     def _settle(self, adapter_name: str) -> None:
         """Check an adapter's numbers and base, and settle its factors.
 
-        The factors are those of `SharedFactors.settle`.
+        The factors are those of `SharedFactors.settle`. An adapter whose pivots are yet to come stays as it is.
         """
+        if self.loldu_factors.waits(adapter_name, self.adapter(adapter_name)):
+            self.loldu_factors.loaded.discard(adapter_name)
+            return
         base = self.get_base_layer()
         away = stored_weight(base).device.type == "meta" and not is_offloaded(base)
         weight = None if away or self.merged else self._gathered_matrix()
@@ -401,6 +421,19 @@ def _randomize_core(adapter: CoreAdapter, factors: Factors) -> None:
     weight = factors.sample.square().mean().sqrt() * (m * n) ** 0.5
     size = torch.linalg.matrix_norm(updated_matrix(factors, core).float()).clamp_min(torch.finfo(torch.float32).tiny)
     adapter.set_delta(_RANDOM_OFFSET * core * (weight / size).to(core), factors)
+
+
+def _check_shape(matrix: Tensor, fit: LayerFit | None) -> None:
+    if fit is not None and fit.shape is not None and fit.shape != tuple(matrix.shape):
+        raise ValueError(
+            f"the weight has shape {tuple(matrix.shape)}; accepted: {fit.shape}, of which pivots_file has the pivots"
+        )
+
+
+def _as_tensors(fit: LayerFit, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    if fit.rows is None or fit.columns is None:
+        return None
+    return torch.tensor(fit.rows, device=device), torch.tensor(fit.columns, device=device)
 
 
 def _sizes(base_layer: nn.Module) -> tuple[int | None, int | None]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.nn.kinds import LayerKind
     from lowrank_ldu.peft.config import LolduConfig
+    from lowrank_ldu.peft.fits import Fit
 
 _PEFT = "base_model.model."
 _NO_TARGET = "not found in the base model"
@@ -65,6 +66,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     # While an adapter is made: the names of each module that stands in several places.
     _repeated: Mapping[nn.Module, list[str]] = MappingProxyType({})
+    # And what was fitted for its layers.
+    _fit: Fit | None = None
 
     def _create_and_replace(  # noqa: PLR0917  # PEFT's signature
         self,
@@ -89,8 +92,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         }
         if isinstance(target, LolduLayer):
             _describe(peft_config, current_key, target.get_base_layer(), target.kind)
-            if peft_config.clip_rank:
-                options["r"] = _clipped(peft_config, current_key, target.get_base_layer(), options["r"])
+            options |= self._own_rank(peft_config, current_key, target.get_base_layer(), options["r"])
             with self._small_layers_named(peft_config):
                 target.update_layer(adapter_name, **options)
             return
@@ -107,13 +109,23 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             raise ValueError(f"target module {current_key!r}: {error}") from error
         _describe(peft_config, current_key, target, kind)
         layer_cls = LolduLinear if kind.linear else LolduLayer
-        if peft_config.clip_rank:
-            options["r"] = _clipped(peft_config, current_key, target, options["r"])
+        options |= self._own_rank(peft_config, current_key, target, options["r"])
         with self._small_layers_named(peft_config):
             layer = layer_cls(target, adapter_name, name=current_key, **options)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _own_rank(self, config: LolduConfig, key: str, base_layer: nn.Module, rank: int) -> dict[str, Any]:
+        """Return a layer's rank, and what was fitted for it.
+
+        A rank that is not the configuration's is written into it.
+        """
+        if self._fit is None:
+            return {"r": _clipped(config, key, base_layer, rank) if config.clip_rank else rank}
+        fit = self._fit.of(key, _for_layer(config.rank_pattern, key, None), config.r)
+        _note_rank(config, key, fit.rank)
+        return {"r": fit.rank, "fit": fit}
 
     def _check_stands_once(self, name: str, target: nn.Module) -> None:
         """Refuse a target that stands under a second name.
@@ -194,7 +206,8 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         modules = [name for name, _ in model.named_modules() if name]
         self._repeated = _repeated_modules(model)
         targets_given = isinstance(config.target_modules, set)
-        if config.clip_rank:
+        self._fit = config.fit()
+        if config.clip_rank or self._fit is not None:
             # PEFT adds the heads of some tasks to the user's own configuration afterwards: both share the list.
             config.modules_to_save = list(config.modules_to_save or ())
             # The ranks of this model's layers are written into the copy: the user's own may adapt another model.
@@ -211,7 +224,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             names = [name for name, module in model.named_modules() if supports(module)]
             raise type(error)(f"{error} Of {type(model).__name__}, {what_matches(min(targets), names)}.") from error
         finally:
-            self._repeated = {}
+            self._repeated, self._fit = {}, None
         observe(self.model)
         layers = [
             name
@@ -254,6 +267,13 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         return model
 
     def _prepare_adapter_config(self, peft_config: LolduConfig, model_config: dict[str, Any]) -> LolduConfig:
+        if peft_config.target_modules is None and self._fit is not None:
+            peft_config.target_modules = self._fit.targets(self.model)
+            if isinstance(peft_config.target_modules, str) and peft_config.layers_to_transform is not None:
+                raise ValueError(
+                    f"layers_to_transform is given, and names in {self._fit.source} match other modules, too; "
+                    "accepted: target_modules"
+                )
         if peft_config.target_modules is None:
             model_type = model_config.get("model_type")
             known = self.target_module_mapping.get(model_type)
@@ -322,7 +342,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         """Add an adapter that is the weighted sum of other adapters.
 
         Its update is exactly the weighted sum of their updates. Adapters of the same factors add up entry by entry of
-        their diagonals, without any approximation.
+        their cores, without any approximation.
 
         Parameters
         ----------
@@ -339,7 +359,7 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         TypeError, ValueError
             An argument is of another type than it should be, an adapter does not exist or the new one does already,
             numbers differ, another combination is asked for, or in some layer the adapters do not share their factors
-            (rank, basis, pivoting or pivots differ).
+            (rank, basis, core, pivoting or pivots differ).
         """
         _check_adapter_name(adapter_name)
         if adapter_name in self.peft_config:
@@ -350,13 +370,27 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         check_weighted(self, adapters, weights, combination_type)
         first = self.peft_config[adapters[0]]
         self.peft_config[adapter_name] = replace(
-            first, target_modules=union_of_targets([self.peft_config[name].target_modules for name in adapters])
+            first,
+            target_modules=union_of_targets([self.peft_config[name].target_modules for name in adapters]),
+            # The pivots are those of the adapters, and so are ranks where the first has no layer.
+            pivots_file=None,
+            rank_pattern=_ranks_of(self.model, adapters) | first.rank_pattern,
         )
         self.inject_adapter(self.model, adapter_name)
         self.set_requires_grad(adapter_name, requires_grad=False)
         for _, layer in hosts(self.model):
             if isinstance(layer, LolduLayer) and adapter_name in layer.loldu_adapter:
                 set_weighted(layer, dict(zip(adapters, weights, strict=True)), adapter_name)
+
+
+def _ranks_of(model: nn.Module, adapters: list[str]) -> dict[str, int]:
+    """Return a rank_pattern of the layers that the first of adapters has not."""
+    ranks = {}
+    for name, layer in hosts(model):
+        others = [each for each in adapters if isinstance(layer, LolduLayer) and each in layer.loldu_adapter]
+        if others and adapters[0] not in others:
+            ranks[f"^{re.escape(plain_name(name, model))}"] = layer.adapter(others[0]).rank
+    return ranks
 
 
 def _before_saving(model: nn.Module, *_: Any) -> None:
@@ -422,8 +456,15 @@ def _clipped(config: LolduConfig, key: str, base_layer: nn.Module, rank: int) ->
     """
     clipped = int(clipped_rank(rank, base_layer) or rank)
     if clipped != rank:
-        config.rank_pattern = {f"^{re.escape(key)}": clipped, **config.rank_pattern}
+        _note_rank(config, key, clipped)
     return clipped
+
+
+def _note_rank(config: LolduConfig, key: str, rank: int) -> None:
+    """Write a layer's rank into the configuration, before all patterns."""
+    pattern = f"^{re.escape(key)}"
+    others = {name: value for name, value in config.rank_pattern.items() if name != pattern}
+    config.rank_pattern = {pattern: rank, **others}
 
 
 def _for_layer(pattern: dict[str, Any], key: str, default: Any) -> Any:

@@ -70,7 +70,8 @@ TARGETS = ["embed", "first", "second", "conv"]
 
 def peft_adapter(model, folder, **options):
     """A trained adapter of PEFT's making, and what its model computes, with the merged one beside."""
-    config = LolduConfig(r=5, target_modules=TARGETS, init_weights=False, modules_to_save=["head"], **options)
+    options = {"r": 5, "target_modules": TARGETS, "init_weights": False, "modules_to_save": ["head"], **options}
+    config = LolduConfig(**options)
     adapted = get_peft_model(model, config).eval()
     with torch.no_grad():
         adapted.base_model.model.head.modules_to_save["default"].weight.normal_()
@@ -90,7 +91,14 @@ def base(tmp_path):
 
 @pytest.mark.parametrize("kind", [Mixed, Transposed])
 @pytest.mark.parametrize(
-    "options", [{}, {"rank_pattern": {"conv": 3}, "alpha": 2.0, "parametrization": "gram"}], ids=str
+    "options",
+    [
+        {},
+        {"rank_pattern": {"conv": 3}, "alpha": 2.0, "parametrization": "gram"},
+        {"core": "dense", "parametrization": "gram", "rank_pattern": {"conv": 3}},
+        {"core": "block", "block_size": 2, "r": 6, "pivoting": "rook"},
+    ],
+    ids=str,
 )
 def test_lora_in_plain_peft_gives_the_same_outputs(tmp_path, kind, options):
     save_file(kind().state_dict(), tmp_path / "model.safetensors")
@@ -159,8 +167,10 @@ def test_a_compressed_export_says_its_error(tmp_path, base):
     assert result.errors["first"] == pytest.approx(float((update - kept).norm() / update.norm()), rel=1e-4)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_a_merged_model_gives_the_same_outputs(tmp_path, shards):
+@pytest.mark.parametrize(
+    ("shards", "options"), [(1, {}), (3, {}), (3, {"core": "dense", "parametrization": "normalized"})], ids=str
+)
+def test_a_merged_model_gives_the_same_outputs(tmp_path, shards, options):
     state = Mixed().state_dict()
     folder = tmp_path / "base"
     folder.mkdir()
@@ -174,7 +184,7 @@ def test_a_merged_model_gives_the_same_outputs(tmp_path, shards):
             save_file({name: state[name] for name in state if names[name] == file}, folder / file, {"format": "pt"})
         index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": names}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    expected = peft_adapter(Mixed(), tmp_path / "adapter")
+    expected = peft_adapter(Mixed(), tmp_path / "adapter", **options)
     (tmp_path / "out").mkdir()
     changed = export_merged(read_adapter(tmp_path / "adapter"), open_checkpoint(folder), tmp_path / "out")
     assert changed == sorted([*(f"{name}.weight" for name in TARGETS), "head.bias", "head.weight"])

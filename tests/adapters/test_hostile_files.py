@@ -248,6 +248,60 @@ def test_alpha_that_the_layer_cannot_hold(native, alpha):
     assert bool(model(torch.ones(2, 24)).isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"core": "full"}, "layer '0': core is 'full'; accepted: 'diagonal', 'block', 'dense'"),
+        ({"core": ["dense"]}, r"layer '0': core is \['dense'\]; accepted"),
+        ({"core": "dense"}, r"offset has shape \(5,\); accepted: \(1, 5, 5\)"),
+        ({"core": "block"}, "layer '0': block_size is None with core 'block'; accepted"),
+        ({"core": "block", "block_size": "5"}, "layer '0': block_size is '5'; accepted: an integer from 1 on"),
+        ({"core": "block", "block_size": 0}, "layer '0': block_size is 0; accepted: an integer from 1 on"),
+        ({"core": "block", "block_size": 2}, "layer '0': block_size is 2 at rank 5; accepted: a divisor of it, 1, 5"),
+        ({"core": "block", "block_size": 7, "rank": 10**18}, "block_size is 7 at rank 1000.*; accepted: a divisor"),
+        ({"core": "dense", "rank": 10**9}, r"offset has shape \(5,\); accepted: \(1, 1000000000, 1000000000\)"),
+        ({"block_size": 5}, "layer '0': block_size is 5 with core 'diagonal'; accepted: None, or core 'block'"),
+        ({"pivoting": "chosen"}, "the adapter holds no pivot_columns"),
+        ({"basis": "fitted"}, "layer '0': basis_digest is None with basis 'fitted'; accepted: the digest"),
+        ({"basis_digest": "ab"}, "layer '0': basis_digest is 'ab' with basis 'ldu'; accepted"),
+        ({"basis": "fitted", "basis_digest": 3}, "layer '0': basis_digest is 3; accepted: a string, or None"),
+        ({"basis": "fitted", "basis_digest": "a\nb"}, "layer '0': basis_digest is .*; accepted: up to 128 letters"),
+        ({"basis": "fitted", "basis_digest": "a" * 10**6}, "layer '0': basis_digest is .*; accepted: up to 128"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_options_of_cores_and_bases(native, of_peft, fields, message):
+    start = time.process_time()
+    changed(native, **fields)
+    refused(native, message)
+    path = of_peft / "adapter_config.json"
+    fields = {"r" if key == "rank" else key: value for key, value in fields.items()}
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    refused(of_peft, message)
+    assert time.process_time() - start < 10
+
+
+def test_a_basis_that_no_file_has(native, of_peft, tmp_path, monkeypatch):
+    unknown = {"basis": "fitted", "basis_digest": "ab"}
+    held = load_file(native / "adapter.safetensors")
+    del held["0.pivot_rows"]
+    save_file(held, native / "adapter.safetensors")
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "list").write_bytes(b"[" * 10_000)
+    for named in ("pipe", "list", "/dev/zero", "a\0b", "n" * 10_000, "..", "", "no\nfile", None):
+        changed(native, **unknown)
+        config = json.loads((native / "adapter.json").read_text())
+        del config["config_sha256"]
+        (native / "adapter.json").write_bytes(sealed(config | {"basis_file": named}))
+        refused(native, "fitted basis ab, which is not known.*; accepted: its file")
+    (native / "adapter.json").write_bytes(sealed(config | {"basis_file": ["x"]}))
+    refused(native, r"adapter.json: basis_file is \['x'\]; accepted: a path, or null")
+    path = of_peft / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"basis_file": 3}))
+    refused(of_peft, "adapter_config.json: basis_file is 3; accepted: a path, or null")
+
+
 def test_products_that_overflow(native):
     changed(native, {"0.offset": torch.full((5,), 3e38), "0.sigma": torch.full((1,), 3e38)})
     refused(native, "layer '0'")

@@ -51,6 +51,27 @@ def test_every_target(files, tmp_path, to, file, said):
     assert load_file(tmp_path / "out" / file)
 
 
+def test_a_fitted_basis_is_given_or_found_beside_the_adapter(tmp_path):
+    from lowrank_ldu.fitting import fit_basis
+
+    save_file(model().state_dict(), tmp_path / "base.safetensors")
+    adapted, batch = model(), torch.randn(16, 24)
+    basis = fit_basis(adapted, [batch], lambda model, batch: model(batch).square().mean(), rank=4)
+    file = basis.save(tmp_path / "basis.safetensors")
+    inject(adapted, "all-linear", fitted_basis=basis)
+    save_adapter(adapted, tmp_path / "plain")
+    save_adapter(adapted, tmp_path / "named", basis_file=file)
+
+    def export(adapter, *more):
+        return run(adapter, "--to", "delta", "--base", tmp_path / "base.safetensors", "--out", tmp_path / "out", *more)
+
+    refused = export(tmp_path / "plain")
+    assert refused.returncode == 2
+    assert f"fitted basis {basis.digest}, which is not known; accepted: its file, given as" in refused.stderr
+    assert export(tmp_path / "plain", "--basis", file).returncode == 0
+    assert export(tmp_path / "named", "--overwrite").returncode == 0
+
+
 def test_compression_prints_its_error(files, tmp_path):
     arguments = (files / "adapter", "--to", "lora", "--base", files / "base.safetensors", "--out", tmp_path / "out")
     result = run(*arguments, "--compress", 2)

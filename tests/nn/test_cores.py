@@ -230,3 +230,16 @@ def test_pivots_that_are_singular_are_refused_by_name():
         inject(model, ["0"], core="dense", pivots={"0": ([0, 1], [2, 3])})
     with pytest.raises(ValueError, match="layer '0': pivots has none of this layer"):
         inject(model, ["0"], core="dense", pivots={"1": ([0], [0])})
+
+
+def test_numbers_of_another_core_are_refused():
+    """A vector would be copied to every row of a dense core."""
+    layer = LDULayer(nn.Linear(8, 6), 4, core="dense", parametrization="gram")
+    for change in (layer.adapter.set_z, layer.adapter.set_delta):
+        with pytest.raises(ValueError, match=r"numbers have shape \(4,\); accepted: \(1, 4, 4\), the core's"):
+            change(torch.ones(4), layer.factors)
+
+
+def test_divisors_of_a_rank_that_no_layer_has_are_not_counted():
+    with pytest.raises(ValueError, match="block_size is 7 at rank 1000.*; accepted: a divisor of it, such as 1"):
+        core_shape("block", 10**18, 7)

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from fits_of_bert import form, save_fits
 from half_precision import assert_as_near
 from peft import get_peft_model
 from plugin_models import layers, logits, minilm, tiny_bert, tokens
@@ -51,9 +53,14 @@ class Numbers(torch.utils.data.Dataset):
         return {"input_ids": tokens(16)[index], "labels": index % 2}
 
 
-def test_resuming_from_a_checkpoint_ends_where_an_uninterrupted_run_ends(tmp_path):
+@pytest.mark.parametrize("name", [None, "chosen", "fitted"])
+def test_resuming_from_a_checkpoint_ends_where_an_uninterrupted_run_ends(tmp_path, name):
+    if name is not None:
+        save_fits(tmp_path)
+    form_options = {"r": 8} if name is None else form(name, tmp_path)
+
     def run(folder, dtype=torch.float32, **resume):
-        model = get_peft_model(tiny_bert(dtype), LolduConfig(r=8, task_type="SEQ_CLS")).to(dtype)
+        model = get_peft_model(tiny_bert(dtype), LolduConfig(**form_options, task_type="SEQ_CLS")).to(dtype)
         options = {"max_steps": 8, "save_steps": 4, "save_strategy": "steps", "learning_rate": 0.05}
         training = arguments(folder, per_device_train_batch_size=4, **options)
         Trainer(model, training, train_dataset=Numbers()).train(**resume)

@@ -39,6 +39,7 @@ LEFT_OUT = {
     r"prefix_removal": _HUB,
     r"load_resized_embedding": "another base, refused by its sample; base_check='ignore' takes it",
     r"whisper|Whisper|extended_vocab|embedding_size_not_reduced|GPTNeoX": _HUB,
+    r"config_construction\[Vanilla MLP (chosen|fitted)": "a file's ranks are written into a copy of the configuration",
     r"status_with_modules_to_save|preserves_custom_requires_grad|Functional::test_": _NAMES,
 }
 _PATTERNS = [(re.compile(pattern), reason) for pattern, reason in LEFT_OUT.items()]

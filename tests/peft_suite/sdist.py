@@ -25,13 +25,16 @@ _MISSING = (
 )
 
 
-def load(name, classes, *, models=None, methods=("LoraConfig",)):
+def load(name, classes, *, models=None, methods=("LoraConfig",), more=None):
     """Import a module of PEFT's tests and return classes of it by name, turned into LoLDU's.
 
     models: PEFT's list of model names in that module, and which of them to keep.
     methods: what the bodies of its tests call the method that is LoLDU here.
+    more: a list of rows in that module, and rows that are added to it.
     """
     module = _import(name)
+    if more is not None:
+        getattr(module, more[0]).extend(more[1])
     if models is not None:
         known = getattr(module, models[0])
         known[:] = [model for model in known if model in models[1]]

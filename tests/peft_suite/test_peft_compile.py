@@ -16,6 +16,7 @@ _Suite = load("test_torch_compile", ["TestTorchCompileCausalLM"])["TestTorchComp
 _BACKEND = {"backend": "aot_eager"}
 _SETTINGS = {
     "loldu": (Loldu(task_type="CAUSAL_LM"), _BACKEND),
+    "dense": (Loldu(task_type="CAUSAL_LM", core="dense", parametrization="gram"), _BACKEND),
     "embeddings": (Loldu(task_type="CAUSAL_LM", target_modules=["embed_tokens"]), _BACKEND),
     "modules-to-save": (Loldu(task_type="CAUSAL_LM", modules_to_save=["embed_tokens"]), _BACKEND),
 }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
     from lowrank_ldu.checkpoints import CheckpointReader
     from lowrank_ldu.nn.base_identity import Deviation
+    from lowrank_ldu.nn.basis import FittedBasis
 
 DELTA_WEIGHTS = "delta.safetensors"
 
@@ -40,6 +41,7 @@ def export_delta(
     *,
     overwrite: bool = False,
     accept_other_base: bool = False,
+    basis: FittedBasis | str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Write each layer's update as a dense matrix.
@@ -48,7 +50,7 @@ def export_delta(
 
     Parameters
     ----------
-    adapter, base, folder, overwrite, accept_other_base, progress
+    adapter, base, folder, overwrite, accept_other_base, basis, progress
         As for `export_lora`; the folder gets `delta.safetensors`. One update is in memory at a time.
 
     Returns
@@ -71,7 +73,9 @@ def export_delta(
     UserWarning
         Modules were trained whole, which are not in the file.
     """
-    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, accept_other_base=accept_other_base)
+    target = checked_export(
+        adapter, base, folder, progress, basis, overwrite=overwrite, accept_other_base=accept_other_base
+    )
     model = BaseModel(base)
     names = names_in_base(adapter, model)
     places = names.layers

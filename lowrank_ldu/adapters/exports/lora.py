@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.stored_layer import AdapterFile
     from lowrank_ldu.checkpoints import CheckpointReader
     from lowrank_ldu.nn.base_identity import Deviation
+    from lowrank_ldu.nn.basis import FittedBasis
 
 LORA_WEIGHTS, LORA_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -75,12 +76,13 @@ def export_lora(
     rank: int | None = None,
     overwrite: bool = False,
     accept_other_base: bool = False,
+    basis: FittedBasis | str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoraExport:
     """Write an adapter's updates as LoRA pairs.
 
-    The pairs are lora_A = U_r and lora_B = P L_r diag(delta), with alpha = r. The written pairs are read again, and the
-    product of each is compared with the update, before the folder gets its name.
+    The pairs are lora_A = U_r and lora_B = P L_r K with the core K of any form, and alpha = r. The written pairs are
+    read again, and the product of each is compared with the update, before the folder gets its name.
 
     Parameters
     ----------
@@ -95,6 +97,8 @@ def export_lora(
         Whether the folder may hold files already, which are then replaced.
     accept_other_base : bool
         Accept another base weight, with one warning, of the layer that is furthest off.
+    basis : FittedBasis or path, optional
+        The fitted basis that the factors are of; looked up as by `load_adapter` if not given.
     progress : callable
         Gets the name of each layer, when its turn comes.
 
@@ -108,11 +112,14 @@ def export_lora(
         An argument is of another type than it should be.
     AdapterError
         A layer is missing in the base, or its weight is another one; PEFT would not compute the sum of base and update
-        there; biases were trained, or a module that is tied to another one; what was written is not the update.
+        there; biases were trained, or a module that is tied to another one; what was written is not the update; or the
+        adapter's fitted basis is not found.
     OutputError
         The folder cannot be written.
     """
-    target = checked_export(adapter, base, folder, progress, overwrite=overwrite, accept_other_base=accept_other_base)
+    target = checked_export(
+        adapter, base, folder, progress, basis, overwrite=overwrite, accept_other_base=accept_other_base
+    )
     rank = None if rank is None else check_count(rank, "rank", 1)
     model = BaseModel(base)
     names = names_in_base(adapter, model)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
     from lowrank_ldu.checkpoints import CheckpointReader
     from lowrank_ldu.nn.base_identity import Deviation
+    from lowrank_ldu.nn.basis import FittedBasis
 
 
 _FLOATING = ("float", "bfloat", "F")
@@ -82,6 +83,7 @@ def export_merged(
     *,
     overwrite: bool = False,
     accept_other_base: bool = False,
+    basis: FittedBasis | str | os.PathLike[str] | None = None,
     keep_module_dtype: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
@@ -94,7 +96,7 @@ def export_merged(
 
     Parameters
     ----------
-    adapter, base, folder, overwrite, accept_other_base
+    adapter, base, folder, overwrite, accept_other_base, basis
         As for `export_lora`.
     keep_module_dtype : bool
         Write modules that were trained whole as they are, not in the dtype that the base has them in.
@@ -123,7 +125,7 @@ def export_merged(
         The base has names without a prefix, and tensors that are not in it have theirs.
     """
     flags = {"overwrite": overwrite, "accept_other_base": accept_other_base, "keep_module_dtype": keep_module_dtype}
-    target = checked_export(adapter, base, folder, progress, **flags)
+    target = checked_export(adapter, base, folder, progress, basis, **flags)
     model = BaseModel(base)
     plan = _plan(adapter, model, names_in_base(adapter, model), keep_module_dtype=keep_module_dtype)
     # In a folder everything else belongs to the model; beside a single file there may be anything.

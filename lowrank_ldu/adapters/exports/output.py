@@ -9,6 +9,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.adapters.bases import find_bases_of
 from lowrank_ldu.adapters.input_files import checked_path
 from lowrank_ldu.adapters.stored_layer import AdapterFile
 from lowrank_ldu.checkpoints import CheckpointReader
@@ -32,13 +33,19 @@ WEIGHTS = (
 ADAPTER_FILES = {"adapter_config.json", "adapter.json"}
 
 
-def checked_export(adapter: object, base: object, folder: object, progress: object, **flags: object) -> Path:
+def checked_export(
+    adapter: object, base: object, folder: object, progress: object, basis: object, **flags: object
+) -> Path:
     """Check the arguments of an export, and return its folder.
+
+    Layers know the adapter's fitted bases from here on.
 
     Raises
     ------
     TypeError
         One is not; the message says which.
+    AdapterError
+        A fitted basis is not found.
     """
     if not isinstance(adapter, AdapterFile):
         raise TypeError(f"adapter is a {type(adapter).__name__}; accepted: an AdapterFile, what read_adapter returns")
@@ -48,7 +55,9 @@ def checked_export(adapter: object, base: object, folder: object, progress: obje
         raise TypeError(f"progress is a {type(progress).__name__}; accepted: a function of a name")
     for name, value in flags.items():
         check_flag(value, name)
-    return checked_path(folder, "folder")
+    target = checked_path(folder, "folder")
+    find_bases_of(adapter, basis)
+    return target
 
 
 @contextmanager
