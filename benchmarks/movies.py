@@ -68,7 +68,7 @@ class Experiment:
     @torch.no_grad()
     def _of_features(self, model, name, snippets):
         logits = model.head(self.features(f"movies-{name}", snippets)).squeeze(-1)
-        return 100 * float(((logits > 0) == (snippets.labels > 0)).float().mean())
+        return 100 * int(((logits > 0) == (snippets.labels > 0)).sum()) / len(snippets)
 
     def run(self, method, rate, seed):
         """Train one method, and return its figures."""
