@@ -328,9 +328,7 @@ def _table(layers: Sequence[LayerPlan]) -> str:
     problem = first.problem
     if problem is None:
         return f"{name}{more}: {first.plan or 'no plan'}{asked}\n  {first.note}"
-    gradients = [
-        what for what, wanted in (("x", problem.x_gradient), ("the core", problem.delta_gradient)) if wanted
-    ]
+    gradients = [what for what, wanted in (("x", problem.x_gradient), ("the core", problem.delta_gradient)) if wanted]
     rows = "a core for each row, " if problem.rowwise else ""
     lines = [
         f"{name}{more}: {first.plan}{asked}",
