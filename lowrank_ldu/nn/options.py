@@ -71,7 +71,9 @@ class AdapterOptions:
         with: "svd", the leading singular vectors of W, or "random", orthonormal and independent of W.
     parametrization : str
         Coordinates that the core is trained in: "diagonal", its own entries; "normalized", with every rank-one term, or
-        every block of them, orthonormal in itself; "gram", orthonormal in the weight's metric.
+        every block of them, orthonormal in itself; "gram", orthonormal in the weight's metric. If not given, "diagonal"
+        for the published form, and "normalized" for cores of blocks, dense ones and fitted bases: a dense core is
+        orthonormal then.
     train_sigma : bool
         Whether sigma is trained (True) or stays at alpha / r.
     seed : int
@@ -106,7 +108,7 @@ class AdapterOptions:
     preserving: bool = True
     pivoting: Pivoting = "partial"
     basis: Basis = "ldu"
-    parametrization: Parametrization = "diagonal"
+    parametrization: Parametrization = None  # type: ignore[assignment]  # never None once it is checked
     train_sigma: bool = True
     seed: int = 0
     core: Core = "diagonal"
@@ -125,6 +127,8 @@ class AdapterOptions:
         check_choice(self.init, "init", INITIALIZATIONS)
         check_choice(self.pivoting, "pivoting", PIVOTINGS)
         check_choice(self.basis, "basis", BASES)
+        if cast("str | None", self.parametrization) is None:
+            object.__setattr__(self, "parametrization", "normalized" if self.starts_at_zero else "diagonal")
         check_choice(self.parametrization, "parametrization", PARAMETRIZATIONS)
         self._keep("preserving", check_flag(self.preserving, "preserving"))
         self._keep("train_sigma", check_flag(self.train_sigma, "train_sigma"))

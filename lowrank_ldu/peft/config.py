@@ -159,7 +159,9 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     preserving: bool = field(default=True, metadata=_help("Whether every start leaves the model unchanged."))
     pivoting: str = field(default="partial", metadata=_help("partial, complete, rook, randomized or chosen."))
     basis: str = field(default="ldu", metadata=_help("What the factors are of: ldu, fitted, svd or random."))
-    parametrization: str = field(default="diagonal", metadata=_help("diagonal, normalized or gram."))
+    parametrization: str | None = field(
+        default=None, metadata=_help("diagonal, normalized or gram; by default what suits the core and the basis.")
+    )
     train_sigma: bool = field(default=True, metadata=_help("Whether the scale is trained."))
     seed: int = field(default=0, metadata=_help("Seed of what is random."))
     core: str = field(default="diagonal", metadata=_help("What is trained: diagonal, block or dense."))
