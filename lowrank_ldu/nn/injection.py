@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -63,7 +64,7 @@ def lowrank_layers(model: nn.Module) -> Iterator[tuple[str, LDULayer]]:
 @takes_options
 def inject(
     model: nn.Module,
-    targets: Sequence[str] | str,
+    targets: Sequence[str] | str | None = None,
     rank: int | None = None,
     *,
     clip_rank: bool = False,
@@ -81,8 +82,8 @@ def inject(
     ----------
     model : nn.Module
         Changed in place: the layers are replaced, their weights are not touched.
-    targets : sequence of str, or str
-        Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A module that
+    targets : sequence of str, or str, optional
+        The layers of `pivots` or `fitted_basis` if not given. Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A module that
         stands under several names is taken if one of them is, and replaced in all of its places. A single string
         is a regular expression that has to match the whole qualified name; "all-linear" takes every linear layer
         (nn.Linear, Conv1D of transformers) that can be, classification heads included; convolutions and embeddings are
@@ -135,7 +136,7 @@ def inject(
     check_not_distributed(model)
     clip_rank = check_flag(clip_rank, "clip_rank")
     options = _with_fits(given_options(options, rank, fields | _of_fits(pivots, fitted_basis, options)), fitted_basis)
-    names = _matching(model, targets)
+    names = _matching(model, _fitted_layers(pivots, fitted_basis) if targets is None else targets)
     # All layers are built before any is replaced, so that a failure leaves the model as it was. A module that stands
     # under two names gets one layer, so that it stays shared.
     layers: dict[nn.Module, LDULayer] = {}
@@ -172,6 +173,14 @@ def _of_fits(pivots: object, fitted_basis: FittedBasis | None, options: AdapterO
     if fitted_basis is not None:
         return {"basis": "fitted", "basis_digest": fitted_basis.digest}
     return {} if pivots is None else {"pivoting": "chosen"}
+
+
+def _fitted_layers(pivots: Mapping[str, object] | None, fitted_basis: FittedBasis | None) -> str:
+    """Return a pattern of the names that pivots or a fitted basis have."""
+    if pivots is None and fitted_basis is None:
+        raise TypeError(f"targets is None; accepted: {_ACCEPTED}, or none with pivots or a fitted_basis")
+    names = pivots if fitted_basis is None else fitted_basis.rank_pattern
+    return "|".join(re.escape(name) for name in names or ())
 
 
 def _with_fits(options: AdapterOptions, fitted_basis: FittedBasis | None) -> AdapterOptions:

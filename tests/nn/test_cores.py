@@ -178,7 +178,7 @@ def test_chosen_pivots_are_those_of_the_layer():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 5))
     pivots = {"0": ([4, 1, 5], [7, 2, 0]), "1": ([0, 3], [1, 5])}
-    names = inject(model, list(pivots), core="dense", pivots=pivots)
+    names = inject(model, core="dense", pivots=pivots)
     assert names == ["0", "1"]
     for name, (rows, columns) in pivots.items():
         layer = model[int(name)]
@@ -243,3 +243,10 @@ def test_numbers_of_another_core_are_refused():
 def test_divisors_of_a_rank_that_no_layer_has_are_not_counted():
     with pytest.raises(ValueError, match="block_size is 7 at rank 1000.*; accepted: a divisor of it, such as 1"):
         core_shape("block", 10**18, 7)
+
+
+def test_the_layers_of_pivots_are_taken_by_their_whole_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+    assert inject(model, core="dense", pivots={"0": ([0], [1])}) == ["0"]
+    with pytest.raises(TypeError, match="targets is None; accepted: a sequence of module names"):
+        inject(model)
