@@ -83,13 +83,13 @@ def inject(
     model : nn.Module
         Changed in place: the layers are replaced, their weights are not touched.
     targets : sequence of str, or str, optional
-        The layers of `pivots` or `fitted_basis` if not given. Names: a layer is taken if its qualified name is one of them or ends with "." and one of them. A module that
-        stands under several names is taken if one of them is, and replaced in all of its places. A single string
-        is a regular expression that has to match the whole qualified name; "all-linear" takes every linear layer
-        (nn.Linear, Conv1D of transformers) that can be, classification heads included; convolutions and embeddings are
-        taken by name. Not those whose weight is read without a call of the layer, so that an adapter would have no
-        effect: inside nn.MultiheadAttention and nn.TransformerEncoderLayer, and wherever the source of a module around
-        them shows it, as Mamba's does of conv1d.
+        The layers of `pivots` or `fitted_basis` if not given. Names: a layer is taken if its qualified name is one of
+        them or ends with "." and one of them. A module that stands under several names is taken if one of them is, and
+        replaced in all of its places. A single string is a regular expression that has to match the whole qualified
+        name; "all-linear" takes every linear layer (nn.Linear, Conv1D of transformers) that can be, classification
+        heads included; convolutions and embeddings are taken by name. Not those whose weight is read without a call of
+        the layer, so that an adapter would have no effect: inside nn.MultiheadAttention and nn.TransformerEncoderLayer,
+        and wherever the source of a module around them shows it, as Mamba's does of conv1d.
     rank : int, optional
         r; each layer's own min(m, n) if not given.
     clip_rank : bool
