@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lowrank_ldu.formatting import figure, printable
 from lowrank_ldu.kernels import PLANS, choose_plan
 from lowrank_ldu.kernels.planner import watched
+from lowrank_ldu.kernels.skeleton import largest_amplification
 from lowrank_ldu.nn.calls import kept_notes
 from lowrank_ldu.nn.forward import bypassed
 from lowrank_ldu.nn.host import hosts
@@ -104,7 +105,7 @@ class PlanExplanation(Sequence[LayerPlan]):
     def __str__(self) -> str:
         groups: dict[object, list[LayerPlan]] = {}
         for layer in self.layers:
-            groups.setdefault((layer.problem, layer.plan, layer.asked, layer.note), []).append(layer)
+            groups.setdefault((_alike(layer.problem), layer.plan, layer.asked, layer.note), []).append(layer)
         return "\n\n".join(_table(group) for group in groups.values())
 
     def to_rows(self) -> list[dict[str, object]]:
@@ -191,9 +192,10 @@ def explain_plan(model: nn.Module, x: Any, *, measure: bool = False) -> PlanExpl
             continue
         problem = call.problem
         choice = choose_plan(problem)
-        if measure and problem not in times:
+        alike = _alike(problem)
+        if measure and alike not in times:
             with _autocast(problem.device.type, call.autocast), kept_notes(model):
-                times[problem] = plan_seconds(layer, call.args, call.kwargs, problem)
+                times[alike] = plan_seconds(layer, call.args, call.kwargs, problem)
         found.append(
             LayerPlan(
                 name,
@@ -201,7 +203,7 @@ def explain_plan(model: nn.Module, x: Any, *, measure: bool = False) -> PlanExpl
                 layer.plan,
                 problem,
                 {plan: 1e3 * seconds for plan, seconds in choice.costs.items()},
-                {plan: 1e3 * seconds for plan, seconds in times.get(problem, {}).items()},
+                {plan: 1e3 * seconds for plan, seconds in times.get(alike, {}).items()},
                 dict(choice.reasons),
             )
         )
@@ -296,8 +298,8 @@ def _without_problem(name: str, layer: AdapterHost, call: _Call | None) -> Layer
         return LayerPlan(name, "", layer.plan, note="its adapters are disabled: the base layer is called")
     base = innermost(layer)
     x = next(value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor))
-    diagonal = next(layer.diagonals(), None)
-    reason = None if diagonal is None else bypassed(base, layer.kind, x, diagonal.factors)
+    held = next(layer.held_adapters(), None)
+    reason = None if held is None else bypassed(base, layer.kind, x, held.factors)
     if reason is None:
         reason = (
             "it has no active adapter, or several that do not share their factors; or its base layer is another "
@@ -305,6 +307,14 @@ def _without_problem(name: str, layer: AdapterHost, call: _Call | None) -> Layer
         )
     note = f"{reason}: the base layer is called, and the update added to its output or weight"
     return LayerPlan(name, "reference", layer.plan, note=note)
+
+
+def _alike(problem: Problem | None) -> Problem | None:
+    """Return a problem without the digits that a skeleton costs, which choose no plan while they are few."""
+    if problem is None or problem.amplification is None:
+        return problem
+    few = problem.amplification <= largest_amplification(problem.dtype)
+    return problem._replace(amplification=1.0) if few else problem
 
 
 def _row(layer: LayerPlan, plan: str) -> dict[str, object]:

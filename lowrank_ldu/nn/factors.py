@@ -205,7 +205,8 @@ class Factors(nn.Module):
         changed rows. On the CPU sums over the bits of these rows and columns tell, at r / T of a pass over x and y.
         """
         rank = self.right.shape[0]
-        if self.pivot_rows is None or 2 * rank > min(weight.shape) or weight.dtype != self.right.dtype:
+        alike = weight.dtype == self.right.dtype and weight.device.type != "meta"
+        if self.pivot_rows is None or 2 * rank > min(weight.shape) or not alike:
             return None
         if torch.compiler.is_compiling() or get_proxy_mode() is not None or is_stand_in(weight):
             return self._skeleton

@@ -126,6 +126,7 @@ def _in_a_child(results):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # it is what is tested
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where another test has imported it
 def test_a_forked_process_has_threads_of_its_own():
     run_pieces(lambda *_: None, 5, 1, 2)
     context = multiprocessing.get_context("fork")

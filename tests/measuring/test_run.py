@@ -38,8 +38,7 @@ def test_everything_that_can_run_is_timed(result):
         "lowrank-ldu, hybrid",
         "lowrank-ldu, materialized",
     }
-    if case is FULL:
-        expected.add("lowrank-ldu, packed")
+    expected.add("lowrank-ldu, packed" if case is FULL else "lowrank-ldu, skeleton")
     for mode in case.modes:
         rows = [row for row in measured.rows if row.mode == mode]
         labels = {row.label for row in rows}
@@ -48,7 +47,7 @@ def test_everything_that_can_run_is_timed(result):
         } == expected
         (auto,) = (row for row in rows if row.plan == "auto" and "batch" not in row.method)
         assert auto.label == f"lowrank-ldu, auto ({auto.chosen})"
-        assert auto.chosen in {"reference", "factored", "hybrid", "materialized", "packed"}
+        assert auto.chosen in {"reference", "factored", "hybrid", "materialized", "packed", "skeleton"}
         for row in rows:
             assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms
             assert row.rounds >= LEAST_ROUNDS
@@ -68,14 +67,19 @@ def test_ratios_are_to_the_frozen_layer(result):
 
 
 def test_kept_values(result):
-    """The frozen layer keeps nothing, full fine-tuning its input, factored and hybrid plans the projection."""
+    """The frozen layer keeps nothing, full fine-tuning its input, the plans with thin products the projection.
+
+    Those that gather keep their triangles and pivots as well.
+    """
     case, measured = result
     kept = {row.label: row.saved_bytes for row in measured.rows if row.mode == "training"}
     assert kept["frozen nn.Linear"] == 0
     assert kept["full fine-tuning"] == 4 * case.tokens * case.in_features
     diagonal = 4 * case.rank
-    for plan in ("factored", "hybrid"):
-        assert kept[f"lowrank-ldu, {plan}"] - 4 * case.tokens * case.rank in range(2 * diagonal + 1)
+    skeleton = 2 * (4 * case.rank**2 + 8 * case.rank)
+    for plan, more in {"factored": 0, "hybrid": skeleton, "skeleton": skeleton}.items():
+        if case is not FULL or plan != "skeleton":
+            assert kept[f"lowrank-ldu, {plan}"] - 4 * case.tokens * case.rank in range(2 * diagonal + more + 1)
 
 
 def test_peak_of_a_known_step():
