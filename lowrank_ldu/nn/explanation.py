@@ -105,7 +105,9 @@ class PlanExplanation(Sequence[LayerPlan]):
     def __str__(self) -> str:
         groups: dict[object, list[LayerPlan]] = {}
         for layer in self.layers:
-            groups.setdefault((_alike(layer.problem), layer.plan, layer.asked, layer.note), []).append(layer)
+            groups.setdefault(
+                (layer.problem and _alike(layer.problem), layer.plan, layer.asked, layer.note), []
+            ).append(layer)
         return "\n\n".join(_table(group) for group in groups.values())
 
     def to_rows(self) -> list[dict[str, object]]:
@@ -309,9 +311,9 @@ def _without_problem(name: str, layer: AdapterHost, call: _Call | None) -> Layer
     return LayerPlan(name, "reference", layer.plan, note=note)
 
 
-def _alike(problem: Problem | None) -> Problem | None:
+def _alike(problem: Problem) -> Problem:
     """Return a problem without the digits that a skeleton costs, which choose no plan while they are few."""
-    if problem is None or problem.amplification is None:
+    if problem.amplification is None:
         return problem
     few = problem.amplification <= largest_amplification(problem.dtype)
     return problem._replace(amplification=1.0) if few else problem
