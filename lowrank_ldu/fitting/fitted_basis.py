@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
@@ -83,10 +82,9 @@ class FittedBasis:
         self.digest = digest_of(record)
         entries = record["layers"]
         ranks = {name: record["tensors"][f"{name}.diagonal"]["shape"][0] for name in entries}
-        self.layers: Mapping[str, tuple[int, int, int]] = MappingProxyType(
-            {name: (*entries[name]["shape"], ranks[name]) for name in entries}
-        )
-        self.held: Mapping[str, float] = MappingProxyType({name: float(entries[name]["held"]) for name in entries})
+        shapes = {name: (*entries[name]["shape"], ranks[name]) for name in entries}
+        self.layers: Mapping[str, tuple[int, int, int]] = shapes
+        self.held: Mapping[str, float] = {name: float(entries[name]["held"]) for name in entries}
 
     @classmethod
     def of_layers(

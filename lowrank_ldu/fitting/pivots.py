@@ -144,7 +144,8 @@ def _energies(sums: Sums, layers: Sequence[TargetLayer]) -> Iterator[tuple[Targe
 def _scaled_weight(layer: TargetLayer, total: Tensor | None) -> Tensor:
     """Return a layer's weight with a largest entry of 1."""
     weight = layer.weight().detach()
-    W = weight.to(weight.device if total is None else total.device, torch.float32)
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    W = weight.to(weight.device if total is None else total.device, wide)
     if total is not None and total.shape[1] != W.shape[1]:
         raise ValueError(f"layer {layer.name!r} takes inputs of {total.shape[1]} numbers; accepted: {W.shape[1]}")
     largest = float(W.abs().max())

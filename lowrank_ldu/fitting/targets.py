@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _ACCEPTED = f"a sequence of module names, a regular expression, or {ALL_LINEAR!r}"
+_PEFT = "base_model.model."
 _LINEAR_LAYERS = "nn.Linear (quantized, too) and transformers' Conv1D"
 
 
@@ -137,6 +138,8 @@ def _linear_layers(model: nn.Module) -> tuple[dict[str, TargetLayer], dict[str, 
     others: dict[str, str] = {}
     for place, outer in _outermost(model):
         name, base = plain_name(place, model), innermost(outer)
+        if hasattr(model, "peft_config"):
+            name = name.removeprefix(_PEFT)  # the name in the model that PEFT was given
         reader = reader_of(model, place) if supports(base) else None
         if reader is not None:
             others[name] = f"whose weight {reader} reads without calling the layer"

@@ -154,8 +154,8 @@ def fitted_terms(matrix: Tensor, layer: str, options: AdapterOptions) -> BasisFa
     basis = _KNOWN.get(digest)
     if basis is None:
         raise ValueError(
-            f"no basis of digest {digest} is known; accepted: to load its file before, with "
-            "lowrank_ldu.fitting.FittedBasis.load"
+            f"no basis of digest {digest} is known; accepted: to load its file before, "
+            "lowrank_ldu.nn.use_basis(lowrank_ldu.fitting.FittedBasis.load(path))"
         )
     try:
         basis.check(layer, matrix)

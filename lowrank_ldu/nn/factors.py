@@ -6,6 +6,7 @@ They are the constant side of an adapter. Every adapter that asks for the same o
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -202,20 +203,21 @@ class Factors(nn.Module):
         Notes
         -----
         A weight can change unnoticed (by .data, a NumPy view, a foreign kernel), and the projection would be of the
-        changed rows. On the CPU sums over the bits of these rows and columns tell, at r / T of a pass over x and y.
+        changed rows. So every bit of these rows and columns counts in a checksum, at r / T of a pass over x and y. In a
+        graph there is no skeleton, since nothing in it would notice.
         """
         rank = self.right.shape[0]
         alike = weight.dtype == self.right.dtype and weight.device.type != "meta"
         if self.pivot_rows is None or 2 * rank > min(weight.shape) or not alike:
             return None
         if torch.compiler.is_compiling() or get_proxy_mode() is not None or is_stand_in(weight):
-            return self._skeleton
+            return None
         key = (weight.device, weight.dtype, weight.shape, weight.data_ptr(), self.left.data_ptr(), self.left.device)
         known = self._skeleton_key[: len(key)] == key
-        if known and self._skeleton_key[-1] == _sums_of_pivots(weight, self._skeleton):
+        if known and self._skeleton_key[-1] == _checksums(weight, self._skeleton):
             return self._skeleton
         self._skeleton = self._found_skeleton(weight)
-        self._skeleton_key = (*key, _sums_of_pivots(weight, self._skeleton))
+        self._skeleton_key = (*key, _checksums(weight, self._skeleton))
         return self._skeleton
 
     def quantized_skeleton(self, base_layer: nn.Module) -> Skeleton | None:
@@ -224,7 +226,8 @@ class Factors(nn.Module):
         None as for `skeleton`.
         """
         stored = stored_weight(base_layer)
-        key = ("quantized", stored.device, stored.data_ptr(), self.left.data_ptr())
+        version = 0 if stored.is_inference() else stored._version  # noqa: SLF001
+        key = ("quantized", stored.device, stored.data_ptr(), version, self.left.data_ptr())
         if self._skeleton_key != key:
             matrix = weight_matrix(base_layer).to(self.left.dtype)
             small = self.pivot_rows is not None and 2 * self.right.shape[0] <= min(matrix.shape)
@@ -279,14 +282,32 @@ class Factors(nn.Module):
 
 
 @torch.no_grad()
-def _sums_of_pivots(weight: Tensor, skeleton: Skeleton | None) -> tuple[int, int] | None:
-    """Return sums over the bits of a weight's pivot rows and columns, on the CPU."""
-    if skeleton is None or skeleton.columns is None or weight.device.type != "cpu":
+def _checksums(weight: Tensor, skeleton: Skeleton | None) -> tuple[int, int] | None:
+    """Return checksums of the bits of a weight's pivot rows and columns."""
+    if skeleton is None or skeleton.columns is None:
         return None
-    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.dtype.itemsize]
-    parts = weight.detach().index_select(0, skeleton.rows), weight.detach().index_select(1, skeleton.columns)
-    rows, columns = (int(part.view(integers).sum(dtype=torch.int64)) for part in parts)
-    return rows, columns
+    rows, columns = skeleton.rows, skeleton.columns
+    weight = weight.detach()
+    return _checksum(weight.index_select(0, rows)), _checksum(weight.index_select(1, columns).T)
+
+
+def _checksum(matrix: Tensor) -> int:
+    """Return a sum of a matrix's bits, each entry times a number of its place.
+
+    Modulo 2^64, with odd numbers below 2^31 for rows and columns: what moves entries or changes some of them changes
+    the sum, but for one case in some 2^32.
+    """
+    small = torch.int16 if matrix.dtype.itemsize == 2 else torch.int32
+    bits = matrix.contiguous().view(small)
+    rows, columns = (_places(size, bits.device) for size in bits.shape)
+    return int(((bits * columns).sum(dim=1) * rows).sum())
+
+
+@lru_cache(maxsize=256)
+def _places(size: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    numbers = torch.randint(0, 2**30, (size,), generator=generator, dtype=torch.int64)
+    return (2 * numbers + 1).to(device)
 
 
 def _same(ours: Tensor | None, theirs: Tensor | None) -> bool:

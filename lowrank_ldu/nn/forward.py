@@ -117,9 +117,9 @@ def kernel_call(
     """
     linear = cast("nn.Linear", base_layer)
     weight = kind.as_matrix(linear.weight)
-    gathers = plan == "skeleton" or (
-        plan in {"auto", "hybrid"} and statically_known_true(rows >= factors.left.shape[1])
-    )
+    many = statically_known_true(rows >= factors.left.shape[1])
+    # The checksum of the gathered rows would wait for a GPU.
+    gathers = plan == "skeleton" or (plan in {"auto", "hybrid"} and many and weight.device.type == "cpu")
     skeleton = factors.skeleton(weight) if gathers else None
     layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper, skeleton)
     # In a graph nothing would notice that the weight has been changed: "auto" leaves packing out there.

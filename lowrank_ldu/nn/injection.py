@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -26,10 +27,11 @@ from lowrank_ldu.validation import (
     check_names,
     check_pattern,
     explain_keywords,
+    shown,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -135,7 +137,9 @@ def inject(
     check_model(model)
     check_not_distributed(model)
     clip_rank = check_flag(clip_rank, "clip_rank")
-    options = _with_fits(given_options(options, rank, fields | _of_fits(pivots, fitted_basis, options)), fitted_basis)
+    options = _with_fits(
+        given_options(options, rank, fields | _of_fits(pivots, fitted_basis, options, fields)), fitted_basis
+    )
     names = _matching(model, _fitted_layers(pivots, fitted_basis) if targets is None else targets)
     # All layers are built before any is replaced, so that a failure leaves the model as it was. A module that stands
     # under two names gets one layer, so that it stays shared.
@@ -164,15 +168,31 @@ def inject(
     return list(names)
 
 
-def _of_fits(pivots: object, fitted_basis: FittedBasis | None, options: AdapterOptions | None) -> dict[str, Any]:
+def _of_fits(
+    pivots: object, fitted_basis: FittedBasis | None, options: AdapterOptions | None, fields: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the options that pivots or a fitted basis stand for."""
     if pivots is not None and fitted_basis is not None:
         raise ValueError("pivots and fitted_basis are given; accepted: one of them, as each of them gives the factors")
-    if options is not None:
-        return {}
+    if pivots is not None and not isinstance(pivots, Mapping):
+        raise TypeError(f"pivots is {shown(pivots)}; accepted: a mapping of names to (rows, columns), such as Pivots")
+    if fitted_basis is not None and not all(hasattr(fitted_basis, name) for name in ("digest", "factors", "check")):
+        raise TypeError(
+            f"fitted_basis is {shown(fitted_basis)}; accepted: a FittedBasis, such as FittedBasis.load gives"
+        )
+    meant: dict[str, Any] = {}
     if fitted_basis is not None:
-        return {"basis": "fitted", "basis_digest": fitted_basis.digest}
-    return {} if pivots is None else {"pivoting": "chosen"}
+        meant = {"basis": "fitted", "basis_digest": fitted_basis.digest}
+    elif pivots is not None:
+        meant = {"pivoting": "chosen", "basis": "ldu"}
+    if fitted_basis is not None and "pivoting" in fields:
+        raise ValueError(f"pivoting is {shown(fields['pivoting'])} beside fitted_basis; accepted: leave it out")
+    given = fields if options is None else {name: getattr(options, name) for name in meant}
+    for name, value in meant.items():
+        if given.get(name, value) != value:
+            source = "pivots" if fitted_basis is None else "fitted_basis"
+            raise ValueError(f"{name} is {shown(given[name])} beside {source}; accepted: {value!r}")
+    return meant if options is None else {}
 
 
 def _fitted_layers(pivots: Mapping[str, object] | None, fitted_basis: FittedBasis | None) -> str:
@@ -200,7 +220,12 @@ def _pivots_of(
         raise ValueError(
             f"pivots has none of this layer; accepted: a mapping with it, of which {len(pivots)} are there"
         )
-    rows, columns = pivots[layer]
+    try:
+        rows, columns = pivots[layer]
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"pivots has {shown(pivots[layer])}; accepted: a pair of sequences, rows and columns"
+        ) from error
     return rows[:rank], columns[:rank]
 
 

@@ -1,5 +1,6 @@
 """Pivots of a model: what they hold, ranks and budgets, and their file."""
 
+import copy
 import hashlib
 import json
 import os
@@ -11,14 +12,16 @@ import torch
 from fitted_models import batches, gradients, loss, model
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lowrank_ldu.decomposition import ldu_at_pivots
 from lowrank_ldu.errors import FittingError
-from lowrank_ldu.fitting import LayerPivots, Pivots, choose_pivots
+from lowrank_ldu.fitting import LayerPivots, Pivots, choose_pivots, fit_basis
 from lowrank_ldu.fitting.allocation import allocate
 from lowrank_ldu.nn import inject, trainable_parameters
+from lowrank_ldu.peft import LolduConfig
 
 
 def weights(network):
@@ -349,3 +352,25 @@ def test_layers_of_a_module_list_keep_their_names():
         return nn.functional.mse_loss(network["blocks"][1](network["blocks"][0](batch[0])), batch[1])
 
     assert list(choose_pivots(network, batches(), of_list, rank=2)) == ["blocks.0", "blocks.1"]
+
+
+def test_a_model_in_float64_and_one_under_peft_are_taken_by_plain_names():
+    torch.manual_seed(0)
+    plain, inputs = (
+        nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).double(),
+        [torch.randn(8, 12).double()],
+    )
+
+    def squares(model, batch):
+        return model(batch).square().sum()
+
+    for source in ("gradient", "activation"):
+        assert set(choose_pivots(plain, inputs, squares, rank=2, source=source)) == {"0", "2"}
+    adapted = get_peft_model(plain, LolduConfig(r=2, target_modules=["0"]))
+    pivots = choose_pivots(adapted, inputs, squares, rank=2)
+    assert set(pivots) == {"0", "2"}
+    basis = fit_basis(adapted, inputs, squares, rank=2)
+    assert set(basis.layers) == {"0", "2"}
+    copied = copy.deepcopy(basis)
+    assert copied.digest == basis.digest
+    assert torch.equal(copied.factors("0").left, basis.factors("0").left)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lowrank_ldu.nn import LDULayer, inject, merge, project_, trainable_parameters, unmerge
+from lowrank_ldu.nn import AdapterOptions, LDULayer, inject, merge, project_, trainable_parameters, unmerge
 from lowrank_ldu.nn.coordinates import PARAMETRIZATIONS, coordinates_of, from_core, to_core
 from lowrank_ldu.nn.cores import apply_core, core_shape, scaled_core, times_core
 from lowrank_ldu.nn.update import updated_matrix
@@ -250,3 +250,24 @@ def test_the_layers_of_pivots_are_taken_by_their_whole_names():
     assert inject(model, core="dense", pivots={"0": ([0], [1])}) == ["0"]
     with pytest.raises(TypeError, match="targets is None; accepted: a sequence of module names"):
         inject(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"pivots": "abc"}, TypeError, "pivots is 'abc'; accepted: a mapping of names to"),
+        ({"pivots": {"0": None}}, TypeError, "layer '0': pivots has None; accepted: a pair of sequences"),
+        (
+            {"pivots": {"0": ([0], [0])}, "pivoting": "rook"},
+            ValueError,
+            "pivoting is 'rook' beside pivots; acc",
+        ),
+        ({"pivots": {"0": ([0], [0])}, "options": AdapterOptions()}, ValueError, "pivoting is 'partial' beside pivots"),
+        ({"fitted_basis": "basis.safetensors"}, TypeError, "fitted_basis is 'basis.safetensors'; accepted: a Fit"),
+    ],
+)
+def test_contradictions_are_refused_and_change_nothing(arguments, error, message):
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(error, match=message.replace("(", r"\(")):
+        inject(model, ["0"], **arguments)
+    assert type(model[0]) is nn.Linear
