@@ -8,6 +8,7 @@ and Table I: adapter with sigma, without the head), and with the head beside it.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -315,7 +316,10 @@ class FittedBasisMethod:
     def prepare(self, model: nn.Module, images: Images, *, seed: int) -> PreparedModel:
         """Fit a basis, and replace the layers; see `Method.prepare`."""
         linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != HEAD]
-        basis = fit_basis(model, _batches(images), _loss, targets=linear, rank=self.rank, batches=None, seed=seed)
+        with warnings.catch_warnings():
+            # Gradients of a few layers have a lower rank, which is what their basis then has.
+            warnings.filterwarnings("ignore", message=".*a lower rank than asked for", category=UserWarning)
+            basis = fit_basis(model, _batches(images), _loss, targets=linear, rank=self.rank, batches=None, seed=seed)
         inject(model, linear, parametrization="normalized", train_sigma=False, fitted_basis=basis)
         return _with_trained_head(model)
 
@@ -323,7 +327,8 @@ class FittedBasisMethod:
 def default_methods() -> tuple[Method, ...]:
     """Return the methods of the comparison with their tuned learning rates.
 
-    LoLDU runs at the network's full width, as in the paper, and at a third of it.
+    LoLDU runs at the network's full width, as in the paper, and at a third of it. Beside it stands the form that does
+    best with as few numbers: on the search's validation images 87 %, where the core at chosen pivots has 77 %.
 
     Returns
     -------
@@ -336,6 +341,7 @@ def default_methods() -> tuple[Method, ...]:
         LinearProbe(learning_rate=1e-1),
         LoLDUMethod(learning_rate=1e-1, rank=32),
         LoLDUMethod(learning_rate=1e-1, rank=96),
+        FittedBasisMethod(learning_rate=1e-1, rank=32),
         LoRAMethod(learning_rate=1e-2, rank=8),
         PiSSAMethod(learning_rate=3e-2, rank=8),
         FullFineTuning(learning_rate=1e-3),
