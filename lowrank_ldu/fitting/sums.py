@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lowrank_ldu.fitting.batches import as_it_was, taken_batches
 from lowrank_ldu.fitting.gradients import GradientSum, InputMoment, one_pass
-from lowrank_ldu.validation import check_count
+from lowrank_ldu.validation import check_count, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -48,6 +48,8 @@ class Sums:
         max_bytes: int | None,
         passes: int = 1,
     ) -> None:
+        if loss is not None and not callable(loss):
+            raise TypeError(f"loss is {shown(loss)}; accepted: a function of the model and a batch, or None")
         self.source = source
         self._model, self._loss, self._kind = model, loss, _KINDS[source]
         self._max_bytes = None if max_bytes is None else check_count(max_bytes, "max_bytes", 1)

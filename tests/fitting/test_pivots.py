@@ -364,6 +364,8 @@ def test_a_model_in_float64_and_one_under_peft_are_taken_by_plain_names():
     def squares(model, batch):
         return model(batch).square().sum()
 
+    with pytest.raises(TypeError, match="loss is 'ce'; accepted: a function of the model and a batch, or None"):
+        choose_pivots(plain, inputs, "ce", rank=2)
     for source in ("gradient", "activation"):
         assert set(choose_pivots(plain, inputs, squares, rank=2, source=source)) == {"0", "2"}
     adapted = get_peft_model(plain, LolduConfig(r=2, target_modules=["0"]))
