@@ -327,8 +327,8 @@ class FittedBasisMethod:
 def default_methods() -> tuple[Method, ...]:
     """Return the methods of the comparison with their tuned learning rates.
 
-    LoLDU runs at the network's full width, as in the paper, and at a third of it. Beside it stands a form of as many
-    numbers that is fitted to the task.
+    LoLDU runs at the network's full width, as in the paper, and at a third of it. Beside it stand two forms of as
+    many numbers that are fitted to the task.
 
     Returns
     -------
@@ -342,6 +342,7 @@ def default_methods() -> tuple[Method, ...]:
         LoLDUMethod(learning_rate=1e-1, rank=32),
         LoLDUMethod(learning_rate=1e-1, rank=96),
         FittedBasisMethod(learning_rate=1e-1, rank=32),
+        ChosenPivotsMethod(learning_rate=1e-1, rank=10),
         LoRAMethod(learning_rate=1e-2, rank=8),
         PiSSAMethod(learning_rate=3e-2, rank=8),
         FullFineTuning(learning_rate=1e-3),

@@ -6,20 +6,18 @@ They are its linear layers, adapted ones included.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from lowrank_ldu.nn.host import AdapterHost
-from lowrank_ldu.nn.injection import ALL_LINEAR, ends_with, what_matches
+from lowrank_ldu.nn.injection import ALL_LINEAR, target_tests, what_matches
 from lowrank_ldu.nn.kinds import is_linear, kind_of, supports
 from lowrank_ldu.nn.kinds.own_forward import own_forward
 from lowrank_ldu.nn.modules import check_model, innermost, is_sharded, plain_name
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.nn.weights import weight_matrix
-from lowrank_ldu.validation import check_names, check_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -88,15 +86,8 @@ def target_layers(model: nn.Module, targets: Sequence[str] | str) -> list[Target
         )
     if isinstance(targets, str) and targets == ALL_LINEAR:
         return _checked(found, set(found))
-    tests: dict[str, Callable[[str], object]]
-    if isinstance(targets, str):
-        tests = {targets: check_pattern(targets, "targets", _ACCEPTED).fullmatch}
-    else:
-        tests = {target: partial(ends_with, target) for target in check_names(targets, "targets", _ACCEPTED)}
-    if not tests:
-        raise ValueError(f"targets is empty; accepted: {_ACCEPTED}")
     chosen: set[str] = set()
-    for target, test in tests.items():
+    for target, test in target_tests(targets).items():
         matches = {name for name in found if test(name)}
         wrong = [name for name in others if test(name)]
         if not matches and wrong:

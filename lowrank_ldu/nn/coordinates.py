@@ -21,7 +21,7 @@ PARAMETRIZATIONS: tuple[Parametrization, ...] = get_args(Parametrization)
 # Numbers that an orthonormal frame of blocks may have: its Gram matrix takes their square, 1 GB in float64.
 _LARGEST_FRAME = 11_000
 # Dimensions of blocks (g, b, b), and of two triangles for each of them (2, g, b, b).
-_BLOCKS, _TRIANGLES = 3, 4
+BLOCKS, _TRIANGLES = 3, 4
 
 # The unit-diagonal Gram matrix takes rounding errors of about r eps. Jitter starts there and grows until the pivots of
 # the Cholesky factorization are beyond them.
@@ -75,7 +75,7 @@ def coordinates_of(
     # Squares of entries beyond 1e154, which float64 weights can have, would overflow even there.
     left_peak, right_peak = _peak(left, 0), _peak(right, 1)
     left, right = left / left_peak, right / right_peak[:, None]
-    if shape is not None and len(shape) == _BLOCKS:
+    if shape is not None and len(shape) == BLOCKS:
         return _of_blocks((left, left_peak), (right.mT, right_peak), parametrization, shape)
     gram: Tensor = gram_matrix(left, right)
     size = gram.diagonal().sqrt()
@@ -100,14 +100,14 @@ def _of_blocks(
                 f"matrix of {count} x {count}; accepted: up to {_LARGEST_FRAME} numbers, or parametrization "
                 "'normalized', which makes each block orthonormal in itself"
             )
-        grams = [wide_gram(columns).reshape(groups, block, groups, block) for columns, _ in (left, right)]
+        grams = [_wide_gram(columns).reshape(groups, block, groups, block) for columns, _ in (left, right)]
         gram = torch.einsum("jakd,jcke->jackde", *grams).reshape(count, count)
         inverse, jitter = _inverse_root(gram, f"the {count} entries of the blocks")
         peaks = [peak.to(gram).reshape(groups, block) for _, peak in (left, right)]
         return inverse / (peaks[0][:, :, None] * peaks[1][:, None, :]).reshape(count, 1), jitter
     triangles, jitter = [], 0.0
     for columns, peak in (left, right):
-        gram = wide_gram(columns)
+        gram = _wide_gram(columns)
         parts = []
         for start in range(0, groups * block, block):
             own = slice(start, start + block)
@@ -118,7 +118,7 @@ def _of_blocks(
     return torch.stack([triangles[0], triangles[1].mT]), jitter
 
 
-def wide_gram(columns: Tensor) -> Tensor:
+def _wide_gram(columns: Tensor) -> Tensor:
     """Return columns^T columns (r, r) in float64 where there is one."""
     ones = torch.ones(columns.shape[1], 1, dtype=columns.dtype, device=columns.device)
     gram: Tensor = gram_matrix(columns, ones)
@@ -174,7 +174,7 @@ def to_core(coordinates: Tensor, frame: Tensor | None) -> Tensor:
         return coordinates * frame
     if frame.ndim == _TRIANGLES:
         return frame[0] @ coordinates @ frame[1]
-    if coordinates.ndim >= _BLOCKS:
+    if coordinates.ndim >= BLOCKS:
         return (coordinates.flatten(-3) @ frame.mT).reshape(coordinates.shape)
     return coordinates @ frame.mT
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank_ldu.diagnostics.cost import SAMPLES
 from lowrank_ldu.initialization import initial_diagonal, is_random
-from lowrank_ldu.nn.coordinates import from_core, to_core
+from lowrank_ldu.nn.coordinates import BLOCKS, from_core, to_core
 from lowrank_ldu.nn.offloading import is_offloaded, onloaded
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.nn.factors import Factors
     from lowrank_ldu.nn.options import AdapterOptions
-
-
-# Dimensions of blocks (g, b, b).
-_BLOCKS = 3
 
 
 class CoreState(NamedTuple):
@@ -54,7 +50,7 @@ def delta_of(state: CoreState, frame: Tensor | None) -> Tensor:
     # small. sigma is compared in its own dtype, in which it started as sigma_0.
     wide = torch.promote_types(state.offset.dtype, torch.float32)
     moved = to_core(state.offset.to(wide), None if frame is None else frame.to(wide))
-    if state.offset.ndim >= _BLOCKS:
+    if state.offset.ndim >= BLOCKS:
         core: Tensor = state.sigma.to(wide).reshape(*state.sigma.shape, 1, 1) * moved
         return core
     step = state.sigma - state.initial_sigma.to(state.sigma.dtype)
@@ -191,12 +187,12 @@ class CoreAdapter(nn.Module):
     def z(self, factors: Factors) -> Tensor:
         """Return the present diagonal z, shape (r,), or core, (g, b, b)."""
         core: Tensor = to_core(self.state.offset, factors.frame)
-        return core if core.ndim >= _BLOCKS else self.initial_diagonal + core
+        return core if core.ndim >= BLOCKS else self.initial_diagonal + core
 
     @torch.no_grad()
     def set_z(self, z: Tensor, factors: Factors) -> None:
         """Set the coordinates so that the present diagonal or core is `z`."""
-        self._set_offset(z if z.ndim >= _BLOCKS else z - self.initial_diagonal, factors)
+        self._set_offset(z if z.ndim >= BLOCKS else z - self.initial_diagonal, factors)
 
     @torch.no_grad()
     def set_delta(self, delta: Tensor, factors: Factors) -> None:
@@ -206,7 +202,7 @@ class CoreAdapter(nn.Module):
         """
         self.sigma.copy_(self.initial_sigma)
         moved = delta / self.initial_sigma.to(delta)
-        if delta.ndim < _BLOCKS:
+        if delta.ndim < BLOCKS:
             moved = moved - (self.initial_diagonal - self.reference_diagonal).to(delta)
         self._set_offset(moved, factors)
 

@@ -313,6 +313,24 @@ def call_replaced(parent: nn.Module) -> None:
         compiled._initialize()  # noqa: SLF001  # it would go on calling its former layer
 
 
+def target_tests(targets: Sequence[str] | str) -> dict[str, Callable[[str], object]]:
+    """Return each target with the test of names that it stands for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        They are neither names nor a regular expression, or there are none.
+    """
+    tests: dict[str, Callable[[str], object]]
+    if isinstance(targets, str):
+        tests = {targets: check_pattern(targets, "targets", _ACCEPTED).fullmatch}
+    else:
+        tests = {target: partial(ends_with, target) for target in check_names(targets, "targets", _ACCEPTED)}
+    if not tests:
+        raise ValueError(f"targets is empty; accepted: {_ACCEPTED}")
+    return tests
+
+
 def ends_with(target: str, name: str) -> bool:
     """Return whether a qualified name is or ends with the target.
 
@@ -347,15 +365,8 @@ def _matching(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Mo
         )
     if every_linear:
         return adaptable
-    tests: dict[str, Callable[[str], object]]
-    if isinstance(targets, str):
-        tests = {targets: check_pattern(targets, "targets", _ACCEPTED).fullmatch}
-    else:
-        tests = {target: partial(ends_with, target) for target in check_names(targets, "targets", _ACCEPTED)}
-    if not tests:
-        raise ValueError(f"targets is empty; accepted: {_ACCEPTED}")
     chosen: set[str] = set()
-    for target, test in tests.items():
+    for target, test in target_tests(targets).items():
         # Names match with the parts of wrappers, and without.
         matches, done = (
             [name for name in names if test(name) or test(plain_name(name, model))] for names in (candidates, taken)
