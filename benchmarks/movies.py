@@ -3,7 +3,7 @@
     pip download vaderSentiment==3.3.2 --no-deps --no-binary :all:
     python benchmarks/movies.py --archive vaderSentiment-3.3.2.tar.gz --out FOLDER
 
-Every method gets three learning rates with seed 0; the one of the best validation accuracy is trained with the other
+Every method gets four learning rates with seed 0; the one of the best validation accuracy is trained with the other
 seeds. FOLDER/results.jsonl gets a line for each run as it ends, and a run that has its line there is not done again:
 the command goes on where it was stopped, and at the end prints the table.
 """
@@ -127,7 +127,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="Folder of results.jsonl and of cached features.")
     parser.add_argument("--methods", nargs="+", default=[method.name for method in METHODS], help="Only these.")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rates", type=int, default=3, help="How many of each method's learning rates are tried.")
+    parser.add_argument("--rates", type=int, default=4, help="How many of each method's learning rates are tried.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="Print the table of what is there, and run nothing.")
     arguments = parser.parse_args()

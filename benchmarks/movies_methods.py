@@ -17,8 +17,9 @@ ATTENTION = ["query", "key", "value", "attention.output.dense"]
 MOST_GRADIENT = ["value", "intermediate.dense", "output.dense"]
 EVERY = r".*\.layer\.\d+\..*"
 GRADIENT_BATCHES = 16
-# The middle one is tried first.
-LDU_RATES, LORA_RATES, SMALL_LORA_RATES = (2e-2, 1e-2, 5e-2), (2e-3, 1e-3, 5e-3), (5e-3, 2e-3, 1e-2)
+# In the order in which they are tried.
+LDU_RATES, LORA_RATES = (2e-2, 1e-2, 5e-2, 1e-1), (2e-3, 1e-3, 5e-3, 1e-2)
+SMALL_LORA_RATES = (5e-3, 2e-3, 1e-2, 2e-2)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ def estimate_error(W: Array, factors: Factorization, *, samples: int = 10, seed:
     check_count(samples, "samples", 1)
     check_count(seed, "seed")
     W, backend = check_like(W, factors.left)
-    if W.ndim != 2 or tuple(W.shape) != tuple(factors.shape):
+    if W.ndim != 2:
+        raise ValueError(f"W has shape {tuple(W.shape)}; accepted: a single matrix (m, n)")
+    if tuple(W.shape) != tuple(factors.shape):
         raise ValueError(f"W has shape {tuple(W.shape)}; accepted: a matrix {tuple(factors.shape)}, as was factored")
     xp = backend.xp
     gaussian = np.random.default_rng(seed).standard_normal((int(W.shape[1]), samples))

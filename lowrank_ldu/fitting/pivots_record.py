@@ -70,6 +70,12 @@ class Pivots(Mapping[str, LayerPivots]):
     budget : int or None
         What was given.
 
+    Raises
+    ------
+    FittingError
+        A layer has no shape, or indices that are out of range, repeated, or not as many of each; core and block_size
+        do not go together.
+
     Examples
     --------
     >>> pivots = Pivots({"0": LayerPivots((2, 0), (1, 3))}, {"0": (4, 4)}, {"0": 0.25}, "dense", None, "gradient", None)
@@ -88,6 +94,7 @@ class Pivots(Mapping[str, LayerPivots]):
     def __post_init__(self) -> None:
         for name in ("layers", "shapes", "held"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        self._check()
 
     def __getitem__(self, name: str) -> LayerPivots:
         return self.layers[name]
@@ -162,17 +169,39 @@ class Pivots(Mapping[str, LayerPivots]):
                 )
                 for name in record["layers"]
             }
-        found = cls(
-            layers,
-            {name: tuple(entry["shape"]) for name, entry in record["layers"].items()},
-            {name: float(entry["held"]) for name, entry in record["layers"].items()},
-            record["core"],
-            record["block_size"],
-            record["source"],
-            record["budget"],
-        )
-        _check_indices(str(path), found)
-        return found
+        entries = record["layers"]
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        held = {name: float(entry["held"]) for name, entry in entries.items()}
+        kind = (record["core"], record["block_size"], record["source"], record["budget"])
+        try:
+            return cls(layers, shapes, held, *kind)
+        except FittingError as error:
+            raise FittingError(f"{path}: {error}") from error
+
+    def _check(self) -> None:
+        try:
+            shape = CoreShape.checked(self.core, self.block_size)
+        except ValueError as error:
+            raise FittingError(str(error)) from error
+        for name, pivots in self.layers.items():
+            if name not in self.shapes or name not in self.held:
+                raise FittingError(f"layer {name!r} has no shape, or no energy held; accepted: one of each")
+            rows, columns = pivots
+            if len(rows) != len(columns) or not rows:
+                raise FittingError(
+                    f"layer {name!r} has {len(rows)} rows and {len(columns)} columns; accepted: as many of each, and "
+                    "at least one"
+                )
+            try:
+                shape.numbers(len(rows))
+            except ValueError as error:
+                raise FittingError(f"layer {name!r}: {error}") from error
+            for key, indices, size in zip(LayerPivots._fields, pivots, self.shapes[name], strict=True):
+                if min(indices) < 0 or max(indices) >= size or len(set(indices)) != len(indices):
+                    raise FittingError(
+                        f"layer {name!r} has {key} from {min(indices)} to {max(indices)}; accepted: different indices "
+                        f"from 0 to {size - 1}"
+                    )
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {}
@@ -227,23 +256,3 @@ def _check(record: dict[str, Any]) -> None:
     for name, entry in record["tensors"].items():
         if entry["dtype"] not in _INTEGER_NAMES or len(entry["shape"]) != 1:
             raise ValueError(f"tensor {name!r} is {entry['dtype']} {entry['shape']}; accepted: a list of integers")
-
-
-def _check_indices(path: str, pivots: Pivots) -> None:
-    shape = CoreShape.checked(pivots.core, pivots.block_size)
-    for name, found in pivots.items():
-        if len(found.rows) != len(found.columns) or not found.rows:
-            raise FittingError(
-                f"{path}: layer {name!r} has {len(found.rows)} rows and {len(found.columns)} columns; accepted: as "
-                "many of each, and at least one"
-            )
-        try:
-            shape.numbers(len(found.rows))
-        except ValueError as error:
-            raise FittingError(f"{path}: layer {name!r}: {error}") from error
-        for key, indices, size in zip(LayerPivots._fields, found, pivots.shapes[name], strict=True):
-            if min(indices) < 0 or max(indices) >= size or len(set(indices)) != len(indices):
-                raise FittingError(
-                    f"{path}: layer {name!r} has {key} from {min(indices)} to {max(indices)}; accepted: different "
-                    f"indices from 0 to {size - 1}"
-                )

@@ -12,19 +12,21 @@ from torch.optim import Optimizer
 
 from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.modules import check_model
+from lowrank_ldu.nn.plan import check_adapted
 from lowrank_ldu.validation import check_positive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import nn
+
+    from lowrank_ldu.nn.host import AdapterHost
 
 # Attributes of this object; all others, set or read, are the wrapped optimizer's. LR schedulers and accelerate replace
 # `step` by their own, which has to stay on the object that they were given.
 _OWN = frozenset({"optimizer", "model", "epsilon", "step", "_handle"})
 
 
-@torch.no_grad()
 def project_(model: nn.Module, epsilon: float | None = None) -> None:
     r"""Project the parameters of every adapter, in place.
 
@@ -39,7 +41,7 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     Raises
     ------
     TypeError, ValueError
-        epsilon is not a positive finite number.
+        epsilon is not a positive finite number, or the model has no adapted layer.
 
     Notes
     -----
@@ -58,7 +60,15 @@ def project_(model: nn.Module, epsilon: float | None = None) -> None:
     (1.0, True)
     """
     limit = None if epsilon is None else check_positive(epsilon, "epsilon")
-    for _, host in hosts(model):
+    check_model(model)
+    layers = dict(hosts(model))
+    check_adapted(layers, model)
+    _project(layers.values(), limit)
+
+
+@torch.no_grad()
+def _project(layers: Iterable[AdapterHost], limit: float | None) -> None:
+    for host in layers:
         for _, adapter, factors in host.held_adapters():
             # sigma and z are projected separately: one may be trained and the other not.
             if adapter.sigma.requires_grad:
@@ -127,7 +137,7 @@ class ProjectedOptimizer(Optimizer):
         self._handle = optimizer.register_step_post_hook(self._project)
 
     def _project(self, *_: Any) -> None:
-        project_(self.model, self.epsilon)
+        _project((host for _, host in hosts(self.model)), self.epsilon)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take the wrapped optimizer's step, and project."""

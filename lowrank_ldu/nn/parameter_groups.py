@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.nn.host import hosts
+from lowrank_ldu.nn.modules import check_model
+from lowrank_ldu.nn.plan import check_adapted
 from lowrank_ldu.validation import check_positive, shown
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def parameter_groups(
     Raises
     ------
     TypeError, ValueError
-        A number is not accepted, or no parameter of the model is trained.
+        A number is not accepted, model is no module, or it has no adapted layer, or trains no parameter.
 
     Examples
     --------
@@ -57,6 +59,7 @@ def parameter_groups(
     others 2 0.001
     >>> optimizer = torch.optim.AdamW(parameter_groups(model))
     """
+    check_model(model)
     given = None if lr is None else check_positive(lr, "lr")
     rates = {
         "unit coordinates": given or UNIT_RATE,
@@ -66,8 +69,10 @@ def parameter_groups(
     }
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, int | float) or not 0 <= weight_decay < 1:
         raise ValueError(f"weight_decay is {shown(weight_decay)}; accepted: a number from 0 to below 1")
+    layers = dict(hosts(model))
+    check_adapted(layers, model)
     places: dict[int, str] = {}
-    for _, host in hosts(model):
+    for host in layers.values():
         for _, adapter, _ in host.held_adapters():
             raw = adapter.options.parametrization == "diagonal"
             places[id(adapter.offset)] = "raw coordinates" if raw else "unit coordinates"
@@ -77,9 +82,7 @@ def parameter_groups(
         if parameter.requires_grad:
             groups[places.get(id(parameter), "others")].append(parameter)
     if not any(groups.values()):
-        raise ValueError(
-            f"the model ({type(model).__name__}) trains no parameter; accepted: one that inject was used on"
-        )
+        raise ValueError(f"the model ({type(model).__name__}) trains no parameter; accepted: one that trains some")
     decay = {"others": float(weight_decay)}
     return [
         {"name": name, "params": parameters, "lr": rates[name], "weight_decay": decay.get(name, 0.0)}

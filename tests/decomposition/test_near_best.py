@@ -270,6 +270,7 @@ def test_the_estimate_of_nothing_is_nothing(library):
     [
         ((np.eye(3), "ldu"), "factors is of type str; accepted: Factorization"),
         ((np.eye(4), ldu(np.eye(3))), r"W has shape \(4, 4\); accepted: a matrix \(3, 3\)"),
+        ((np.ones((2, 3, 3)), ldu(np.ones((2, 3, 3)))), r"W has shape \(2, 3, 3\); accepted: a single matrix"),
         ((torch.eye(3), ldu(np.eye(3))), "accepted: a numpy.ndarray"),
     ],
 )

@@ -376,3 +376,21 @@ def test_a_model_in_float64_and_one_under_peft_are_taken_by_plain_names():
     copied = copy.deepcopy(basis)
     assert copied.digest == basis.digest
     assert torch.equal(copied.factors("0").left, basis.factors("0").left)
+
+
+@pytest.mark.parametrize(
+    ("layer", "core", "message"),
+    [
+        (LayerPivots((0, 0), (1, 2)), ("dense", None), "layer 'a' has rows from 0 to 0; accepted: different indices"),
+        (LayerPivots((0, 4), (1, 2)), ("dense", None), "layer 'a' has rows from 0 to 4; accepted: .* from 0 to 3"),
+        (LayerPivots((0, 1), (1,)), ("dense", None), "has 2 rows and 1 columns; accepted: as many of each"),
+        (LayerPivots((), ()), ("dense", None), "has 0 rows and 0 columns; accepted: .* at least one"),
+        (LayerPivots((0, 1, 2), (1, 2, 3)), ("block", 2), "layer 'a': .* 3"),
+        (LayerPivots((0,), (1,)), ("sparse", None), "core is 'sparse'; accepted: "),
+    ],
+)
+def test_pivots_that_cannot_be_are_refused_when_they_are_made(layer, core, message):
+    with pytest.raises(FittingError, match=message):
+        Pivots({"a": layer}, {"a": (4, 4)}, {"a": 0.5}, *core, "gradient", None)
+    with pytest.raises(FittingError, match="layer 'a' has no shape, or no energy held"):
+        Pivots({"a": LayerPivots((0,), (0,))}, {}, {"a": 0.5}, "dense", None, "gradient", None)

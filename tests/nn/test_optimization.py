@@ -320,6 +320,8 @@ def test_each_of_z_and_sigma_is_projected_where_it_trains():
         ),
         (lambda model: ProjectedOptimizer(SGD(parameters(model)), model, "1"), TypeError, "epsilon is '1'; accepted"),
         (lambda model: ProjectedOptimizer(SGD(parameters(model)), None), TypeError, "model is a NoneType; accepted: a"),
+        (lambda _: project_(nn.Linear(2, 2)), ValueError, "has no LoLDU layer; accepted: one that inject"),
+        (lambda _: project_(None), TypeError, "model is a NoneType; accepted: a"),
     ],
 )
 def test_bad_arguments(model, make, error, message):

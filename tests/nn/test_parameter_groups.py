@@ -59,5 +59,9 @@ def test_adapters_under_peft_are_grouped():
 def test_what_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         parameter_groups(model_of(), **arguments)
-    with pytest.raises(ValueError, match=r"the model \(Linear\) trains no parameter"):
-        parameter_groups(nn.Linear(2, 2).requires_grad_(False))
+    with pytest.raises(ValueError, match=r"the model \(Sequential\) trains no parameter"):
+        parameter_groups(model_of().requires_grad_(False))
+    with pytest.raises(ValueError, match=r"the model \(Linear\) has no LoLDU layer"):
+        parameter_groups(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="model is a list"):
+        parameter_groups([nn.Linear(2, 2)])
