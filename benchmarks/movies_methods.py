@@ -64,11 +64,12 @@ def at_pivots(targets, **choice):
     return adapt
 
 
-def in_basis(targets, rank, method, core="diagonal", parametrization="normalized"):
+def in_basis(targets, rank, method, core="diagonal", parametrization="normalized", budget=None):
     """A core between factors of the task's gradients."""
 
     def adapt(model, batches):
-        basis = fit_basis(model, batches, loss_of, targets=targets, rank=rank, method=method, batches=GRADIENT_BATCHES)
+        size = {"rank": rank, "budget": budget, "method": method}
+        basis = fit_basis(model, batches, loss_of, targets=targets, batches=GRADIENT_BATCHES, **size)
         options = {"core": core, "train_sigma": False, "parametrization": parametrization}
         inject(model, list(basis.rank_pattern), fitted_basis=basis, **options)
 
@@ -88,6 +89,18 @@ METHODS = [
     Method(
         "basis-256", "diagonal, LDU of the gradient, r = 256, all linear", LDU_RATES,
         in_basis(EVERY, 256, "complete"), "movies",
+    ),
+    Method(
+        "basis-256-vof", "diagonal, LDU of the gradient, r = 256, v o and MLP", LDU_RATES,
+        in_basis(MOST_GRADIENT, 256, "complete"), "movies",
+    ),
+    Method(
+        "basis-48-vof", "diagonal, near-best LDU of the gradient, r = 48, v o and MLP", LDU_RATES,
+        in_basis(MOST_GRADIENT, 48, "ldu_lowrank"), "movies",
+    ),
+    Method(
+        "basis-budget", "diagonal, near-best LDU of the gradient, all linear, 1,200 numbers shared by energy",
+        LDU_RATES, in_basis(EVERY, None, "ldu_lowrank", budget=1200), "movies",
     ),
     Method("lora-1", "LoRA r = 1, q v", SMALL_LORA_RATES, lora(1, ["query", "value"])),
     Method(

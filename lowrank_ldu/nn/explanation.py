@@ -18,7 +18,7 @@ from lowrank_ldu.kernels import PLANS, choose_plan
 from lowrank_ldu.kernels.planner import watched
 from lowrank_ldu.kernels.skeleton import largest_amplification
 from lowrank_ldu.nn.calls import kept_notes
-from lowrank_ldu.nn.forward import bypassed
+from lowrank_ldu.nn.forward import LEAST_GATHERED, bypassed
 from lowrank_ldu.nn.host import hosts
 from lowrank_ldu.nn.modules import check_model, innermost, unwrapped
 from lowrank_ldu.nn.plan import check_adapted
@@ -206,7 +206,7 @@ def explain_plan(model: nn.Module, x: Any, *, measure: bool = False) -> PlanExpl
                 problem,
                 {plan: 1e3 * seconds for plan, seconds in choice.costs.items()},
                 {plan: 1e3 * seconds for plan, seconds in times.get(alike, {}).items()},
-                dict(choice.reasons),
+                _reasons(layer, problem, choice.reasons),
             )
         )
     return PlanExplanation(found)
@@ -309,6 +309,15 @@ def _without_problem(name: str, layer: AdapterHost, call: _Call | None) -> Layer
         )
     note = f"{reason}: the base layer is called, and the update added to its output or weight"
     return LayerPlan(name, "reference", layer.plan, note=note)
+
+
+def _reasons(layer: AdapterHost, problem: Problem, reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return why plans are not weighed, with what the layer knows of them."""
+    found = dict(reasons)
+    held = next(layer.held_adapters(), None)
+    if problem.amplification is None and problem.tokens < LEAST_GATHERED and held is not None and held.factors.gathers():
+        found["skeleton"] = f"{problem.tokens} rows, and 'auto' gathers from {LEAST_GATHERED} on; set_plan does for any"
+    return found
 
 
 def _alike(problem: Problem) -> Problem:

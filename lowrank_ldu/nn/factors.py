@@ -206,9 +206,8 @@ class Factors(nn.Module):
         changed rows. So every bit of these rows and columns counts in a checksum, at r / T of a pass over x and y. In a
         graph there is no skeleton, since nothing in it would notice.
         """
-        rank = self.right.shape[0]
         alike = weight.dtype == self.right.dtype and weight.device.type != "meta"
-        if self.pivot_rows is None or 2 * rank > min(weight.shape) or not alike:
+        if not alike or not self.gathers():
             return None
         if torch.compiler.is_compiling() or get_proxy_mode() is not None or is_stand_in(weight):
             return None
@@ -220,6 +219,11 @@ class Factors(nn.Module):
         self._skeleton_key = (*key, _checksums(weight, self._skeleton))
         return self._skeleton
 
+    def gathers(self) -> bool:
+        """Return whether the factors are of the weight's own LDU, of at most half of its rank."""
+        (m, rank), n = self.left.shape, self.right.shape[1]
+        return self.pivot_rows is not None and 2 * rank <= min(m, n)
+
     def quantized_skeleton(self, base_layer: nn.Module) -> Skeleton | None:
         """Return the skeleton of a quantized layer's dequantized weight, found once.
 
@@ -230,8 +234,7 @@ class Factors(nn.Module):
         key = ("quantized", stored.device, stored.data_ptr(), version, self.left.data_ptr())
         if self._skeleton_key != key:
             matrix = weight_matrix(base_layer).to(self.left.dtype)
-            small = self.pivot_rows is not None and 2 * self.right.shape[0] <= min(matrix.shape)
-            self._skeleton, self._skeleton_key = self._found_skeleton(matrix) if small else None, key
+            self._skeleton, self._skeleton_key = self._found_skeleton(matrix) if self.gathers() else None, key
         return self._skeleton
 
     @torch.no_grad()

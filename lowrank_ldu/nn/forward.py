@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.nn.factors import Factors
     from lowrank_ldu.nn.kinds import LayerKind
 
+# For fewer rows the checksum of what is gathered takes longer than the projection that gathering saves.
+LEAST_GATHERED = 1024
+
 _PLAIN_TENSORS = (torch.Tensor, nn.Parameter)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -112,12 +115,13 @@ def kernel_call(
 ) -> tuple[Layer, Adapters, Callable[[], Packing | None] | None]:
     """Return the arguments of a kernel call.
 
-    They are the layer, its adapters, and the function that makes its packing. For fewer rows than terms nothing is
-    gathered unless it is asked for.
+    They are the layer, its adapters, and the function that makes its packing. "auto" gathers from LEAST_GATHERED rows
+    on, "hybrid" where there are as many rows as terms.
     """
     linear = cast("nn.Linear", base_layer)
     weight = kind.as_matrix(linear.weight)
-    many = statically_known_true(rows >= factors.left.shape[1])
+    least = max(LEAST_GATHERED if plan == "auto" else 0, factors.left.shape[1])
+    many = statically_known_true(rows >= least)
     # The checksum of the gathered rows would wait for a GPU.
     gathers = plan == "skeleton" or (plan in {"auto", "hybrid"} and many and weight.device.type == "cpu")
     skeleton = factors.skeleton(weight) if gathers else None

@@ -34,13 +34,13 @@ def model():
 
 
 def test_plans_are_those_that_layers_take(model):
-    explained = explain_plan(model, torch.randn(30, 12))
+    explained = explain_plan(model, torch.randn(1024, 12))
     assert [row.layer for row in explained] == ["first", "second", "unused", "convolution"]
     first = explained["first"]
-    assert first.plan == planned(model.first, torch.randn(30, 12))
+    assert first.plan == planned(model.first, torch.randn(1024, 12))
     assert first.problem.amplification >= 1
     assert first.problem._replace(amplification=None) == Problem(
-        30, 12, 12, 4, torch.float32, torch.device("cpu"), False, True, upper=True, packing=True, columns=True
+        1024, 12, 12, 4, torch.float32, torch.device("cpu"), False, True, upper=True, packing=True, columns=True
     )
     assert explained["second"].problem.x_gradient  # of what the first layer trains
     assert first.estimated_ms[first.plan] == pytest.approx(1e3 * choose_plan(first.problem).costs[first.plan])
@@ -178,3 +178,13 @@ def test_the_name_of_a_device_is_enough():
     named = Problem(8, 4, 4, 2, torch.float32, "cpu")
     assert plan_costs(named) == plan_costs(named._replace(device=torch.device("cpu")))
     assert choose_plan(named).plan == choose_plan(named._replace(device=torch.device("cpu"))).plan
+
+
+@pytest.mark.parametrize("core", ["diagonal", "dense"])
+def test_few_rows_are_the_reason_why_nothing_is_gathered(core):
+    layer = LDULayer(nn.Linear(32, 32), rank=4, core=core)
+    (few,), (many,) = (explain_plan(layer, torch.ones(rows, 32)) for rows in (1023, 1024))
+    assert few.reasons["skeleton"] == "1023 rows, and 'auto' gathers from 1024 on; set_plan does for any"
+    assert "skeleton" in many.estimated_ms
+    large = LDULayer(nn.Linear(32, 32), rank=20, core=core)
+    assert explain_plan(large, torch.ones(8, 32))[0].reasons["skeleton"].startswith("there is no skeleton")
