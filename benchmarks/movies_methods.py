@@ -64,7 +64,7 @@ def at_pivots(targets, **choice):
     return adapt
 
 
-def in_basis(targets, rank, method, core="diagonal", parametrization="normalized", budget=None):
+def in_basis(targets, rank, method, *, core="diagonal", parametrization="normalized", budget=None):
     """A core between factors of the task's gradients."""
 
     def adapt(model, batches):

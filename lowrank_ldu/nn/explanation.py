@@ -314,8 +314,10 @@ def _without_problem(name: str, layer: AdapterHost, call: _Call | None) -> Layer
 def _reasons(layer: AdapterHost, problem: Problem, reasons: Mapping[str, str]) -> dict[str, str]:
     """Return why plans are not weighed, with what the layer knows of them."""
     found = dict(reasons)
+    if problem.amplification is not None or problem.tokens >= LEAST_GATHERED:
+        return found
     held = next(layer.held_adapters(), None)
-    if problem.amplification is None and problem.tokens < LEAST_GATHERED and held is not None and held.factors.gathers():
+    if held is not None and held.factors.gathers():
         found["skeleton"] = f"{problem.tokens} rows, and 'auto' gathers from {LEAST_GATHERED} on; set_plan does for any"
     return found
 
