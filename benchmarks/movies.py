@@ -81,7 +81,7 @@ class Experiment:
         else:
             head, others = None, self.training
         orders = others.orders(BATCH, seed=seed + 500)
-        method.adapt(model, [others.batch(order) for order in orders[:16]])
+        method.adapt(model, [others.batch(order) for order in orders])
         if head is not None:
             model.head.load_state_dict(head)
         numbers = sum(each.numel() for each in model.encoder.parameters() if each.requires_grad)

@@ -64,12 +64,12 @@ def at_pivots(targets, **choice):
     return adapt
 
 
-def in_basis(targets, rank, method, *, core="diagonal", parametrization="normalized", budget=None):
+def in_basis(targets, rank, method, *, core="diagonal", parametrization="normalized", **fit):
     """A core between factors of the task's gradients."""
 
     def adapt(model, batches):
-        size = {"rank": rank, "budget": budget, "method": method}
-        basis = fit_basis(model, batches, loss_of, targets=targets, batches=GRADIENT_BATCHES, **size)
+        choice = {"targets": targets, "rank": rank, "method": method, "batches": GRADIENT_BATCHES} | fit
+        basis = fit_basis(model, batches, loss_of, **choice)
         options = {"core": core, "train_sigma": False, "parametrization": parametrization}
         inject(model, list(basis.rank_pattern), fitted_basis=basis, **options)
 
@@ -101,6 +101,22 @@ METHODS = [
     Method(
         "basis-budget", "diagonal, near-best LDU of the gradient, all linear, 1,200 numbers shared by energy",
         LDU_RATES, in_basis(EVERY, None, "ldu_lowrank", budget=1200), "movies",
+    ),
+    Method(
+        "basis-dense-16", "dense core 16 x 16 in the basis of the gradient, all linear", LDU_RATES,
+        in_basis(EVERY, 16, "ldu_lowrank", core="dense", parametrization="gram"), "movies",
+    ),
+    Method(
+        "basis-dense-20-vof", "dense core 20 x 20 in the basis of the gradient, v o and MLP", LDU_RATES,
+        in_basis(MOST_GRADIENT, 20, "ldu_lowrank", core="dense", parametrization="gram"), "movies",
+    ),
+    Method(
+        "basis-256-long", "diagonal, LDU of the gradient of all training batches, r = 256, all linear", LDU_RATES,
+        in_basis(EVERY, 256, "complete", batches=None), "movies",
+    ),
+    Method(
+        "basis-256-svd", "diagonal, SVD of the gradient, r = 256, all linear", LDU_RATES,
+        in_basis(EVERY, 256, "svd"), "movies",
     ),
     Method("lora-1", "LoRA r = 1, q v", SMALL_LORA_RATES, lora(1, ["query", "value"])),
     Method(
