@@ -87,6 +87,10 @@ METHODS = [
         in_basis(EVERY, 32, "ldu_lowrank"), "movies",
     ),
     Method(
+        "basis-32-scaled", "diagonal, near-best LDU of the scaled gradient, r = 32, all linear", LDU_RATES,
+        in_basis(EVERY, 32, "ldu_lowrank", source="scaled_gradient"), "movies",
+    ),
+    Method(
         "basis-256", "diagonal, LDU of the gradient, r = 256, all linear", LDU_RATES,
         in_basis(EVERY, 256, "complete"), "movies",
     ),

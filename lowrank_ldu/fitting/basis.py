@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.fitting.allocation import allocate, largest_useful_rank
 from lowrank_ldu.fitting.cores import CoreShape
-from lowrank_ldu.fitting.energy import GradientEnergy, MomentEnergy
+from lowrank_ldu.fitting.energy import GradientEnergy, energy_of
 from lowrank_ldu.fitting.factoring import checked_method, finished, terms_of_gradient, terms_of_moments
 from lowrank_ldu.fitting.fitted_basis import BASIS_DTYPES, FittedBasis, LayerBasis
 from lowrank_ldu.fitting.ranks import check_budget, check_one_given, checked_ranks
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lowrank_ldu.fitting.batches import Loss
-    from lowrank_ldu.fitting.energy import Energy
     from lowrank_ldu.fitting.factoring import BasisMethod
     from lowrank_ldu.fitting.sums import Source
 
@@ -59,9 +58,11 @@ def fit_basis(
         r of all layers, or of each by its name, where the gradient has that rank. Either this or `budget`.
     budget : int, optional
         Numbers on the diagonals of all layers together.
-    source : {"gradient", "activation"}
-        "gradient": terms of each layer's gradient. "activation": its inputs' directions give right, its outputs' W x
-        give left, by pivoted LDL^T of their second moments.
+    source : {"gradient", "scaled_gradient", "activation"}
+        "gradient": terms of each layer's gradient. "scaled_gradient": of the gradient whose rows and columns are
+        divided by their sizes, so that a few that are far larger than all others do not take most terms: better where
+        terms are few. "activation": the layer's inputs' directions give right, its outputs' W x give left, by pivoted
+        LDL^T of their second moments.
     method : str, optional
         Of gradients: "ldu_lowrank" (default), the LDU of the near-best approximation of rank r; "complete", "rook" or
         "randomized", the leading terms of the LDU itself; "svd". Of activations: "complete" (default) or "svd", their
@@ -123,8 +124,8 @@ def fit_basis(
         ranks = allocate({name: fitted.energy for name, fitted in found.items()}, _DIAGONAL.numbers, budget or 0)
     if short:
         warnings.warn(
-            f"the {source}s of {len(short)} layers, {short[0]!r} first, have a lower rank than asked for, which the "
-            "basis has there; more batches may raise it",
+            f"the {source.replace('_', ' ')}s of {len(short)} layers, {short[0]!r} first, have a lower rank than asked "
+            "for, which the basis has there; more batches may raise it",
             UserWarning,
             stacklevel=2,
         )
@@ -146,13 +147,11 @@ class _Fitted(NamedTuple):
 
 def _fitted(W: Tensor, total: Tensor, rank: int, method: BasisMethod, *, source: Source, seed: int) -> _Fitted:
     """Return terms of a layer's sum, which is written to."""
-    energy: Energy
-    if source == "gradient":
-        energy = GradientEnergy(total)
+    energy = energy_of(source, W, total)
+    if isinstance(energy, GradientEnergy):
         terms = terms_of_gradient(energy.G, rank, method, seed)
         terms = Factorization(terms.left, terms.diagonal * energy.scale, terms.right)
     else:
-        energy = moments = MomentEnergy.of_layer(W.to(total.dtype), total)
-        terms = terms_of_moments(moments.outputs, moments.inputs, rank, method)
+        terms = terms_of_moments(energy.outputs, energy.inputs, rank, method)
     held = _DIAGONAL.held_by_rank(terms.left, terms.right, energy)
     return _Fitted(terms, (energy.total * held).tolist(), energy.total, sample_of(W))

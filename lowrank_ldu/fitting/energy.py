@@ -1,7 +1,8 @@
 """Measure what of a target the span of rows and columns holds.
 
-A target is a layer's gradient, or the second moments of its inputs and outputs. The moments stand for gradients of
-which nothing else is known: sums of products of an output and an input that do not depend on each other.
+A target is a layer's gradient, as it is or with rows and columns of like size, or the second moments of its inputs and
+outputs. The moments stand for gradients of which nothing else is known: sums of products of an output and an input that
+do not depend on each other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.fitting.selection import Chosen
+    from lowrank_ldu.fitting.sums import Source
+
+
+def energy_of(source: Source, W: Tensor, total: Tensor) -> GradientEnergy | MomentEnergy:
+    """Return the energy of a layer's sum, which is written to.
+
+    Parameters
+    ----------
+    source : str
+    W : Tensor, shape (m, n)
+        The layer's weight.
+    total : Tensor, shape (m, n), or (n, n) of activations
+    """
+    if source == "activation":
+        return MomentEnergy.of_layer(W.to(total.dtype), total)
+    if source == "scaled_gradient":
+        scale_rows_and_columns(total)
+    return GradientEnergy(total)
+
+
+def scale_rows_and_columns(G: Tensor) -> None:
+    """Divide rows and columns by their relative sizes, in place.
+
+    G[i, j] becomes G[i, j] / (a[i] b[j]), with a[i] the root mean square of row i over that of the matrix, and b[j] of
+    column j: the scaling of Adafactor's second moments (arXiv 1804.04235, section 3). A few features of a language
+    model take in or give out numbers that are far larger than all others; they would take most of the first terms.
+
+    Examples
+    --------
+    >>> G = torch.tensor([[1.0, 2.0], [10.0, 20.0]])
+    >>> scale_rows_and_columns(G)
+    >>> bool((G - G.mean()).abs().max() < 1e-5)
+    True
+    """
+    largest = G.abs().max()
+    G /= largest  # squares of small gradients would vanish
+    sizes = [torch.linalg.vector_norm(G, dim=dim, keepdim=True) / G.shape[dim] ** 0.5 for dim in (1, 0)]
+    whole = torch.linalg.vector_norm(G) / G.numel() ** 0.5
+    for size in sizes:
+        G *= torch.where(size > 0, whole / size, 0.0)
+    G *= largest
 
 
 class Energy(Protocol):

@@ -30,7 +30,7 @@ def checked_method(method: object, source: Source) -> BasisMethod:
     ------
     ValueError
     """
-    accepted = BASIS_METHODS if source == "gradient" else _OF_MOMENTS
+    accepted = _OF_MOMENTS if source == "activation" else BASIS_METHODS
     if method is None:
         return accepted[0]
     check_choice(method, f"source is {source!r}, and method", accepted)

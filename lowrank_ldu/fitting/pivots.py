@@ -9,7 +9,7 @@ import torch
 from lowrank_ldu.decomposition import ldu_at_pivots
 from lowrank_ldu.fitting.allocation import allocate, largest_useful_rank
 from lowrank_ldu.fitting.cores import CoreShape
-from lowrank_ldu.fitting.energy import GradientEnergy, MomentEnergy
+from lowrank_ldu.fitting.energy import energy_of
 from lowrank_ldu.fitting.pivots_record import LayerPivots, Pivots
 from lowrank_ldu.fitting.ranks import check_budget, check_one_given, checked_ranks
 from lowrank_ldu.fitting.selection import usable_pivots
@@ -69,8 +69,10 @@ def choose_pivots(
         What will be trained in the factors: r^2, r * block_size or r numbers a layer.
     block_size : int, optional
         Of core "block"; ranks are multiples of it.
-    source : {"gradient", "activation"}
-        "activation" takes second moments of each layer's inputs x and outputs W x instead; no labels are needed.
+    source : {"gradient", "scaled_gradient", "activation"}
+        "scaled_gradient" divides the gradient's rows and columns by their sizes first, so that a few that are far
+        larger than all others do not have all the say. "activation" takes second moments of each layer's inputs x and
+        outputs W x instead; no labels are needed.
     method : {"alternating", "separate"}
         "separate" chooses rows and columns for the gradient by themselves, "alternating" goes on to choose columns for
         the rows and rows for the columns.
@@ -138,7 +140,7 @@ def choose_pivots(
 def _energies(sums: Sums, layers: Sequence[TargetLayer]) -> Iterator[tuple[TargetLayer, Tensor, Energy]]:
     for layer, total in sums.of(layers):
         W = _scaled_weight(layer, total)
-        yield layer, W, GradientEnergy(total) if sums.source == "gradient" else MomentEnergy.of_layer(W, total)
+        yield layer, W, energy_of(sums.source, W, total)
 
 
 def _scaled_weight(layer: TargetLayer, total: Tensor | None) -> Tensor:

@@ -66,7 +66,7 @@ class Pivots(Mapping[str, LayerPivots]):
     block_size : int or None
         Of core "block".
     source : str
-        "gradient" or "activation".
+        One of SOURCES.
     budget : int or None
         What was given.
 

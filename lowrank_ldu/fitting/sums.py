@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from lowrank_ldu.fitting.batches import Loss
     from lowrank_ldu.fitting.targets import TargetLayer
 
-Source = Literal["gradient", "activation"]
+Source = Literal["gradient", "scaled_gradient", "activation"]
 SOURCES: tuple[Source, ...] = get_args(Source)
-_KINDS: dict[Source, type[GradientSum | InputMoment]] = {"gradient": GradientSum, "activation": InputMoment}
+_KINDS: dict[Source, type[GradientSum | InputMoment]] = {
+    "gradient": GradientSum,
+    "scaled_gradient": GradientSum,
+    "activation": InputMoment,
+}
 # Bytes of a number of the sums.
 _NUMBER = 4
 
@@ -32,7 +36,7 @@ class Sums:
     data, loss, batches, max_bytes
         As for `loss_gradients`.
     source : str
-        "gradient" or "activation".
+        One of SOURCES. The sums of "scaled_gradient" are gradients as they are.
     passes : int
         How often `of` will be called with all layers where not all sums are kept.
     """

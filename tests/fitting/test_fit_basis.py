@@ -15,6 +15,7 @@ from torch import nn
 
 from lowrank_ldu.errors import FittingError
 from lowrank_ldu.fitting import FittedBasis, fit_basis
+from lowrank_ldu.fitting.energy import scale_rows_and_columns
 from lowrank_ldu.fitting.factoring import BASIS_METHODS, finished, pivoted_ldl, terms_of_gradient
 from lowrank_ldu.nn import inject, trainable_parameters
 
@@ -98,6 +99,45 @@ def test_pivoted_ldl_is_an_elimination_of_the_largest(n, k, seed, data):
         assert float(rest[pivot].abs().max()) <= 1e-9 * float(moment.abs().max())
     if rank >= min(k, n):
         assert float(rest.abs().max()) <= 1e-9 * float(moment.abs().max())
+
+
+@given(
+    m=st.integers(2, 9),
+    n=st.integers(1, 9),
+    seed=st.integers(0, 2**20),
+    decades=st.floats(0, 4),
+    unit=st.sampled_from([1e-30, 1.0, 1e30]),
+)
+def test_scaling_takes_the_sizes_of_rows_and_columns(m, n, seed, decades, unit):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (10 ** (decades * torch.rand(size, generator=generator, dtype=torch.float64)) for size in (m, n))
+    signs = torch.randint(0, 2, (m, n), generator=generator) * 2.0 - 1
+    G = (unit * a[:, None] * b * signs).float()
+    # A matrix that is all sizes is nothing but signs afterwards, in the gradient's own unit.
+    scaled = G.clone()
+    scale_rows_and_columns(scaled)
+    size = float(G.double().square().mean().sqrt())
+    assert torch.allclose(scaled.double() / size, signs.double(), rtol=1e-4)
+    # Rows that are zero stay zero.
+    G[0] = 0
+    scale_rows_and_columns(G)
+    assert not bool(G[0].any())
+
+
+@pytest.mark.parametrize("method", ["ldu_lowrank", "complete", "svd"])
+def test_a_basis_of_the_scaled_gradient_is_that_of_the_textbook(method, tmp_path):
+    network, data = model(), batches()
+    total = gradients(network, data, loss)
+    basis = fit_basis(network, data, loss, rank=2, source="scaled_gradient", method=method)
+    assert FittedBasis.load(basis.save(tmp_path / "basis.safetensors")).source == "scaled_gradient"
+    for name in basis.layers:
+        G = total[f"{name}.weight"].double()
+        mean = G.square().mean()
+        scaled = G / (G.square().mean(1, keepdim=True) / mean).sqrt() / (G.square().mean(0, keepdim=True) / mean).sqrt()
+        scaled = scaled.nan_to_num(0.0)  # rows of zeros, behind a ReLU
+        expected = finished(terms_of_gradient(scaled, 2, method, 0), method).reconstruct()
+        found = basis.factors(name).reconstruct().double()
+        assert float((found - expected).norm()) <= 1e-4 * float(expected.norm())
 
 
 @pytest.mark.parametrize("method", ["complete", "svd"])

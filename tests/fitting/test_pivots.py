@@ -18,7 +18,7 @@ from torch import nn
 
 from lowrank_ldu.decomposition import ldu_at_pivots
 from lowrank_ldu.errors import FittingError
-from lowrank_ldu.fitting import LayerPivots, Pivots, choose_pivots, fit_basis
+from lowrank_ldu.fitting import SOURCES, LayerPivots, Pivots, choose_pivots, fit_basis
 from lowrank_ldu.fitting.allocation import allocate
 from lowrank_ldu.nn import inject, trainable_parameters
 from lowrank_ldu.peft import LolduConfig
@@ -35,7 +35,7 @@ def held(W, G, pivots):
 
 
 @pytest.mark.parametrize("method", ["alternating", "separate"])
-@pytest.mark.parametrize("source", ["gradient", "activation"])
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize(("core", "size"), [("dense", None), ("block", 2), ("diagonal", None)])
 def test_every_choice_can_be_eliminated_with_and_trained(method, source, core, size):
     network, data = model(), batches()
@@ -49,6 +49,18 @@ def test_every_choice_can_be_eliminated_with_and_trained(method, source, core, s
     inject(network, "all-linear", pivots=pivots, core=core, block_size=size)
     assert trainable_parameters(network).adapter == pivots.numbers + 3
     loss(network, data[0]).backward()
+
+
+@pytest.mark.parametrize("method", ["alternating", "separate"])
+def test_the_energy_held_is_that_of_the_scaled_gradient(method):
+    network, data = model(), batches()
+    total = gradients(network, data, loss)
+    pivots = choose_pivots(network, data, loss, rank=2, source="scaled_gradient", method=method)
+    assert pivots.source == "scaled_gradient"
+    for name, W in weights(network).items():
+        G = total[f"{name}.weight"].double()
+        scaled = G / G.square().mean(1, keepdim=True).sqrt() / G.square().mean(0, keepdim=True).sqrt()
+        assert pivots.held[name] == pytest.approx(held(W, scaled.float().nan_to_num(0.0), pivots[name]), rel=1e-4)
 
 
 def test_the_energy_held_is_that_of_the_gradient():
@@ -133,7 +145,11 @@ def test_scales_of_gradients_do_not_matter():
         ({"rank": 2, "core": "block"}, TypeError, "block_size is None; accepted: an integer from 1 on"),
         ({"rank": 2, "block_size": 2}, ValueError, "block_size is 2 with core 'dense'; accepted: None$"),
         ({"rank": 2, "core": "full"}, ValueError, "core is 'full'; accepted: "),
-        ({"rank": 2, "source": "inputs"}, ValueError, "source is 'inputs'; accepted: 'gradient', 'activation'$"),
+        (
+            {"rank": 2, "source": "inputs"},
+            ValueError,
+            "source is 'inputs'; accepted: 'gradient', 'scaled_gradient', 'activation'$",
+        ),
         ({"rank": 2, "method": "svd"}, ValueError, "method is 'svd'; accepted: 'alternating', 'separate'$"),
         ({"budget": 2}, ValueError, "budget is 2; accepted: at least 3, the least rank for each of 3 layers, or fewer"),
         ({"budget": 1.5}, TypeError, "budget is 1.5; accepted: an integer from 1 on$"),
@@ -366,7 +382,7 @@ def test_a_model_in_float64_and_one_under_peft_are_taken_by_plain_names():
 
     with pytest.raises(TypeError, match="loss is 'ce'; accepted: a function of the model and a batch, or None"):
         choose_pivots(plain, inputs, "ce", rank=2)
-    for source in ("gradient", "activation"):
+    for source in SOURCES:
         assert set(choose_pivots(plain, inputs, squares, rank=2, source=source)) == {"0", "2"}
     adapted = get_peft_model(plain, LolduConfig(r=2, target_modules=["0"]))
     pivots = choose_pivots(adapted, inputs, squares, rank=2)
