@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.kernels.cores import apply_cores
-from lowrank_ldu.kernels.skeleton import largest_amplification
+from lowrank_ldu.kernels.skeleton import largest_amplification, relative_bias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,13 +38,14 @@ def gathered_product(outputs: Tensor, columns: Tensor, transform: Tensor, bias: 
     return (taken @ transform).to(outputs.dtype)
 
 
-def summed_projection(y: Tensor, layer: Layer, adapters: Adapters) -> Tensor | None:
+def summed_projection(x: Tensor, y: Tensor, layer: Layer, adapters: Adapters) -> Tensor | None:
     """Return a = x right^T from the summed weight's output.
 
     None where too many digits would be lost.
 
     Parameters
     ----------
+    x : Tensor, shape (T, n)
     y : Tensor, shape (T, m)
         x (W + left K right)^T + bias.
     layer : Layer
@@ -55,7 +56,8 @@ def summed_projection(y: Tensor, layer: Layer, adapters: Adapters) -> Tensor | N
     skeleton = layer.skeleton
     assert skeleton is not None  # noqa: S101  # callers ask
     update = apply_cores(layer.left.index_select(0, skeleton.rows).double(), adapters, transposed=True)
-    transform = _recovered(skeleton.triangle, update, layer.weight.index_select(0, skeleton.rows), layer.right)
+    offsets = None if layer.bias is None else relative_bias(x, layer.bias, skeleton.rows)
+    transform = _recovered(skeleton.triangle, update, layer.weight.index_select(0, skeleton.rows), layer.right, offsets)
     return None if transform is None else gathered_product(y, skeleton.rows, transform.T, layer.bias)
 
 
@@ -73,7 +75,9 @@ def summed_expansion(dx: Tensor, layer: Layer, adapters: Adapters) -> Tensor | N
     return None if transform is None else gathered_product(dx, skeleton.columns, transform.T)
 
 
-def _recovered(triangle: Tensor, update: Tensor, picked: Tensor, factor: Tensor) -> Tensor | None:
+def _recovered(
+    triangle: Tensor, update: Tensor, picked: Tensor, factor: Tensor, offsets: Tensor | None = None
+) -> Tensor | None:
     """Return H with a = z H^T for entries z of the summed output.
 
     As z = z_0 + a update^T and a = z_0 triangle^T, it is triangle (I + update triangle)^-1. The measure of the digits
@@ -87,6 +91,8 @@ def _recovered(triangle: Tensor, update: Tensor, picked: Tensor, factor: Tensor)
         left[rows] K, in float64.
     picked, factor : Tensor, shape (r, n)
         Rows of W, and right = triangle picked.
+    offsets : Tensor, shape (r,), optional
+        The bias's entries over the norm of a row of x.
     """
     wide = triangle.double()
     system = update @ wide
@@ -94,6 +100,8 @@ def _recovered(triangle: Tensor, update: Tensor, picked: Tensor, factor: Tensor)
     solved, info = torch.linalg.solve_ex(system, wide, left=False)
     norms = torch.linalg.vector_norm(factor, dim=1).double()
     summed = torch.linalg.vector_norm(picked, dim=1).double() + update.abs() @ norms
+    if offsets is not None:
+        summed += offsets
     allowed = largest_amplification(picked.dtype) * norms
     if int(info) or not bool((solved.abs() @ summed <= allowed).all()):
         return None

@@ -32,7 +32,7 @@ def forward(x: Tensor, layer: Layer, adapters: Adapters) -> tuple[Tensor, Tensor
     as `materialized_linear` says.
     """
     y = linear(x, summed_weight(layer, adapters), layer.bias)
-    projected = summed_projection(y, layer, adapters) if _gathers(x, layer) else None
+    projected = summed_projection(x, y, layer, adapters) if _gathers(x, layer) else None
     return y, linear(x, layer.right) if projected is None else projected
 
 

@@ -42,7 +42,7 @@ from lowrank_ldu.kernels.hybrid import gathering_pays
 from lowrank_ldu.kernels.machine import Machine
 from lowrank_ldu.kernels.measured import present_figures
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, PLANS, Plan
-from lowrank_ldu.kernels.skeleton import largest_amplification
+from lowrank_ldu.kernels.skeleton import amplification_of, largest_amplification
 from lowrank_ldu.kernels.torch_modes import transformed
 from lowrank_ldu.kernels.triton_kernels.availability import interpreted, obstacle
 
@@ -80,7 +80,7 @@ class Problem(NamedTuple):
     block : int
         b of cores of b x b blocks: 1 of diagonals, r of dense ones.
     amplification : float, optional
-        Of the skeleton; None without one.
+        Of the skeleton and the layer's bias; None without one.
     columns : bool
         Whether the skeleton has columns.
     """
@@ -316,7 +316,7 @@ def plan_call(
         As for `choose_plan`.
     """
     recorded = torch.is_grad_enabled()
-    weight, _, left, right, upper, skeleton = layer
+    weight, bias, left, right, upper, skeleton = layer
     problem = Problem(
         tokens=x.shape[0],
         out_features=weight.shape[0],
@@ -331,7 +331,7 @@ def plan_call(
         packing=packing is not None,
         transformed=transformed(),
         block=block_size(adapters),
-        amplification=None if skeleton is None else skeleton.amplification,
+        amplification=None if skeleton is None else amplification_of(x, skeleton, right, bias),
         columns=skeleton is not None and skeleton.columns is not None,
         constant=not (recorded and (weight.requires_grad or left.requires_grad or right.requires_grad)),
     )

@@ -9,7 +9,8 @@ What that costs in digits: an entry z_j of x W^T is off by the rounding of a sum
 is stored. Both are within c u \|x\| \|W_j\|, with u the unit roundoff and c about 1 in a stored number of half
 precision and at most n in a sum. Then a_i = sum_j triangle_ij z_j is off by at most c u \|x\| sum_j |triangle_ij|
 \|W_j\|, where the product x right_i^T itself would be off by c u \|x\| \|right_i\|. The largest ratio of the two is the
-amplification. A bias that is in y before the gather adds u |bias_j| to the error of z_j.
+amplification. A bias that is in y before the gather adds u |bias_j| to the error of z_j; what that makes of it depends
+on the size of x.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from lowrank_ldu.kernels.torch_modes import has_values, is_stand_in
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Rows of x that its size is taken from.
+_SAMPLED = 16
 # By how many roundings, amplified, a factor may be off what the triangle makes of W: elimination leaves 0.3 to 0.5 of
 # them on random matrices and on those of all-MiniLM-L6-v2, at ranks 20 to 256. Another weight's factor is off by 1.
 TOLERANCE = 32
@@ -121,6 +126,48 @@ def _solved(weight: Tensor, factor: Tensor, chosen: Tensor, names: tuple[str, st
         )
     ratios = torch.where(sizes > 0, enlarged / sizes, 1.0)
     return triangle.to(wide), float(ratios.max()) if rank else 1.0
+
+
+@torch.no_grad()
+def relative_bias(x: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
+    """Return |bias| of some outputs over the norm of a row of x.
+
+    Parameters
+    ----------
+    x : Tensor, shape (T, n)
+        Some of its rows are looked at.
+    bias : Tensor, shape (m,)
+    rows : Tensor, shape (r,)
+        Numbers of the outputs.
+
+    Returns
+    -------
+    Tensor, shape (r,), float64
+        Zeros where x is zero: then y is the bias, and nothing is left when it is subtracted.
+    """
+    sampled = x[:: max(1, len(x) // _SAMPLED)].double()
+    size = torch.linalg.vector_norm(sampled) / max(1, len(sampled)) ** 0.5
+    return torch.where(size > 0, bias.index_select(0, rows).double().abs() / size, 0.0)
+
+
+@torch.no_grad()
+def amplification_of(x: Tensor, skeleton: Skeleton, right: Tensor, bias: Tensor | None) -> float:
+    """Return the amplification of a skeleton, a layer's bias included.
+
+    Parameters
+    ----------
+    x : Tensor, shape (T, n)
+    skeleton : Skeleton
+    right : Tensor, shape (r, n)
+    bias : Tensor, shape (m,), optional
+    """
+    # In a graph, and while a GPU's stream is recorded, no number can be read.
+    unread = not has_values(x) or is_stand_in(x) or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    if bias is None or unread:
+        return skeleton.amplification
+    offsets = skeleton.triangle.double().abs() @ relative_bias(x, bias, skeleton.rows)
+    sizes = torch.linalg.vector_norm(right, dim=1).double()
+    return skeleton.amplification + float(torch.where(sizes > 0, offsets / sizes, 0.0).max())
 
 
 def largest_amplification(dtype: torch.dtype) -> float:

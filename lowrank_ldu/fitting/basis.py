@@ -123,9 +123,10 @@ def fit_basis(
     if not ranks:
         ranks = allocate({name: fitted.energy for name, fitted in found.items()}, _DIAGONAL.numbers, budget or 0)
     if short:
+        which = f"{len(short)} layer{'s' * (len(short) > 1)}, {short[0]!r} first,"
         warnings.warn(
-            f"the {source.replace('_', ' ')}s of {len(short)} layers, {short[0]!r} first, have a lower rank than asked "
-            "for, which the basis has there; more batches may raise it",
+            f"the {source.replace('_', ' ')}s of {which} have a lower rank than asked for, which the basis has there; "
+            "more batches may raise it",
             UserWarning,
             stacklevel=2,
         )

@@ -226,7 +226,8 @@ class FittedBasis:
 
     def _check_name(self, layer: str) -> None:
         if layer not in self.layers:
-            raise FittingError(f"layer is {shown(layer)}; accepted: {', '.join(map(repr, list(self.layers)[:10]))}")
+            known = ", ".join(map(repr, list(self.layers)[:10]))
+            raise FittingError(f"the basis has none of layer {shown(layer)}; accepted: {known}")
 
     def _tensor(self, name: str) -> Tensor:
         tensors = self._tensors

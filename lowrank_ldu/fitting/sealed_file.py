@@ -143,7 +143,7 @@ class SealedFile:
 
     def __init__(self, path: Path, form: Format) -> None:
         self.path = path
-        what = f"the file of a {form.name}"
+        what = f"a {form.name} file"
         try:
             untrusted.check_regular(path)
         except (OSError, ValueError) as error:

@@ -108,9 +108,11 @@ def naming(layer: TargetLayer) -> Iterator[None]:
 
 
 def _checked(found: dict[str, TargetLayer], chosen: set[str]) -> list[TargetLayer]:
+    # By the first of its names, whichever matches: so inject names it.
+    bases = {found[name].base for name in chosen}
     layers: dict[nn.Module, TargetLayer] = {}
-    for name, layer in found.items():
-        if name not in chosen or layer.base in layers:
+    for layer in found.values():
+        if layer.base not in bases or layer.base in layers:
             continue
         with naming(layer):
             kind_of(layer.base)
@@ -147,7 +149,8 @@ def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if not name or any(name.startswith(f"{layer}.") for layer in around):
             continue
-        if "base_layer" in module._modules:  # noqa: SLF001
+        # PEFT's modules_to_save are trained whole, beside the original that is not called.
+        if "base_layer" in module._modules or {"original_module", "modules_to_save"} <= set(module._modules):  # noqa: SLF001
             around.append(name)
         yield name, module
 

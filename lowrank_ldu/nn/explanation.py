@@ -314,10 +314,12 @@ def _without_problem(name: str, layer: AdapterHost, call: _Call | None) -> Layer
 def _reasons(layer: AdapterHost, problem: Problem, reasons: Mapping[str, str]) -> dict[str, str]:
     """Return why plans are not weighed, with what the layer knows of them."""
     found = dict(reasons)
-    if problem.amplification is not None or problem.tokens >= LEAST_GATHERED:
-        return found
     held = next(layer.held_adapters(), None)
-    if held is not None and held.factors.gathers():
+    if problem.amplification is not None or held is None:
+        return found
+    if problem.tokens >= LEAST_GATHERED or not held.factors.gathers():
+        found["skeleton"] = held.factors.obstacle_to_gathering()
+    else:
         found["skeleton"] = f"{problem.tokens} rows, and 'auto' gathers from {LEAST_GATHERED} on; set_plan does for any"
     return found
 

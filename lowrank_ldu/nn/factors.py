@@ -224,6 +224,20 @@ class Factors(nn.Module):
         (m, rank), n = self.left.shape, self.right.shape[1]
         return self.pivot_rows is not None and 2 * rank <= min(m, n)
 
+    def obstacle_to_gathering(self) -> str:
+        """Return why there is no skeleton of the weight, and what is accepted."""
+        where, (m, rank), n = f"layer {self.layer!r}: " if self.layer else "", self.left.shape, self.right.shape[1]
+        if self.pivot_rows is None:
+            reason = f"the factors are of basis {self.options.basis!r}; accepted: basis 'ldu', the weight's own LDU"
+        elif not self.gathers():
+            reason = f"r is {rank}; accepted: up to {min(m, n) // 2}, half of the least side of the weight"
+        else:
+            reason = (
+                "the weight is not the one that the factors are of, or cannot be watched for changes in a graph; "
+                "accepted: an unchanged weight, outside of torch.compile"
+            )
+        return f"there is no skeleton of this weight: {where}{reason}"
+
     def quantized_skeleton(self, base_layer: nn.Module) -> Skeleton | None:
         """Return the skeleton of a quantized layer's dequantized weight, found once.
 

@@ -125,6 +125,8 @@ def kernel_call(
     # The checksum of the gathered rows would wait for a GPU.
     gathers = plan == "skeleton" or (plan in {"auto", "hybrid"} and many and weight.device.type == "cpu")
     skeleton = factors.skeleton(weight) if gathers else None
+    if plan == "skeleton" and skeleton is None:
+        raise RuntimeError(f"plan {plan!r} cannot run here: {factors.obstacle_to_gathering()}")
     layer = Layer(weight, linear.bias, factors.left, factors.right, factors.upper, skeleton)
     # In a graph nothing would notice that the weight has been changed: "auto" leaves packing out there.
     packing = None if plan == "auto" and torch.compiler.is_compiling() else partial(factors.packing, weight)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import linear
 
-from lowrank_ldu.kernels.skeleton import largest_amplification
+from lowrank_ldu.kernels.skeleton import amplification_of, largest_amplification
 from lowrank_ldu.nn.cores import apply_core, scaled_core
 from lowrank_ldu.validation import dtype_name
 
@@ -40,20 +40,19 @@ def gathered_output(base_layer: nn.Module, x: Tensor, factors: Factors, core: Te
     """
     skeleton = factors.quantized_skeleton(base_layer)
     if skeleton is None:
-        raise RuntimeError(
-            "plan 'skeleton' cannot run here: there is no skeleton of this weight; accepted: factors of its own LDU, "
-            "of less than half its rank"
-        )
+        raise RuntimeError(f"plan 'skeleton' cannot run here: {factors.obstacle_to_gathering()}")
     y: Tensor = base_layer(x)
     limit = largest_amplification(y.dtype)
-    if skeleton.amplification > limit:
+    given = getattr(base_layer, "bias", None)
+    bias = given.detach() if isinstance(given, torch.Tensor) else None
+    amplification = amplification_of(x.reshape(-1, x.shape[-1]), skeleton, factors.right, bias)
+    if amplification > limit:
         raise RuntimeError(
-            f"plan 'skeleton' cannot run here: rounding would be enlarged {skeleton.amplification:.3g} times in the "
+            f"plan 'skeleton' cannot run here: rounding would be enlarged {amplification:.3g} times in the "
             f"projection; accepted: up to {limit:.3g} in {dtype_name(y)}"
         )
     taken = y.index_select(-1, skeleton.rows).to(skeleton.triangle.dtype)
-    bias = getattr(base_layer, "bias", None)
-    if isinstance(bias, torch.Tensor):
-        taken = taken - bias.detach()[skeleton.rows].to(taken.dtype)
+    if bias is not None:
+        taken = taken - bias[skeleton.rows].to(taken.dtype)
     projected = linear(taken, skeleton.triangle).to(factors.left.dtype)
     return y + linear(apply_core(projected, scaled_core(core, factors.scale)), factors.left).to(y.dtype)

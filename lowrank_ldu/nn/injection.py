@@ -100,7 +100,8 @@ def inject(
         All options in one object, in place of rank and keywords.
     pivots : mapping of str to pairs of sequences of int, optional
         Pivot rows and columns of each layer, by its qualified name, as `lowrank_ldu.fitting.choose_pivots` finds them;
-        their number is the layer's rank, and pivoting is "chosen".
+        their number is the layer's rank, and pivoting is "chosen". Of a `Pivots`, core and block_size are the ones that
+        they were chosen for, unless others are given.
     fitted_basis : FittedBasis, optional
         Basis of `lowrank_ldu.fitting.fit_basis` that the factors of each layer come from; basis is "fitted" then, and a
         layer's rank the basis's, unless a smaller one is given.
@@ -187,12 +188,17 @@ def _of_fits(
         meant = {"pivoting": "chosen", "basis": "ldu"}
     if fitted_basis is not None and "pivoting" in fields:
         raise ValueError(f"pivoting is {shown(fields['pivoting'])} beside fitted_basis; accepted: leave it out")
+    chosen_for = getattr(pivots, "core", None)
+    if chosen_for is not None and not {"core", "block_size"} & set(fields):
+        meant_core = {"core": chosen_for, "block_size": getattr(pivots, "block_size", None)}
+    else:
+        meant_core = {}
     given = fields if options is None else {name: getattr(options, name) for name in meant}
     for name, value in meant.items():
         if given.get(name, value) != value:
             source = "pivots" if fitted_basis is None else "fitted_basis"
             raise ValueError(f"{name} is {shown(given[name])} beside {source}; accepted: {value!r}")
-    return meant if options is None else {}
+    return meant | meant_core if options is None else {}
 
 
 def _fitted_layers(pivots: Mapping[str, object] | None, fitted_basis: FittedBasis | None) -> str:
@@ -200,7 +206,9 @@ def _fitted_layers(pivots: Mapping[str, object] | None, fitted_basis: FittedBasi
     if pivots is None and fitted_basis is None:
         raise TypeError(f"targets is None; accepted: {_ACCEPTED}, or none with pivots or a fitted_basis")
     names = pivots if fitted_basis is None else fitted_basis.rank_pattern
-    return "|".join(re.escape(name) for name in names or ())
+    if not names:
+        raise ValueError("pivots is empty; accepted: a mapping of names to (rows, columns), such as Pivots")
+    return "|".join(re.escape(name) for name in names)
 
 
 def _with_fits(options: AdapterOptions, fitted_basis: FittedBasis | None) -> AdapterOptions:

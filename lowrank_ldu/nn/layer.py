@@ -326,6 +326,9 @@ def _rebuild_factors(module: nn.Module, _: Mapping[str, Any]) -> None:
         stored_weight(module.base_layer).device.type != "meta" or is_offloaded(module.base_layer)
     ):
         adapter = module.adapter
+        pivots = (adapter.pivot_rows, adapter.pivot_columns)
+        if any(each is not None and len(each) != module.rank for each in pivots):
+            return  # of another rank: torch says which sizes do not fit once all modules are loaded
         if not module.factors.fitted():
             module.factors.build(weight_matrix(module.base_layer), adapter.pivot_rows, adapter.pivot_columns)
         adapter.start_from(module.factors)

@@ -151,9 +151,9 @@ class AdapterOptions:
             )
         if self.starts_at_zero and (self.init != "regular_ldu" or not self.preserving):
             name = "init" if self.init != "regular_ldu" else "preserving"
+            cause = "basis 'fitted'" if self.core == "diagonal" else f"core {self.core!r}"
             raise ValueError(
-                f"{name} is {getattr(self, name)!r} with core {self.core!r} and basis {self.basis!r}; accepted: the "
-                "default, as such a core starts at zero"
+                f"{name} is {getattr(self, name)!r} with {cause}; accepted: the default, as such a core starts at zero"
             )
 
     def _check_basis(self) -> None:

@@ -37,6 +37,7 @@ def _help(text: str) -> dict[str, str]:
 
 
 _USUAL_RANK = 64
+_DEFAULT_CORE = "diagonal"
 REQUIRES = "pip install 'lowrank-ldu[peft]', and import lowrank_ldu.peft before loading"
 # A line in the head of every card that PEFT writes.
 _OF_PEFT = "library_name: peft"
@@ -96,7 +97,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     fan_in_fan_out : bool
         Set where a target stores its weight transposed; found out by itself.
     init, preserving, pivoting, basis, parametrization, train_sigma, seed, core, block_size, basis_digest
-        As for `lowrank_ldu.nn.AdapterOptions`.
+        As for `lowrank_ldu.nn.AdapterOptions`; core and block_size are those that `pivots_file` was chosen for, if it
+        is given and they are not.
     pivots_file : str, optional
         File of the pivots that `lowrank_ldu.fitting.choose_pivots` found: `pivoting` is "chosen" then, and each layer
         has the file's rank unless rank_pattern gives a smaller one. Not saved: an adapter's own files hold its pivots.
@@ -164,7 +166,7 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
     )
     train_sigma: bool = field(default=True, metadata=_help("Whether the scale is trained."))
     seed: int = field(default=0, metadata=_help("Seed of what is random."))
-    core: str = field(default="diagonal", metadata=_help("What is trained: diagonal, block or dense."))
+    core: str | None = field(default=None, metadata=_help("What is trained: diagonal, block or dense."))
     block_size: int | None = field(default=None, metadata=_help("Of core 'block', a divisor of r."))
     basis_digest: str | None = field(default=None, metadata=_help("Of basis 'fitted': the digest that names it."))
     pivots_file: str | None = field(default=None, metadata=_help("File of chosen pivots; not saved."))
@@ -214,6 +216,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
         for name in _FLAGS:
             setattr(self, name, check_flag(getattr(self, name), name))
         self._take_fit()
+        if self.core is None:
+            self.core = _DEFAULT_CORE
         self._check_options()
         self._check_names()
         self._check_modules()
@@ -263,6 +267,8 @@ class LolduConfig(PeftConfig):  # type: ignore[misc]  # peft has no types
             if self.basis_file is not None:
                 raise ValueError("pivots_file and basis_file are given; accepted: one of them")
             self._fit = fit_of_pivots(self.pivots_file)
+            if self.core is None and self.block_size is None:
+                self.core, self.block_size = self._fit.core, self._fit.block_size
         elif self.basis_file is not None:
             self._take("basis", "fitted", "basis_file", ("ldu",))
             # A saved configuration has the digest: the basis is looked up once it is needed.
@@ -372,7 +378,7 @@ def _block_numbers(value: Any) -> list[int] | int | None:
     return numbers if several else numbers[0]
 
 
-_DEFAULTS = {each.name: each.default for each in fields(LolduConfig)}
+_DEFAULTS = {each.name: each.default for each in fields(LolduConfig)} | {"core": _DEFAULT_CORE}
 
 # Dataclasses make an __init__ of their own. PEFT looks for these words in the message on keywords that
 # only later versions know.

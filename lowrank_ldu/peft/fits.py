@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from lowrank_ldu.nn.cores import Core
+
 # Layers that a message names.
 _NAMED = 5
 
@@ -57,10 +59,14 @@ class Fit:
         What messages call it.
     layers : dict of str to LayerFit
         By qualified name in the plain model.
+    core, block_size
+        What it was fitted for.
     """
 
     source: str
     layers: dict[str, LayerFit] = field(default_factory=dict)
+    core: Core = "diagonal"
+    block_size: int | None = None
 
     @property
     def largest_rank(self) -> int:
@@ -137,7 +143,7 @@ def fit_of_pivots(path: str) -> Fit:
         name: LayerFit(len(rows), tuple(rows), tuple(columns), pivots.shapes[name])
         for name, (rows, columns) in pivots.items()
     }
-    return Fit(printable(path), layers)
+    return Fit(printable(path), layers, pivots.core, pivots.block_size)
 
 
 def fit_of_basis_file(path: str) -> tuple[str, Fit]:

@@ -12,7 +12,7 @@ import torch
 from fitted_models import batches, gradients, loss, model
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -261,7 +261,7 @@ def set_entry(*keys, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_entry("format", value="another"), "not the file of a lowrank-ldu pivots; accepted: format"),
+        (set_entry("format", value="another"), "not a lowrank-ldu pivots file; accepted: format"),
         (set_entry("version", value=2), "format version 2; accepted: 1$"),
         (set_entry("version", value=True), "format version True; accepted: 1$"),
         (set_entry("core", value="full"), "core is 'full'; accepted"),
@@ -335,7 +335,7 @@ def test_files_that_are_none(tmp_path):
     unsealed = {"record": '{"format": "lowrank-ldu pivots", "version": 1}'}
     save_file({"a": torch.zeros(1)}, tmp_path / "unsealed.safetensors", unsealed)
     for name, message in (
-        ("none", "No such file or directory; accepted: the file of a lowrank-ldu pivots"),
+        ("none", "No such file or directory; accepted: a lowrank-ldu pivots file"),
         ("folder", "is no regular file; accepted"),
         ("pipe", "is no regular file; accepted"),
         ("text", "not a readable safetensors file"),
@@ -410,3 +410,58 @@ def test_pivots_that_cannot_be_are_refused_when_they_are_made(layer, core, messa
         Pivots({"a": layer}, {"a": (4, 4)}, {"a": 0.5}, *core, "gradient", None)
     with pytest.raises(FittingError, match="layer 'a' has no shape, or no energy held"):
         Pivots({"a": LayerPivots((0,), (0,))}, {}, {"a": 0.5}, "dense", None, "gradient", None)
+
+
+@pytest.mark.parametrize(("core", "size"), [("dense", None), ("block", 2), ("diagonal", None)])
+def test_an_adapter_has_the_core_that_its_pivots_were_chosen_for(core, size, tmp_path):
+    pivots = choose_pivots(model(), batches(), loss, rank=4, core=core, block_size=size)
+    path = pivots.save(tmp_path / "pivots.safetensors")
+    network = model()
+    inject(network, pivots=pivots)
+    assert trainable_parameters(network).adapter == pivots.numbers + 3
+    assert (network.first.options.core, network.first.options.block_size) == (core, size)
+    config = LolduConfig(pivots_file=str(path))
+    assert (config.core, config.block_size) == (core, size)
+    adapted = get_peft_model(model(), config)
+    trained = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+    assert trained == pivots.numbers + 3
+    # Another core that is asked for is taken.
+    network = model()
+    inject(network, pivots=pivots, core="diagonal")
+    assert trainable_parameters(network).adapter == 3 * (4 + 1)
+    assert LolduConfig(pivots_file=str(path), core="diagonal").core == "diagonal"
+
+
+def test_a_shared_layer_has_its_first_name_whichever_matches():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+            self.b = self.a
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)))
+
+    def squares(network, batch):
+        return network(batch).square().sum()
+
+    torch.manual_seed(0)
+    network, inputs = Shared(), [torch.randn(8, 6)]
+    pivots = choose_pivots(network, inputs, squares, targets=["b"], rank=2)
+    assert list(pivots) == ["a"]
+    assert inject(network, ["b"], pivots=pivots) == ["a", "b"]
+    basis = fit_basis(Shared(), inputs, squares, targets=["b"], rank=2)
+    assert list(basis.layers) == ["a"]
+
+
+def test_modules_that_peft_trains_whole_are_no_targets():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
+    adapted = get_peft_model(plain, LoraConfig(r=1, target_modules=["0"], modules_to_save=["2"]))
+
+    def squares(network, batch):
+        return network(batch).square().sum()
+
+    assert list(choose_pivots(adapted, [torch.randn(8, 6)], squares, rank=1)) == ["0"]
+    with pytest.raises(TypeError, match="target '2' matches '2', which is a ModulesToSaveWrapper; accepted: nn.Linear"):
+        choose_pivots(adapted, [torch.randn(8, 6)], squares, targets=["2"], rank=1)

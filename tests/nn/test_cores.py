@@ -204,7 +204,7 @@ def test_chosen_pivots_are_those_of_the_layer():
         ({"core": "block"}, "block_size is None with core 'block'; accepted: a divisor of the rank"),
         ({"core": "block", "block_size": 3}, "block_size is 3 at rank 4; accepted: a divisor of it, 1, 2, 4"),
         ({"block_size": 2}, "block_size is 2 with core 'diagonal'; accepted: None, or core 'block'"),
-        ({"core": "dense", "init": "ones"}, "init is 'ones' with core 'dense' and basis 'ldu'; accepted: the default"),
+        ({"core": "dense", "init": "ones"}, "init is 'ones' with core 'dense'; accepted: the default"),
         ({"core": "dense", "preserving": False}, "preserving is False with core 'dense'"),
         ({"basis": "fitted"}, "basis_digest is None with basis 'fitted'; accepted: the digest of a basis"),
         ({"basis_digest": "x"}, "basis_digest is 'x' with basis 'ldu'"),

@@ -93,3 +93,29 @@ def test_a_compiled_layer_sees_a_changed_weight():
     with torch.no_grad():
         layer.base_layer.weight.copy_(torch.randn(80, 96) / 10)
     torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("plan", ["auto", "hybrid", "skeleton"])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1), (torch.float64, 1e-7)])
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e2, 1e5, 1e9])
+def test_a_large_bias_does_not_take_the_digits(plan, dtype, allowed, size):
+    layer = layer_of(torch.float64, core="dense", parametrization="gram")
+    with torch.no_grad():
+        layer.base_layer.bias.normal_(std=size)
+    layer = LDULayer(layer.base_layer.to(dtype), rank=8, core="dense", parametrization="gram")
+    with torch.no_grad():
+        layer.offset.normal_(std=0.1)
+    x, g = (torch.randn(LEAST_GATHERED, n).to(dtype) for n in (96, 80))
+
+    def gradient(plan):
+        set_plan(layer, plan)
+        return torch.autograd.grad(layer(x), layer.offset, g)[0]
+
+    exact = gradient("reference")
+    if plan == "skeleton" and size * torch.finfo(dtype).eps ** 0.5 > 5:
+        with pytest.raises(RuntimeError, match="rounding would be enlarged"):
+            gradient(plan)
+        return
+    found = gradient(plan)
+    # Half of the digits, as the planner promises.
+    assert float((found - exact).norm()) <= allowed * float(exact.norm())

@@ -315,9 +315,9 @@ REFUSED = {
     "both": ({"basis_file": "basis.safetensors"}, "chosen", "pivots_file and basis_file are given; accepted: one"),
     "basis": ({"basis": "svd"}, "fitted", "basis is 'svd' with basis_file; accepted: 'fitted'"),
     "pivoting": ({"pivoting": "rook"}, "chosen", "pivoting is 'rook' with pivots_file; accepted: 'chosen'"),
-    "init": ({"init": "ones"}, "fitted", "init is 'ones' with core 'diagonal' and basis 'fitted'; accepted: the def"),
+    "init": ({"init": "ones"}, "fitted", "init is 'ones' with basis 'fitted'; accepted: the def"),
     "type": ({"pivots_file": 3}, "dense", "pivots_file is 3; accepted: the path of a file, or None"),
-    "file": ({"pivots_file": "none"}, "dense", "none: No such file or directory; accepted: the file of a lowrank-ldu"),
+    "file": ({"pivots_file": "none"}, "dense", "none: No such file or directory; accepted: a lowrank-ldu"),
 }  # fmt: skip
 
 
