@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
 from lowrank_ldu.decomposition.elimination import Elimination, ZeroPivotError, on_writable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _LARGEST_MULTIPLIER = 1000
 
 
+@full_precision()
 def ldu_at_pivots(
     W: ArrayType, rows: Sequence[int], columns: Sequence[int] | None = None, *, pivoting: Pivoting = "partial"
 ) -> LDU[ArrayType]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank_ldu.backend import backend_of
+from lowrank_ldu.backend import backend_of, full_precision
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.blocks import matrices_of, replace_leading, restore_rows, stacked, take_rows, unit_lower
 from lowrank_ldu.decomposition.elimination import Elimination, ZeroPivotError
@@ -35,6 +35,7 @@ _LOST = 0.01
 _VECTORS = 4
 
 
+@full_precision()
 def ldu_of_product(left: ArrayType, right: ArrayType, *, pivots: Pivots | None = None) -> LDU[ArrayType]:
     """Factor the product left @ right by LDU.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.validation import check_count
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
         torch.random.fork_rng(numbers, device_type=kind if numbers else "cuda", enabled=True),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
-        torch.autocast("cpu" if kind == "meta" else kind, enabled=False),
+        full_precision(),
     ):
         try:
             for parameter in trained:
