@@ -184,3 +184,9 @@ def test_a_layer_refuses_factors_that_it_could_not_rebuild():
     weight = layer.weight.detach()
     with pytest.raises(ValueError, match="factors has origin 'product', .*; accepted: factors of the weight itself"):
         LDULayer(layer, factors=ldu_of_product(weight[:, :2], weight[:2]))
+
+
+def test_arrays_that_jax_traces_are_refused():
+    jax = pytest.importorskip("jax")
+    with pytest.raises(TypeError, match="W is traced by JAX, .*; accepted: a concrete array"):
+        jax.jit(lambda W: ldu_lowrank(W, 2).left)(jax.numpy.eye(3))
