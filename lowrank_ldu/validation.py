@@ -51,7 +51,7 @@ def check_matrix(matrix: Array, name: str = "W") -> tuple[Array, Backend]:
     Raises
     ------
     TypeError
-        Not an array of a supported library, or of another dtype.
+        Not an array of a supported library, of another dtype, or traced by JAX.
     ValueError
         Fewer than two dimensions, no entries, no data (meta device), or entries that are NaN or infinite.
     """
@@ -71,6 +71,12 @@ def check_matrix(matrix: Array, name: str = "W") -> tuple[Array, Backend]:
     if getattr(getattr(matrix, "device", None), "type", None) == "meta":
         raise ValueError(f"{name} is on the meta device and has no data; accepted: a materialized tensor")
     matrix = backend.detach(matrix)
+    # torch's compiler goes on without what it cannot trace.
+    if backend.name == "jax" and backend.is_traced(matrix):
+        raise TypeError(
+            f"{name} is traced by JAX, as in jax.jit and jax.vmap, and has no numbers yet; accepted: a concrete array, "
+            "outside of them"
+        )
     if dtype in {"float16", "bfloat16"}:
         matrix = backend.xp.astype(matrix, backend.xp.float32)
     check_finite(matrix, backend, name)

@@ -6,9 +6,10 @@ when an array of it has been handed in, so none is ever imported that the caller
 """
 
 from lowrank_ldu.backend.base import Array, ArrayType, Backend
+from lowrank_ldu.backend.precision import full_precision
 from lowrank_ldu.backend.select import backend_of
 
-__all__ = ["Array", "ArrayType", "Backend", "backend_of"]
+__all__ = ["Array", "ArrayType", "Backend", "backend_of", "full_precision"]
 
 
 def __dir__() -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.gram import wide
 from lowrank_ldu.validation import check_count, check_instance, check_like
@@ -39,6 +40,7 @@ class ErrorEstimate:
     failure_probability: float
 
 
+@full_precision()
 def estimate_error(W: Array, factors: Factorization, *, samples: int = 10, seed: int = 0) -> ErrorEstimate:
     r"""Estimate and bound the error of factors of a matrix.
 

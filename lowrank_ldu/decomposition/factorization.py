@@ -8,7 +8,7 @@ from typing import Generic, Self
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, ArrayType, backend_of
+from lowrank_ldu.backend import Array, ArrayType, backend_of, full_precision
 from lowrank_ldu.decomposition.gram import refit_diagonal, wide
 from lowrank_ldu.decomposition.powers import exponent_of, largest_exponent, times_power
 from lowrank_ldu.validation import check_finite, check_like, check_rank, check_representable, dtype_name, is_finite
@@ -66,6 +66,7 @@ class Factorization(Generic[ArrayType]):
         """Number of rank-one terms r."""
         return int(self.diagonal.shape[-1])
 
+    @full_precision()
     def reconstruct(self) -> ArrayType:
         """Return left @ diag(diagonal) @ right, shape (..., m, n).
 
@@ -87,6 +88,7 @@ class Factorization(Generic[ArrayType]):
             product, backend_of(product), "left @ diag(diagonal) @ right", "factors whose product their dtype holds"
         )
 
+    @full_precision()
     def residual(self, W: Array) -> ArrayType:
         """Return W - reconstruct(), shape (..., m, n), in the factors' dtype.
 
@@ -112,6 +114,7 @@ class Factorization(Generic[ArrayType]):
             self, left=self.left[..., :rank], diagonal=self.diagonal[..., :rank], right=self.right[..., :rank, :]
         )
 
+    @full_precision()
     def refit(self, W: Array) -> Self:
         r"""Return the same factors with their best diagonal.
 
@@ -140,6 +143,7 @@ class Factorization(Generic[ArrayType]):
         """
         return replace(self, diagonal=refit_diagonal(self._checked(W), self.left, self.diagonal, self.right))
 
+    @full_precision()
     def fit(self, target: Array) -> Factorization[ArrayType]:
         r"""Fit the diagonal to another matrix, such as an update of W.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of
+from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of, full_precision
 from lowrank_ldu.decomposition.powers import balanced, exponent_of, largest_exponent, moderated, times_power
 from lowrank_ldu.validation import check_representable
 
@@ -38,6 +38,7 @@ def blocks_of_rows(shape: Sequence[int], entries: int = _BLOCK) -> list[slice]:
     return [slice(start, start + height) for start in range(0, m, height)]
 
 
+@full_precision()
 def gram_matrix(left: ArrayType, right: ArrayType) -> ArrayType:
     """Return the Gram matrix G of the terms left[:, i] right[i, :].
 

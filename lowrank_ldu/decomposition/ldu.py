@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of
+from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of, full_precision
 from lowrank_ldu.backend.pivots import SubnormalPivotError
 from lowrank_ldu.decomposition.blocks import matrices_of, restore_rows, split_diagonal, stacked, take_rows
 from lowrank_ldu.decomposition.complete import eliminate_complete
@@ -115,6 +115,7 @@ class LDU(Factorization[ArrayType]):
 
 
 @explain_keywords(RANK_KEYWORDS | {"pivot": "it is pivoting here"})
+@full_precision()
 def ldu(W: ArrayType, rank: int | None = None, *, pivoting: Pivoting = "partial", seed: int = 0) -> LDU[ArrayType]:
     """Factor W = P L diag(z) U Q^T.
 

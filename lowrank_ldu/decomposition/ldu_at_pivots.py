@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.backend.pivots import index_vector, order_from
 from lowrank_ldu.decomposition.blocks import restore_rows, take_rows
 from lowrank_ldu.decomposition.elimination import Elimination, ZeroPivotError, on_writable
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.backend import Array, ArrayType, Backend
 
+# Of a pivot that is rounding: beyond it, what the step adds elsewhere is more than its column holds.
+_LARGEST_MULTIPLIER = 1000
 
+
+@full_precision()
 def ldu_at_pivots(
     W: ArrayType, rows: Sequence[int], columns: Sequence[int] | None = None, *, pivoting: Pivoting = "partial"
 ) -> LDU[ArrayType]:
@@ -101,7 +106,9 @@ def check_pivots(pivots: Sequence[int], size: int, name: str) -> np.ndarray[tupl
     return vector
 
 
-def eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend) -> tuple[Array, Array]:
+def eliminate_in_order(
+    W: Array, rank: int, negligible: float, backend: Backend, *, noise: float = 0.0
+) -> tuple[Array, Array]:
     """Return L (m, r) and D U (r, n).
 
     They are the factors of the permuted W (m, n).
@@ -109,11 +116,16 @@ def eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend)
     By halves; the pivots are on the diagonal.
 
     The left half of the columns is eliminated, then the right half in what remains of it: all the work beyond single
-    columns is products and triangular solves. A pivot may be zero only over entries of at most `negligible`.
+    columns is products and triangular solves. A pivot may be zero only over entries of at most `negligible`. It counts
+    as zero where it is far smaller than its column, and that is nothing but rounding, of at most `noise`.
     """
     xp = backend.xp
     if rank == 1:
         pivot = W[0, 0]
+        size = abs(float(pivot)) * _LARGEST_MULTIPLIER
+        if size < noise and size < float(xp.max(xp.abs(W[:, 0]))) <= noise:
+            pivot = xp.zeros_like(pivot)
+            W = xp.concat([xp.zeros_like(W[:, :1]), W[:, 1:]], axis=1)
         if float(pivot) == 0.0 and float(xp.max(xp.abs(W[:, 0]))) > negligible:
             raise ZeroPivotError(
                 "rows and columns hold a pivot that is zero in W, above entries that are not; accepted: pivots that "
@@ -124,10 +136,10 @@ def eliminate_in_order(W: Array, rank: int, negligible: float, backend: Backend)
         below = xp.where(pivot == 0, xp.zeros_like(below), below)
         return xp.concat([xp.ones_like(W[:1, :1]), below]), W[:1, :]
     half = rank // 2
-    left_lower, left_rows = eliminate_in_order(W[:, :half], half, negligible, backend)
+    left_lower, left_rows = eliminate_in_order(W[:, :half], half, negligible, backend, noise=noise)
     above = backend.solve_triangular(left_lower[:half, :], W[:half, half:], lower=True, unit_diagonal=True)
     rest = W[half:, half:] - left_lower[half:, :] @ above
-    right_lower, right_rows = eliminate_in_order(rest, rank - half, negligible, backend)
+    right_lower, right_rows = eliminate_in_order(rest, rank - half, negligible, backend, noise=noise)
     corner = xp.zeros((half, rank - half), dtype=W.dtype, device=xp.empty_like(above).device)
     lower = xp.concat([left_lower, xp.concat([corner, right_lower])], axis=1)
     upper = xp.concat([xp.concat([left_rows, above], axis=1), xp.concat([corner.T, right_rows], axis=1)])

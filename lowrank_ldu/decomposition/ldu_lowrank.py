@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.decomposition.blocks import matrices_of, stacked
 from lowrank_ldu.decomposition.krylov import Sketch, find_range, leading_directions
 from lowrank_ldu.decomposition.ldu_of_product import checked_pivots, product_ldu
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 @explain_keywords(RANK_KEYWORDS | {"q": "it is rank here, and oversampling comes on top of it"})
+@full_precision()
 def ldu_lowrank(
     W: ArrayType,
     rank: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowrank_ldu.backend import ArrayType, backend_of
+from lowrank_ldu.backend import ArrayType, backend_of, full_precision
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.svd import SVD, svd
 from lowrank_ldu.validation import RANK_KEYWORDS, explain_keywords
@@ -32,6 +32,7 @@ class PiSSA(Factorization[ArrayType]):
 
 
 @explain_keywords(RANK_KEYWORDS)
+@full_precision()
 def pissa(
     W: ArrayType, rank: int | None = None, niter: int | None = None, *, oversampling: int = 0, seed: int = 0
 ) -> PiSSA[ArrayType]:

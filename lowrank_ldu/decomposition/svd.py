@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank_ldu.backend import ArrayType
+from lowrank_ldu.backend import ArrayType, full_precision
 from lowrank_ldu.decomposition.factorization import Factorization
 from lowrank_ldu.decomposition.powers import exponents_of_extremes
 from lowrank_ldu.validation import RANK_KEYWORDS, check_count, check_matrix, check_rank, explain_keywords
@@ -39,6 +39,7 @@ class SVD(Factorization[ArrayType]):
 
 
 @explain_keywords(RANK_KEYWORDS)
+@full_precision()
 def svd(
     W: ArrayType, rank: int | None = None, *, niter: int | None = None, oversampling: int = 8, seed: int = 0
 ) -> SVD[ArrayType]:

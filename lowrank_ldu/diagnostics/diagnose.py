@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.diagnostics.examination import Examination
 from lowrank_ldu.diagnostics.target import Target
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 @explain_keywords(dict.fromkeys(("r", "k", "rank"), "it is ranks here"))
+@full_precision()
 def diagnose(
     W: Array | Target,
     factors: Factorization,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from lowrank_ldu.backend import Array, Backend, backend_of
+from lowrank_ldu.backend import Array, Backend, backend_of, full_precision
 from lowrank_ldu.decomposition import LDU, Factorization
 from lowrank_ldu.decomposition.gram import wide
 from lowrank_ldu.diagnostics.core_errors import CoreErrors
@@ -63,6 +63,7 @@ class Examination:
     array([0.6, 0. ])
     """
 
+    @full_precision()
     def __init__(self, target: Target, factors: Factorization) -> None:
         factors = target.matching(factors)
         self._target, self._factors, self._backend = target, factors, target.backend
@@ -74,6 +75,7 @@ class Examination:
                 dtype: StorageErrors(self._terms, dtype, self._backend) for dtype in ("float16", "bfloat16")
             }
 
+    @full_precision()
     def at(self, rank: int, *, core: bool = True) -> Diagnostics:
         """Return the figures of the first `rank` terms.
 
@@ -99,10 +101,12 @@ class Examination:
         return figures
 
     @property
+    @full_precision()
     def gram(self) -> Array:
         """G (r, r), the metric of the diagonal, as `gram_matrix` gives it."""
         return self._terms.gram
 
+    @full_precision()
     def curve(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         r"""Return the relative Frobenius errors at all ranks.
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.decomposition.gram import wide
 from lowrank_ldu.diagnostics.measures import quiet
@@ -42,6 +43,7 @@ class Expression:
     curve: list[float | None]
 
 
+@full_precision()
 def express(
     target: Target, factors: Factorization, ranks: Sequence[int], curve_ranks: Sequence[int] = ()
 ) -> Expression:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank_ldu.backend import backend_of
+from lowrank_ldu.backend import backend_of, full_precision
 from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
 from lowrank_ldu.decomposition.powers import scaled_by
@@ -155,6 +155,7 @@ class Target:
         return self._scaled(self.W[rows, :])
 
     @cached_property
+    @full_precision()
     def scaled_values(self) -> Array:
         """Singular values of the scaled W.
 
@@ -173,6 +174,7 @@ class Target:
         return self.backend.has_float64(self.W) and self.largest > 0.0
 
     @cached_property
+    @full_precision()
     def energy(self) -> float:
         """Sum of the squares of the scaled W."""
         xp, energy = self.backend.xp, 0.0
@@ -182,12 +184,14 @@ class Target:
         return energy
 
     @cached_property
+    @full_precision()
     def gram(self) -> Array:
         """W W^T or W^T W of the scaled W, whichever is smaller."""
         whole = self.wide
         return whole @ whole.T if whole.shape[0] <= whole.shape[1] else whole.T @ whole
 
     @cached_property
+    @full_precision()
     def scaled_frobenius_norm(self) -> float:
         """Frobenius norm of the scaled W."""
         return float(np.sqrt(self.energy)) if self.in_range else frobenius_norm(self.wide, self.backend)
@@ -198,6 +202,7 @@ class Target:
         return self.unscaled(self.scaled_frobenius_norm)
 
     @cached_property
+    @full_precision()
     def scaled_spectral_norm(self) -> float:
         """Spectral norm of the scaled W.
 

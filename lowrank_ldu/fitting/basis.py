@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.decomposition import Factorization
 from lowrank_ldu.fitting.allocation import allocate, largest_useful_rank
 from lowrank_ldu.fitting.cores import CoreShape
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _DIAGONAL = CoreShape("diagonal")
 
 
+@full_precision()
 def fit_basis(
     model: nn.Module,
     data: Iterable[Any],
@@ -128,7 +130,7 @@ def fit_basis(
             f"the {source.replace('_', ' ')}s of {which} have a lower rank than asked for, which the basis has there; "
             "more batches may raise it",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     parts = {}
     for name, own in ranks.items():

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_ldu.backend import full_precision
+from lowrank_ldu.nn.modules import set_trainable
 from lowrank_ldu.validation import check_count
 
 if TYPE_CHECKING:
@@ -32,9 +34,13 @@ def taken_batches(data: Iterable[Any], batches: int | None) -> Iterator[Any]:
 
 
 def moved(batch: Any, device: torch.device) -> Any:
-    """Return a batch with its tensors on a device, without gradients."""
+    """Return a batch with its tensors on a device, without gradients.
+
+    Tensors of inference mode are copied: autograd keeps none of them.
+    """
     if isinstance(batch, Tensor):
-        return batch.detach().to(device)
+        there = batch.detach().to(device)
+        return there.clone() if there.is_inference() else there
     if isinstance(batch, Mapping):
         return {key: moved(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -42,6 +48,23 @@ def moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(moved(value, device) for value in batch)
     return batch
+
+
+def check_differentiable(model: nn.Module) -> None:
+    """Refuse a model that autograd cannot go through.
+
+    Raises
+    ------
+    ValueError
+        It holds a tensor that was made in inference mode, of which autograd keeps none.
+    """
+    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in tensors:
+            if tensor.is_inference() and tensor.is_floating_point():
+                raise ValueError(
+                    f"{kind} {name!r} was made in torch.inference_mode(), so that no gradient goes through the model; "
+                    "accepted: a model made outside of it, such as copy.deepcopy(model), or activations for gradients"
+                )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -120,7 +143,7 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
         torch.random.fork_rng(numbers, device_type=kind if numbers else "cuda", enabled=True),
         torch.inference_mode(mode=False),
         torch.enable_grad(),
-        torch.autocast("cpu" if kind == "meta" else kind, enabled=False),
+        full_precision(),
     ):
         try:
             for parameter in trained:
@@ -131,4 +154,4 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
             for module, training in modes:
                 module.training = training
             for parameter in trained:
-                parameter.requires_grad = True
+                set_trainable(parameter, trainable=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_ldu.fitting.batches import as_it_was, call, device_of, loss_of, moved
+from lowrank_ldu.fitting.batches import as_it_was, call, check_differentiable, device_of, loss_of, moved
 from lowrank_ldu.nn.modules import unwrapped
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def one_pass(
     """
     # Wrappers that average gradients, or that compiled the model without hooks, have no part in this.
     model = _inside(model)
+    if kind.needs_gradient:
+        check_differentiable(model)
     sums: dict[str, GradientSum | InputMoment] = {layer.name: kind() for layer in layers}
     calls: Counter[str] = Counter()
     count = 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
+from lowrank_ldu.backend import full_precision
 from lowrank_ldu.decomposition import ldu_at_pivots
 from lowrank_ldu.fitting.allocation import allocate, largest_useful_rank
 from lowrank_ldu.fitting.cores import CoreShape
@@ -31,6 +32,7 @@ Method = Literal["alternating", "separate"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
+@full_precision()
 def choose_pivots(
     model: nn.Module,
     data: Iterable[Any],

@@ -17,7 +17,7 @@ from lowrank_ldu.nn.calls import observe
 from lowrank_ldu.nn.host import AdapterHost
 from lowrank_ldu.nn.kinds import ACCEPTED_LAYERS, is_linear, supports
 from lowrank_ldu.nn.layer import LDULayer
-from lowrank_ldu.nn.modules import check_model, check_not_distributed, plain_name
+from lowrank_ldu.nn.modules import check_model, check_not_distributed, plain_name, set_trainable
 from lowrank_ldu.nn.options import given_options, takes_options
 from lowrank_ldu.nn.weight_reads import reader_of
 from lowrank_ldu.nn.weights import weight_matrix
@@ -248,7 +248,7 @@ def restore_trainable_on_error(model: nn.Module) -> Iterator[None]:
         yield
     except BaseException:
         for parameter, was in before:
-            parameter.requires_grad = was
+            set_trainable(parameter, was)
         raise
 
 

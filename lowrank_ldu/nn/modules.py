@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -22,6 +23,16 @@ def check_model(model: object) -> None:
     """Raise TypeError unless `model` is a module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; accepted: a torch.nn.Module")
+
+
+def set_trainable(parameter: nn.Parameter, trainable: bool) -> None:
+    """Set requires_grad of a parameter, in whatever mode it was made.
+
+    One of inference mode can be made trainable again in that alone.
+    """
+    if parameter.requires_grad != trainable:
+        with torch.inference_mode(mode=parameter.is_inference()):
+            parameter.requires_grad = trainable
 
 
 def plain_name(name: str, model: nn.Module) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_near_best import check_triangles, pivots
 
-from lowrank_ldu.decomposition import ldu_of_product, pissa, svd
+from lowrank_ldu.decomposition import ldu_lowrank, ldu_of_product, pissa, svd
 from lowrank_ldu.nn import LDULayer
 
 KINDS = ("normal", "integers", "ties", "zero", "graded", "dependent", "cancelling")
@@ -90,6 +90,55 @@ def test_rebuilt_at_its_pivots_it_is_the_same(pair):
         np.testing.assert_allclose(getattr(rebuilt, field), expected, atol=20 * np.finfo(left.dtype).eps * scale)
 
 
+@pytest.mark.parametrize("factor", [ldu_of_product, lambda left, right, **given: ldu_lowrank(left @ right, 2, **given)])
+def test_pivots_at_which_the_product_is_zero_are_refused(library, factor):
+    left, right = np.eye(6, 2), np.array([[1.0], [2.0]]) * np.eye(2, 6)
+    for rows, columns in (([3, 4], [3, 4]), ([0, 4], [0, 4]), ([3, 4], [0, 1])):
+        with pytest.raises(ValueError, match="accepted: pivots that were chosen for this matrix"):
+            factor(library.array(left), library.array(right), pivots=(rows, columns))
+    # Pivot rows are kept whole, also where the columns are zero.
+    for rows, columns in (([1, 0], [1, 0]), ([0, 1], [3, 4])):
+        there = factor(library.array(left), library.array(right), pivots=(rows, columns))
+        np.testing.assert_allclose(library.numpy(there.reconstruct()), left @ right, atol=1e-14)
+
+
+def test_pivots_that_let_the_factors_grow_beyond_the_product_are_refused():
+    left = np.array([[1e-15, 1.0], [1.0, 0.9], [1.0, 0.3]])
+    with pytest.raises(ValueError, match="pivots give factors that are .* off, of a product with terms of size 2.79"):
+        ldu_of_product(left, np.eye(2), pivots=([0, 1], [0, 1]))
+    left[0, 0] = 1e-6
+    grown = ldu_of_product(left, np.eye(2), pivots=([0, 1], [0, 1]))
+    assert np.abs(grown.lower).max() == 1e6
+    np.testing.assert_allclose(grown.reconstruct(), left, atol=1e-9)
+
+
+@given(st.integers(1, 24), st.data(), st.integers(0, 2**32 - 1), st.sampled_from([np.float32, np.float64]))
+def test_a_product_of_lower_rank_is_rebuilt_by_another_rounding(r, data, seed, dtype):
+    """Its last pivots are rounding, of which another library finds other numbers, tiny ones and zeros among them."""
+    generator = np.random.default_rng(seed)
+    rank, m, n = (data.draw(st.integers(*ends)) for ends in ((1, r), (r, 120), (r, 120)))
+    left = (generator.standard_normal((m, rank)) @ generator.standard_normal((rank, r))).astype(dtype)
+    right = generator.standard_normal((r, n)).astype(dtype)
+    given = pivots(ldu_of_product(left, right))
+    terms = np.linalg.norm(left, axis=0) @ np.linalg.norm(right, axis=1)
+    # A power of two would round alike.
+    for factor in (1.0, 1.1, 0.7):
+        scaled = left * dtype(factor)
+        rebuilt = ldu_of_product(torch.from_numpy(scaled), torch.from_numpy(right), pivots=given)
+        error = np.linalg.norm(rebuilt.reconstruct().numpy() - scaled @ right)
+        assert error <= 1e4 * np.finfo(dtype).eps * terms
+
+
+def test_a_pivot_that_is_rounding_far_below_its_column_is_zero():
+    """Multipliers of 1e15 would spread it over the matrix."""
+    left = np.array([[1.0, 0.0], [1.0, 1e-30], [0.0, 1e-15], [1.0, 0.0]])
+    right = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    rebuilt = ldu_of_product(left, right, pivots=([0, 1], [0, 1]))
+    assert rebuilt.zero_pivots.tolist() == [False, True]
+    assert np.abs(rebuilt.left).max() == 1
+    np.testing.assert_allclose(rebuilt.reconstruct(), left @ right, atol=1e-14)
+
+
 def test_libraries_agree(library):
     generator = np.random.default_rng(0)
     left, right = generator.standard_normal((30, 5)), generator.standard_normal((5, 40))
@@ -135,3 +184,9 @@ def test_a_layer_refuses_factors_that_it_could_not_rebuild():
     weight = layer.weight.detach()
     with pytest.raises(ValueError, match="factors has origin 'product', .*; accepted: factors of the weight itself"):
         LDULayer(layer, factors=ldu_of_product(weight[:, :2], weight[:2]))
+
+
+def test_arrays_that_jax_traces_are_refused():
+    jax = pytest.importorskip("jax")
+    with pytest.raises(TypeError, match="W is traced by JAX, .*; accepted: a concrete array"):
+        jax.jit(lambda W: ldu_lowrank(W, 2).left)(jax.numpy.eye(3))

@@ -104,6 +104,32 @@ def test_the_callers_context_has_no_say(around):
     assert all(torch.equal(found[name], total) for name, total in expected.items())
 
 
+def test_batches_of_inference_mode_are_differentiated_through():
+    expected = collected(model(), batches())
+    with torch.inference_mode():
+        data = batches()
+    found = collected(model(), data)
+    assert all(torch.equal(found[name], total) for name, total in expected.items())
+
+
+@pytest.mark.parametrize("around", [torch.enable_grad, torch.inference_mode])
+def test_a_model_of_inference_mode_is_refused_or_as_it_was(around):
+    data = [(x,) for x, _ in batches()]
+    network = model()
+    expected = [total for _, total in input_moments(network, target_layers(network, "all-linear"), data)]
+    with torch.inference_mode():
+        network = model()
+    network.first.bias.requires_grad = False
+    trained = [parameter.requires_grad for parameter in network.parameters()]
+    with around():
+        with pytest.raises(ValueError, match="parameter 'first.weight' was made in torch.inference_mode.*; accepted: "):
+            collected(network, batches())
+        moments = [total for _, total in input_moments(network, target_layers(network, "all-linear"), data)]
+    assert all(map(torch.equal, moments, expected))
+    assert [parameter.requires_grad for parameter in network.parameters()] == trained
+    collected(copy.deepcopy(network), batches())
+
+
 def test_conv1d_is_read_as_its_transpose():
     torch.manual_seed(0)
     network = nn.Sequential(Conv1D(7, 6), nn.GELU(), Conv1D(4, 7))

@@ -152,6 +152,15 @@ def test_a_refused_injection_leaves_the_model_as_it_was(model, targets, rank, er
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_a_refused_injection_leaves_a_model_of_inference_mode_as_it_was():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+        model[1].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="layer '1': .* entries that are not finite"):
+        inject(model, "all-linear", 2)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
