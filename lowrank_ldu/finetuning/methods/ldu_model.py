@@ -1,0 +1,69 @@
+"""Hold models with LoLDU, and keep what was trained and fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_ldu.adapters.bases import find_basis
+from lowrank_ldu.finetuning.methods.modules import groups_of
+from lowrank_ldu.finetuning.methods.peft_model import ADAPTER, PreparedByPeft, quiet
+from lowrank_ldu.nn import parameter_groups, project_
+
+if TYPE_CHECKING:
+    from lowrank_ldu.fitting import FittedBasis
+
+
+@dataclass
+class PreparedLdu(PreparedByPeft):
+    """Hold a PeftModel with LoLDU.
+
+    Attributes
+    ----------
+    projected : bool
+        Whether `after_step` keeps 0 < sigma <= 1, as section III-D of the paper has it.
+    basis : FittedBasis, optional
+        Which `save` writes into the folder.
+    """
+
+    projected: bool = False
+    basis: FittedBasis | None = None
+
+    def parameter_groups(self, lr: float, *, head_lr: float | None, weight_decay: float) -> list[dict[str, Any]]:
+        """Return groups with the rates of LDU's coordinates; see `Prepared.parameter_groups`.
+
+        Cores have the rate lr and do not decay; a scale sigma has no higher rate than entries of the factorization's
+        own diagonal have (`lowrank_ldu.nn.parameter_groups`).
+        """
+        groups = parameter_groups(self.model, lr, other_lr=lr)
+        cores = [group for group in groups if group["name"] != "others"]
+        held = {id(parameter) for group in cores for parameter in group["params"]}
+        others = {name: value for name, value in self.trained().items() if id(value) not in held}
+        own = [value for name, value in others.items() if not self.in_whole(name)]
+        head = [value for name, value in others.items() if self.in_whole(name)]
+        head_rate = lr if head_lr is None else head_lr
+        return cores + groups_of("biases", own, lr, weight_decay) + groups_of("head", head, head_rate, weight_decay)
+
+    def after_step(self) -> None:
+        """Project the scales of the published form; see `Prepared.after_step`."""
+        if self.projected:
+            project_(self.model)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter, and the fitted basis into its folder; see `Prepared.save`."""
+        super().save(folder)
+        if self.basis is not None and not (folder / self.shared_files[0]).is_file():
+            self.basis.save(folder / self.shared_files[0])
+
+    def take_over(self, saved: Any, folder: Path) -> None:
+        """Make the adapter anew where the saved one was fitted otherwise."""
+        if (saved.basis_digest, saved.rank_pattern) == (self.config.basis_digest, self.config.rank_pattern):
+            return
+        model: Any = self.model
+        with quiet():
+            model.delete_adapter(ADAPTER)
+            model.load_adapter(str(folder), ADAPTER, is_trainable=True)
+        if saved.basis_digest is not None:
+            self.basis = find_basis(saved.basis_digest, saved.basis_file, folder)  # type: ignore[assignment]
+            self.shared_files = (Path(saved.basis_file).name,)
