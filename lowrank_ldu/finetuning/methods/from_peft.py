@@ -15,7 +15,14 @@ from lowrank_ldu.finetuning.methods.options import (
     converted,
     field_defaults,
 )
-from lowrank_ldu.finetuning.methods.peft_model import PreparedByPeft, config_class, prepared_by_peft, quiet, why_missing
+from lowrank_ldu.finetuning.methods.peft_model import (
+    PreparedByPeft,
+    config_class,
+    of_task,
+    prepared_by_peft,
+    quiet,
+    why_missing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +114,7 @@ class PeftMethod(Method):
         check_names(self.name, given, defaults, why)
         options = defaults | converted(config, given)
         check_ranges(options, self.least, self.choices)
-        with as_option_errors(self.name, quiet=True):
+        with as_option_errors(f"method {self.name!r}", quiet=True):
             self.config(options)
         return options
 
@@ -124,8 +131,8 @@ class PeftMethod(Method):
             targets = request.targets
             checked["target_modules"] = targets if isinstance(targets, str) else list(targets)
         check_targets(model, checked["target_modules"], whole)
-        with as_option_errors(self.name):
-            config = self.config(self.completed(checked, request), **of_task(request))
+        with as_option_errors(f"method {self.name!r}"):
+            config = self.config(self.completed(checked, request), **of_task(model, request, whole))
         peft_model, layers, biases = prepared_by_peft(model, config, request, self.name, whole)
         return self.prepared(peft_model, self.numbers(layers, config) + biases, whole)
 
@@ -139,13 +146,6 @@ class PeftMethod(Method):
 
     def _config_class(self) -> Any:
         return config_class(self.name, "peft", self.config_name)
-
-
-def of_task(request: MethodRequest) -> dict[str, Any]:
-    """Return the fields of a configuration that the task says."""
-    whole = list(request.trained_whole)
-    # PEFT trains heads of some task types whole, whether it is asked to or not.
-    return {"modules_to_save": whole or None, "task_type": request.task_type if whole else None}
 
 
 _R = {"r": 1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -10,26 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank_ldu.errors import OptionError
-from lowrank_ldu.finetuning.methods.from_peft import FILLED_IN, of_task
-from lowrank_ldu.finetuning.methods.ldu_model import PreparedLdu
+from lowrank_ldu.finetuning.methods.from_peft import FILLED_IN
+from lowrank_ldu.finetuning.methods.ldu_model import PreparedLdu, core_numbers
 from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared
 from lowrank_ldu.finetuning.methods.modules import check_targets, linear_targets, whole_modules
 from lowrank_ldu.finetuning.methods.options import as_option_errors, check_names, field_defaults
-from lowrank_ldu.finetuning.methods.peft_model import config_class, prepared_by_peft, why_missing
-from lowrank_ldu.finetuning.methods.peft_numbers import value_of
+from lowrank_ldu.finetuning.methods.peft_model import config_class, of_task, prepared_by_peft, why_missing
 from lowrank_ldu.fitting import SOURCES, choose_pivots, fit_basis
 from lowrank_ldu.fitting.factoring import checked_method
 from lowrank_ldu.fitting.pivots import METHODS as PIVOT_METHODS
 from lowrank_ldu.nn import use_basis
-from lowrank_ldu.nn.cores import core_shape
 from lowrank_ldu.validation import LORA_KEYWORDS, check_choice, check_count, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from torch import nn
 
-    from lowrank_ldu.finetuning.methods.modules import AdaptedLayer
     from lowrank_ldu.fitting import FittedBasis
 
 Fit = Literal["pivots", "basis"]
@@ -97,7 +93,7 @@ class LduMethod(Method):
         options = defaults | dict(given)
         if self.fit and options["fit_budget"] is not None and "fit_rank" not in given:
             options["fit_rank"] = None
-        with as_option_errors(self.name, quiet=True):
+        with as_option_errors(f"method {self.name!r}", quiet=True):
             self._check_fit(options)
             checked = self._config(options, 0)
         # As the configuration has them: a parametrization that follows from the core is named.
@@ -115,9 +111,9 @@ class LduMethod(Method):
         # Of these exactly, and of nothing whose name ends with theirs.
         layers = "|".join(map(re.escape, linear_targets(model, targets, whole))) if self.fit else ""
         seed = request.seed if checked["seed"] is None else checked["seed"]
-        others: dict[str, Any] = of_task(request)
+        others: dict[str, Any] = of_task(model, request, whole)
         basis = None
-        with tempfile.TemporaryDirectory() as folder, as_option_errors(self.name):
+        with tempfile.TemporaryDirectory() as folder, as_option_errors(f"method {self.name!r}"):
             if self.fit is None:
                 others["target_modules"] = targets
             elif self.fit == "pivots":
@@ -132,7 +128,7 @@ class LduMethod(Method):
         peft_model, adapted, biases = prepared_by_peft(model, config, request, self.name, whole)
         prepared = PreparedLdu(peft_model, biases, whole, projected=self._projected(checked), basis=basis)
         prepared.config.pivots_file = None  # it is gone, and its pivots are the layers'
-        prepared.expected_numbers += _numbers(adapted, prepared.config)
+        prepared.expected_numbers += core_numbers(adapted, prepared.config)
         if basis is not None:
             prepared.shared_files = (_file_of(basis),)
         return prepared
@@ -181,13 +177,6 @@ class LduMethod(Method):
     def _projected(self, options: Mapping[str, Any]) -> bool:
         form = {"core": "diagonal", "basis": "ldu", "parametrization": "diagonal", "train_sigma": True}
         return self.published and all(options[name] == value for name, value in form.items())
-
-
-def _numbers(layers: Sequence[AdaptedLayer], config: Any) -> int:
-    """Count the numbers of each layer's core, and sigma where it is trained."""
-    ranks = [value_of(config.rank_pattern, layer.name, config.r) for layer in layers]
-    cores = sum(math.prod(core_shape(config.core, rank, config.block_size)) for rank in ranks)
-    return int(cores + len(layers) * config.train_sigma)
 
 
 def _file_of(basis: FittedBasis) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.adapters.bases import find_basis
 from lowrank_ldu.finetuning.methods.modules import groups_of
-from lowrank_ldu.finetuning.methods.peft_model import ADAPTER, PreparedByPeft, quiet
+from lowrank_ldu.finetuning.methods.peft_model import ADAPTER, PreparedByPeft, adapted_layers, quiet
+from lowrank_ldu.finetuning.methods.peft_numbers import value_of
 from lowrank_ldu.nn import parameter_groups, project_
+from lowrank_ldu.nn.cores import core_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lowrank_ldu.finetuning.methods.modules import AdaptedLayer
     from lowrank_ldu.fitting import FittedBasis
 
 
@@ -61,9 +67,18 @@ class PreparedLdu(PreparedByPeft):
         if (saved.basis_digest, saved.rank_pattern) == (self.config.basis_digest, self.config.rank_pattern):
             return
         model: Any = self.model
+        before = core_numbers(adapted_layers(model), self.config)
         with quiet():
             model.delete_adapter(ADAPTER)
             model.load_adapter(str(folder), ADAPTER, is_trainable=True)
+        self.expected_numbers += core_numbers(adapted_layers(model), self.config) - before
         if saved.basis_digest is not None:
             self.basis = find_basis(saved.basis_digest, saved.basis_file, folder)  # type: ignore[assignment]
             self.shared_files = (Path(saved.basis_file).name,)
+
+
+def core_numbers(layers: Sequence[AdaptedLayer], config: Any) -> int:
+    """Count the numbers of each layer's core, and sigma where it is trained."""
+    ranks = [value_of(config.rank_pattern, layer.name, config.r) for layer in layers]
+    cores = sum(math.prod(core_shape(config.core, rank, config.block_size)) for rank in ranks)
+    return int(cores + len(layers) * config.train_sigma)

@@ -166,7 +166,7 @@ class MeloraMethod(Method):
         """Check r, n, lora_alpha and lora_dropout; see `Method.options`."""
         check_names(self.name, given, _DEFAULTS, _WHY)
         options = _DEFAULTS | dict(given)
-        with as_option_errors(self.name):
+        with as_option_errors(f"method {self.name!r}"):
             for name in ("r", "n"):
                 check_count(options[name], name, 1)
             check_positive(options["lora_alpha"], "lora_alpha")
@@ -185,7 +185,7 @@ class MeloraMethod(Method):
                 base = model.get_submodule(name)
                 if type(base) is not nn.Linear:
                     raise OptionError(f"target {name!r} is a {type(base).__name__}; accepted: nn.Linear")
-                with as_option_errors(f"{self.name}, layer {name}"):
+                with as_option_errors(f"method {self.name!r}, layer {name!r}"):
                     layers[name] = MeloraLinear(base, **given)
         for name, layer in layers.items():
             replace_module(model, name, layer)

@@ -33,7 +33,7 @@ class MethodRequest:
     loss : callable, optional
         loss(model, batch), a scalar tensor; model(**batch).loss if not given.
     task_type : str, optional
-        PEFT's, such as "SEQ_CLS".
+        PEFT's, such as "SEQ_CLS", which is for models that take input_ids.
     total_steps : int, optional
         Optimizer steps that training will take, for methods that follow a schedule of their own.
     """

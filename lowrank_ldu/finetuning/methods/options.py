@@ -92,13 +92,13 @@ def _described(hint: Any) -> str:
 
 
 @contextmanager
-def as_option_errors(method: str, *, quiet: bool = False) -> Iterator[None]:
+def as_option_errors(what: str, *, quiet: bool = False) -> Iterator[None]:
     """Turn what a library says of options into an `OptionError`.
 
     Parameters
     ----------
-    method : str
-        Its name, for the message.
+    what : str
+        What the message begins with.
     quiet : bool
         Whether warnings are left to a second call.
     """
@@ -110,7 +110,7 @@ def as_option_errors(method: str, *, quiet: bool = False) -> Iterator[None]:
     except UserError:
         raise
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise OptionError(f"method {method!r}: {' '.join(str(error).split())}") from error
+        raise OptionError(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def check_ranges(options: Mapping[str, Any], least: Mapping[str, int], choices: Mapping[str, tuple[Any, ...]]) -> None:

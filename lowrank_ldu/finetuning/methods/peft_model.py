@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.finetuning.methods.method import MethodRequest
 
 ADAPTER = "default"
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What is meant to be so, is no fault of the user's, or is an error here.
 _KNOWN = (
@@ -101,7 +102,7 @@ class PreparedByPeft(Prepared):
     def merged(self) -> nn.Module:
         """Merge a copy by PEFT; see `Prepared.merged`."""
         model = copy.deepcopy(self.model)
-        with as_option_errors("merging"):
+        with as_option_errors("the update cannot be merged"):
             return model.merge_and_unload()  # type: ignore[no-any-return, operator]
 
 
@@ -134,18 +135,41 @@ def prepared_by_peft(
         PEFT refuses the configuration for this model.
     """
     from peft import get_peft_model  # noqa: PLC0415  # peft may be absent
-    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415
 
     every = sum(parameter.numel() for parameter in biases(model, whole).values())
-    with as_option_errors(method), seeded(request.seed), quiet():
+    with as_option_errors(f"method {method!r}"), seeded(request.seed), quiet():
         model = get_peft_model(model, config, ADAPTER)
-    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
-    if not found:
-        raise OptionError(f"method {method!r}: no layer of {type(model).__name__} got an adapter; accepted: targets")
-    layers = [AdaptedLayer.of(name, layer.get_base_layer()) for name, layer in found.items()]
+    layers = adapted_layers(model)
     kind = getattr(config, "bias", "none")
     own = sum(layer.rows for layer in layers if layer.has_bias)
     return model, layers, {"none": 0, "all": every}.get(kind, own)
+
+
+def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
+    """Return the layers of a PeftModel that have the adapter."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415  # peft may be absent
+
+    return [
+        AdaptedLayer.of(name, layer.get_base_layer())
+        for name, layer in model.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+    ]
+
+
+def of_task(model: nn.Module, request: MethodRequest, whole: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a configuration that the task says.
+
+    Parameters
+    ----------
+    model : nn.Module
+    request : MethodRequest
+    whole : sequence of str
+        Qualified names of modules that are trained whole.
+    """
+    heads = [name for name, _ in model.named_modules() if name.endswith(_HEADS.get(request.task_type or "", ()))]
+    # PEFT trains these heads whole, whether it is asked to or not: the task type is left out where they are frozen.
+    known = all(f"{name}.".startswith(tuple(f"{each}." for each in whole)) for name in heads)
+    return {"modules_to_save": list(request.trained_whole) or None, "task_type": request.task_type if known else None}
 
 
 def why_missing(module: str, name: str) -> str | None:
