@@ -48,7 +48,7 @@ def get_method(name: str) -> Method:
     >>> get_method("loraa")
     Traceback (most recent call last):
         ...
-    lowrank_ldu.errors.OptionError: method is 'loraa'; accepted: lora, melora, adalora
+    lowrank_ldu.errors.OptionError: method is 'loraa'; accepted: lora, vblora, melora
     """
     if name not in METHODS:
         near = difflib.get_close_matches(str(name), METHODS, n=3) or METHODS

@@ -38,9 +38,9 @@ def check_names(method: str, given: Mapping[str, Any], accepted: Iterable[str], 
     names = sorted(accepted)
     for name in given:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=3) or names
+            near = difflib.get_close_matches(str(name), names, n=3) or [each for each in names if str(name) in each]
             reason = f" ({why[name]})" if name in why else ""
-            listed = ", ".join(near) if names else f"none, {method} has no options"
+            listed = ", ".join(near or names) if names else f"none, {method} has no options"
             raise OptionError(f"{shown(name)} is no option of method {method!r}{reason}; accepted: {listed}")
 
 
