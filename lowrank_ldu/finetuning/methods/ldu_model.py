@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.fitting import FittedBasis
 
 
+_SAVED = "saved"
+
+
 @dataclass
 class PreparedLdu(PreparedByPeft):
     """Hold a PeftModel with LoLDU.
@@ -69,8 +72,11 @@ class PreparedLdu(PreparedByPeft):
         model: Any = self.model
         before = core_numbers(adapted_layers(model), self.config)
         with quiet():
-            model.delete_adapter(ADAPTER)
-            model.load_adapter(str(folder), ADAPTER, is_trainable=True)
+            # PEFT deletes no adapter that is the only one: another stands in until the name is free.
+            for name, other in ((_SAVED, ADAPTER), (ADAPTER, _SAVED)):
+                model.load_adapter(str(folder), name, is_trainable=True)
+                model.set_adapter(name)
+                model.delete_adapter(other)
         self.expected_numbers += core_numbers(adapted_layers(model), self.config) - before
         if saved.basis_digest is not None:
             self.basis = find_basis(saved.basis_digest, saved.basis_file, folder)  # type: ignore[assignment]
