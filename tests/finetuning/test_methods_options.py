@@ -1,6 +1,8 @@
 """What methods say of options and requests that they cannot use."""
 
+import re
 import sys
+from pathlib import Path
 
 import peft
 import pytest
@@ -216,3 +218,16 @@ def test_a_frozen_head_is_left_out_of_the_task_type():
     assert found.config.task_type is None
     assert prepare("lora").config.task_type == "SEQ_CLS"
     assert batches_of("bert")[0]["labels"].max() < 3
+
+
+def test_a_head_whose_name_ends_like_another_ones():
+    model = bert()
+    model.add_module("pre_classifier", torch.nn.Linear(16, 16))
+    assert "accepted: 'pre_classifier' among the names" in refused(lambda: prepare("lora", model=model))
+    both = prepare("lora", model=model, trained_whole=["pre_classifier", "classifier"])
+    assert both.trained_numbers == both.expected_numbers
+
+
+def test_the_page_lists_every_method():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z0-9-]+)` \|", page, re.MULTILINE) == list(METHODS)

@@ -78,6 +78,24 @@ def test_peft_reads_what_a_method_saved(name, tmp_path):
     assert "pivots_file" not in saved
 
 
+@pytest.mark.parametrize("bias", ["all", "only"])
+@pytest.mark.parametrize("name", ["lora", "vera", "loldu"])
+def test_trained_biases_are_kept(name, bias, tmp_path):
+    def start():
+        options = OPTIONS[name] | {"bias": bias if bias == "all" else f"{name}_only"}
+        return get_method(name).prepare(bert(), options, request_of("bert"))
+
+    found, again = start(), start()
+    biases = {each: value.clone() for each, value in found.trained().items() if each.endswith("base_layer.bias")}
+    trained(found, "bert", name, steps=2)
+    assert len(biases) == 4
+    assert not any(torch.equal(value, found.trained()[each]) for each, value in biases.items())
+    found.save(tmp_path)
+    again.load(tmp_path)
+    for model in (again.model, found.merged()):
+        torch.testing.assert_close(logits(model.eval(), "bert"), logits(found.model.eval(), "bert"), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["full", "bitfit", "melora", "lora", "vblora", "loldu"])
 def test_folders_that_do_not_fit(name, tmp_path):
     found = prepared(name, "bert")

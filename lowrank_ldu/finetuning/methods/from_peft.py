@@ -110,7 +110,8 @@ class PeftMethod(Method):
         """Check options by PEFT's configuration; see `Method.options`."""
         config = self._config_class()
         why = {**FILLED_IN, **self.unusable, **dict.fromkeys(self.fixed, f"method {self.name!r} sets it")}
-        defaults = field_defaults(config, why) | dict(self.defaults)
+        of_peft = field_defaults(config, why)
+        defaults = of_peft | {name: value for name, value in self.defaults.items() if name in of_peft}
         check_names(self.name, given, defaults, why)
         options = defaults | converted(config, given)
         check_ranges(options, self.least, self.choices)

@@ -79,7 +79,9 @@ class PreparedByPeft(Prepared):
             raise AdapterError(
                 f"{folder}: is an adapter of {saved.peft_type.value}; accepted: {self.config.peft_type.value}"
             )
-        differing = [*self._not_in(result.missing_keys), *result.unexpected_keys]
+        # With bias "all" PEFT writes biases of a head a second time, by names that it does not read.
+        unknown = [name for name in result.unexpected_keys if not name.endswith("modules_to_save.bias")]
+        differing = [*self._not_in(result.missing_keys), *unknown]
         if differing:
             raise AdapterError(
                 f"{folder}: {differing[0]!r} is in the file or in the model, and not in both; accepted: an adapter of "
@@ -165,11 +167,21 @@ def of_task(model: nn.Module, request: MethodRequest, whole: Sequence[str]) -> d
     request : MethodRequest
     whole : sequence of str
         Qualified names of modules that are trained whole.
+
+    Raises
+    ------
+    OptionError
+        PEFT would train another module whole, too.
     """
-    heads = [name for name, _ in model.named_modules() if name.endswith(_HEADS.get(request.task_type or "", ()))]
-    # PEFT trains these heads whole, whether it is asked to or not: the task type is left out where they are frozen.
-    known = all(f"{name}.".startswith(tuple(f"{each}." for each in whole)) for name in heads)
-    return {"modules_to_save": list(request.trained_whole) or None, "task_type": request.task_type if known else None}
+    inside = tuple(f"{name}." for name in whole)
+    names = [name for name, _ in model.named_modules() if not f"{name}.".startswith(inside)]
+    # PEFT looks at the ends of names, wherever a word begins.
+    also = next((name for name in names if name.endswith(tuple(request.trained_whole))), None)
+    if also is not None:
+        raise OptionError(f"trained_whole names {also!r} to PEFT, too, by its end; accepted: {also!r} among the names")
+    # These PEFT trains whole, whether it is asked to or not: the task type is left out where they are frozen.
+    frozen = any(name.endswith(_HEADS.get(request.task_type or "", ())) for name in names)
+    return {"modules_to_save": list(request.trained_whole) or None, "task_type": None if frozen else request.task_type}
 
 
 def why_missing(module: str, name: str) -> str | None:
