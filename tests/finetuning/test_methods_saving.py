@@ -7,11 +7,11 @@ import pytest
 import torch
 from peft import PeftModel
 from test_methods_train import logits, prepared, trained
-from tiny_models import OPTIONS, batches_of, bert, request_of
+from tiny_models import OPTIONS, batches_of, bert, gpt2, request_of, roberta
 from torch import nn
 
 from lowrank_ldu.errors import AdapterError, OptionError
-from lowrank_ldu.finetuning import get_method
+from lowrank_ldu.finetuning import METHODS, get_method
 from lowrank_ldu.nn.host import hosts
 
 FITTED = ["ldu-pivots", "ldu-basis"]
@@ -217,6 +217,43 @@ def test_cores_of_ldu_have_rates_of_their_own_and_do_not_decay(name, options, ex
     assert {group["name"] for group in groups if group["weight_decay"]} == {"head"}
     values = [id(value) for group in groups for value in group["params"]]
     assert sorted(values) == sorted(id(value) for value in found.trained().values())
+
+
+ADAPTING = [name for name in METHODS if name in OPTIONS or name in {"ia3", "beft"}]
+
+
+def moved_and_merged(name, model, **others):
+    found = get_method(name).prepare(model, OPTIONS.get(name, {}), request_of("bert", **others))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for value in found.trained().values():
+            value.add_(0.1 * torch.randn_like(value))
+    assert found.expected_numbers == found.trained_numbers
+    expected, got = (logits(each.eval(), "bert") for each in (found.model, found.merged()))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    return found, expected
+
+
+@pytest.mark.parametrize("name", ADAPTING)
+def test_a_head_of_several_layers_is_kept_in_what_is_merged(name, tmp_path):
+    found, expected = moved_and_merged(name, roberta())
+    assert len([each for each in found.trained() if found.in_whole(each)]) == 4
+    found.save(tmp_path)
+    again = get_method(name).prepare(roberta(), OPTIONS.get(name, {}), request_of("bert"))
+    again.load(tmp_path)
+    torch.testing.assert_close(logits(again.model.eval(), "bert"), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted({*ADAPTING} - {"oft", "psoft", "beft", "melora"}))
+def test_layers_that_store_their_weights_transposed(name):
+    request = {"targets": ["c_attn"], "trained_whole": [], "task_type": "CAUSAL_LM", "batches": batches_of("llama")}
+    moved_and_merged(name, gpt2(), **request)
+
+
+@pytest.mark.parametrize("name", ["oft", "psoft", "beft", "melora"])
+def test_methods_that_do_not_take_them(name):
+    with pytest.raises(OptionError, match="Conv1D"):
+        get_method(name).prepare(gpt2(), OPTIONS.get(name, {}), request_of("llama", targets=["c_attn"]))
 
 
 def test_an_update_without_a_place_in_the_weights_is_refused():

@@ -1,7 +1,16 @@
 """Tiny models of true architectures, with batches that they can learn."""
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from lowrank_ldu.finetuning import MethodRequest
 
@@ -18,6 +27,21 @@ def llama():
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     return LlamaForCausalLM(LlamaConfig(vocab_size=30, max_position_embeddings=8, **sizes)).eval()
+
+
+def roberta():
+    """Its head has two layers."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = RobertaConfig(vocab_size=30, max_position_embeddings=8, num_labels=3, **sizes)
+    return RobertaForSequenceClassification(config).eval()
+
+
+def gpt2():
+    """Its layers store their weights transposed."""
+    torch.manual_seed(1)
+    sizes = {"n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=30, bos_token_id=1, eos_token_id=2, **sizes)).eval()
 
 
 def batches_of(kind, number=2):

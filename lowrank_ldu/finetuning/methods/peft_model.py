@@ -13,6 +13,7 @@ from lowrank_ldu.finetuning.methods.method import Prepared
 from lowrank_ldu.finetuning.methods.modules import AdaptedLayer, biases
 from lowrank_ldu.finetuning.methods.options import as_option_errors
 from lowrank_ldu.finetuning.seeding import seeded
+from lowrank_ldu.nn.injection import replace_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +32,7 @@ _KNOWN = (
     ".*`is_gradient_checkpointing` is deprecated",
     "Invalid `(r|oft_block_size)`",
     "Detected that the base layer has no bias term",
+    "fan_in_fan_out is set to",
     # AdaLoRA leaves layers without a rank, which PEFT takes for parts of tensors.
     r"Adapter '\w+': \d+ LoRA tensor\(s\) have invalid shape",
 )
@@ -103,7 +105,13 @@ class PreparedByPeft(Prepared):
 
     def merged(self) -> nn.Module:
         """Merge a copy by PEFT; see `Prepared.merged`."""
+        from peft.utils import ModulesToSaveWrapper  # noqa: PLC0415  # peft may be absent
+
         model = copy.deepcopy(self.model)
+        # PEFT puts back heads of a single layer alone, for most of its methods.
+        for name, module in list(model.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                replace_module(model, name, module.modules_to_save[ADAPTER])
         with as_option_errors("the update cannot be merged"):
             return model.merge_and_unload()  # type: ignore[no-any-return, operator]
 
