@@ -25,5 +25,6 @@ def seeded(seed: int) -> Iterator[None]:
         Seed of the block.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which would seed accelerators, too, whose generators are not put back.
+        torch.default_generator.manual_seed(seed)
         yield

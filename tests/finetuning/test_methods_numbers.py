@@ -1,6 +1,7 @@
 """The numbers that a method's formula gives are those that its model trains."""
 
 import pytest
+import torch
 from tiny_models import MODELS, OPTIONS, request_of
 
 from lowrank_ldu.finetuning import METHODS, get_method
@@ -72,8 +73,7 @@ def test_a_budget_is_kept(name, source):
     assert len({*found.config.rank_pattern.values()}) > 1
 
 
-@pytest.mark.parametrize("targets", ["all-linear", r".*\.(query|q_proj|intermediate\.dense|up_proj)"])
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("kind", "targets"), [("bert", "all-linear"), ("llama", r".*\.(q_proj|up_proj|down_proj)")])
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in {"full", "head"}])
 def test_layers_of_other_shapes(name, kind, targets):
     if name == "bitfit" and kind == "llama":
@@ -109,3 +109,12 @@ def test_every_weight_and_the_head_alone():
     assert full.expected_numbers == full.trained_numbers == parameters - head
     assert probe.expected_numbers == probe.trained_numbers == 0
     assert sum(value.numel() for value in probe.trained().values()) == head
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_adapters_of_a_bfloat16_model_are_float32(name):
+    model = MODELS["bert"]().bfloat16()
+    found = get_method(name).prepare(model, OPTIONS.get(name, {}), request_of("bert"))
+    assert found.expected_numbers == found.trained_numbers
+    own = {value.dtype for each, value in found.trained().items() if not found.in_whole(each)}
+    assert own == ({torch.bfloat16} if name in {"full", "bitfit"} else set() if name == "head" else {torch.float32})

@@ -99,6 +99,10 @@ class AdaLoraMethod(PeftMethod):
 
     def prepared(self, model: nn.Module, numbers: int, whole: tuple[str, ...]) -> Prepared:
         """Return what `prepare` does, with AdaLoRA's steps."""
+        for name, parameter in model.named_parameters():
+            # PEFT's cast from half precision makes a trained parameter of this count of ranks.
+            if ".ranknum." in name:
+                parameter.requires_grad = False
         return PreparedAdaLora(model, numbers, whole)
 
 

@@ -93,10 +93,11 @@ class MeloraLinear(nn.Module):
         weight = base_layer.weight
         # In float32 at least, as PEFT keeps its adapters: steps are small beside bfloat16's spacing.
         wide = torch.promote_types(weight.dtype, torch.float32)
-        self.lora_A = nn.Parameter(torch.empty(n, r, columns // n, dtype=wide, device=weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(n, rows // n, r, dtype=wide, device=weight.device))
         bound = 1 / math.sqrt(columns // n)  # of LoRA's Kaiming start, for the inputs of one block
-        nn.init.uniform_(self.lora_A, -bound, bound)
+        # Drawn on the CPU, so that one seed gives the same numbers on every device.
+        start = nn.init.uniform_(torch.empty(n, r, columns // n, dtype=wide), -bound, bound)
+        self.lora_A = nn.Parameter(start.to(weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(n, rows // n, r, dtype=wide, device=weight.device))
         self.lora_dropout = nn.Dropout(lora_dropout)
 
     @property
