@@ -5,6 +5,7 @@ import torch
 from tiny_models import MODELS, OPTIONS, request_of
 
 from lowrank_ldu.finetuning import METHODS, get_method
+from lowrank_ldu.finetuning.methods.modules import plain_name
 
 # Features, and the layers that are adapted: query and value of two blocks.
 D, LAYERS, FEEDFORWARD = 16, 4, 24
@@ -83,6 +84,18 @@ def test_layers_of_other_shapes(name, kind, targets):
     assert found.expected_numbers == found.trained_numbers
     heads = {each for each in found.trained() if found.in_whole(each)}
     assert len(heads) == (2 if kind == "bert" else 0)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", ["melora", "ldu-pivots", "ldu-basis", "loldu", "vera"])
+def test_all_linear_layers_are_those_of_lora(name, kind):
+    def layers(method):
+        found = prepared(method, {}, kind, targets="all-linear")
+        names = {plain_name(each) for each in found.trained() if not found.in_whole(each)}
+        return {each.partition(".lora_")[0].partition(".loldu_")[0].partition(".vera_")[0] for each in names}
+
+    assert layers(name) == layers("lora")
+    assert len(layers(name)) == {"bert": 13, "llama": 14}[kind]
 
 
 def test_all_biases():
