@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from lowrank_ldu.demo.extra import require
+from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.seeding import seeded
 from lowrank_ldu.fitting import choose_pivots, fit_basis
 from lowrank_ldu.nn import inject, project_

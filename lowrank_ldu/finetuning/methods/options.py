@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from lowrank_ldu.errors import OptionError, UserError
+from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
@@ -67,6 +66,7 @@ def converted(config: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:
+    msgspec = require("msgspec")
     try:
         return msgspec.convert(value, hint)
     except msgspec.ValidationError:

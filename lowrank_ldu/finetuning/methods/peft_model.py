@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.errors import AdapterError, OptionError
+from lowrank_ldu.errors import AdapterError, MissingExtraError, OptionError
+from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.methods.method import Prepared
 from lowrank_ldu.finetuning.methods.modules import AdaptedLayer, biases
 from lowrank_ldu.finetuning.methods.options import as_option_errors
@@ -195,9 +195,9 @@ def of_task(model: nn.Module, request: MethodRequest, whole: Sequence[str]) -> d
 def why_missing(module: str, name: str) -> str | None:
     """Return why a class of an optional library cannot be had, or None."""
     try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        return f"{module} could not be imported ({error}); pip install 'lowrank-ldu[finetune]'"
+        found = require(module)
+    except MissingExtraError as error:
+        return str(error)
     return None if hasattr(found, name) else f"the installed {module} {found.__version__} has no {name}"
 
 
@@ -212,7 +212,7 @@ def config_class(method: str, module: str, name: str) -> Any:
     reason = why_missing(module, name)
     if reason is not None:
         raise OptionError(f"method {method!r} is unavailable: {reason}; accepted: another method")
-    return getattr(importlib.import_module(module), name)
+    return getattr(require(module), name)
 
 
 class quiet(warnings.catch_warnings):  # noqa: N801  # it is used as a function
