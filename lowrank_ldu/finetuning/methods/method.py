@@ -118,7 +118,7 @@ class Prepared(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return what the method needs, beside the model, to go on training.
 
-        Tensors and plain values, as torch.save takes them; empty for most methods.
+        It is for checkpoints: tensors and plain values, as torch.save takes them; empty for most methods.
         """
         return {}
 
@@ -132,6 +132,8 @@ class Prepared(ABC):
     @abstractmethod
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, into a freshly prepared model.
+
+        It comes before `parameter_groups`: where something else was fitted, parameters are made anew.
 
         Raises
         ------
