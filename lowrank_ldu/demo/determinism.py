@@ -1,7 +1,4 @@
-"""Make runs repeatable.
-
-Initial weights by seed, and arithmetic that does not depend on the number of cores.
-"""
+"""Compute in a way that does not depend on the number of cores."""
 
 from __future__ import annotations
 
@@ -12,24 +9,6 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed PyTorch's global CPU generator for a block.
-
-    The generator is put back afterwards.
-
-    Transformers and PEFT draw their initial weights from the global generator and take no other.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the block.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from lowrank_ldu.demo.determinism import seeded
-from lowrank_ldu.demo.extra import require
+from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.seeding import seeded
 from lowrank_ldu.fitting import choose_pivots, fit_basis
 from lowrank_ldu.nn import inject, project_
 from lowrank_ldu.nn.host import hosts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from lowrank_ldu.demo.determinism import seeded
-from lowrank_ldu.demo.extra import require
+from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.seeding import seeded
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
 from lowrank_ldu.nn.calls import observe, unwatch, warn_of_passed_by
@@ -145,6 +145,10 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
             target = target.get_submodule(key)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            # A head that was trained whole, which is put back; PEFT would look for the weight of one layer in it.
+            setattr(parent, child_name, new_module)
+            return
         # PEFT puts an adapter where the weight is: in memory, while it is there.
         with onloaded(innermost(child)):
             super()._replace_module(parent, child_name, new_module, child)

@@ -21,6 +21,7 @@ from peft import (
 )
 from plugin_models import layers, logits, minilm, perturb, stored_bytes, tiny_bert, tokens
 from torch import nn
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from lowrank_ldu.peft import LolduConfig, LolduLayer
 
@@ -50,6 +51,18 @@ def test_minilm_starts_as_the_base_merges_and_comes_back(dtype):
     merged = model.merge_and_unload()
     assert not layers(merged)
     assert_as_near(logits(merged, SENTENCE), exact, *plain)
+
+
+def test_a_head_of_several_layers_is_put_back_when_merged():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    base = RobertaForSequenceClassification(RobertaConfig(vocab_size=30, max_position_embeddings=12, **sizes)).eval()
+    model = perturb(get_peft_model(base, LolduConfig(r=4, modules_to_save=["classifier"])))
+    ids = torch.randint(3, 30, (2, 6))
+    expected = logits(model, ids)
+    merged = model.merge_and_unload()
+    assert type(merged.classifier).__name__ == "RobertaClassificationHead"
+    torch.testing.assert_close(logits(merged, ids), expected)
 
 
 def test_unload_leaves_the_base():
