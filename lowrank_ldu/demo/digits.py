@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from lowrank_ldu.demo.extra import require
+from lowrank_ldu.finetuning.extra import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable

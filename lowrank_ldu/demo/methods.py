@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_ldu.demo.determinism import seeded
-from lowrank_ldu.demo.extra import require
+from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.fitting import choose_pivots, fit_basis
 from lowrank_ldu.nn import inject, project_
 from lowrank_ldu.nn.host import hosts

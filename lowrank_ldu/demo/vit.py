@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from lowrank_ldu.demo.determinism import seeded
-from lowrank_ldu.demo.extra import require
+from lowrank_ldu.finetuning.extra import require
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,0 +1,341 @@
+"""Run a recipe: each task with each seed, in folders of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lowrank_ldu.errors import OptionError
+from lowrank_ldu.files import whole_folder
+from lowrank_ldu.finetuning.checkpoints import (
+    ADAPTER,
+    best_step,
+    is_whole,
+    remove_incomplete,
+    step_of,
+    trainer_state,
+    whole_checkpoints,
+)
+from lowrank_ldu.finetuning.configuration import RunConfig, configure
+from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, weights_digest
+from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
+from lowrank_ldu.finetuning.recipe import Choice, Recipe
+from lowrank_ldu.finetuning.run_directory import RunDirectory
+from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
+from lowrank_ldu.finetuning.training_options import training_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+REPORTS = ("none", "tensorboard", "wandb", "trackio")
+# Batches that a method may be fitted to.
+_FITTED_TO = 64
+
+
+@dataclass(frozen=True)
+class Run:
+    """Hold a run that is to be made, and where."""
+
+    config: RunConfig
+    folder: Path
+
+    def state(self) -> str:
+        """Say how far the run is: "new", "from step N" or "finished"."""
+        directory = RunDirectory(self.folder)
+        if directory.finished() is not None:
+            return "finished"
+        whole = whole_checkpoints(directory.checkpoints)
+        return f"from step {step_of(whole[-1])}" if whole else "new"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Hold what a finished run has come to.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+    task : str
+    seed : int
+    metric : str
+        Name of the metric by which the best state was chosen.
+    metrics : mapping
+        Split to its metrics, of the best state.
+    numbers : int
+        Trained numbers of the method, without the head's.
+    record : mapping
+        All of `metrics.json`.
+    """
+
+    folder: Path
+    task: str
+    seed: int
+    metric: str
+    metrics: Mapping[str, Mapping[str, float]]
+    numbers: int
+    record: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The metric on the validation split."""
+        return self.metrics["validation"][self.metric]
+
+
+def plan_runs(
+    recipe: Recipe, out: Path, choice: Choice, *, tasks: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> list[Run]:
+    """List the runs of a recipe, each checked to its last option.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    out : pathlib.Path
+        Run with seed N of a task is in TASK/seed-N below it.
+    choice : Choice
+    tasks, seeds : sequence
+        Instead of the recipe's own.
+
+    Returns
+    -------
+    list of Run
+
+    Raises
+    ------
+    OptionError
+        An option is unknown or not accepted.
+    RunDirectoryError
+        A folder holds another run.
+    """
+    runs = []
+    for task in tasks or recipe.tasks:
+        for seed in seeds or recipe.seeds:
+            if seed < 0:
+                raise OptionError(f"seed is {seed}; accepted: from 0 on")
+            run = Run(configure(recipe, task, choice, seed=seed), out / task / f"seed-{seed}")
+            RunDirectory(run.folder).check(run.config.as_dict())
+            runs.append(run)
+    return runs
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    choice: Choice | None = None,
+    *,
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    report_to: str = "none",
+) -> list[Result]:
+    """Train every run of a recipe that is not finished.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    out : pathlib.Path
+    choice : Choice, optional
+    tasks, seeds : sequence
+        Instead of the recipe's own.
+    report_to : str
+        "none", "tensorboard", "wandb" or "trackio".
+
+    Returns
+    -------
+    list of Result
+
+    Raises
+    ------
+    lowrank_ldu.errors.UserError
+        What is given cannot be used, or training cannot go on.
+    """
+    runs = plan_runs(recipe, out, choice or Choice(), tasks=tasks, seeds=seeds)
+    return [train(run, report_to=report_to) for run in runs]
+
+
+def median_scores(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Return the median of each metric over the seeds of each task.
+
+    Parameters
+    ----------
+    results : sequence of Result
+
+    Returns
+    -------
+    dict
+        Task to metric, as "SPLIT_METRIC", to its median.
+    """
+    collected: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        of_task = collected.setdefault(result.task, {})
+        for split, metrics in result.metrics.items():
+            for name, value in metrics.items():
+                of_task.setdefault(f"{split}_{name}", []).append(value)
+    return {
+        task: {name: statistics.median(values) for name, values in of_task.items()}
+        for task, of_task in collected.items()
+    }
+
+
+def train(run: Run, *, report_to: str = "none") -> Result:
+    """Train one run, or go on with it, or read what it came to.
+
+    Parameters
+    ----------
+    run : Run
+    report_to : str
+
+    Returns
+    -------
+    Result
+    """
+    if report_to not in REPORTS:
+        raise OptionError(f"report_to is {report_to!r}; accepted: {', '.join(REPORTS)}")
+    for module in ("transformers", "accelerate", "datasets"):
+        require(module)
+    state = require("accelerate").PartialState()
+    directory = RunDirectory(run.folder)
+    config = run.config.as_dict()
+    # Of several processes the first one keeps the folder.
+    with directory.locked() if state.is_main_process else contextlib.nullcontext():
+        directory.check(config)
+        record = directory.finished()
+        if record is None:
+            record = _train(run.config, directory, report_to, main=state.is_main_process)
+        state.wait_for_everyone()
+    return Result(
+        folder=run.folder,
+        task=run.config.task,
+        seed=run.config.seed,
+        metric=record["metric"],
+        metrics=record["metrics"],
+        numbers=record["numbers"],
+        record=record,
+    )
+
+
+def _train(config: RunConfig, directory: RunDirectory, report_to: str, *, main: bool) -> dict[str, Any]:
+    from lowrank_ldu.finetuning.trainer import RecipeTrainer, RunCallback, check_numbers  # noqa: PLC0415  # slow
+
+    transformers = require("transformers")
+    start = describe_start()
+    arguments = training_arguments(
+        config.training, directory.checkpoints, seed=config.seed, report_to=report_to, quiet=not sys.stderr.isatty()
+    )
+    transformers.set_seed(config.seed)
+    with _bars(sys.stderr.isatty()):
+        task = get_kind(config.kind).load(config)
+    digests = {"model": weights_digest(task.model, task.head), "data": task.data_digest}
+    if main:
+        directory.begin(config.as_dict(), digests, start)
+        remove_incomplete(directory.checkpoints)
+    require("accelerate").PartialState().wait_for_everyone()
+    prepared = _prepare(config, task, arguments)
+    numbers, whole_numbers = check_numbers(prepared, task.head)
+    whole = whole_checkpoints(directory.checkpoints)
+    seconds = directory.shorten_log(step_of(whole[-1]) if whole else 0) if main else 0.0
+    callback = RunCallback(prepared, directory.log, task.metric, config.training["save_total_limit"], seconds)
+    trainer = RecipeTrainer(
+        prepared,
+        config.training,
+        head_learning_rate=config.head_learning_rate,
+        args=arguments,
+        train_dataset=task.train,
+        eval_dataset=task.validation,
+        data_collator=task.collator,
+        compute_metrics=task.compute_metrics,
+        callbacks=[callback],
+    )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise OptionError("the launcher shards the model (FSDP or DeepSpeed); accepted: data parallel processes (DDP)")
+    if not (whole and _is_at_the_end(trainer_state(whole[-1]))):
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    # The best state is evaluated as whoever loads the adapter gets it.
+    state = trainer_state(whole_checkpoints(directory.checkpoints)[-1])
+    best = best_step(state, task.metric)
+    checkpoint = directory.checkpoints / f"checkpoint-{best}"
+    if best is None or not is_whole(checkpoint):
+        raise OptionError("there was no evaluation; accepted: more training steps, or a smaller eval_steps or eval_delay")
+    prepared.load(checkpoint / ADAPTER)
+    splits = {"validation": task.validation, **task.others}
+    evaluated = {name: _metrics(trainer.predict(rows, metric_key_prefix="x").metrics) for name, rows in splits.items()}
+    record = {
+        "metric": task.metric,
+        "metrics": evaluated,
+        "best_step": best,
+        "steps": state["global_step"],
+        "numbers": numbers,
+        "numbers_trained_whole": whole_numbers,
+        "seconds": round(callback.seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+    }
+    if main:
+        with whole_folder(directory.adapter, overwrite=True) as folder:
+            prepared.save(folder)
+            record["adapter_bytes"] = sum(
+                file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "README.md"
+            )
+        directory.finish(record)
+    return record
+
+
+def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
+    """Have the method prepare the model, on the device that it is trained on."""
+    model = task.model.to(arguments.device)
+    request = MethodRequest(
+        targets=[] if config.target_modules is None else config.target_modules,
+        trained_whole=list(task.head),
+        seed=config.seed,
+        batches=_Batches(task, arguments, config.seed),
+        task_type=task.task_type,
+    )
+    return get_method(config.method).prepare(model, config.method_options, request)
+
+
+class _Batches:
+    """A few training batches in a random order, the same whenever they are gone through."""
+
+    def __init__(self, task: LoadedTask, arguments: Any, seed: int) -> None:
+        self._task = task
+        self._size = arguments.per_device_train_batch_size
+        self._device = arguments.device
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[Any]:
+        rows = self._task.train
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed)).tolist()
+        for start in range(0, min(len(order), self._size * _FITTED_TO), self._size):
+            batch = self._task.collator([rows[place] for place in order[start : start + self._size]])
+            yield {name: values.to(self._device) for name, values in batch.items()}
+
+
+def _is_at_the_end(state: Mapping[str, Any]) -> bool:
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def _metrics(found: Mapping[str, float]) -> dict[str, float]:
+    """Keep the task's metrics and the loss of what the Trainer gives."""
+    names = {name.removeprefix("x_"): value for name, value in found.items()}
+    return {name: float(value) for name, value in names.items() if not name.endswith(("runtime", "per_second", "time"))}
+
+
+@contextlib.contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Show the progress of loading where someone sees it."""
+    datasets, transformers = require("datasets"), require("transformers")
+    before = datasets.are_progress_bars_disabled()
+    if not shown:
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if not shown:
+            transformers.utils.logging.enable_progress_bar()
+        if not before:
+            datasets.enable_progress_bars()

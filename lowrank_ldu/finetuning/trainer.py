@@ -1,0 +1,265 @@
+"""Train by transformers' Trainer, with a method's own parts."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+
+from lowrank_ldu.errors import OutputError, TrainingError
+from lowrank_ldu.finetuning.checkpoints import ADAPTER, best_step, keep_only, mark_whole, unmark
+from lowrank_ldu.finetuning.training_options import WARMUP_RATIO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lowrank_ldu.finetuning.methods import Prepared
+
+# Of a process and its machine, and not of the run.
+_TIMES = ("_runtime", "_per_second", "total_flos", "train_loss")
+_SHOWN = 5
+# Steps in which each parameter is to have a gradient once.
+_WATCHED = 3
+
+
+class RecipeTrainer(Trainer):  # type: ignore[misc]  # skipped by the type checker
+    """Train what a method has prepared.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The method's model, groups of parameters, and files.
+    options : mapping
+        Of `checked_training`.
+    head_learning_rate : float, optional
+        Of the modules that are trained whole.
+    others
+        As for transformers' Trainer.
+    """
+
+    def __init__(
+        self, prepared: Prepared, options: Mapping[str, Any], *, head_learning_rate: float | None, **others: Any
+    ) -> None:
+        self._prepared = prepared
+        self._warmup_ratio = options.get(WARMUP_RATIO)
+        self._head_learning_rate = head_learning_rate
+        super().__init__(prepared.model, **others)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer, with the method's groups of parameters."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model if model is None else model)
+            groups = self._prepared.parameter_groups(
+                self.args.learning_rate, head_lr=self._head_learning_rate, weight_decay=self.args.weight_decay
+            )
+            self.optimizer = kind(groups, **options)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule; the warm-up is a part of all steps where the recipe says so."""
+        if self._warmup_ratio is not None:
+            self.args.warmup_steps = math.ceil(self._warmup_ratio * num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
+        """Take the gradients of a batch, and stop at a loss that is no number."""
+        loss: torch.Tensor = super().training_step(*given, **named)
+        if not torch.isfinite(loss).all():
+            raise TrainingError(
+                f"the loss is {loss.float().mean().item()} in step {self.state.global_step + 1}; accepted: a smaller "
+                "learning_rate, more warm-up, or bf16 instead of fp16; the checkpoints before are kept"
+            )
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what was trained, and nothing of the base."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir) / ADAPTER
+            folder.mkdir(parents=True, exist_ok=True)
+            self._prepared.save(folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                unmark(folder)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_whole(folder)
+        # The second and third are what torch and safetensors say of a full disk.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OutputError(
+                f"{folder}: cannot be written ({error}); the checkpoints before are whole, and the same command resumes"
+            ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
+        self._prepared.load(Path(resume_from_checkpoint) / ADAPTER)
+
+
+class RunCallback(TrainerCallback):  # type: ignore[misc]  # skipped by the type checker
+    """Save with each evaluation, write the log, and check gradients.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    log : pathlib.Path
+        Each entry becomes a line.
+    metric : str
+        Of the evaluations: the best one's checkpoint is kept.
+    kept : int
+        Number of the latest checkpoints that are kept beside it.
+    seconds : float
+        Time that an earlier process trained for.
+    """
+
+    def __init__(self, prepared: Prepared, log: Path, metric: str, kept: int, seconds: float) -> None:
+        self._prepared = prepared
+        self._log = log
+        self._metric = metric
+        self._kept = kept
+        self._before = seconds
+        self._began = time.monotonic()
+        self._steps = 0
+        self._still: set[str] = set()
+
+    @property
+    def seconds(self) -> float:
+        """Time of training, that of earlier processes included."""
+        return self._before + time.monotonic() - self._began
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Check the first gradients.
+
+        One of LoRA's two matrices has none until the other one has moved, which a warm-up delays by a step.
+        """
+        if self._steps < _WATCHED:
+            still = check_gradients(self._prepared) if self._steps == 0 else without_gradient(self._prepared)
+            self._still = still if self._steps == 0 else self._still & still
+            self._steps += 1
+            if self._steps == _WATCHED and self._still:
+                names = sorted(self._still)
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                warnings.warn(f"no gradient in {_WATCHED} steps: {', '.join(names[:_SHOWN])}{more}", stacklevel=2)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Do what the method does after each step."""
+        self._prepared.after_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Have every evaluation saved, and every checkpoint logged.
+
+        At the end of an epoch that is done once, by `on_epoch_end`.
+        """
+        if args.eval_strategy == "steps":
+            if control.should_training_stop:
+                control.should_evaluate = True
+            if control.should_evaluate:
+                control.should_save = True
+        elif control.should_training_stop or state.epoch == int(state.epoch):
+            control.should_save = False
+        if control.should_save:
+            control.should_log = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Save with the evaluation at the end of an epoch."""
+        if control.should_evaluate:
+            control.should_save = control.should_log = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Remove checkpoints that nothing needs any more."""
+        if state.is_world_process_zero:
+            best = best_step({"log_history": state.log_history}, self._metric)
+            folder = Path(args.output_dir)
+            present = sorted(int(each.name.partition("-")[2]) for each in folder.glob("checkpoint-*"))
+            keep_only(folder, [*present[-self._kept :], *([] if best is None else [best])])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Add a line to the log."""
+        if state.is_world_process_zero and "train_runtime" not in logs:
+            entry = {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.seconds, 3)}
+            entry |= {name: value for name, value in logs.items() if not name.endswith(_TIMES) and name not in entry}
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(entry)}\n")
+
+
+def check_gradients(prepared: Prepared) -> set[str]:
+    """Refuse a group of parameters that gets no gradient.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        After a backward pass.
+
+    Returns
+    -------
+    set of str
+        Names of single parameters without one.
+
+    Raises
+    ------
+    TrainingError
+        The message names the group.
+    """
+    still = without_gradient(prepared)
+    names = {id(parameter): name for name, parameter in prepared.model.named_parameters()}
+    for group in prepared.parameter_groups(1.0, head_lr=None, weight_decay=0.0):
+        of_group = [names[id(each)] for each in group["params"]]
+        if of_group and still.issuperset(of_group):
+            raise TrainingError(
+                f"no parameter of group {group.get('name', 'without a name')!r} has a gradient, {of_group[0]} neither; "
+                "accepted: target_modules that the loss depends on"
+            )
+    return still
+
+
+def without_gradient(prepared: Prepared) -> set[str]:
+    """Return the names of trained parameters without a gradient."""
+    return {
+        name
+        for name, parameter in prepared.model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+    }
+
+
+def check_numbers(prepared: Prepared, trained_whole: Any) -> tuple[int, int]:
+    """Count what is trained, and compare it with the method's own figure.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    trained_whole : sequence of str
+        Modules that are trained whole, such as the head.
+
+    Returns
+    -------
+    tuple of int
+        Trained numbers of the method, and of those modules.
+
+    Raises
+    ------
+    TrainingError
+        The method trains more or fewer numbers than it says.
+    """
+    own = whole = 0
+    for name, parameter in prepared.model.named_parameters():
+        if parameter.requires_grad:
+            # PEFT puts other names around those of the modules.
+            if any(f".{each}." in f".{name}" for each in trained_whole):
+                whole += parameter.numel()
+            else:
+                own += parameter.numel()
+    if own != prepared.expected_numbers:
+        raise TrainingError(
+            f"{own} numbers are trained beside {', '.join(trained_whole) or 'no other module'}; accepted: "
+            f"{prepared.expected_numbers}, by the method's own formula"
+        )
+    return own, whole
