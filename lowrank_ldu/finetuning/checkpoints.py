@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 MARK = "whole.json"
 STATE = "trainer_state.json"

@@ -15,7 +15,7 @@ from lowrank_ldu.finetuning.training_options import checked_training, refuse_res
 from lowrank_ldu.validation import is_several, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterator, Mapping
 
 _OF_MODEL = ("target_modules", "modules_to_save", "head_learning_rate")
 # As near as a slip of the keyboard; a method names what is nearest among its own options.
@@ -154,7 +154,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences({"seed": 0, "training": {"bf16": True}}, {"seed": 0, "training": {"bf16": False}})
     ['training.bf16 was True and is False']
     """
-    first, second = dict(_flat(before)), dict(_flat(now))
+    first, second = dict(flat(before)), dict(flat(now))
     missing = "not there"
     found = []
     for name in {**first, **second}:
@@ -164,9 +164,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _flat(table: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+def flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Go through the keys of nested tables, written with dots.
+
+    Examples
+    --------
+    >>> dict(flat({"seed": 0, "training": {"bf16": True}}))
+    {'seed': 0, 'training.bf16': True}
+    """
     for name, value in table.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{before}{name}.")
+            yield from flat(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value

@@ -6,12 +6,11 @@ import contextlib
 import statistics
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.errors import OptionError
+from lowrank_ldu.errors import OptionError, UserError
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.finetuning.checkpoints import (
     ADAPTER,
@@ -32,7 +31,8 @@ from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
 from lowrank_ldu.finetuning.training_options import training_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 REPORTS = ("none", "tensorboard", "wandb", "trackio")
 # Batches that a method may be fitted to.
@@ -132,6 +132,7 @@ def run_recipe(
     tasks: Sequence[str] = (),
     seeds: Sequence[int] = (),
     report_to: str = "none",
+    tell: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Train every run of a recipe that is not finished.
 
@@ -144,6 +145,8 @@ def run_recipe(
         Instead of the recipe's own.
     report_to : str
         "none", "tensorboard", "wandb" or "trackio".
+    tell : callable, optional
+        Gets a line when a run begins, and on each evaluation.
 
     Returns
     -------
@@ -155,10 +158,10 @@ def run_recipe(
         What is given cannot be used, or training cannot go on.
     """
     runs = plan_runs(recipe, out, choice or Choice(), tasks=tasks, seeds=seeds)
-    return [train(run, report_to=report_to) for run in runs]
+    return [train(run, report_to=report_to, tell=tell) for run in runs]
 
 
-def median_scores(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+def median_scores(results: Sequence[Result]) -> dict[str, dict[str, dict[str, float]]]:
     """Return the median of each metric over the seeds of each task.
 
     Parameters
@@ -168,27 +171,26 @@ def median_scores(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     Returns
     -------
     dict
-        Task to metric, as "SPLIT_METRIC", to its median.
+        Task to split to metric to its median.
     """
-    collected: dict[str, dict[str, list[float]]] = {}
-    for result in results:
-        of_task = collected.setdefault(result.task, {})
-        for split, metrics in result.metrics.items():
-            for name, value in metrics.items():
-                of_task.setdefault(f"{split}_{name}", []).append(value)
+    tasks = {result.task: [each for each in results if each.task == result.task] for result in results}
     return {
-        task: {name: statistics.median(values) for name, values in of_task.items()}
-        for task, of_task in collected.items()
+        task: {
+            split: {name: statistics.median(each.metrics[split][name] for each in own) for name in metrics}
+            for split, metrics in own[0].metrics.items()
+        }
+        for task, own in tasks.items()
     }
 
 
-def train(run: Run, *, report_to: str = "none") -> Result:
+def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | None = None) -> Result:
     """Train one run, or go on with it, or read what it came to.
 
     Parameters
     ----------
     run : Run
     report_to : str
+    tell : callable, optional
 
     Returns
     -------
@@ -206,7 +208,9 @@ def train(run: Run, *, report_to: str = "none") -> Result:
         directory.check(config)
         record = directory.finished()
         if record is None:
-            record = _train(run.config, directory, report_to, main=state.is_main_process)
+            if tell is not None:
+                tell(f"{run.config.task}, seed {run.config.seed}, {run.state()}: {run.folder}")
+            record = _train(run.config, directory, report_to, tell, main=state.is_main_process)
         state.wait_for_everyone()
     return Result(
         folder=run.folder,
@@ -219,7 +223,9 @@ def train(run: Run, *, report_to: str = "none") -> Result:
     )
 
 
-def _train(config: RunConfig, directory: RunDirectory, report_to: str, *, main: bool) -> dict[str, Any]:
+def _train(
+    config: RunConfig, directory: RunDirectory, report_to: str, tell: Callable[[str], None] | None, *, main: bool
+) -> dict[str, Any]:
     from lowrank_ldu.finetuning.trainer import RecipeTrainer, RunCallback, check_numbers  # noqa: PLC0415  # slow
 
     transformers = require("transformers")
@@ -228,7 +234,7 @@ def _train(config: RunConfig, directory: RunDirectory, report_to: str, *, main: 
         config.training, directory.checkpoints, seed=config.seed, report_to=report_to, quiet=not sys.stderr.isatty()
     )
     transformers.set_seed(config.seed)
-    with _bars(sys.stderr.isatty()):
+    with _quiet(bars=sys.stderr.isatty()):
         task = get_kind(config.kind).load(config)
     digests = {"model": weights_digest(task.model, task.head), "data": task.data_digest}
     if main:
@@ -239,7 +245,8 @@ def _train(config: RunConfig, directory: RunDirectory, report_to: str, *, main: 
     numbers, whole_numbers = check_numbers(prepared, task.head)
     whole = whole_checkpoints(directory.checkpoints)
     seconds = directory.shorten_log(step_of(whole[-1]) if whole else 0) if main else 0.0
-    callback = RunCallback(prepared, directory.log, task.metric, config.training["save_total_limit"], seconds)
+    kept = config.training["save_total_limit"]
+    callback = RunCallback(prepared, directory.log, task.metric, kept=kept, seconds=seconds, tell=tell)
     trainer = RecipeTrainer(
         prepared,
         config.training,
@@ -251,6 +258,8 @@ def _train(config: RunConfig, directory: RunDirectory, report_to: str, *, main: 
         compute_metrics=task.compute_metrics,
         callbacks=[callback],
     )
+    # It would print every entry of the log.
+    trainer.remove_callback(transformers.PrinterCallback)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise OptionError("the launcher shards the model (FSDP or DeepSpeed); accepted: data parallel processes (DDP)")
     if not (whole and _is_at_the_end(trainer_state(whole[-1]))):
@@ -260,10 +269,12 @@ def _train(config: RunConfig, directory: RunDirectory, report_to: str, *, main: 
     best = best_step(state, task.metric)
     checkpoint = directory.checkpoints / f"checkpoint-{best}"
     if best is None or not is_whole(checkpoint):
-        raise OptionError("there was no evaluation; accepted: more training steps, or a smaller eval_steps or eval_delay")
+        raise OptionError("there was no evaluation; accepted: more steps, or a smaller eval_steps or eval_delay")
     prepared.load(checkpoint / ADAPTER)
     splits = {"validation": task.validation, **task.others}
-    evaluated = {name: _metrics(trainer.predict(rows, metric_key_prefix="x").metrics) for name, rows in splits.items()}
+    evaluated = {
+        name: _metrics(trainer.predict(rows, metric_key_prefix="x").metrics or {}) for name, rows in splits.items()
+    }
     record = {
         "metric": task.metric,
         "metrics": evaluated,
@@ -294,7 +305,13 @@ def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
         batches=_Batches(task, arguments, config.seed),
         task_type=task.task_type,
     )
-    return get_method(config.method).prepare(model, config.method_options, request)
+    try:
+        return get_method(config.method).prepare(model, config.method_options, request)
+    except UserError:
+        raise
+    except ValueError as error:  # PEFT's own: of targets, most of all
+        reason = " ".join(str(error).split())
+        raise OptionError(f"method {config.method!r} cannot be used on {config.model!r}: {reason}") from error
 
 
 class _Batches:
@@ -325,17 +342,19 @@ def _metrics(found: Mapping[str, float]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _bars(shown: bool) -> Iterator[None]:
-    """Show the progress of loading where someone sees it."""
-    datasets, transformers = require("datasets"), require("transformers")
-    before = datasets.are_progress_bars_disabled()
-    if not shown:
+def _quiet(*, bars: bool) -> Iterator[None]:
+    """Load without messages on what is meant to be so: a head that is new, and bars that nobody sees."""
+    datasets, messages = require("datasets"), require("transformers").utils.logging
+    disabled, level = datasets.are_progress_bars_disabled(), messages.get_verbosity()
+    messages.set_verbosity_error()
+    if not bars:
         datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
+        messages.disable_progress_bar()
     try:
         yield
     finally:
-        if not shown:
-            transformers.utils.logging.enable_progress_bar()
-        if not before:
+        messages.set_verbosity(level)
+        if not bars:
+            messages.enable_progress_bar()
+        if not disabled:
             datasets.enable_progress_bars()

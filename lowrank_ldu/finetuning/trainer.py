@@ -18,7 +18,7 @@ from lowrank_ldu.finetuning.checkpoints import ADAPTER, best_step, keep_only, ma
 from lowrank_ldu.finetuning.training_options import WARMUP_RATIO
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from lowrank_ldu.finetuning.methods import Prepared
 
@@ -29,7 +29,7 @@ _SHOWN = 5
 _WATCHED = 3
 
 
-class RecipeTrainer(Trainer):  # type: ignore[misc]  # skipped by the type checker
+class RecipeTrainer(Trainer):
     """Train what a method has prepared.
 
     Parameters
@@ -51,11 +51,12 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # skipped by the type check
         self._warmup_ratio = options.get(WARMUP_RATIO)
         self._head_learning_rate = head_learning_rate
         super().__init__(prepared.model, **others)
+        self._folder = Path(str(self.args.output_dir))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer, with the method's groups of parameters."""
         if self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model if model is None else model)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model if model is None else model)  # type: ignore[arg-type]  # any module
             groups = self._prepared.parameter_groups(
                 self.args.learning_rate, head_lr=self._head_learning_rate, weight_decay=self.args.weight_decay
             )
@@ -82,12 +83,12 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # skipped by the type check
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what was trained, and nothing of the base."""
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir) / ADAPTER
+            folder = (self._folder if output_dir is None else Path(output_dir)) / ADAPTER
             folder.mkdir(parents=True, exist_ok=True)
             self._prepared.save(folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = self._folder / f"checkpoint-{self.state.global_step}"
         try:
             if self.args.should_save:
                 unmark(folder)
@@ -105,7 +106,7 @@ class RecipeTrainer(Trainer):  # type: ignore[misc]  # skipped by the type check
         self._prepared.load(Path(resume_from_checkpoint) / ADAPTER)
 
 
-class RunCallback(TrainerCallback):  # type: ignore[misc]  # skipped by the type checker
+class RunCallback(TrainerCallback):
     """Save with each evaluation, write the log, and check gradients.
 
     Parameters
@@ -119,10 +120,22 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # skipped by the type
         Number of the latest checkpoints that are kept beside it.
     seconds : float
         Time that an earlier process trained for.
+    tell : callable, optional
+        Gets a line on each evaluation.
     """
 
-    def __init__(self, prepared: Prepared, log: Path, metric: str, kept: int, seconds: float) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        log: Path,
+        metric: str,
+        *,
+        kept: int,
+        seconds: float,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         self._prepared = prepared
+        self._tell = tell
         self._log = log
         self._metric = metric
         self._kept = kept
@@ -189,6 +202,10 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]  # skipped by the type
             entry |= {name: value for name, value in logs.items() if not name.endswith(_TIMES) and name not in entry}
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(f"{json.dumps(entry)}\n")
+            evaluated = {name.removeprefix("eval_"): value for name, value in entry.items() if "eval_" in name}
+            if self._tell is not None and evaluated:
+                figures = ", ".join(f"{name} {value:.4g}" for name, value in evaluated.items())
+                self._tell(f"step {state.global_step} of {state.max_steps}: {figures}")
 
 
 def check_gradients(prepared: Prepared) -> set[str]:

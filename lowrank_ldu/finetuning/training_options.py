@@ -7,13 +7,14 @@ import math
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
+import torch
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
 # A run is evaluated and saved at the same moments, so that its best state is always on disk.
@@ -44,6 +45,19 @@ _RESERVED = {
 _RESERVED_STARTS = ("do_", "hub_", "push_to_hub")
 # Of transformers before 5.15, and translated into warmup_steps for later versions.
 WARMUP_RATIO = "warmup_ratio"
+_POSITIVE = (lambda value: math.isfinite(value) and value > 0, "a positive finite number")
+_COUNT = (lambda value: value >= 1, "from 1 on")
+_RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": _POSITIVE,
+    "num_train_epochs": _POSITIVE,
+    "per_device_train_batch_size": _COUNT,
+    "per_device_eval_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "save_total_limit": _COUNT,
+    "eval_steps": _COUNT,
+    "save_steps": _COUNT,
+    WARMUP_RATIO: (lambda value: 0 <= value <= 1, "from 0 to 1"),
+}
 _DEFAULTS = {"eval_strategy": "epoch", "logging_steps": 50, "save_total_limit": 2}
 
 
@@ -91,25 +105,18 @@ def checked_training(values: Mapping[str, Any]) -> dict[str, Any]:
         A value is of another type, or two options contradict each other.
     """
     hints = get_type_hints(require("transformers").TrainingArguments)
-    checked = {**_DEFAULTS, **values}
-    for name, value in values.items():
-        checked[name] = _converted(name, value, hints.get(name, float))
-    ratio = checked.get(WARMUP_RATIO)
-    if ratio is not None:
-        if not 0 <= ratio <= 1:
-            raise OptionError(f"{WARMUP_RATIO} is {ratio:g}; accepted: from 0 to 1")
-        if values.get("warmup_steps"):
-            raise OptionError(f"{WARMUP_RATIO} and warmup_steps are given; accepted: one of them")
+    # A warm-up's share of the steps is a number in every version.
+    given = {name: _converted(name, value, hints.get(name, float)) for name, value in values.items()}
+    if WARMUP_RATIO in given and given.get("warmup_steps"):
+        raise OptionError(f"{WARMUP_RATIO} and warmup_steps are given; accepted: one of them")
+    checked = {**_DEFAULTS, **given}
     if checked["eval_strategy"] not in {"epoch", "steps"}:
         raise OptionError(f"eval_strategy is {shown(checked['eval_strategy'])}; accepted: epoch, steps")
     if ("eval_steps" in checked) != (checked["eval_strategy"] == "steps"):
         raise OptionError("eval_steps and eval_strategy = 'steps' belong together; accepted: both or none")
-    for name in ("learning_rate", "num_train_epochs"):
-        if name in checked and not (math.isfinite(checked[name]) and checked[name] > 0):
-            raise OptionError(f"{name} is {checked[name]:g}; accepted: a positive finite number")
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "save_total_limit", "eval_steps"):
-        if name in checked and (checked[name] is None or checked[name] < 1):
-            raise OptionError(f"{name} is {checked[name]}; accepted: from 1 on")
+    for name, (fits, accepted) in _RANGES.items():
+        if name in checked and (checked[name] is None or not fits(checked[name])):
+            raise OptionError(f"{name} is {checked[name]}; accepted: {accepted}")
     return checked
 
 
@@ -126,9 +133,7 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
         raise OptionError(f"{name} is {shown(value)}: {str(error)[:1].lower()}{str(error)[1:]}") from error
 
 
-def training_arguments(
-    values: Mapping[str, Any], folder: Path, *, seed: int, report_to: str, quiet: bool
-) -> Any:
+def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, report_to: str, quiet: bool) -> Any:
     """Make transformers' TrainingArguments of checked values.
 
     Parameters
@@ -157,6 +162,8 @@ def training_arguments(
     given = {name: value for name, value in values.items() if name in names and name != WARMUP_RATIO}
     # Checkpoints at evaluations come by the callback; this is for those between them.
     given |= {"save_strategy": "steps"} if "save_steps" in given else {"save_strategy": "no"}
+    # Memory is pinned for a GPU, and torch warns where there is none.
+    given.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     # The limit counts whole checkpoints, which only the run knows.
     given.pop("save_total_limit")
     try:

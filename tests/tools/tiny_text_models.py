@@ -23,11 +23,12 @@ WORDS = (*SPECIAL, *GOOD, *BAD, *OTHERS)
 
 
 def save_tokenizer(folder):
-    tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    places = {word: place for place, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(WordLevel(places, unk_token=names["unk_token"]))
     tokenizer.pre_tokenizer = Whitespace()
     ends = [("<s>", 0), ("</s>", 2)]
     tokenizer.post_processor = TemplateProcessing("<s> $A </s>", "<s> $A </s> $B </s>", special_tokens=ends)
-    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 
 

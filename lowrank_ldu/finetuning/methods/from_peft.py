@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _FromPeft(Method):
-    defaults: Mapping[str, Any]
+    defaults: ClassVar[Mapping[str, Any]]
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         for name in given:
@@ -45,7 +45,7 @@ class Lora(_FromPeft):
     """LoRA."""
 
     name, title = "lora", "LoRA"
-    defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
+    defaults: ClassVar[Mapping[str, Any]] = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0}
 
     def _config(self, **options: Any) -> Any:
         from peft import LoraConfig  # noqa: PLC0415
@@ -57,7 +57,7 @@ class LoldU(_FromPeft):
     """LoLDU."""
 
     name, title = "loldu", "LoLDU"
-    defaults = {"r": 64, "alpha": None, "init": "regular_ldu", "pivoting": "partial", "clip_rank": False}
+    defaults: ClassVar[Mapping[str, Any]] = {"r": 64, "alpha": None, "init": "regular_ldu", "pivoting": "partial", "clip_rank": False}
 
     def _config(self, **options: Any) -> Any:
         from lowrank_ldu.peft import LolduConfig  # noqa: PLC0415

@@ -29,7 +29,7 @@ class TextClassification:
     """Offer the tasks of GLUE, and the sentiment of snippets."""
 
     TASKS: Mapping[str, TextTask] = TEXT_TASKS
-    # max_train_samples and max_eval_samples: the first rows of the training split, and of the others.
+    # max_train_samples and max_eval_samples: of the training split and of the others, a part at random.
     OPTIONS: Mapping[str, int | None] = {"max_length": 128, "max_train_samples": None, "max_eval_samples": None}
 
     def checked_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,10 @@ def _shortened(split: str, rows: Any, columns: tuple[str, ...], options: Mapping
         )
     limit = options["max_train_samples" if split == "train" else "max_eval_samples"]
     rows = rows.select_columns(list(columns))
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+    if limit is None or limit >= len(rows):
+        return rows
+    # Rows may be sorted by their label. The part is the same for every seed of a run.
+    return rows.shuffle(seed=0, keep_in_memory=True).select(range(limit))
 
 
 def _labeled(split: str, rows: Any, task: TextTask) -> Any:

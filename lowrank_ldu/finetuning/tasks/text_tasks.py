@@ -56,7 +56,7 @@ GLUE = {
 SENTIMENT = {
     f"{name}-{question}": TextTask(("text",), labels, metrics, others=("test",), snippets=name)
     for question, labels, metrics in (
-        ("polarity", ("negative", "positive"), ("accuracy", "f1")),
+        ("polarity", ("negative", "positive"), ("accuracy",)),
         ("rating", None, _CORRELATIONS),
     )
     for name in ("movies", "amazon", "news")
