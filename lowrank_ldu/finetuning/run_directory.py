@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ _MANIFEST = "manifest.json"
 _METRICS = "metrics.json"
 _LOG = "log.jsonl"
 _LOCK = ".lock"
+# Of a full disk, a quota, a largest size of files, a disk that can no longer be written to.
+_NO_MORE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class RunDirectory:
@@ -82,10 +85,13 @@ class RunDirectory:
         before = self._read(_CONFIG)
         if before is not None:
             self._refuse(differences(before, _as_json(config)), "was begun with another configuration")
-        elif self.path.is_dir() and (others := sorted(each.name for each in self.path.iterdir() if each.name != _LOCK)):
-            raise RunDirectoryError(
-                f"{self.path}: holds {others[0]}, and no run; accepted: a new or an empty folder, or a run's"
-            )
+        elif self.path.is_dir():
+            # Hidden files are the lock, and what a process has begun to write that was killed at once.
+            others = sorted(each.name for each in self.path.iterdir() if not each.name.startswith("."))
+            if others:
+                raise RunDirectoryError(
+                    f"{self.path}: holds {others[0]}, and no run; accepted: a new or an empty folder, or a run's"
+                )
 
     def begin(self, config: Mapping[str, Any], digests: Mapping[str, str], start: Mapping[str, Any]) -> None:
         """Write the configuration, and add a start to the manifest.
@@ -147,6 +153,25 @@ class RunDirectory:
         replace_file(self.log, "".join(f"{json.dumps(entry)}\n" for entry in lines).encode())
         return max((float(entry["seconds"]) for entry in lines), default=0.0)
 
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Say of a disk that takes no more that the run can go on.
+
+        Raises
+        ------
+        OutputError
+            In place of what the system says.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _NO_MORE:
+                raise
+            raise OutputError(
+                f"{self.path}: cannot be written ({error.strerror}); its checkpoints are whole, and the same command "
+                "resumes"
+            ) from error
+
     def _refuse(self, found: list[str], what: str) -> None:
         if found:
             raise RunDirectoryError(f"{self.path}: {what} ({'; '.join(found)}); accepted: the same, or another --out")
@@ -161,10 +186,7 @@ class RunDirectory:
         return content
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        try:
-            replace_file(self.path / name, f"{json.dumps(content, indent=2)}\n".encode())
-        except OSError as error:
-            raise OutputError(f"{self.path / name}: cannot be written ({error.strerror})") from error
+        replace_file(self.path / name, f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

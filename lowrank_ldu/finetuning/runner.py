@@ -6,11 +6,12 @@ import contextlib
 import statistics
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.errors import OptionError, UserError
+from lowrank_ldu.errors import OptionError, TrainingError, UserError
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.finetuning.checkpoints import (
     ADAPTER,
@@ -28,7 +29,7 @@ from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
 from lowrank_ldu.finetuning.recipe import Choice, Recipe
 from lowrank_ldu.finetuning.run_directory import RunDirectory
 from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
-from lowrank_ldu.finetuning.training_options import training_arguments
+from lowrank_ldu.finetuning.training_options import total_steps, training_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,8 +115,8 @@ def plan_runs(
         A folder holds another run.
     """
     runs = []
-    for task in tasks or recipe.tasks:
-        for seed in seeds or recipe.seeds:
+    for task in dict.fromkeys(tasks or recipe.tasks):
+        for seed in dict.fromkeys(seeds or recipe.seeds):
             if seed < 0:
                 raise OptionError(f"seed is {seed}; accepted: from 0 on")
             run = Run(configure(recipe, task, choice, seed=seed), out / task / f"seed-{seed}")
@@ -198,6 +199,8 @@ def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | No
     """
     if report_to not in REPORTS:
         raise OptionError(f"report_to is {report_to!r}; accepted: {', '.join(REPORTS)}")
+    if report_to != "none" and find_spec(report_to) is None:
+        raise OptionError(f"report_to is {report_to!r}, which is not installed; accepted: pip install {report_to}")
     for module in ("transformers", "accelerate", "datasets"):
         require(module)
     state = require("accelerate").PartialState()
@@ -207,10 +210,13 @@ def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | No
     with directory.locked() if state.is_main_process else contextlib.nullcontext():
         directory.check(config)
         record = directory.finished()
+        # None begins before all have looked.
+        state.wait_for_everyone()
         if record is None:
             if tell is not None:
                 tell(f"{run.config.task}, seed {run.config.seed}, {run.state()}: {run.folder}")
-            record = _train(run.config, directory, report_to, tell, main=state.is_main_process)
+            with directory.written():
+                record = _train(run.config, directory, report_to, tell, main=state.is_main_process)
         state.wait_for_everyone()
     return Result(
         folder=run.folder,
@@ -237,14 +243,16 @@ def _train(
     with _quiet(bars=sys.stderr.isatty()):
         task = get_kind(config.kind).load(config)
     digests = {"model": weights_digest(task.model, task.head), "data": task.data_digest}
-    if main:
-        directory.begin(config.as_dict(), digests, start)
-        remove_incomplete(directory.checkpoints)
+    whole = whole_checkpoints(directory.checkpoints)
+    step = step_of(whole[-1]) if whole else 0
     require("accelerate").PartialState().wait_for_everyone()
+    seconds = 0.0
+    if main:
+        directory.begin(config.as_dict(), digests, start | {"from_step": step})
+        remove_incomplete(directory.checkpoints)
+        seconds = directory.shorten_log(step)
     prepared = _prepare(config, task, arguments)
     numbers, whole_numbers = check_numbers(prepared, task.head)
-    whole = whole_checkpoints(directory.checkpoints)
-    seconds = directory.shorten_log(step_of(whole[-1]) if whole else 0) if main else 0.0
     kept = config.training["save_total_limit"]
     callback = RunCallback(prepared, directory.log, task.metric, kept=kept, seconds=seconds, tell=tell)
     trainer = RecipeTrainer(
@@ -263,7 +271,13 @@ def _train(
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise OptionError("the launcher shards the model (FSDP or DeepSpeed); accepted: data parallel processes (DDP)")
     if not (whole and _is_at_the_end(trainer_state(whole[-1]))):
-        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                "the GPU's memory is too small for a step; accepted: a smaller per_device_train_batch_size with more "
+                "gradient_accumulation_steps, bf16, or gradient_checkpointing; the checkpoints before are kept"
+            ) from error
     # The best state is evaluated as whoever loads the adapter gets it.
     state = trainer_state(whole_checkpoints(directory.checkpoints)[-1])
     best = best_step(state, task.metric)
@@ -304,6 +318,7 @@ def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
         seed=config.seed,
         batches=_Batches(task, arguments, config.seed),
         task_type=task.task_type,
+        total_steps=total_steps(arguments, len(task.train)),
     )
     try:
         return get_method(config.method).prepare(model, config.method_options, request)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Of a process and its machine, and not of the run.
 _TIMES = ("_runtime", "_per_second", "total_flos", "train_loss")
 _SHOWN = 5
+# What a method needs beside the model, to go on.
+_METHOD_STATE = "method_state.pt"
 # Steps in which each parameter is to have a gradient once.
 _WATCHED = 3
 
@@ -95,6 +97,7 @@ class RecipeTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                torch.save(self._prepared.state_dict(), folder / _METHOD_STATE)
                 mark_whole(folder)
         # The second and third are what torch and safetensors say of a full disk.
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -103,7 +106,9 @@ class RecipeTrainer(Trainer):
             ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
-        self._prepared.load(Path(resume_from_checkpoint) / ADAPTER)
+        folder = Path(resume_from_checkpoint)
+        self._prepared.load(folder / ADAPTER)
+        self._prepared.load_state_dict(torch.load(folder / _METHOD_STATE, map_location="cpu", weights_only=True))
 
 
 class RunCallback(TrainerCallback):

@@ -181,3 +181,24 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
         )
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise OptionError(f"transformers refuses the training options: {error}") from error
+
+
+def total_steps(arguments: Any, rows: int) -> int:
+    """Return the number of the optimizer's steps, as the Trainer counts them.
+
+    Parameters
+    ----------
+    arguments : transformers.TrainingArguments
+    rows : int
+        Of the training split.
+
+    Returns
+    -------
+    int
+    """
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    together = arguments.train_batch_size * arguments.world_size
+    batches = rows // together if arguments.dataloader_drop_last else math.ceil(rows / together)
+    of_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    return math.ceil(arguments.num_train_epochs * of_epoch)

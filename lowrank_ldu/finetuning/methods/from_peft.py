@@ -57,7 +57,13 @@ class LoldU(_FromPeft):
     """LoLDU."""
 
     name, title = "loldu", "LoLDU"
-    defaults: ClassVar[Mapping[str, Any]] = {"r": 64, "alpha": None, "init": "regular_ldu", "pivoting": "partial", "clip_rank": False}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "r": 64,
+        "alpha": None,
+        "init": "regular_ldu",
+        "pivoting": "partial",
+        "clip_rank": False,
+    }
 
     def _config(self, **options: Any) -> Any:
         from lowrank_ldu.peft import LolduConfig  # noqa: PLC0415

@@ -23,6 +23,7 @@ class MethodRequest:
     batches: Iterable[Any] | None = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     task_type: str | None = None
+    total_steps: int | None = None
 
 
 @dataclass
@@ -44,6 +45,13 @@ class Prepared:
 
     def after_step(self) -> None:
         """Do what follows an optimizer's step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the method needs, beside the model, to go on."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
 
     def save(self, folder: Path) -> None:
         """Write what was trained."""
