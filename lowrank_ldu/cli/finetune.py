@@ -160,17 +160,15 @@ def _show_results(results: Sequence[Result]) -> None:
     from lowrank_ldu.formatting import duration  # noqa: PLC0415
 
     table = Table()
-    for place, heading in enumerate(("task", "metric", "seeds", "median", "range", "numbers", "time a run")):
-        table.add_column(heading, justify="right" if place > 1 else "left", no_wrap=True)
+    for place, heading in enumerate(("task", "metric", "median", "range", "seeds", "numbers", "time a run")):
+        table.add_column(heading, justify="right" if place > 1 else "left", no_wrap=place > 1)
     for task, splits in median_scores(results).items():
         own = [each for each in results if each.task == task]
-        time = statistics.median(each.record["seconds"] for each in own)
-        begin = (task, str(len(own)), f"{own[0].numbers:,}", duration(round(time)))
+        time = duration(round(statistics.median(each.record["seconds"] for each in own)))
         for split, metrics in splits.items():
             for name, median in metrics.items():
                 if name != "loss":
                     values = [each.metrics[split][name] for each in own]
-                    of_seeds = f"{min(values):.4f} - {max(values):.4f}"
-                    table.add_row(begin[0], f"{split} {name}", begin[1], f"{median:.4f}", of_seeds, *begin[2:])
-                    begin = ("", "", "", "")
+                    row = (f"{median:.4f}", f"{min(values):.4f} - {max(values):.4f}", str(len(own)))
+                    table.add_row(task, f"{split} {name}", *row, f"{own[0].numbers:,}", time)
     SafeConsole().print(table)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.errors import OptionError, TrainingError, UserError
+from lowrank_ldu.errors import OptionError, RunDirectoryError, TrainingError, UserError
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.finetuning.checkpoints import (
     ADAPTER,
     best_step,
-    is_whole,
     remove_incomplete,
     step_of,
     trainer_state,
@@ -234,13 +233,13 @@ def _train(
 ) -> dict[str, Any]:
     from lowrank_ldu.finetuning.trainer import RecipeTrainer, RunCallback, check_numbers  # noqa: PLC0415  # slow
 
-    transformers = require("transformers")
+    transformers, shown = require("transformers"), sys.stderr.isatty()
     start = describe_start()
     arguments = training_arguments(
-        config.training, directory.checkpoints, seed=config.seed, report_to=report_to, quiet=not sys.stderr.isatty()
+        config.training, directory.checkpoints, seed=config.seed, report_to=report_to, quiet=not shown
     )
     transformers.set_seed(config.seed)
-    with _quiet(bars=sys.stderr.isatty()):
+    with _quiet(bars=shown):
         task = get_kind(config.kind).load(config)
     digests = {"model": weights_digest(task.model, task.head), "data": task.data_digest}
     whole = whole_checkpoints(directory.checkpoints)
@@ -271,20 +270,10 @@ def _train(
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise OptionError("the launcher shards the model (FSDP or DeepSpeed); accepted: data parallel processes (DDP)")
     if not (whole and _is_at_the_end(trainer_state(whole[-1]))):
-        try:
-            trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                "the GPU's memory is too small for a step; accepted: a smaller per_device_train_batch_size with more "
-                "gradient_accumulation_steps, bf16, or gradient_checkpointing; the checkpoints before are kept"
-            ) from error
-    # The best state is evaluated as whoever loads the adapter gets it.
-    state = trainer_state(whole_checkpoints(directory.checkpoints)[-1])
-    best = best_step(state, task.metric)
-    checkpoint = directory.checkpoints / f"checkpoint-{best}"
-    if best is None or not is_whole(checkpoint):
-        raise OptionError("there was no evaluation; accepted: more steps, or a smaller eval_steps or eval_delay")
-    prepared.load(checkpoint / ADAPTER)
+        _go_on(trainer, whole)
+    best, steps = _best(directory, task.metric)
+    # It is evaluated as whoever loads the adapter gets it.
+    prepared.load(directory.checkpoints / f"checkpoint-{best}" / ADAPTER)
     splits = {"validation": task.validation, **task.others}
     evaluated = {
         name: _metrics(trainer.predict(rows, metric_key_prefix="x").metrics or {}) for name, rows in splits.items()
@@ -293,7 +282,7 @@ def _train(
         "metric": task.metric,
         "metrics": evaluated,
         "best_step": best,
-        "steps": state["global_step"],
+        "steps": steps,
         "numbers": numbers,
         "numbers_trained_whole": whole_numbers,
         "seconds": round(callback.seconds, 3),
@@ -302,11 +291,35 @@ def _train(
     if main:
         with whole_folder(directory.adapter, overwrite=True) as folder:
             prepared.save(folder)
-            record["adapter_bytes"] = sum(
-                file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.name != "README.md"
-            )
+            files = [file for file in folder.rglob("*") if file.is_file() and file.name != "README.md"]
+            record["adapter_bytes"] = sum(file.stat().st_size for file in files)
         directory.finish(record)
     return record
+
+
+def _go_on(trainer: Any, whole: Sequence[Path]) -> None:
+    """Train from the last whole checkpoint, or from the start."""
+    try:
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            "the GPU's memory is too small for a step; accepted: a smaller per_device_train_batch_size with more "
+            "gradient_accumulation_steps, bf16, or gradient_checkpointing; the checkpoints before are kept"
+        ) from error
+
+
+def _best(directory: RunDirectory, metric: str) -> tuple[int, int]:
+    """Return the best evaluation's step, and the last one's."""
+    whole = whole_checkpoints(directory.checkpoints)
+    state = trainer_state(whole[-1]) if whole else {"log_history": []}
+    best = best_step(state, metric)
+    if best is None:
+        raise OptionError("there was no evaluation; accepted: more steps, or a smaller eval_steps or eval_delay")
+    if best not in map(step_of, whole):
+        raise RunDirectoryError(
+            f"{directory.checkpoints}: has no whole checkpoint-{best}, the best one; accepted: another --out"
+        )
+    return best, int(state["global_step"])
 
 
 def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:

@@ -65,9 +65,8 @@ def main(folder, kills):
     status, events = train(folder, folder / "whole", None)
     statuses = [status]
     moments = random.Random(0)  # noqa: S311
-    for _ in range(kills):
-        # Late in the run as well: what is done already is not done again, so that later ones come nearer to its end.
-        statuses.append(train(folder, folder / "killed", moments.randrange(1, events // 2))[0])
+    # What is done already is not done again, so that later processes come nearer to the end.
+    statuses += [train(folder, folder / "killed", moments.randrange(1, events // 2))[0] for _ in range(kills)]
     statuses.append(train(folder, folder / "killed", None)[0])
     print(json.dumps({"statuses": statuses, "events": events}))  # noqa: T201
 

@@ -3,6 +3,7 @@
 import random
 
 import datasets
+import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,6 +21,15 @@ GOOD, BAD = ("good", "fine", "great", "lovely"), ("bad", "poor", "awful", "dull"
 OTHERS = ("the", "film", "was", "a", "story", "actor")
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 WORDS = (*SPECIAL, *GOOD, *BAD, *OTHERS)
+
+
+def offline():
+    """Nothing is looked up on the hub; the environment's variable counts only before these are imported."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    patch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    yield
+    patch.undo()
 
 
 def save_tokenizer(folder):

@@ -59,13 +59,24 @@ def open_splits(data: str, task: str, splits: Sequence[str], texts: Sequence[str
 def _from_folder(folder: Path, splits: Sequence[str], texts: Sequence[str]) -> Mapping[str, Any]:
     datasets = require("datasets")
     if (folder / "dataset_dict.json").is_file():
-        try:
-            saved: Mapping[str, Any] = datasets.load_from_disk(str(folder))
-        except (OSError, ValueError) as error:
-            raise OptionError(f"{folder}: cannot be read by datasets ({error})") from error
-        return saved
+        return {split: _saved(folder / split) for split in _saved_splits(folder)}
     files = {split: _file_of(folder, split) for split in splits}
     return {split: datasets.Dataset(_table(file, texts)) for split, file in files.items() if file is not None}
+
+
+def _saved_splits(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir() if (each / "dataset_info.json").is_file())
+
+
+def _saved(folder: Path) -> Any:
+    """Read a split that datasets saved."""
+    datasets = require("datasets")
+    try:
+        return datasets.load_from_disk(str(folder))
+    except IndexError:  # of a split without rows
+        return datasets.Dataset.from_dict({})
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{folder}: cannot be read by datasets ({error})") from error
 
 
 def _file_of(folder: Path, split: str) -> Path | None:
