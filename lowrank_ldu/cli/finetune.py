@@ -34,7 +34,7 @@ def finetune(
     model: Annotated[str | None, typer.Option(help="Model: a folder, or OWNER/NAME on the hub.")] = None,
     data: Annotated[str | None, typer.Option(help="Data: a folder or a file, or OWNER/NAME on the hub.")] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Task of the recipe; repeat for more.", show_default="all")
+        list[str] | None, typer.Option(metavar="<str>", help="Task of the recipe; repeat for more.", show_default="all")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Variant of the recipe.")] = None,
     method: Annotated[str | None, typer.Option(help="Method of fine-tuning.", show_default="the recipe's")] = None,
@@ -46,9 +46,7 @@ def finetune(
         list[int] | None,
         typer.Option(metavar="<int>", help="Seed of a run; repeat for more.", show_default="the recipe's"),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the runs.", show_default=f"{_RUNS}/RECIPE-VARIANT-METHOD")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the runs.", show_default=f"one in {_RUNS}")] = None,
     report_to: Annotated[str, choice(REPORTS, help="Where training is shown beside the log.")] = "none",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, list the runs, and train none.")
