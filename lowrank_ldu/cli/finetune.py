@@ -92,7 +92,7 @@ def _run(
     dry_run: bool,
 ) -> None:
     from lowrank_ldu.finetuning import plan_runs, run_recipe  # noqa: PLC0415
-    from lowrank_ldu.finetuning.extra import require  # noqa: PLC0415
+    from lowrank_ldu.finetuning.processes import is_first  # noqa: PLC0415
     from lowrank_ldu.finetuning.recipe import resolve  # noqa: PLC0415
 
     resolved = resolve(recipe, (tasks or recipe.tasks)[0], chosen)
@@ -102,10 +102,9 @@ def _run(
         _show_plan(plan_runs(recipe, folder, chosen, tasks=tasks, seeds=seeds))
         return
     # Of several processes the first one speaks.
-    speaks = require("accelerate").PartialState().is_main_process
-    tell = (lambda line: say(line, err=True)) if speaks and not sys.stderr.isatty() else None
+    tell = (lambda line: say(line, err=True)) if is_first() and not sys.stderr.isatty() else None
     results = run_recipe(recipe, folder, chosen, tasks=tasks, seeds=seeds, report_to=report_to, tell=tell)
-    if speaks:
+    if is_first():
         _write_summary(results, folder)
         _show_results(results)
         say(f"written to {folder}")

@@ -25,6 +25,7 @@ from lowrank_ldu.finetuning.configuration import RunConfig, configure
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, weights_digest
 from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
+from lowrank_ldu.finetuning.processes import is_first, wait_for_all
 from lowrank_ldu.finetuning.recipe import Choice, Recipe
 from lowrank_ldu.finetuning.run_directory import RunDirectory
 from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
@@ -202,21 +203,17 @@ def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | No
         raise OptionError(f"report_to is {report_to!r}, which is not installed; accepted: pip install {report_to}")
     for module in ("transformers", "accelerate", "datasets"):
         require(module)
-    state = require("accelerate").PartialState()
     directory = RunDirectory(run.folder)
     config = run.config.as_dict()
     # Of several processes the first one keeps the folder.
-    with directory.locked() if state.is_main_process else contextlib.nullcontext():
+    with directory.locked() if is_first() else contextlib.nullcontext():
         directory.check(config)
         record = directory.finished()
-        # None begins before all have looked.
-        state.wait_for_everyone()
         if record is None:
             if tell is not None:
                 tell(f"{run.config.task}, seed {run.config.seed}, {run.state()}: {run.folder}")
             with directory.written():
-                record = _train(run.config, directory, report_to, tell, main=state.is_main_process)
-        state.wait_for_everyone()
+                record = _train(run.config, directory, report_to, tell)
     return Result(
         folder=run.folder,
         task=run.config.task,
@@ -229,7 +226,7 @@ def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | No
 
 
 def _train(
-    config: RunConfig, directory: RunDirectory, report_to: str, tell: Callable[[str], None] | None, *, main: bool
+    config: RunConfig, directory: RunDirectory, report_to: str, tell: Callable[[str], None] | None
 ) -> dict[str, Any]:
     from lowrank_ldu.finetuning.trainer import RecipeTrainer, RunCallback, check_numbers  # noqa: PLC0415  # slow
 
@@ -244,9 +241,10 @@ def _train(
     digests = {"model": weights_digest(task.model, task.head), "data": task.data_digest}
     whole = whole_checkpoints(directory.checkpoints)
     step = step_of(whole[-1]) if whole else 0
-    require("accelerate").PartialState().wait_for_everyone()
+    # None begins before all have looked.
+    wait_for_all()
     seconds = 0.0
-    if main:
+    if is_first():
         directory.begin(config.as_dict(), digests, start | {"from_step": step})
         remove_incomplete(directory.checkpoints)
         seconds = directory.shorten_log(step)
@@ -258,6 +256,7 @@ def _train(
         prepared,
         config.training,
         head_learning_rate=config.head_learning_rate,
+        counts_items=task.counts_items,
         args=arguments,
         train_dataset=task.train,
         eval_dataset=task.validation,
@@ -288,12 +287,13 @@ def _train(
         "seconds": round(callback.seconds, 3),
         "peak_memory_bytes": peak_memory(),
     }
-    if main:
+    if is_first():
         with whole_folder(directory.adapter, overwrite=True) as folder:
             prepared.save(folder)
             files = [file for file in folder.rglob("*") if file.is_file() and file.name != "README.md"]
             record["adapter_bytes"] = sum(file.stat().st_size for file in files)
         directory.finish(record)
+    wait_for_all()
     return record
 
 

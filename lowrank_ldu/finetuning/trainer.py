@@ -42,17 +42,28 @@ class RecipeTrainer(Trainer):
         Of `checked_training`.
     head_learning_rate : float, optional
         Of the modules that are trained whole.
+    counts_items : bool
+        As of `LoadedTask`.
     others
         As for transformers' Trainer.
     """
 
     def __init__(
-        self, prepared: Prepared, options: Mapping[str, Any], *, head_learning_rate: float | None, **others: Any
+        self,
+        prepared: Prepared,
+        options: Mapping[str, Any],
+        *,
+        head_learning_rate: float | None,
+        counts_items: bool,
+        **others: Any,
     ) -> None:
         self._prepared = prepared
         self._warmup_ratio = options.get(WARMUP_RATIO)
         self._head_learning_rate = head_learning_rate
         super().__init__(prepared.model, **others)
+        # It is taken to count them if its forward takes any keyword. The loss of classifiers then is the sum over
+        # accumulated batches and processes.
+        self.model_accepts_loss_kwargs = counts_items
         self._folder = Path(str(self.args.output_dir))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

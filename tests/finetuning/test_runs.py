@@ -161,6 +161,24 @@ def test_evaluation_by_steps_and_an_end_within_an_epoch(base, tmp_path):
     assert [line["step"] for line in log_of(result) if "eval_loss" in line] == [12]
 
 
+def test_accumulated_batches_are_one_larger_batch(base, tmp_path):
+    options = {"max_steps": 4, "logging_steps": 1}
+    whole, parts = (
+        run(
+            base,
+            tmp_path / str(size),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            **options,
+        )
+        for size in (8, 2)
+    )
+    entries = [[line for line in log_of(result[0]) if "loss" in line] for result in (whole, parts)]
+    assert len(entries[0]) == 4
+    for first, second in zip(*entries, strict=True):
+        assert (second["loss"], second["grad_norm"]) == pytest.approx((first["loss"], first["grad_norm"]), rel=1e-3)
+
+
 def test_the_warmup_is_a_part_of_all_steps(base, tmp_path):
     result = run(base, tmp_path, warmup_ratio=0.25, logging_steps=1, num_train_epochs=1)[0]
     rates = [line["learning_rate"] for line in log_of(result) if "loss" in line]

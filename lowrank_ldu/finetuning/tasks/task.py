@@ -37,6 +37,9 @@ class LoadedTask:
         Name of the metric by which the best state is chosen; more is better.
     data_digest : str
         Of the rows that are used.
+    counts_items : bool
+        Whether the model divides its loss by the number of labels in all accumulated batches of all processes, as
+        causal language models do. False where it is the mean over a batch.
     """
 
     model: nn.Module
@@ -49,6 +52,7 @@ class LoadedTask:
     metric: str
     data_digest: str
     others: Mapping[str, Any] = field(default_factory=dict)
+    counts_items: bool = False
 
 
 class Kind(Protocol):
