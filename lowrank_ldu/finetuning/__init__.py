@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from lowrank_ldu.finetuning.recipe import Choice, Recipe, list_recipes, load_recipe
-from lowrank_ldu.finetuning.runner import Result, Run, median_scores, plan_runs, run_recipe, train
+from lowrank_ldu.finetuning.runner import run_recipe, train
+from lowrank_ldu.finetuning.runs import Result, Run, median_scores, plan_runs
 
 __all__ = [
     "Choice",

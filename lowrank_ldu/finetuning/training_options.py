@@ -198,7 +198,7 @@ def total_steps(arguments: Any, rows: int) -> int:
     """
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    together = arguments.train_batch_size * arguments.world_size
+    together = int(arguments.train_batch_size * arguments.world_size)
     batches = rows // together if arguments.dataloader_drop_last else math.ceil(rows / together)
     of_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
-    return math.ceil(arguments.num_train_epochs * of_epoch)
+    return int(math.ceil(arguments.num_train_epochs * of_epoch))
