@@ -1,7 +1,7 @@
 """Fine-tune models on tasks by recipes, by one of many methods.
 
-`run_recipe` is the entry (``finetune`` extra). The methods are behind one interface: LoLDU in every form, those of PEFT,
-and whole or partial fine-tuning.
+`run_recipe` is the entry (``finetune`` extra). The methods are behind one interface: LoLDU in every form, those of
+PEFT, and whole or partial fine-tuning.
 """
 
 from __future__ import annotations

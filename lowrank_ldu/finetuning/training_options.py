@@ -201,5 +201,5 @@ def total_steps(arguments: Any, rows: int) -> int:
     together = int(arguments.train_batch_size * arguments.world_size)
     batches = rows // together if arguments.dataloader_drop_last else math.ceil(rows / together)
     of_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
-    epochs: float = arguments.num_train_epochs
-    return math.ceil(epochs * of_epoch)
+    steps: int = math.ceil(arguments.num_train_epochs * of_epoch)
+    return steps

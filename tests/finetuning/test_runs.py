@@ -13,7 +13,6 @@ from lowrank_ldu.errors import OptionError, OutputError, RunDirectoryError, Trai
 from lowrank_ldu.finetuning import Choice, load_recipe, median_scores, plan_runs, run_recipe
 from lowrank_ldu.finetuning import runner as runs
 from lowrank_ldu.finetuning.checkpoints import is_whole, trainer_state, whole_checkpoints
-from lowrank_ldu.finetuning.methods import Prepared
 from lowrank_ldu.finetuning.trainer import RecipeTrainer, check_gradients, check_numbers
 
 SETTINGS = {
@@ -21,8 +20,7 @@ SETTINGS = {
     "num_train_epochs": 5,
     "per_device_train_batch_size": 8,
     "logging_steps": 4,
-    "learning_rate": 5e-2,
-    "head_learning_rate": 2e-2,
+    "learning_rate": 2e-2,
 }
 WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -65,13 +63,13 @@ def losses(result):
 
 def test_a_run_learns_and_leaves_everything_in_its_folder(finished):
     assert finished.folder.parts[-2:] == ("sst2", "seed-0")
-    first, *_, last = losses(finished)
-    assert last < 0.5 * first
-    assert finished.score > 0.9
+    first, *_ = found = losses(finished)
+    assert sum(found[-4:]) / 4 < 0.75 * first
+    assert finished.score >= 0.7
     names = {each.name for each in finished.folder.iterdir() if not each.name.startswith(".")}
     assert names == {"config.resolved.json", "manifest.json", "log.jsonl", "checkpoints", "adapter", "metrics.json"}
     config = json.loads((finished.folder / "config.resolved.json").read_bytes())
-    assert (config["method_options"]["r"], config["training"]["learning_rate"], config["seed"]) == (4, 0.05, 0)
+    assert (config["method_options"]["r"], config["training"]["learning_rate"], config["seed"]) == (4, 0.02, 0)
     manifest = json.loads((finished.folder / "manifest.json").read_bytes())
     assert set(manifest["digests"]) == {"model", "data"}
     assert {"torch", "transformers", "peft", "lowrank_ldu", "python"} <= manifest["starts"][0]["versions"].keys()
@@ -139,7 +137,8 @@ def test_another_configuration_is_refused_and_the_difference_named(base, finishe
 @pytest.mark.parametrize(("method", "model"), [("loldu", "bert"), ("loldu", "roberta"), ("lora", "bert")])
 def test_methods_on_architectures(base, tmp_path, method, model):
     result = run(base, tmp_path, method=method, model=model)[0]
-    assert losses(result)[-1] < losses(result)[0]
+    found = losses(result)
+    assert sum(found[-4:]) / 4 < found[0]
     assert result.numbers == {"loldu": 2 * 2 * 17, "lora": 512}[method]
 
 
@@ -182,13 +181,13 @@ def test_accumulated_batches_are_one_larger_batch(base, tmp_path):
 def test_the_warmup_is_a_part_of_all_steps(base, tmp_path):
     result = run(base, tmp_path, warmup_ratio=0.25, logging_steps=1, num_train_epochs=1)[0]
     rates = [line["learning_rate"] for line in log_of(result) if "loss" in line]
-    # The rate of the adapter: the head has its own. A quarter of 16 steps rises, and the first one is at zero.
+    # A quarter of 16 steps rises, and the first one is at zero.
     assert rates.index(max(rates)) == 4
-    assert rates[:5] == pytest.approx([0, 0.0125, 0.025, 0.0375, 0.05])
+    assert rates[:5] == pytest.approx([0, 0.005, 0.01, 0.015, 0.02])
     assert trainer_state(whole_checkpoints(result.folder / "checkpoints")[-1])["max_steps"] == 16
 
 
-def test_a_loss_that_is_no_number_stops_and_checkpoints_stay(base, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_stops_and_checkpoints_stay(base, tmp_path, monkeypatch, finished):
     def loss_of(self, model, inputs, return_outputs=False, **_):
         loss, outputs = super(RecipeTrainer, self).compute_loss(model, inputs, return_outputs=True)
         loss = loss * float("nan") if self.state.global_step == 20 and model.training else loss
@@ -204,11 +203,12 @@ def test_a_loss_that_is_no_number_stops_and_checkpoints_stay(base, tmp_path, mon
     (planned,) = plan_runs(load_recipe("glue"), tmp_path, choice(base), tasks=["sst2"], seeds=[0])
     assert planned.state() == "from step 16"
     # Once the reason is gone the run ends where an undisturbed one does.
-    assert run(base, tmp_path)[0].score > 0.9
+    assert run(base, tmp_path)[0].metrics == finished.metrics
 
 
 def test_a_full_disk_leaves_whole_checkpoints(base, tmp_path, monkeypatch, finished):
-    save, saved = Prepared.save, []
+    kind, saved = type(_prepared(base)), []
+    save = kind.save
 
     def fill(self, folder):
         save(self, folder)
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_whole_checkpoints(base, tmp_path, monkeypatch, finis
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(_prepared(base)), "save", fill)
+        patch.setattr(kind, "save", fill)
         with pytest.raises(
             OutputError, match="checkpoint-32: cannot be written .*No space left.*the same command resumes"
         ):
