@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.files import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 MARK = "whole.json"
@@ -70,11 +69,19 @@ def remove_incomplete(folder: Path) -> None:
             shutil.rmtree(each)
 
 
-def keep_only(folder: Path, steps: Iterable[int]) -> None:
-    """Remove the checkpoints of a folder but those after some steps."""
-    kept = set(steps)
-    for each in _checkpoints(folder):
-        if step_of(each) not in kept:
+def keep_latest(folder: Path, number: int, best: int | None) -> None:
+    """Remove the checkpoints of a folder but some.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+    number : int
+        Of the latest ones, which are kept.
+    best : int, optional
+        Step of another one that is kept.
+    """
+    for each in _checkpoints(folder)[:-number]:
+        if step_of(each) != best:
             # Without its mark first: half of it may be left if the process ends here.
             unmark(each)
             shutil.rmtree(each)

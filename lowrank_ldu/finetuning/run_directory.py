@@ -93,26 +93,26 @@ class RunDirectory:
                     f"{self.path}: holds {others[0]}, and no run; accepted: a new or an empty folder, or a run's"
                 )
 
-    def begin(self, config: Mapping[str, Any], digests: Mapping[str, str], start: Mapping[str, Any]) -> None:
+    def begin(self, config: Mapping[str, Any], same: Mapping[str, Any], start: Mapping[str, Any]) -> None:
         """Write the configuration, and add a start to the manifest.
 
         Parameters
         ----------
         config : mapping
-        digests : mapping
-            Of the model and the data; they have to be those of the run's first start.
+        same : mapping
+            What has to be the same at every start: digests of the model and the data, rows in a step.
         start : mapping
             Of `describe_start`.
 
         Raises
         ------
         RunDirectoryError
-            The model or the data have changed.
+            One of them is not.
         """
         manifest = self._read(_MANIFEST)
         if manifest is None:
-            manifest = {"digests": dict(digests), "seed": config["seed"], "starts": []}
-        self._refuse(differences(manifest["digests"], digests), "was begun with other data or another model")
+            manifest = {"same": dict(same), "seed": config["seed"], "starts": []}
+        self._refuse(differences(manifest["same"], same), "was begun with other data, models or processes")
         manifest["starts"].append(dict(start))
         if self._read(_CONFIG) is None:
             self._write(_CONFIG, config)

@@ -132,14 +132,18 @@ def _train(
     transformers.set_seed(config.seed)
     with _quiet(bars=shown):
         task = get_kind(config.kind).load(config)
-    digests = {"model": weights_digest(task.model, task.head), "data": task.data_digest}
+    same = {
+        "model": weights_digest(task.model, task.head),
+        "data": task.data_digest,
+        "rows_in_a_step": arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
+    }
     whole = whole_checkpoints(directory.checkpoints)
     step = step_of(whole[-1]) if whole else 0
     # None begins before all have looked.
     wait_for_all()
     seconds = 0.0
     if is_first():
-        directory.begin(config.as_dict(), digests, start | {"from_step": step})
+        directory.begin(config.as_dict(), same, start | {"from_step": step})
         remove_incomplete(directory.checkpoints)
         seconds = directory.shorten_log(step)
     prepared = _prepare(config, task, arguments)

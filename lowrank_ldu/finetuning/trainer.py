@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
 from lowrank_ldu.errors import OutputError, TrainingError
-from lowrank_ldu.finetuning.checkpoints import ADAPTER, best_step, keep_only, mark_whole, unmark
+from lowrank_ldu.finetuning.checkpoints import ADAPTER, best_step, keep_latest, mark_whole, unmark
 from lowrank_ldu.finetuning.training_options import WARMUP_RATIO
 
 if TYPE_CHECKING:
@@ -168,16 +168,17 @@ class RunCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Check the first gradients.
 
-        One of LoRA's two matrices has none until the other one has moved, which a warm-up delays by a step.
+        One of LoRA's two matrices has none until the other one has moved, and a scale none until what it scales has.
+        A warm-up delays that by a step.
         """
-        if self._steps < _WATCHED:
-            still = check_gradients(self._prepared) if self._steps == 0 else without_gradient(self._prepared)
-            self._still = still if self._steps == 0 else self._still & still
-            self._steps += 1
-            if self._steps == _WATCHED and self._still:
-                names = sorted(self._still)
-                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-                warnings.warn(f"no gradient in {_WATCHED} steps: {', '.join(names[:_SHOWN])}{more}", stacklevel=2)
+        if self._steps == 0:
+            refuse_unconnected(self._prepared)
+            self._still = without_gradient(self._prepared)
+        elif self._steps < _WATCHED:
+            self._still &= without_gradient(self._prepared)
+        self._steps += 1
+        if self._steps == _WATCHED:
+            refuse_still(self._prepared, self._still)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Do what the method does after each step."""
@@ -207,9 +208,7 @@ class RunCallback(TrainerCallback):
         """Remove checkpoints that nothing needs any more."""
         if state.is_world_process_zero:
             best = best_step({"log_history": state.log_history}, self._metric)
-            folder = Path(args.output_dir)
-            present = sorted(int(each.name.partition("-")[2]) for each in folder.glob("checkpoint-*"))
-            keep_only(folder, [*present[-self._kept :], *([] if best is None else [best])])
+            keep_latest(Path(args.output_dir), self._kept, best)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         """Add a line to the log."""
@@ -224,25 +223,38 @@ class RunCallback(TrainerCallback):
                 self._tell(f"step {state.global_step} of {state.max_steps}: {figures}")
 
 
-def check_gradients(prepared: Prepared) -> set[str]:
-    """Refuse a group of parameters that gets no gradient.
+def refuse_unconnected(prepared: Prepared) -> None:
+    """Refuse a group of parameters that the loss does not depend on.
 
     Parameters
     ----------
     prepared : Prepared
-        After a backward pass.
-
-    Returns
-    -------
-    set of str
-        Names of single parameters without one.
+        After the first backward pass.
 
     Raises
     ------
     TrainingError
         The message names the group.
     """
-    still = without_gradient(prepared)
+    refuse_still(prepared, {name for name, each in prepared.model.named_parameters() if each.grad is None}, warn=False)
+
+
+def refuse_still(prepared: Prepared, still: set[str], *, warn: bool = True) -> None:
+    """Refuse a group of parameters that had no gradient.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    still : set of str
+        Names of the parameters that had none.
+    warn : bool
+        Whether single ones are warned of.
+
+    Raises
+    ------
+    TrainingError
+        The message names the group.
+    """
     names = {id(parameter): name for name, parameter in prepared.model.named_parameters()}
     for group in prepared.parameter_groups(1.0, head_lr=None, weight_decay=0.0):
         of_group = [names[id(each)] for each in group["params"]]
@@ -251,7 +263,9 @@ def check_gradients(prepared: Prepared) -> set[str]:
                 f"no parameter of group {group.get('name', 'without a name')!r} has a gradient, {of_group[0]} neither; "
                 "accepted: target_modules that the loss depends on"
             )
-    return still
+    if warn and still:
+        more = f" and {len(still) - _SHOWN} more" if len(still) > _SHOWN else ""
+        warnings.warn(f"no gradient in {_WATCHED} steps: {', '.join(sorted(still)[:_SHOWN])}{more}", stacklevel=2)
 
 
 def without_gradient(prepared: Prepared) -> set[str]:

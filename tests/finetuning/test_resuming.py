@@ -90,7 +90,7 @@ def test_other_data_and_another_model_are_refused(tmp_path):
     directory = RunDirectory(tmp_path)
     directory.begin({"seed": 0}, {"model": "a", "data": "b"}, {})
     directory.begin({"seed": 0}, {"model": "a", "data": "b"}, {})
-    with pytest.raises(RunDirectoryError, match=r"other data or another model \(data was 'b' and is 'c'\)"):
+    with pytest.raises(RunDirectoryError, match=r"other data, models or processes \(data was 'b' and is 'c'\)"):
         directory.begin({"seed": 0}, {"model": "a", "data": "c"}, {})
 
 

@@ -13,7 +13,13 @@ from lowrank_ldu.errors import OptionError, OutputError, RunDirectoryError, Trai
 from lowrank_ldu.finetuning import Choice, load_recipe, median_scores, plan_runs, run_recipe
 from lowrank_ldu.finetuning import runner as runs
 from lowrank_ldu.finetuning.checkpoints import is_whole, trainer_state, whole_checkpoints
-from lowrank_ldu.finetuning.trainer import RecipeTrainer, check_gradients, check_numbers
+from lowrank_ldu.finetuning.trainer import (
+    RecipeTrainer,
+    check_numbers,
+    refuse_still,
+    refuse_unconnected,
+    without_gradient,
+)
 
 SETTINGS = {
     "max_length": 16,
@@ -71,7 +77,8 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(finished):
     config = json.loads((finished.folder / "config.resolved.json").read_bytes())
     assert (config["method_options"]["r"], config["training"]["learning_rate"], config["seed"]) == (4, 0.02, 0)
     manifest = json.loads((finished.folder / "manifest.json").read_bytes())
-    assert set(manifest["digests"]) == {"model", "data"}
+    assert set(manifest["same"]) == {"model", "data", "rows_in_a_step"}
+    assert manifest["same"]["rows_in_a_step"] == 8
     assert {"torch", "transformers", "peft", "lowrank_ldu", "python"} <= manifest["starts"][0]["versions"].keys()
     assert manifest["starts"][0]["machine"]["cores"] >= 1
     # Of the 80 steps, a loss every fourth one, and an evaluation for each epoch.
@@ -249,10 +256,17 @@ def test_numbers_and_gradients_are_checked(base):
     ):
         check_numbers(prepared, ["classifier"])
     with pytest.raises(TrainingError, match="no parameter of group '.*' has a gradient, base_model.*lora"):
-        check_gradients(prepared)
+        refuse_unconnected(prepared)
     prepared.model(input_ids=torch.tensor([[0, 5, 2]]), labels=torch.tensor([1])).loss.backward()
-    # The first matrix has a gradient from the second step on.
-    assert all("lora_A" in name for name in check_gradients(prepared))
+    refuse_unconnected(prepared)
+    # One of the two matrices has a gradient of zeros in the first step.
+    still = without_gradient(prepared)
+    assert len(still) == 4
+    assert all("lora_A" in name for name in still)
+    with pytest.warns(UserWarning, match="no gradient in 3 steps: base_model.*lora_A"):
+        refuse_still(prepared, still)
+    with pytest.raises(TrainingError, match="no parameter of group '.*' has a gradient, base_model.*lora"):
+        refuse_still(prepared, {name for name, _ in prepared.model.named_parameters() if "lora" in name})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.tasks.data_files import data_digest, open_splits
@@ -56,7 +58,7 @@ class TextClassification:
         metrics = regression_metrics if task.labels is None else classification_metrics
         return LoadedTask(
             model=model,
-            head=config.modules_to_save or head_modules(model),
+            head=head_modules(model) if config.modules_to_save is None else config.modules_to_save,
             task_type="SEQ_CLS",
             train=tokenized.pop("train"),
             validation=tokenized.pop(task.validation),
@@ -121,7 +123,8 @@ def _labeled(split: str, rows: Any, task: TextTask) -> Any:
 def _load_model(config: RunConfig, task: TextTask) -> tuple[nn.Module, Any]:
     transformers = require("transformers")
     labels = 1 if task.labels is None else len(task.labels)
-    options: dict[str, Any] = {"num_labels": labels}
+    # Half precision is for the products alone (bf16, fp16): what is trained stays in single.
+    options: dict[str, Any] = {"num_labels": labels, "dtype": torch.float32}
     options["problem_type"] = "regression" if task.labels is None else "single_label_classification"
     if task.labels is not None:
         options["id2label"] = dict(enumerate(task.labels))
