@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 MARK = "whole.json"
 STATE = "trainer_state.json"
-ADAPTER = "adapter"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 

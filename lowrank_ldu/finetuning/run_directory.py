@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OutputError, RunDirectoryError
 from lowrank_ldu.files import replace_file
-from lowrank_ldu.finetuning.checkpoints import ADAPTER
 from lowrank_ldu.finetuning.configuration import differences
 from lowrank_ldu.finetuning.extra import require
 
@@ -21,6 +20,7 @@ _CONFIG = "config.resolved.json"
 _MANIFEST = "manifest.json"
 _METRICS = "metrics.json"
 _LOG = "log.jsonl"
+_ADAPTER = "adapter"
 _LOCK = ".lock"
 # Of a full disk, a quota, a largest size of files, a disk that can no longer be written to.
 _NO_MORE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -40,7 +40,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.adapter = path / ADAPTER
+        self.adapter = path / _ADAPTER
         self.log = path / _LOG
 
     @contextmanager

@@ -11,14 +11,7 @@ import torch
 
 from lowrank_ldu.errors import OptionError, RunDirectoryError, TrainingError, UserError
 from lowrank_ldu.files import whole_folder
-from lowrank_ldu.finetuning.checkpoints import (
-    ADAPTER,
-    best_step,
-    remove_incomplete,
-    step_of,
-    trainer_state,
-    whole_checkpoints,
-)
+from lowrank_ldu.finetuning.checkpoints import best_step, remove_incomplete, step_of, trainer_state, whole_checkpoints
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, weights_digest
 from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
@@ -27,6 +20,7 @@ from lowrank_ldu.finetuning.recipe import Choice
 from lowrank_ldu.finetuning.run_directory import RunDirectory
 from lowrank_ldu.finetuning.runs import Result, Run, plan_runs
 from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
+from lowrank_ldu.finetuning.trained import check_numbers, load_trained
 from lowrank_ldu.finetuning.training_options import total_steps, training_arguments
 
 if TYPE_CHECKING:
@@ -122,7 +116,7 @@ def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | No
 def _train(
     config: RunConfig, directory: RunDirectory, report_to: str, tell: Callable[[str], None] | None
 ) -> dict[str, Any]:
-    from lowrank_ldu.finetuning.trainer import RecipeTrainer, RunCallback, check_numbers  # noqa: PLC0415  # slow
+    from lowrank_ldu.finetuning.trainer import RecipeTrainer, RunCallback  # noqa: PLC0415  # slow to import
 
     transformers, shown = require("transformers"), sys.stderr.isatty()
     start = describe_start()
@@ -169,30 +163,35 @@ def _train(
     if not (whole and _is_at_the_end(trainer_state(whole[-1]))):
         _go_on(trainer, whole)
     best, steps = _best(directory, task.metric)
+    load_trained(prepared, directory.checkpoints / f"checkpoint-{best}")
+    if is_first():
+        with whole_folder(directory.adapter, overwrite=True) as folder:
+            prepared.save(folder)
+    wait_for_all()
     # It is evaluated as whoever loads the adapter gets it.
-    prepared.load(directory.checkpoints / f"checkpoint-{best}" / ADAPTER)
+    prepared.load(directory.adapter)
     splits = {"validation": task.validation, **task.others}
-    evaluated = {
-        name: _metrics(trainer.predict(rows, metric_key_prefix="x").metrics or {}) for name, rows in splits.items()
-    }
     record = {
         "metric": task.metric,
-        "metrics": evaluated,
+        "metrics": {name: _metrics(trainer.predict(rows, metric_key_prefix="x")) for name, rows in splits.items()},
         "best_step": best,
         "steps": steps,
         "numbers": numbers,
         "numbers_trained_whole": whole_numbers,
+        "adapter_bytes": _bytes_of(directory.adapter),
         "seconds": round(callback.seconds, 3),
         "peak_memory_bytes": peak_memory(),
     }
     if is_first():
-        with whole_folder(directory.adapter, overwrite=True) as folder:
-            prepared.save(folder)
-            files = [file for file in folder.rglob("*") if file.is_file() and file.name != "README.md"]
-            record["adapter_bytes"] = sum(file.stat().st_size for file in files)
         directory.finish(record)
     wait_for_all()
     return record
+
+
+def _bytes_of(adapter: Path) -> int:
+    """Count the bytes of an adapter, without those of its card."""
+    files = [file for file in adapter.rglob("*") if file.is_file() and file.name != "README.md"]
+    return sum(file.stat().st_size for file in files)
 
 
 def _go_on(trainer: Any, whole: Sequence[Path]) -> None:
@@ -261,9 +260,9 @@ def _is_at_the_end(state: Mapping[str, Any]) -> bool:
     return bool(state["global_step"] >= state["max_steps"])
 
 
-def _metrics(found: Mapping[str, float]) -> dict[str, float]:
-    """Keep the task's metrics and the loss of what the Trainer gives."""
-    names = {name.removeprefix("x_"): value for name, value in found.items()}
+def _metrics(output: Any) -> dict[str, float]:
+    """Keep the task's metrics and the loss of what the Trainer predicts."""
+    names = {name.removeprefix("x_"): value for name, value in output.metrics.items()}
     return {name: float(value) for name, value in names.items() if not name.endswith(("runtime", "per_second", "time"))}
 
 

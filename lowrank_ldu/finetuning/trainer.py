@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,14 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
 from lowrank_ldu.errors import OutputError, TrainingError
-from lowrank_ldu.finetuning.checkpoints import ADAPTER, best_step, keep_latest, mark_whole, unmark
+from lowrank_ldu.finetuning.checkpoints import best_step, keep_latest, mark_whole, unmark
+from lowrank_ldu.finetuning.trained import (
+    load_trained,
+    refuse_still,
+    refuse_unconnected,
+    save_trained,
+    without_gradient,
+)
 from lowrank_ldu.finetuning.training_options import WARMUP_RATIO
 
 if TYPE_CHECKING:
@@ -24,9 +30,6 @@ if TYPE_CHECKING:
 
 # Of a process and its machine, and not of the run.
 _TIMES = ("_runtime", "_per_second", "total_flos", "train_loss")
-_SHOWN = 5
-# What a method needs beside the model, to go on.
-_METHOD_STATE = "method_state.pt"
 # Steps in which each parameter is to have a gradient once.
 _WATCHED = 3
 
@@ -94,11 +97,11 @@ class RecipeTrainer(Trainer):
         return loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what was trained, and nothing of the base."""
+        """Save what is trained, and nothing of the base."""
         if self.args.should_save:
-            folder = (self._folder if output_dir is None else Path(output_dir)) / ADAPTER
+            folder = self._folder if output_dir is None else Path(output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            self._prepared.save(folder)
+            save_trained(self._prepared, folder)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self._folder / f"checkpoint-{self.state.global_step}"
@@ -108,7 +111,6 @@ class RecipeTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                torch.save(self._prepared.state_dict(), folder / _METHOD_STATE)
                 mark_whole(folder)
         # The second and third are what torch and safetensors say of a full disk.
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -117,9 +119,7 @@ class RecipeTrainer(Trainer):
             ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
-        folder = Path(resume_from_checkpoint)
-        self._prepared.load(folder / ADAPTER)
-        self._prepared.load_state_dict(torch.load(folder / _METHOD_STATE, map_location="cpu", weights_only=True))
+        load_trained(self._prepared, Path(resume_from_checkpoint))
 
 
 class RunCallback(TrainerCallback):
@@ -178,7 +178,7 @@ class RunCallback(TrainerCallback):
             self._still &= without_gradient(self._prepared)
         self._steps += 1
         if self._steps == _WATCHED:
-            refuse_still(self._prepared, self._still)
+            refuse_still(self._prepared, self._still, steps=_WATCHED)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Do what the method does after each step."""
@@ -221,92 +221,3 @@ class RunCallback(TrainerCallback):
             if self._tell is not None and evaluated:
                 figures = ", ".join(f"{name} {value:.4g}" for name, value in evaluated.items())
                 self._tell(f"step {state.global_step} of {state.max_steps}: {figures}")
-
-
-def refuse_unconnected(prepared: Prepared) -> None:
-    """Refuse a group of parameters that the loss does not depend on.
-
-    Parameters
-    ----------
-    prepared : Prepared
-        After the first backward pass.
-
-    Raises
-    ------
-    TrainingError
-        The message names the group.
-    """
-    refuse_still(prepared, {name for name, each in prepared.model.named_parameters() if each.grad is None}, warn=False)
-
-
-def refuse_still(prepared: Prepared, still: set[str], *, warn: bool = True) -> None:
-    """Refuse a group of parameters that had no gradient.
-
-    Parameters
-    ----------
-    prepared : Prepared
-    still : set of str
-        Names of the parameters that had none.
-    warn : bool
-        Whether single ones are warned of.
-
-    Raises
-    ------
-    TrainingError
-        The message names the group.
-    """
-    names = {id(parameter): name for name, parameter in prepared.model.named_parameters()}
-    for group in prepared.parameter_groups(1.0, head_lr=None, weight_decay=0.0):
-        of_group = [names[id(each)] for each in group["params"]]
-        if of_group and still.issuperset(of_group):
-            raise TrainingError(
-                f"no parameter of group {group.get('name', 'without a name')!r} has a gradient, {of_group[0]} neither; "
-                "accepted: target_modules that the loss depends on"
-            )
-    if warn and still:
-        more = f" and {len(still) - _SHOWN} more" if len(still) > _SHOWN else ""
-        warnings.warn(f"no gradient in {_WATCHED} steps: {', '.join(sorted(still)[:_SHOWN])}{more}", stacklevel=2)
-
-
-def without_gradient(prepared: Prepared) -> set[str]:
-    """Return the names of trained parameters without a gradient."""
-    return {
-        name
-        for name, parameter in prepared.model.named_parameters()
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
-    }
-
-
-def check_numbers(prepared: Prepared, trained_whole: Any) -> tuple[int, int]:
-    """Count what is trained, and compare it with the method's own figure.
-
-    Parameters
-    ----------
-    prepared : Prepared
-    trained_whole : sequence of str
-        Modules that are trained whole, such as the head.
-
-    Returns
-    -------
-    tuple of int
-        Trained numbers of the method, and of those modules.
-
-    Raises
-    ------
-    TrainingError
-        The method trains more or fewer numbers than it says.
-    """
-    own = whole = 0
-    for name, parameter in prepared.model.named_parameters():
-        if parameter.requires_grad:
-            # PEFT puts other names around those of the modules.
-            if any(f".{each}." in f".{name}" for each in trained_whole):
-                whole += parameter.numel()
-            else:
-                own += parameter.numel()
-    if own != prepared.expected_numbers:
-        raise TrainingError(
-            f"{own} numbers are trained beside {', '.join(trained_whole) or 'no other module'}; accepted: "
-            f"{prepared.expected_numbers}, by the method's own formula"
-        )
-    return own, whole

@@ -39,8 +39,8 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_no
     results = [json.loads((folder / "metrics.json").read_bytes()) for folder in (whole, killed)]
     for key in ("metrics", "best_step", "steps", "numbers", "adapter_bytes"):
         assert results[0][key] == results[1][key]
-    for place in ("adapter", "checkpoints/checkpoint-15/adapter"):
-        first, second = (load_file(folder / place / "adapter_model.safetensors") for folder in (whole, killed))
+    for file in ("adapter/adapter_model.safetensors", "checkpoints/checkpoint-15/trained.safetensors"):
+        first, second = (load_file(folder / file) for folder in (whole, killed))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
     moments = [

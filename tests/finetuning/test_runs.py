@@ -10,16 +10,18 @@ from tiny_text_models import data_set, offline, save_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lowrank_ldu.errors import OptionError, OutputError, RunDirectoryError, TrainingError
-from lowrank_ldu.finetuning import Choice, load_recipe, median_scores, plan_runs, run_recipe
+from lowrank_ldu.finetuning import Choice, load_recipe, median_scores, plan_runs, run_recipe, trainer
 from lowrank_ldu.finetuning import runner as runs
 from lowrank_ldu.finetuning.checkpoints import is_whole, trainer_state, whole_checkpoints
-from lowrank_ldu.finetuning.trainer import (
-    RecipeTrainer,
+from lowrank_ldu.finetuning.trained import (
     check_numbers,
+    load_trained,
     refuse_still,
     refuse_unconnected,
+    save_trained,
     without_gradient,
 )
+from lowrank_ldu.finetuning.trainer import RecipeTrainer
 
 SETTINGS = {
     "max_length": 16,
@@ -108,8 +110,9 @@ def test_checkpoints_hold_the_trained_numbers_alone(finished):
     }
     trained = 4 * (finished.record["numbers"] + finished.record["numbers_trained_whole"])
     for checkpoint in whole:
-        file = checkpoint / "adapter" / "adapter_model.safetensors"
-        assert trained <= file.stat().st_size < trained + 4000
+        assert trained <= (checkpoint / "trained.safetensors").stat().st_size < trained + 4000
+        # AdamW's two moments are as many again.
+        assert sum(file.stat().st_size for file in checkpoint.iterdir()) < 3 * trained + 60_000
 
 
 def test_the_saved_adapter_predicts_the_same(base, finished):
@@ -214,18 +217,17 @@ def test_a_loss_that_is_no_number_stops_and_checkpoints_stay(base, tmp_path, mon
 
 
 def test_a_full_disk_leaves_whole_checkpoints(base, tmp_path, monkeypatch, finished):
-    kind, saved = type(_prepared(base)), []
-    save = kind.save
+    save, saved = trainer.save_trained, []
 
-    def fill(self, folder):
-        save(self, folder)
+    def fill(prepared, folder):
+        save(prepared, folder)
         saved.append(folder)
         if len(saved) == 2:
-            (folder / "adapter_model.safetensors").write_bytes(b"half")
+            (folder / "trained.safetensors").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kind, "save", fill)
+        patch.setattr(trainer, "save_trained", fill)
         with pytest.raises(
             OutputError, match="checkpoint-32: cannot be written .*No space left.*the same command resumes"
         ):
@@ -264,9 +266,23 @@ def test_numbers_and_gradients_are_checked(base):
     assert len(still) == 4
     assert all("lora_A" in name for name in still)
     with pytest.warns(UserWarning, match="no gradient in 3 steps: base_model.*lora_A"):
-        refuse_still(prepared, still)
+        refuse_still(prepared, still, steps=3)
     with pytest.raises(TrainingError, match="no parameter of group '.*' has a gradient, base_model.*lora"):
         refuse_still(prepared, {name for name, _ in prepared.model.named_parameters() if "lora" in name})
+
+
+def test_trained_numbers_are_loaded_into_the_same_parameters(base, tmp_path):
+    first, second = _prepared(base), _prepared(base)
+    for parameter in first.model.parameters():
+        parameter.data += parameter.requires_grad
+    save_trained(first, tmp_path)
+    load_trained(second, tmp_path)
+    values = dict(second.model.named_parameters())
+    for name, parameter in first.model.named_parameters():
+        assert not parameter.requires_grad or torch.equal(parameter, values[name])
+    second.model.requires_grad_(False).base_model.model.classifier.requires_grad_(True)
+    with pytest.raises(RunDirectoryError, match=r"trained.safetensors: base_model.* has shape .*; accepted: None"):
+        load_trained(second, tmp_path)
 
 
 @pytest.mark.parametrize(
