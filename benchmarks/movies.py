@@ -16,12 +16,13 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from movies_data import HOW, read_snippets
+from movies_data import tokenized_snippets
 from movies_methods import METHODS, file_bytes
 from movies_table import print_tables
 from movies_training import BATCH, EPOCHS, Classifier, accuracy, features_of, load_tokenizer, train, train_head
 
 import lowrank_ldu
+from lowrank_ldu.finetuning.tasks.sentiment import HOW
 
 SIZES = {"training": 4000, "validation": 2000, "test": 2000}
 # Other sets are as large as they are; a basis or pivots are fitted to 16 batches of them.
@@ -36,7 +37,7 @@ class Experiment:
         self.training, self.validation, self.test = self.snippets("movies").split(SIZES.values())
 
     def snippets(self, name):
-        return read_snippets(self.archive, name, self.tokenizer)
+        return tokenized_snippets(self.archive, name, self.tokenizer)
 
     def training_of(self, name):
         if name == "movies":

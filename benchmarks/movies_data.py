@@ -1,16 +1,11 @@
 """Human-rated snippets of the vaderSentiment archive, as token ids and polarities."""
 
-import hashlib
-import io
-import tarfile
 from dataclasses import dataclass
 
 import torch
 
-ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
-SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-HOW = "pip download vaderSentiment==3.3.2 --no-deps --no-binary :all:"
-SETS = {"movies": "movieReview", "amazon": "amazonReview", "news": "nytEditorial"}
+from lowrank_ldu.finetuning.tasks.sentiment import read_snippets
+
 LONGEST = 64
 # Batches are cut from this many of them, sorted by length: that spares most of the padding.
 _SORTED_TOGETHER = 25
@@ -67,17 +62,8 @@ class Snippets:
         return {"input_ids": ids, "attention_mask": mask, "labels": self.labels[torch.tensor(indices)]}
 
 
-def read_snippets(archive, name, tokenizer):
+def tokenized_snippets(archive, name, tokenizer):
     """Snippets of one set whose mean rating is not zero, with its sign as their polarity."""
-    content = archive.read_bytes()
-    if (found := hashlib.sha256(content).hexdigest()) != SHA256:
-        raise SystemExit(f"{archive} has sha256 {found}; accepted: {SHA256}, from {HOW}")
-    with tarfile.open(fileobj=io.BytesIO(content)) as outer:
-        inner = outer.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz").read()
-    with tarfile.open(fileobj=io.BytesIO(inner)) as files:
-        place = f"hutto_ICWSM_2014/{SETS[name]}Snippets_GroundTruth.txt"
-        lines = files.extractfile(place).read().decode("utf-8").split("\n")
-    rated = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
-    kept = [(float(rating), text) for _, rating, text in rated if float(rating) != 0]
-    ids = tokenizer([text for _, text in kept], truncation=True, max_length=LONGEST)["input_ids"]
-    return Snippets(ids, torch.tensor([float(rating > 0) for rating, _ in kept]))
+    kept = [snippet for snippet in read_snippets(archive, name) if snippet.rating != 0]
+    ids = tokenizer([snippet.text for snippet in kept], truncation=True, max_length=LONGEST)["input_ids"]
+    return Snippets(ids, torch.tensor([float(snippet.rating > 0) for snippet in kept]))

@@ -90,3 +90,17 @@ class MissingExtraError(UserError, ImportError):
 
     The message names the extra.
     """
+
+
+class TrainingError(UserError):
+    """Say that training cannot go on.
+
+    The message says what to change.
+    """
+
+
+class RunDirectoryError(UserError):
+    """Say that a run's folder cannot be used or continued.
+
+    The message names what differs.
+    """

@@ -15,7 +15,7 @@ from lowrank_ldu.cli import analyze, bench
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.measuring import PRESETS
 
-COMMANDS = ("analyze", "bench", "claims", "compare", "demo", "export")
+COMMANDS = ("analyze", "bench", "claims", "compare", "demo", "export", "finetune")
 HEAVY = {"torch", "transformers", "peft", "matplotlib", "pyarrow", "sklearn"}
 
 

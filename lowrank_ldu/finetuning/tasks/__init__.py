@@ -1,0 +1,29 @@
+"""List the kinds of tasks that recipes can be of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning.tasks.task import Kind, LoadedTask
+from lowrank_ldu.finetuning.tasks.text_classification import TextClassification
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KINDS: Mapping[str, Kind] = {"text-classification": TextClassification()}
+
+__all__ = ["KINDS", "Kind", "LoadedTask", "get_kind"]
+
+
+def get_kind(name: str) -> Kind:
+    """Return a kind of tasks by its name.
+
+    Raises
+    ------
+    OptionError
+        There is no such kind.
+    """
+    if name not in KINDS:
+        raise OptionError(f"kind is {name!r}; accepted: {', '.join(KINDS)}")
+    return KINDS[name]

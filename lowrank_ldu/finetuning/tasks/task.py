@@ -1,0 +1,76 @@
+"""Say what a kind of tasks offers, and what a loaded task holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import nn
+
+    from lowrank_ldu.finetuning.configuration import RunConfig
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """Hold a model and its data, ready for a method and a trainer.
+
+    Attributes
+    ----------
+    model : nn.Module
+        With a head for the task, without an adapter.
+    head : sequence of str
+        Modules of the head, which are trained whole.
+    task_type : str
+        PEFT's name of the task.
+    train, validation : datasets.Dataset
+        Rows as the model takes them.
+    others : mapping
+        Name to rows that are evaluated once, when training is over.
+    collator : callable
+        Makes a batch of rows.
+    compute_metrics : callable
+        As transformers' Trainer takes it.
+    metric : str
+        Name of the metric by which the best state is chosen; more is better.
+    data_digest : str
+        Of the rows that are used.
+    counts_items : bool
+        Whether the model divides its loss by the number of labels in all accumulated batches of all processes, as
+        causal language models do. False where it is the mean over a batch.
+    """
+
+    model: nn.Module
+    head: Sequence[str]
+    task_type: str
+    train: Any
+    validation: Any
+    collator: Callable[[Any], Any]
+    compute_metrics: Callable[[Any], dict[str, float]]
+    metric: str
+    data_digest: str
+    others: Mapping[str, Any] = field(default_factory=dict)
+    counts_items: bool = False
+
+
+class Kind(Protocol):
+    """Offer a kind of tasks.
+
+    Attributes
+    ----------
+    TASKS : mapping
+        Names of its tasks, and what each one is.
+    OPTIONS : mapping
+        Names of its own options in recipes, and their defaults.
+    """
+
+    TASKS: Mapping[str, Any]
+    OPTIONS: Mapping[str, Any]
+
+    def checked_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Check its own options, and fill in the defaults."""
+
+    def load(self, config: RunConfig) -> LoadedTask:
+        """Load the model and the data of a run."""

@@ -1,0 +1,184 @@
+"""Load tasks that put a label or a number to a text or two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.tasks.data_files import data_digest, open_splits
+from lowrank_ldu.finetuning.tasks.metrics import classification_metrics, regression_metrics
+from lowrank_ldu.finetuning.tasks.sentiment import ARCHIVE, HOW, snippet_splits
+from lowrank_ldu.finetuning.tasks.task import LoadedTask
+from lowrank_ldu.finetuning.tasks.text_tasks import TEXT_TASKS, TextTask
+from lowrank_ldu.validation import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from lowrank_ldu.finetuning.configuration import RunConfig
+
+_LABEL = "label"
+_SHOWN_LABELS = 6
+
+
+class TextClassification:
+    """Offer the tasks of GLUE, and the sentiment of snippets."""
+
+    TASKS: Mapping[str, TextTask] = TEXT_TASKS
+    # max_train_samples and max_eval_samples: of the training split and of the others, a part at random.
+    OPTIONS: Mapping[str, int | None] = {"max_length": 128, "max_train_samples": None, "max_eval_samples": None}
+
+    def checked_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Check its own options, and fill in the defaults."""
+        checked = {**self.OPTIONS, **given}
+        for name, value in checked.items():
+            if value is None and self.OPTIONS[name] is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name} is {shown(value)}; accepted: an integer from 1 on")
+        return checked
+
+    def load(self, config: RunConfig) -> LoadedTask:
+        """Load the model and the data of a run."""
+        task, options = self.TASKS[config.task], config.task_options
+        columns = (*task.columns, _LABEL)
+        splits = {
+            name: _labeled(name, _shortened(name, rows, columns, options), task)
+            for name, rows in _open(config, task).items()
+        }
+        model, tokenizer = _load_model(config, task)
+        _check_length(model, options["max_length"])
+        tokenized = {name: _tokenized(rows, tokenizer, task, options["max_length"]) for name, rows in splits.items()}
+        metrics = regression_metrics if task.labels is None else classification_metrics
+        return LoadedTask(
+            model=model,
+            head=head_modules(model) if config.modules_to_save is None else config.modules_to_save,
+            task_type="SEQ_CLS",
+            train=tokenized.pop("train"),
+            validation=tokenized.pop(task.validation),
+            others=tokenized,
+            collator=require("transformers").DataCollatorWithPadding(tokenizer),
+            compute_metrics=metrics(task.metrics),
+            metric=task.metrics[0],
+            data_digest=data_digest(splits, columns),
+        )
+
+
+def _open(config: RunConfig, task: TextTask) -> Mapping[str, Any]:
+    if task.snippets is not None:
+        if config.data is None:
+            raise OptionError(f"data is not given; accepted: --data {ARCHIVE}, from {HOW}")
+        columns = snippet_splits(Path(config.data), task.snippets, polarity=task.labels is not None)
+        return {split: require("datasets").Dataset.from_dict(each) for split, each in columns.items()}
+    if config.data is None:
+        raise OptionError("data is not given; accepted: --data with a folder or an id on the hub")
+    return open_splits(config.data, config.task, ("train", task.validation, *task.others), task.columns)
+
+
+def _shortened(split: str, rows: Any, columns: tuple[str, ...], options: Mapping[str, Any]) -> Any:
+    """Keep the columns of the task, and as many rows as are asked for."""
+    missing = [column for column in columns if column not in rows.column_names]
+    if missing:
+        raise OptionError(
+            f"split {split!r} has no column {', '.join(missing)}, but {', '.join(rows.column_names)}; accepted: "
+            f"{', '.join(columns)}"
+        )
+    limit = options["max_train_samples" if split == "train" else "max_eval_samples"]
+    rows = rows.select_columns(list(columns))
+    if limit is None or limit >= len(rows):
+        return rows
+    # Rows may be sorted by their label. The part is the same for every seed of a run.
+    return rows.shuffle(seed=0, keep_in_memory=True).select(range(limit))
+
+
+def _labeled(split: str, rows: Any, task: TextTask) -> Any:
+    """Give the labels their numbers, and refuse others."""
+    given = rows[_LABEL][:]
+    if task.labels is None:
+        wrong = [each for each in given if isinstance(each, bool) or not isinstance(each, int | float)]
+        if wrong:
+            raise OptionError(f"split {split!r} has label {shown(wrong[0])}; accepted: numbers")
+        return rows.remove_columns(_LABEL).add_column(_LABEL, [float(each) for each in given])
+    names = getattr(rows.features[_LABEL], "names", None)
+    numbers = {name: number for number, name in enumerate(task.labels)}
+    # Numbers of a data set count in its own order of names.
+    places = {number: numbers.get(name) for number, name in enumerate(names or task.labels)} | numbers
+    labels = [None if isinstance(each, bool) else places.get(each) for each in given]
+    if None in labels:
+        accepted = ", ".join(f"{number} ({name})" for name, number in numbers.items())
+        found = sorted({shown(names[each] if names and 0 <= each < len(names) else each) for each in given})
+        more = ", ..." if len(found) > _SHOWN_LABELS else ""
+        raise OptionError(
+            f"split {split!r} has labels {', '.join(found[:_SHOWN_LABELS])}{more}; accepted by the head: {accepted}"
+        )
+    return rows.remove_columns(_LABEL).add_column(_LABEL, labels)
+
+
+def _load_model(config: RunConfig, task: TextTask) -> tuple[nn.Module, Any]:
+    transformers = require("transformers")
+    labels = 1 if task.labels is None else len(task.labels)
+    # Half precision is for the products alone (bf16, fp16): what is trained stays in single.
+    options: dict[str, Any] = {"num_labels": labels, "dtype": torch.float32}
+    options["problem_type"] = "regression" if task.labels is None else "single_label_classification"
+    if task.labels is not None:
+        options["id2label"] = dict(enumerate(task.labels))
+        options["label2id"] = {name: number for number, name in enumerate(task.labels)}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(config.model)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(config.model, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise OptionError(f"model is {config.model!r}, which transformers cannot load: {reason}") from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise OptionError(
+            f"model is {config.model!r}, whose head is not one of {labels} outputs; accepted for {config.task}: a "
+            f"model without a head, or with {labels}"
+        ) from error
+    return model, tokenizer
+
+
+def head_modules(model: Any) -> list[str]:
+    """Return the modules beside a model's body that have parameters.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+
+    Returns
+    -------
+    list of str
+    """
+    return [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+
+
+def _check_length(model: Any, length: int) -> None:
+    """Refuse texts that are longer than a model's positions."""
+    embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if embeddings is None:
+        return
+    padding = getattr(embeddings, "padding_idx", None)
+    # RoBERTa counts from the place after the padding's.
+    longest = embeddings.num_embeddings - (0 if padding is None else padding + 1)
+    if length > longest:
+        raise OptionError(f"max_length is {length}; accepted by the model: 1 to {longest}")
+
+
+def _tokenized(rows: Any, tokenizer: Any, task: TextTask, length: int) -> Any:
+    def tokens(batch: Mapping[str, Any]) -> dict[str, Any]:
+        encoded = tokenizer(*(batch[column] for column in task.columns), truncation=True, max_length=length)
+        return {**encoded, "labels": batch[_LABEL]}
+
+    # Nothing is left in a cache: it takes seconds, and a changed tokenizer cannot be overlooked.
+    return rows.map(tokens, batched=True, remove_columns=rows.column_names, keep_in_memory=True)

@@ -1,0 +1,223 @@
+"""Train by transformers' Trainer, with a method's own parts."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+
+from lowrank_ldu.errors import OutputError, TrainingError
+from lowrank_ldu.finetuning.checkpoints import best_step, keep_latest, mark_whole, unmark
+from lowrank_ldu.finetuning.trained import (
+    load_trained,
+    refuse_still,
+    refuse_unconnected,
+    save_trained,
+    without_gradient,
+)
+from lowrank_ldu.finetuning.training_options import WARMUP_RATIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from lowrank_ldu.finetuning.methods import Prepared
+
+# Of a process and its machine, and not of the run.
+_TIMES = ("_runtime", "_per_second", "total_flos", "train_loss")
+# Steps in which each parameter is to have a gradient once.
+_WATCHED = 3
+
+
+class RecipeTrainer(Trainer):
+    """Train what a method has prepared.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        The method's model, groups of parameters, and files.
+    options : mapping
+        Of `checked_training`.
+    head_learning_rate : float, optional
+        Of the modules that are trained whole.
+    counts_items : bool
+        As of `LoadedTask`.
+    others
+        As for transformers' Trainer.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        options: Mapping[str, Any],
+        *,
+        head_learning_rate: float | None,
+        counts_items: bool,
+        **others: Any,
+    ) -> None:
+        self._prepared = prepared
+        self._warmup_ratio = options.get(WARMUP_RATIO)
+        self._head_learning_rate = head_learning_rate
+        super().__init__(prepared.model, **others)
+        # It is taken to count them if its forward takes any keyword. The loss of classifiers then is the sum over
+        # accumulated batches and processes.
+        self.model_accepts_loss_kwargs = counts_items
+        self._folder = Path(str(self.args.output_dir))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer, with the method's groups of parameters."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model if model is None else model)  # type: ignore[arg-type]  # any module
+            groups = self._prepared.parameter_groups(
+                self.args.learning_rate, head_lr=self._head_learning_rate, weight_decay=self.args.weight_decay
+            )
+            self.optimizer = kind(groups, **options)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule; the warm-up is a part of all steps where the recipe says so."""
+        if self._warmup_ratio is not None:
+            self.args.warmup_steps = math.ceil(self._warmup_ratio * num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
+        """Take the gradients of a batch, and stop at a loss that is no number."""
+        loss: torch.Tensor = super().training_step(*given, **named)
+        if not torch.isfinite(loss).all():
+            raise TrainingError(
+                f"the loss is {loss.float().mean().item()} in step {self.state.global_step + 1}; accepted: a smaller "
+                "learning_rate, more warm-up, or bf16 instead of fp16; the checkpoints before are kept"
+            )
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what is trained, and nothing of the base."""
+        if self.args.should_save:
+            folder = self._folder if output_dir is None else Path(output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_trained(self._prepared, folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = self._folder / f"checkpoint-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                unmark(folder)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                mark_whole(folder)
+        # The second and third are what torch and safetensors say of a full disk.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OutputError(
+                f"{folder}: cannot be written ({error}); the checkpoints before are whole, and the same command resumes"
+            ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
+        load_trained(self._prepared, Path(resume_from_checkpoint))
+
+
+class RunCallback(TrainerCallback):
+    """Save with each evaluation, write the log, and check gradients.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    log : pathlib.Path
+        Each entry becomes a line.
+    metric : str
+        Of the evaluations: the best one's checkpoint is kept.
+    kept : int
+        Number of the latest checkpoints that are kept beside it.
+    seconds : float
+        Time that an earlier process trained for.
+    tell : callable, optional
+        Gets a line on each evaluation.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        log: Path,
+        metric: str,
+        *,
+        kept: int,
+        seconds: float,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._prepared = prepared
+        self._tell = tell
+        self._log = log
+        self._metric = metric
+        self._kept = kept
+        self._before = seconds
+        self._began = time.monotonic()
+        self._steps = 0
+        self._still: set[str] = set()
+
+    @property
+    def seconds(self) -> float:
+        """Time of training, that of earlier processes included."""
+        return self._before + time.monotonic() - self._began
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Check the first gradients.
+
+        One of LoRA's two matrices has none until the other one has moved, and a scale none until what it scales has.
+        A warm-up delays that by a step.
+        """
+        if self._steps == 0:
+            refuse_unconnected(self._prepared)
+            self._still = without_gradient(self._prepared)
+        elif self._steps < _WATCHED:
+            self._still &= without_gradient(self._prepared)
+        self._steps += 1
+        if self._steps == _WATCHED:
+            refuse_still(self._prepared, self._still, steps=_WATCHED)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Do what the method does after each step."""
+        self._prepared.after_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Have every evaluation saved, and every checkpoint logged.
+
+        At the end of an epoch that is done once, by `on_epoch_end`.
+        """
+        if args.eval_strategy == "steps":
+            if control.should_training_stop:
+                control.should_evaluate = True
+            if control.should_evaluate:
+                control.should_save = True
+        elif control.should_training_stop or state.epoch == int(state.epoch):
+            control.should_save = False
+        if control.should_save:
+            control.should_log = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Save with the evaluation at the end of an epoch."""
+        if control.should_evaluate:
+            control.should_save = control.should_log = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Remove checkpoints that nothing needs any more."""
+        if state.is_world_process_zero:
+            best = best_step({"log_history": state.log_history}, self._metric)
+            keep_latest(Path(args.output_dir), self._kept, best)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Add a line to the log."""
+        if state.is_world_process_zero and "train_runtime" not in logs:
+            entry = {"step": state.global_step, "epoch": state.epoch, "seconds": round(self.seconds, 3)}
+            entry |= {name: value for name, value in logs.items() if not name.endswith(_TIMES) and name not in entry}
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps(entry)}\n")
+            evaluated = {name.removeprefix("eval_"): value for name, value in entry.items() if "eval_" in name}
+            if self._tell is not None and evaluated:
+                figures = ", ".join(f"{name} {value:.4g}" for name, value in evaluated.items())
+                self._tell(f"step {state.global_step} of {state.max_steps}: {figures}")

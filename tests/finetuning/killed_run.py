@@ -1,0 +1,75 @@
+"""Train the same tiny run twice: at once, and by processes that are killed one after the other; run as a script."""
+
+import json
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from tiny_text_models import data_set, save_model
+
+from lowrank_ldu.finetuning import Choice, load_recipe, run_recipe
+from lowrank_ldu.finetuning import trainer as _trainer  # noqa: F401  # loaded before processes are forked
+
+SETTINGS = {
+    "max_length": 16,
+    "num_train_epochs": 3,
+    "learning_rate": 1e-2,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    # Five steps in an epoch: checkpoints between its ends, too.
+    "save_steps": 3,
+    "logging_steps": 2,
+    "r": 4,
+}
+EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
+
+
+def train(folder, out, last_event):
+    """Train in a process of its own, which is killed at an event; return its status and the number of events."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process:
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            said = pipe.read()
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), int(said or 0)
+    count = 0
+
+    def at_event(event, arguments):
+        nonlocal count
+        if event in EVENTS and str(out) in str(arguments[0]):
+            count += 1
+            if count == last_event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(at_event)
+    choice = Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=SETTINGS)
+    status = 1
+    try:
+        run_recipe(load_recipe("glue"), out, choice, tasks=["sst2"], seeds=[5])
+        os.write(writing, str(count).encode())
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def main(folder, kills):
+    torch.set_num_threads(1)
+    save_model(folder / "model")
+    data_set(train=80).save_to_disk(folder / "data")
+    status, events = train(folder, folder / "whole", None)
+    statuses = [status]
+    moments = random.Random(0)  # noqa: S311
+    # What is done already is not done again, so that later processes come nearer to the end.
+    statuses += [train(folder, folder / "killed", moments.randrange(1, events // 2))[0] for _ in range(kills)]
+    statuses.append(train(folder, folder / "killed", None)[0])
+    print(json.dumps({"statuses": statuses, "events": events}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,184 @@
+"""Recipes: what ships, how tables are put together, and what is refused."""
+
+import tomllib
+
+import pytest
+
+from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning import Choice, list_recipes, load_recipe
+from lowrank_ldu.finetuning.configuration import configure, differences
+from lowrank_ldu.finetuning.recipe import parse_setting, resolve
+
+# arXiv 2410.13618, Table VII: learning rate, epochs, length.
+TABLE_7 = {
+    "mnli": (3e-4, 10, 128),
+    "sst2": (4e-4, 10, 128),
+    "mrpc": (3e-4, 20, 512),
+    "cola": (2e-4, 20, 128),
+    "qnli": (2e-4, 10, 512),
+    "qqp": (3e-4, 20, 512),
+    "rte": (4e-4, 20, 512),
+    "stsb": (2e-4, 30, 512),
+}
+
+
+def configured(recipe="glue", task=None, seed=0, **choice):
+    loaded = load_recipe(recipe)
+    return configure(loaded, task or loaded.tasks[0], Choice(**choice), seed=seed)
+
+
+def test_glue_has_the_figures_of_the_paper():
+    assert set(load_recipe("glue").tasks) == set(TABLE_7)
+    for task, (rate, epochs, length) in TABLE_7.items():
+        config = configured(task=task)
+        assert (config.training["learning_rate"], config.training["num_train_epochs"]) == (rate, epochs)
+        assert config.task_options["max_length"] == length
+        assert config.training["per_device_train_batch_size"] == 32
+        assert config.training["warmup_ratio"] == 0.06
+        assert (config.method, config.method_options["r"], config.method_options["alpha"]) == ("loldu", 768, 768)
+    assert len(load_recipe("glue").seeds) == 5
+
+
+def test_what_the_paper_says_twice_is_two_variants():
+    assert configured().target_modules == configured(variant="table7").target_modules == ["query", "value"]
+    assert configured(variant="section4a").target_modules == ["query", "key", "value", "attention.output.dense"]
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_task_and_variant_that_ships_is_configured(name):
+    recipe = load_recipe(name)
+    assert tomllib.loads(recipe.text) == recipe.table
+    for task in recipe.tasks:
+        for variant in recipe.variants or [None]:
+            config = configured(name, task, variant=variant)
+            assert not differences(config.as_dict(), config.as_dict())
+
+
+def test_later_tables_replace_earlier_ones(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(
+        """
+        title = "t"
+        kind = "text-classification"
+        model = "m"
+        method = "lora"
+        seeds = [1]
+        learning_rate = 1.0
+        weight_decay = 0.1
+        [tasks.sst2]
+        learning_rate = 2.0
+        methods.lora.r = 3
+        [methods.lora]
+        learning_rate = 3.0
+        r = 2
+        [variants.a]
+        learning_rate = 4.0
+        methods.lora.r = 4
+        [variants.b]
+        method = "loldu"
+        """,
+        encoding="utf-8",
+    )
+    plain, a, b = (configured(path, variant=variant) for variant in (None, "a", "b"))
+    assert (plain.training["learning_rate"], plain.method_options["r"], plain.data) == (3.0, 3, None)
+    assert (a.training["learning_rate"], a.method_options["r"]) == (4.0, 4)
+    assert (b.training["learning_rate"], b.method) == (2.0, "loldu")
+    own = configured(path, variant="a", settings={"learning_rate": 5, "r": 6}, model="n", data="d")
+    assert (own.training["learning_rate"], own.method_options["r"], own.model, own.data) == (5.0, 6, "n", "d")
+    assert own.training["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"settings": {"lerning_rate": 1e-3}}, "lerning_rate is no option of recipe glue; accepted: learning_rate"),
+        ({"settings": {"max_lenght": 5}}, "max_lenght is no option of recipe glue; accepted: max_length"),
+        ({"settings": {"lora_alpha": 8}}, "lora_alpha.* is no option of .*loldu"),
+        ({"method": "lora", "settings": {"pivoting": "rook"}}, "pivoting.* is no option of .*lora"),
+        ({"method": "lorra"}, "method is 'lorra'; accepted: lora"),
+        ({"variant": "table8"}, "variant is 'table8'; accepted: table7"),
+        ({"settings": {"model": "x"}}, "setting model has an option of its own; accepted: --model"),
+        ({"settings": {"seed": 1}}, "seed is set by the run itself; accepted: --seed"),
+        ({"settings": {"output_dir": "x"}}, "output_dir is set by the run itself; accepted: --out"),
+        ({"settings": {"push_to_hub": True}}, "push_to_hub is set by the run itself"),
+        ({"settings": {"learning_rate": "fast"}}, "learning_rate is 'fast'"),
+        ({"settings": {"learning_rate": -1.0}}, "learning_rate is -1.0; accepted: a positive finite number"),
+        ({"settings": {"num_train_epochs": True}}, "num_train_epochs is True"),
+        ({"settings": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size is 0; accepted: from 1 on"),
+        ({"settings": {"warmup_ratio": 1.5}}, "warmup_ratio is 1.5; accepted: from 0 to 1"),
+        ({"settings": {"warmup_steps": 5}}, "warmup_ratio and warmup_steps are given; accepted: one of them"),
+        ({"settings": {"eval_strategy": "no"}}, "eval_strategy is 'no'; accepted: epoch, steps"),
+        ({"settings": {"eval_strategy": "steps"}}, "eval_steps and eval_strategy = 'steps' belong together"),
+        ({"settings": {"max_length": 1.5}}, "max_length is 1.5; accepted: an integer from 1 on"),
+        ({"settings": {"head_learning_rate": 0}}, "head_learning_rate is 0; accepted: a positive finite number"),
+        ({"settings": {"target_modules": 3}}, "target_modules is 3; accepted: a list of names of modules"),
+    ],
+)
+def test_settings_that_cannot_be(choice, message):
+    with pytest.raises(OptionError, match=message) as raised:
+        configured(**choice)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = ", "own.toml: is not TOML"),
+        ('title = "t"', "own.toml: has no kind; accepted: a recipe with title, kind"),
+        ('title = 3\nkind = "k"\nmodel = "m"\nmethod = "lora"', "title is 3; accepted: a string"),
+        ('title = "t"\nkind = "k"\nmodel = "m"\nmethod = "lora"', "seeds is None; accepted: a list of different"),
+        ('title = "t"\nkind = "k"\nmodel = "m"\nmethod = "lora"\nseeds = [1]', r"has no \[tasks.NAME\]"),
+        (
+            'title = "t"\nkind = "k"\nmodel = "m"\nmethod = "lora"\nseeds = [1]\ntasks.a.b = 1\nvariants = 3',
+            r"variants is 3; accepted: tables \[variants.NAME\]",
+        ),
+        (
+            'title = "t"\nkind = "k"\nmodel = "m"\nmethod = "lora"\nseeds = [1]\ntasks.a.b = 1',
+            "kind is 'k'; accepted: text-classification",
+        ),
+        (
+            'title = "t"\nkind = "text-classification"\nmodel = "m"\nmethod = "lora"\nseeds = [1]\ntasks.sst3.r = 1',
+            "task 'sst3' is no text-classification task; accepted: sst2",
+        ),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path, text, message):
+    path = tmp_path / "own.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(OptionError, match=message):
+        configured(path)
+
+
+def test_recipes_and_tasks_that_are_not_there(tmp_path):
+    with pytest.raises(OptionError, match="recipe is 'gleu'; accepted: glue, or a .toml file"):
+        load_recipe("gleu")
+    with pytest.raises(OptionError, match=r"none.toml: cannot be read \(No such file or directory\)"):
+        load_recipe(tmp_path / "none.toml")
+    with pytest.raises(OptionError, match="task is 'sts-b'; accepted: stsb"):
+        resolve(load_recipe("glue"), "sts-b", Choice())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("r=8", ("r", 8)),
+        ("target_modules = ['query', 'value']", ("target_modules", ["query", "value"])),
+        ("bf16=true", ("bf16", True)),
+        ("optim=adamw_torch", ("optim", "adamw_torch")),
+    ],
+)
+def test_settings_are_written_as_in_toml(text, expected):
+    assert parse_setting(text) == expected
+
+
+@pytest.mark.parametrize("text", ["r", "r=", "=8"])
+def test_settings_without_a_key_or_a_value(text):
+    with pytest.raises(OptionError, match="accepted: KEY=VALUE, such as learning_rate=1e-3"):
+        parse_setting(text)
+
+
+def test_differences_are_named_in_both_directions():
+    assert differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"d": 3}}) == [
+        "b.c was 2 and is not there",
+        "b.d was not there and is 3",
+    ]

@@ -1,0 +1,307 @@
+"""Runs on tiny models of true architectures: they learn, are logged and saved, and can be loaded again."""
+
+import errno
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_text_models import data_set, offline, save_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lowrank_ldu.errors import OptionError, OutputError, RunDirectoryError, TrainingError
+from lowrank_ldu.finetuning import Choice, load_recipe, median_scores, plan_runs, run_recipe, trainer
+from lowrank_ldu.finetuning import runner as runs
+from lowrank_ldu.finetuning.checkpoints import is_whole, trainer_state, whole_checkpoints
+from lowrank_ldu.finetuning.trained import (
+    check_numbers,
+    load_trained,
+    refuse_still,
+    refuse_unconnected,
+    save_trained,
+    without_gradient,
+)
+from lowrank_ldu.finetuning.trainer import RecipeTrainer
+
+SETTINGS = {
+    "max_length": 16,
+    "num_train_epochs": 5,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 4,
+    "learning_rate": 2e-2,
+}
+WITHOUT_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+_offline = pytest.fixture(offline, scope="module", autouse=True)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Models and a data set, which all tests share."""
+    folder = tmp_path_factory.mktemp("base")
+    for kind in ("roberta", "bert"):
+        save_model(folder / kind, kind, **WITHOUT_DROPOUT)
+    data_set(train=128).save_to_disk(folder / "sst2")
+    data_set(("sentence1", "sentence2"), label=lambda good: 4.0 * good + 0.5).save_to_disk(folder / "stsb")
+    return folder
+
+
+def choice(base, method="lora", model="roberta", **settings):
+    options = {"lora": {"r": 4}, "loldu": {"r": 16, "alpha": 16}}[method]
+    return Choice(method=method, model=str(base / model), data=str(base), settings={**SETTINGS, **options, **settings})
+
+
+def run(base, out, task="sst2", seeds=(0,), **options):
+    return run_recipe(load_recipe("glue"), out, choice(base, **options), tasks=[task], seeds=seeds)
+
+
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    return run(base, tmp_path_factory.mktemp("finished") / "out")[0]
+
+
+def log_of(result):
+    return [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(result):
+    return [line["loss"] for line in log_of(result) if "loss" in line]
+
+
+def test_a_run_learns_and_leaves_everything_in_its_folder(finished):
+    assert finished.folder.parts[-2:] == ("sst2", "seed-0")
+    first, *_ = found = losses(finished)
+    assert sum(found[-4:]) / 4 < 0.75 * first
+    assert finished.score >= 0.7
+    names = {each.name for each in finished.folder.iterdir() if not each.name.startswith(".")}
+    assert names == {"config.resolved.json", "manifest.json", "log.jsonl", "checkpoints", "adapter", "metrics.json"}
+    config = json.loads((finished.folder / "config.resolved.json").read_bytes())
+    assert (config["method_options"]["r"], config["training"]["learning_rate"], config["seed"]) == (4, 0.02, 0)
+    manifest = json.loads((finished.folder / "manifest.json").read_bytes())
+    assert set(manifest["same"]) == {"model", "data", "rows_in_a_step"}
+    assert manifest["same"]["rows_in_a_step"] == 8
+    assert {"torch", "transformers", "peft", "lowrank_ldu", "python"} <= manifest["starts"][0]["versions"].keys()
+    assert manifest["starts"][0]["machine"]["cores"] >= 1
+    # Of the 80 steps, a loss every fourth one, and an evaluation for each epoch.
+    steps = [line["step"] for line in log_of(finished)]
+    assert steps == sorted(steps)
+    assert [line["step"] for line in log_of(finished) if "eval_accuracy" in line] == [16, 32, 48, 64, 80]
+    record = json.loads((finished.folder / "metrics.json").read_bytes())
+    # Two matrices of 16 x 4 in query and in value of two layers; 16 x 16, 16, 16 x 2 and 2 of the head.
+    assert (record["numbers"], record["numbers_trained_whole"]) == (2 * 2 * 2 * 16 * 4, 306)
+    assert 0 < record["adapter_bytes"] < 20_000
+
+
+def test_the_best_epoch_counts(finished):
+    scores = {line["step"]: line["eval_accuracy"] for line in log_of(finished) if "eval_accuracy" in line}
+    best = max(scores.values())
+    assert finished.record["best_step"] == min(step for step, score in scores.items() if score == best)
+    assert finished.score == best
+
+
+def test_checkpoints_hold_the_trained_numbers_alone(finished):
+    whole = whole_checkpoints(finished.folder / "checkpoints")
+    # The latest two, and the best one.
+    assert {each.name for each in whole} == {
+        "checkpoint-64",
+        "checkpoint-80",
+        f"checkpoint-{finished.record['best_step']}",
+    }
+    trained = 4 * (finished.record["numbers"] + finished.record["numbers_trained_whole"])
+    for checkpoint in whole:
+        assert trained <= (checkpoint / "trained.safetensors").stat().st_size < trained + 4000
+        # AdamW's two moments are as many again.
+        assert sum(file.stat().st_size for file in checkpoint.iterdir()) < 3 * trained + 60_000
+
+
+def test_the_saved_adapter_predicts_the_same(base, finished):
+    """PEFT alone loads it on the base; the tokenizer is the base's."""
+    model = AutoModelForSequenceClassification.from_pretrained(base / "roberta", num_labels=2)
+    model = PeftModel.from_pretrained(model, finished.folder / "adapter").eval()
+    rows = data_set()["validation"]
+    inputs = AutoTokenizer.from_pretrained(base / "roberta")(
+        rows["sentence"][:], padding=True, truncation=True, max_length=16, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    labels = torch.tensor(rows["label"][:])
+    assert (logits.argmax(1) == labels).double().mean() == finished.score
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert loss == pytest.approx(finished.metrics["validation"]["loss"], rel=1e-5)
+
+
+def test_a_finished_run_is_read_and_not_run_again(base, finished, monkeypatch):
+    monkeypatch.setattr(runs, "_train", None)
+    again = run(base, finished.folder.parents[1])[0]
+    assert again.record == finished.record
+
+
+def test_another_configuration_is_refused_and_the_difference_named(base, finished):
+    with pytest.raises(
+        RunDirectoryError, match=r"\(method_options.r was 4 and is 2; training.weight_decay was 0.0 and is 0.1\)"
+    ):
+        run(base, finished.folder.parents[1], r=2, weight_decay=0.1)
+
+
+@pytest.mark.parametrize(("method", "model"), [("loldu", "bert"), ("loldu", "roberta"), ("lora", "bert")])
+def test_methods_on_architectures(base, tmp_path, method, model):
+    result = run(base, tmp_path, method=method, model=model)[0]
+    found = losses(result)
+    assert sum(found[-4:]) / 4 < found[0]
+    assert result.numbers == {"loldu": 2 * 2 * 17, "lora": 512}[method]
+
+
+def test_numbers_are_predicted_and_seeds_have_a_median(base, tmp_path):
+    results = run(base, tmp_path, "stsb", seeds=(0, 1, 2), num_train_epochs=2)
+    assert set(results[0].metrics["validation"]) == {"loss", "pearson", "spearman"}
+    scores = sorted(each.score for each in results)
+    assert len(set(scores)) == 3
+    assert median_scores(results)["stsb"]["validation"]["pearson"] == scores[1]
+
+
+def test_evaluation_by_steps_and_an_end_within_an_epoch(base, tmp_path):
+    result = run(base, tmp_path / "a", eval_strategy="steps", eval_steps=5, max_steps=12, save_total_limit=9)[0]
+    assert [line["step"] for line in log_of(result) if "eval_loss" in line] == [5, 10, 12]
+    assert [each.name for each in whole_checkpoints(result.folder / "checkpoints")] == [
+        "checkpoint-5", "checkpoint-10", "checkpoint-12",
+    ]  # fmt: skip
+    result = run(base, tmp_path / "b", max_steps=12)[0]
+    assert [line["step"] for line in log_of(result) if "eval_loss" in line] == [12]
+
+
+def test_accumulated_batches_are_one_larger_batch(base, tmp_path):
+    options = {"max_steps": 4, "logging_steps": 1}
+    whole, parts = (
+        run(
+            base,
+            tmp_path / str(size),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            **options,
+        )
+        for size in (8, 2)
+    )
+    entries = [[line for line in log_of(result[0]) if "loss" in line] for result in (whole, parts)]
+    assert len(entries[0]) == 4
+    for first, second in zip(*entries, strict=True):
+        assert (second["loss"], second["grad_norm"]) == pytest.approx((first["loss"], first["grad_norm"]), rel=1e-3)
+
+
+def test_the_warmup_is_a_part_of_all_steps(base, tmp_path):
+    result = run(base, tmp_path, warmup_ratio=0.25, logging_steps=1, num_train_epochs=1)[0]
+    rates = [line["learning_rate"] for line in log_of(result) if "loss" in line]
+    # A quarter of 16 steps rises, and the first one is at zero.
+    assert rates.index(max(rates)) == 4
+    assert rates[:5] == pytest.approx([0, 0.005, 0.01, 0.015, 0.02])
+    assert trainer_state(whole_checkpoints(result.folder / "checkpoints")[-1])["max_steps"] == 16
+
+
+def test_a_loss_that_is_no_number_stops_and_checkpoints_stay(base, tmp_path, monkeypatch, finished):
+    def loss_of(self, model, inputs, return_outputs=False, **_):
+        loss, outputs = super(RecipeTrainer, self).compute_loss(model, inputs, return_outputs=True)
+        loss = loss * float("nan") if self.state.global_step == 20 and model.training else loss
+        return (loss, outputs) if return_outputs else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeTrainer, "compute_loss", loss_of)
+        with pytest.raises(TrainingError, match="the loss is nan in step 21; accepted: a smaller learning_rate"):
+            run(base, tmp_path)
+    folder = tmp_path / "sst2" / "seed-0"
+    assert [each.name for each in whole_checkpoints(folder / "checkpoints")] == ["checkpoint-16"]
+    assert not (folder / "metrics.json").exists()
+    (planned,) = plan_runs(load_recipe("glue"), tmp_path, choice(base), tasks=["sst2"], seeds=[0])
+    assert planned.state() == "from step 16"
+    # Once the reason is gone the run ends where an undisturbed one does.
+    assert run(base, tmp_path)[0].metrics == finished.metrics
+
+
+def test_a_full_disk_leaves_whole_checkpoints(base, tmp_path, monkeypatch, finished):
+    save, saved = trainer.save_trained, []
+
+    def fill(prepared, folder):
+        save(prepared, folder)
+        saved.append(folder)
+        if len(saved) == 2:
+            (folder / "trained.safetensors").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "save_trained", fill)
+        with pytest.raises(
+            OutputError, match="checkpoint-32: cannot be written .*No space left.*the same command resumes"
+        ):
+            run(base, tmp_path)
+    folder = tmp_path / "sst2" / "seed-0"
+    assert not is_whole(folder / "checkpoints" / "checkpoint-32")
+    result = run(base, tmp_path)[0]
+    assert result.metrics == finished.metrics
+    assert json.loads((folder / "manifest.json").read_bytes())["starts"][1]["from_step"] == 16
+
+
+def _prepared(base):
+    """What the method makes of a model, outside of a run."""
+    from lowrank_ldu.finetuning.methods import MethodRequest, get_method
+
+    model = AutoModelForSequenceClassification.from_pretrained(base / "roberta", num_labels=2)
+    method = get_method("lora")
+    request = MethodRequest(["query", "value"], ["classifier"], 0, None, None, "SEQ_CLS")
+    return method.prepare(model, method.options({"r": 4}), request)
+
+
+def test_numbers_and_gradients_are_checked(base):
+    prepared = _prepared(base)
+    assert check_numbers(prepared, ["classifier"]) == (512, 306)
+    prepared.expected_numbers += 1
+    with pytest.raises(
+        TrainingError, match="512 numbers are trained beside classifier; accepted: 513, by the method's"
+    ):
+        check_numbers(prepared, ["classifier"])
+    with pytest.raises(TrainingError, match="no parameter of group '.*' has a gradient, base_model.*lora"):
+        refuse_unconnected(prepared)
+    prepared.model(input_ids=torch.tensor([[0, 5, 2]]), labels=torch.tensor([1])).loss.backward()
+    refuse_unconnected(prepared)
+    # One of the two matrices has a gradient of zeros in the first step.
+    still = without_gradient(prepared)
+    assert len(still) == 4
+    assert all("lora_A" in name for name in still)
+    with pytest.warns(UserWarning, match="no gradient in 3 steps: base_model.*lora_A"):
+        refuse_still(prepared, still, steps=3)
+    with pytest.raises(TrainingError, match="no parameter of group '.*' has a gradient, base_model.*lora"):
+        refuse_still(prepared, {name for name, _ in prepared.model.named_parameters() if "lora" in name})
+
+
+def test_trained_numbers_are_loaded_into_the_same_parameters(base, tmp_path):
+    first, second = _prepared(base), _prepared(base)
+    for parameter in first.model.parameters():
+        parameter.data += parameter.requires_grad
+    save_trained(first, tmp_path)
+    load_trained(second, tmp_path)
+    values = dict(second.model.named_parameters())
+    for name, parameter in first.model.named_parameters():
+        assert not parameter.requires_grad or torch.equal(parameter, values[name])
+    second.model.requires_grad_(False)
+    with pytest.raises(RunDirectoryError, match=r"trained.safetensors: base_model.* has shape .*; accepted: None"):
+        load_trained(second, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["quarry"]}, "target_modules|quarry"),
+        ({"max_length": 39}, "max_length is 39; accepted by the model: 1 to 38"),
+        ({"eval_delay": 100}, "there was no evaluation; accepted: more steps, or a smaller eval_steps or eval_delay"),
+        ({"lr_scheduler_type": "linaer"}, "'?linaer"),
+    ],
+)
+def test_what_shows_only_with_the_model(base, tmp_path, options, message):
+    with pytest.raises(OptionError, match=message) as raised:
+        run(base, tmp_path, **options)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_reports_that_are_not_installed_and_seeds_that_are_none(base, tmp_path):
+    with pytest.raises(OptionError, match="report_to is 'mlflow'; accepted: none, tensorboard, wandb, trackio"):
+        run_recipe(load_recipe("glue"), tmp_path, choice(base), tasks=["sst2"], seeds=[0], report_to="mlflow")
+    with pytest.raises(OptionError, match="seed is -1; accepted: from 0 on"):
+        run(base, tmp_path, seeds=[-1])
