@@ -99,7 +99,11 @@ def test_rank_zero(name):
         ("ldu-pivots", {"fit_rank": 2, "fit_budget": 9}, "fit_rank and fit_budget are both given"),
         ("ldu-pivots", {"fit_method": "svd"}, "fit_method is 'svd'; accepted: 'alternating', 'separate'"),
         ("ldu-basis", {"fit_rank": None}, "fit_rank and fit_budget are both given, or neither"),
-        ("ldu-basis", {"fit_source": "loss"}, "fit_source is 'loss'; accepted: 'gradient', 'activation'"),
+        (
+            "ldu-basis",
+            {"fit_source": "loss"},
+            "fit_source is 'loss'; accepted: 'gradient', 'scaled_gradient', 'activation'",
+        ),
         ("ldu-basis", {"fit_source": "activation", "fit_method": "rook"}, "is 'rook'; accepted: 'complete', 'svd'"),
         ("ldu-basis", {"fit_batches": 0}, "fit_batches is 0; accepted: an integer from 1 on"),
     ],
