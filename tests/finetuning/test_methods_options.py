@@ -102,7 +102,7 @@ def test_rank_zero(name):
         (
             "ldu-basis",
             {"fit_source": "loss"},
-            "fit_source is 'loss'; accepted: 'gradient', 'scaled_gradient', 'activation'",
+            "fit_source is 'loss'; accepted: 'gradient', 'scaled_gradient', '",
         ),
         ("ldu-basis", {"fit_source": "activation", "fit_method": "rook"}, "is 'rook'; accepted: 'complete', 'svd'"),
         ("ldu-basis", {"fit_batches": 0}, "fit_batches is 0; accepted: an integer from 1 on"),
