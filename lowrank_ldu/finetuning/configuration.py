@@ -100,6 +100,14 @@ def configure(recipe: Recipe, task: str, choice: Choice, *, seed: int) -> RunCon
     if reason is not None:
         raise OptionError(f"method is {method.name!r}, which is not available: {reason}")
     _check_task(recipe, task, kind.TASKS)
+    targets = _checked_targets(of_model.get("target_modules"))
+    if not method.adapts_layers:
+        if "target_modules" in choice.settings:
+            raise OptionError(
+                f"target_modules is {shown(targets)} with method {method.name!r}, which adapts no layers; accepted: to "
+                "leave it out, or a method that adapts some"
+            )
+        targets = None  # the recipe's, for other methods
     return RunConfig(
         recipe=recipe.name,
         kind=recipe.kind,
@@ -109,7 +117,7 @@ def configure(recipe: Recipe, task: str, choice: Choice, *, seed: int) -> RunCon
         data=resolved.data,
         method=method.name,
         method_options=method.options(values),
-        target_modules=_checked_targets(of_model.get("target_modules")),
+        target_modules=targets,
         modules_to_save=_checked_modules(of_model.get("modules_to_save")),
         head_learning_rate=_checked_rate(of_model.get("head_learning_rate")),
         task_options=kind.checked_options(of_task),

@@ -182,3 +182,16 @@ def test_differences_are_named_in_both_directions():
         "b.c was 2 and is not there",
         "b.d was not there and is 3",
     ]
+
+
+@pytest.mark.parametrize("method", ["full", "head", "bitfit"])
+def test_targets_of_a_method_that_adapts_no_layers_are_refused(method):
+    # The recipe's own are for other methods.
+    assert configured(method=method).target_modules is None
+    with pytest.raises(OptionError, match=rf"target_modules is \['key'\] with method '{method}', which adapts no lay"):
+        configured(method=method, settings={"target_modules": ["key"]})
+
+
+def test_every_form_of_ldu_has_its_own_rate_for_sentiment():
+    rates = {name: configured("sentiment", method=name).training["learning_rate"] for name in ("loldu", "ldu-basis")}
+    assert rates == {"loldu": 3e-3, "ldu-basis": 2e-2}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowrank_ldu.finetuning.methods.modules import groups_of, plain_name
 
@@ -164,10 +164,13 @@ class Method(ABC):
         As it is written in a recipe, "lora".
     title : str
         For tables, "LoRA".
+    adapts_layers : bool
+        Whether it looks at the targets of a request.
     """
 
     name: str
     title: str
+    adapts_layers: ClassVar[bool] = True
 
     def unavailable(self) -> str | None:
         """Return why the method cannot be used here, or None."""

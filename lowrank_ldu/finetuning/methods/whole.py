@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared
@@ -60,6 +60,7 @@ class WholeMethod(Method):
     """
 
     part: Part
+    adapts_layers: ClassVar[bool] = False
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Refuse every option; see `Method.options`."""
