@@ -178,7 +178,7 @@ def _train(
         "steps": steps,
         "numbers": numbers,
         "numbers_trained_whole": whole_numbers,
-        "adapter_bytes": _bytes_of(directory.adapter),
+        **_sizes(directory.adapter, prepared.shared_files),
         "seconds": round(callback.seconds, 3),
         "peak_memory_bytes": peak_memory(),
     }
@@ -188,10 +188,16 @@ def _train(
     return record
 
 
-def _bytes_of(adapter: Path) -> int:
-    """Count the bytes of an adapter, without those of its card."""
-    files = [file for file in adapter.rglob("*") if file.is_file() and file.name != "README.md"]
-    return sum(file.stat().st_size for file in files)
+def _sizes(adapter: Path, shared: Sequence[str]) -> dict[str, int]:
+    """Count the bytes of an adapter, and of the files in its folder that adapters share.
+
+    Those of its card count for nothing.
+    """
+    sizes = {"adapter_bytes": 0, "shared_bytes": 0}
+    for file in adapter.rglob("*"):
+        if file.is_file() and file.name != "README.md":
+            sizes["shared_bytes" if file.name in shared else "adapter_bytes"] += file.stat().st_size
+    return sizes
 
 
 def _go_on(trainer: Any, whole: Sequence[Path]) -> None:

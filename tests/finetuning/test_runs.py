@@ -48,7 +48,7 @@ def base(tmp_path_factory):
 
 
 def choice(base, method="lora", model="roberta", **settings):
-    options = {"lora": {"r": 4}, "loldu": {"r": 16, "alpha": 16}}[method]
+    options = {"lora": {"r": 4}, "loldu": {"r": 16, "alpha": 16}, "ldu-basis": {"fit_rank": 4}}[method]
     return Choice(method=method, model=str(base / model), data=str(base), settings={**SETTINGS, **options, **settings})
 
 
@@ -91,6 +91,15 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(finished):
     # Two matrices of 16 x 4 in query and in value of two layers; 16 x 16, 16, 16 x 2 and 2 of the head.
     assert (record["numbers"], record["numbers_trained_whole"]) == (2 * 2 * 2 * 16 * 4, 306)
     assert 0 < record["adapter_bytes"] < 20_000
+
+
+def test_a_basis_that_adapters_share_does_not_count_as_the_adapter(base, tmp_path, finished):
+    (result,) = run(base, tmp_path / "out", method="ldu-basis", num_train_epochs=1)
+    record = json.loads((result.folder / "metrics.json").read_bytes())
+    (shared,) = (result.folder / "adapter").glob("basis-*.safetensors")
+    assert record["shared_bytes"] == shared.stat().st_size > 4 * 4 * 4 * (16 + 16)
+    assert 0 < record["adapter_bytes"] < 30_000
+    assert json.loads((finished.folder / "metrics.json").read_bytes())["shared_bytes"] == 0
 
 
 def test_the_best_epoch_counts(finished):
