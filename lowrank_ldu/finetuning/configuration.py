@@ -12,12 +12,12 @@ from lowrank_ldu.finetuning.methods import get_method
 from lowrank_ldu.finetuning.recipe import Choice, Recipe, resolve
 from lowrank_ldu.finetuning.tasks import get_kind
 from lowrank_ldu.finetuning.training_options import checked_training, refuse_reserved, training_names
-from lowrank_ldu.validation import is_several, shown
+from lowrank_ldu.validation import check_count, is_several, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_OF_MODEL = ("target_modules", "modules_to_save", "head_learning_rate")
+_OF_MODEL = ("target_modules", "modules_to_save", "head_learning_rate", "head_epochs")
 # As near as a slip of the keyboard; a method names what is nearest among its own options.
 _NEAR = 0.8
 
@@ -38,6 +38,8 @@ class RunConfig:
         Modules that are trained whole; None for the model's head.
     head_learning_rate : float or None
         Of those modules; None for the learning rate of the rest.
+    head_epochs : int
+        Epochs in which those modules are trained alone, before a method prepares the model.
     task_options : dict
         Of the kind of task, with its defaults.
     training : dict
@@ -56,6 +58,7 @@ class RunConfig:
     target_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
     head_learning_rate: float | None = None
+    head_epochs: int = 0
     task_options: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -120,6 +123,7 @@ def configure(recipe: Recipe, task: str, choice: Choice, *, seed: int) -> RunCon
         target_modules=targets,
         modules_to_save=_checked_modules(of_model.get("modules_to_save")),
         head_learning_rate=_checked_rate(of_model.get("head_learning_rate")),
+        head_epochs=_checked_epochs(of_model.get("head_epochs", 0)),
         task_options=kind.checked_options(of_task),
         training=checked_training(of_training),
         seed=seed,
@@ -144,6 +148,13 @@ def _names(value: Any, name: str) -> list[str]:
     if not is_several(value) or not all(isinstance(each, str) for each in value):
         raise OptionError(f"{name} is {shown(value)}; accepted: a list of names of modules")
     return list(value)
+
+
+def _checked_epochs(value: Any) -> int:
+    try:
+        return check_count(value, "head_epochs")
+    except (TypeError, ValueError) as error:
+        raise OptionError(str(error)) from error
 
 
 def _checked_rate(value: Any) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from lowrank_ldu.errors import OptionError, RunDirectoryError, TrainingError, Us
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.finetuning.checkpoints import best_step, remove_incomplete, step_of, trainer_state, whole_checkpoints
 from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.head import train_head
 from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, weights_digest
 from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
 from lowrank_ldu.finetuning.processes import is_first, wait_for_all
@@ -228,6 +230,16 @@ def _best(directory: RunDirectory, metric: str) -> tuple[int, int]:
 def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
     """Have the method prepare the model, on the device that it is trained on."""
     model = task.model.to(arguments.device)
+    if config.head_epochs:
+        rate = config.head_learning_rate
+        train_head(
+            model,
+            task.head,
+            lambda epoch: _Batches(task, arguments, config.seed + epoch, most=None),
+            learning_rate=arguments.learning_rate if rate is None else rate,
+            epochs=config.head_epochs,
+            steps=math.ceil(len(task.train) / arguments.per_device_train_batch_size),
+        )
     request = MethodRequest(
         targets=[] if config.target_modules is None else config.target_modules,
         trained_whole=list(task.head),
@@ -246,10 +258,14 @@ def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
 
 
 class _Batches:
-    """A few training batches in a random order, the same whenever they are gone through."""
+    """Training batches in a random order, the same whenever they are gone through.
 
-    def __init__(self, task: LoadedTask, arguments: Any, seed: int) -> None:
+    Of all rows, or the first `most` batches.
+    """
+
+    def __init__(self, task: LoadedTask, arguments: Any, seed: int, most: int | None = _FITTED_TO) -> None:
         self._task = task
+        self._most = most
         self._size = arguments.per_device_train_batch_size
         self._device = arguments.device
         self._seed = seed
@@ -257,7 +273,8 @@ class _Batches:
     def __iter__(self) -> Iterator[Any]:
         rows = self._task.train
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed)).tolist()
-        for start in range(0, min(len(order), self._size * _FITTED_TO), self._size):
+        end = len(order) if self._most is None else min(len(order), self._size * self._most)
+        for start in range(0, end, self._size):
             batch = self._task.collator([rows[place] for place in order[start : start + self._size]])
             yield {name: values.to(self._device) for name, values in batch.items()}
 

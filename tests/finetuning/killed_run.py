@@ -24,6 +24,7 @@ SETTINGS = {
     # Five steps in an epoch: checkpoints between its ends, too.
     "save_steps": 3,
     "logging_steps": 2,
+    "head_epochs": 1,
     "r": 4,
 }
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}

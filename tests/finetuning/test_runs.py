@@ -102,6 +102,16 @@ def test_a_basis_that_adapters_share_does_not_count_as_the_adapter(base, tmp_pat
     assert json.loads((finished.folder / "metrics.json").read_bytes())["shared_bytes"] == 0
 
 
+def test_a_head_that_was_trained_alone_is_where_training_begins(base, tmp_path):
+    def first_loss(name, **options):
+        (result,) = run(base, tmp_path / name, max_steps=8, learning_rate=1e-5, logging_steps=8, **options)
+        return losses(result)[0]
+
+    # So many steps hardly change anything at this rate.
+    plain = first_loss("plain", head_learning_rate=1e-5)
+    assert first_loss("head", head_epochs=20, head_learning_rate=5e-3) < 0.95 * plain
+
+
 def test_the_best_epoch_counts(finished):
     scores = {line["step"]: line["eval_accuracy"] for line in log_of(finished) if "eval_accuracy" in line}
     best = max(scores.values())

@@ -1,0 +1,87 @@
+"""Train the head of a model alone, before a method adapts the rest.
+
+The gradients of a model with a new head say little of its task, and methods are fitted to them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lowrank_ldu.errors import OptionError, TrainingError
+from lowrank_ldu.finetuning.methods.modules import whole_modules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import nn
+
+
+def train_head(
+    model: nn.Module,
+    head: Sequence[str],
+    batches_of: Callable[[int], Iterable[Any]],
+    *,
+    learning_rate: float,
+    epochs: int,
+    steps: int,
+) -> None:
+    """Train the modules of a head, and nothing else.
+
+    AdamW without decay, at a rate that falls to zero. The model is in evaluation mode meanwhile, and nothing is drawn
+    at random, so that the same call gives the same head. Modes and requires_grad are as before afterwards.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Which computes its loss from a batch, `model(**batch).loss`.
+    head : sequence of str
+        Names of modules, or ends of names.
+    batches_of : callable
+        From the number of an epoch to its batches.
+    learning_rate : float
+    epochs : int
+    steps : int
+        Batches in an epoch.
+
+    Raises
+    ------
+    OptionError
+        The model has no head, or a name matches nothing.
+    TrainingError
+        The loss is not finite.
+    """
+    names = tuple(f"{name}." for name in whole_modules(model, head))
+    trained = [value for name, value in model.named_parameters() if name.startswith(names)] if names else []
+    if not trained:
+        raise OptionError("head_epochs is given, and the model has no head; accepted: 0, or modules_to_save")
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    model.requires_grad_(False).eval()
+    for parameter in trained:
+        parameter.requires_grad = True
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    total = epochs * steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (total - step) / total)
+    try:
+        for epoch in range(epochs):
+            for batch in batches_of(epoch):
+                optimizer.zero_grad()
+                loss = model(**batch).loss
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"the loss is {value} while the head is trained alone; accepted: a smaller "
+                        "head_learning_rate, or head_epochs = 0"
+                    )
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    finally:
+        for parameter, was in before:
+            parameter.requires_grad = was
+            parameter.grad = None
+        for module, mode in modes:
+            module.training = mode
