@@ -13,7 +13,7 @@ from lowrank_ldu.fitting import choose_pivots, fit_basis
 from lowrank_ldu.nn import inject, lowrank_layers
 
 ATTENTION = ["query", "key", "value", "attention.output.dense"]
-# Query and key hold 3 % of the gradient's energy (seed 0); "output.dense" is of attention, too.
+# Without query and key; "output.dense" is of attention, too.
 MOST_GRADIENT = ["value", "intermediate.dense", "output.dense"]
 EVERY = r".*\.layer\.\d+\..*"
 GRADIENT_BATCHES = 16

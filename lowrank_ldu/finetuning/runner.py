@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 REPORTS = ("none", "tensorboard", "wandb", "trackio")
 # Batches that a method may be fitted to.
 _FITTED_TO = 64
+_SEEDS = 1000
 
 
 def run_recipe(
@@ -143,7 +144,7 @@ def _train(
         remove_incomplete(directory.checkpoints)
         seconds = directory.shorten_log(step)
     prepared = _prepare(config, task, arguments)
-    numbers, whole_numbers = check_numbers(prepared, task.head)
+    numbers, whole_numbers = check_numbers(prepared)
     kept = config.training["save_total_limit"]
     callback = RunCallback(prepared, directory.log, task.metric, kept=kept, seconds=seconds, tell=tell)
     trainer = RecipeTrainer(
@@ -235,7 +236,8 @@ def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
         train_head(
             model,
             task.head,
-            lambda epoch: _Batches(task, arguments, config.seed + epoch, most=None),
+            # Each seed and epoch has an order of its own.
+            lambda epoch: _Batches(task, arguments, config.seed + _SEEDS * epoch, most=None),
             learning_rate=arguments.learning_rate if rate is None else rate,
             epochs=config.head_epochs,
             steps=math.ceil(len(task.train) / arguments.per_device_train_batch_size),

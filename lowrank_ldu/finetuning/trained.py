@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,7 +31,8 @@ def save_trained(prepared: Prepared, folder: Path) -> None:
     prepared : Prepared
     folder : pathlib.Path
     """
-    save_file({name: each.detach().cpu().contiguous() for name, each in _trained(prepared)}, folder / _NUMBERS)
+    numbers = {name: each.detach().cpu().contiguous() for name, each in prepared.trained().items()}
+    save_file(numbers, folder / _NUMBERS)
     torch.save(prepared.state_dict(), folder / _STATE)
 
 
@@ -48,7 +49,7 @@ def load_trained(prepared: Prepared, folder: Path) -> None:
     RunDirectoryError
         The folder has parameters of other names or sizes.
     """
-    numbers, parameters = load_file(folder / _NUMBERS), dict(_trained(prepared))
+    numbers, parameters = load_file(folder / _NUMBERS), prepared.trained()
     shapes = [{name: tuple(each.shape) for name, each in found.items()} for found in (numbers, parameters)]
     for name in sorted({*numbers, *parameters}):
         saved, needed = (found.get(name) for found in shapes)
@@ -58,10 +59,6 @@ def load_trained(prepared: Prepared, folder: Path) -> None:
         for name, parameter in parameters.items():
             parameter.copy_(numbers[name])
     prepared.load_state_dict(torch.load(folder / _STATE, map_location="cpu", weights_only=True))
-
-
-def _trained(prepared: Prepared) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, each) for name, each in prepared.model.named_parameters() if each.requires_grad]
 
 
 def refuse_unconnected(prepared: Prepared) -> None:
@@ -111,43 +108,32 @@ def refuse_still(prepared: Prepared, still: set[str], *, steps: int | None = Non
 
 def without_gradient(prepared: Prepared) -> set[str]:
     """Return the names of trained parameters without a gradient."""
-    return {
-        name
-        for name, parameter in prepared.model.named_parameters()
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
-    }
+    trained = prepared.trained().items()
+    return {name for name, parameter in trained if parameter.grad is None or not parameter.grad.any()}
 
 
-def check_numbers(prepared: Prepared, trained_whole: Any) -> tuple[int, int]:
+def check_numbers(prepared: Prepared) -> tuple[int, int]:
     """Count what is trained, and compare it with the method's own figure.
 
     Parameters
     ----------
     prepared : Prepared
-    trained_whole : sequence of str
-        Modules that are trained whole, such as the head.
 
     Returns
     -------
     tuple of int
-        Trained numbers of the method, and of those modules.
+        Trained numbers of the method, and of the modules that are trained whole, such as the head.
 
     Raises
     ------
     TrainingError
         The method trains more or fewer numbers than it says.
     """
-    own = whole = 0
-    for name, parameter in prepared.model.named_parameters():
-        if parameter.requires_grad:
-            # PEFT puts other names around those of the modules.
-            if any(f".{each}." in f".{name}" for each in trained_whole):
-                whole += parameter.numel()
-            else:
-                own += parameter.numel()
+    own = prepared.trained_numbers
+    whole = sum(parameter.numel() for parameter in prepared.trained().values()) - own
     if own != prepared.expected_numbers:
         raise TrainingError(
-            f"{own} numbers are trained beside {', '.join(trained_whole) or 'no other module'}; accepted: "
+            f"{own} numbers are trained beside {', '.join(prepared.whole) or 'no other module'}; accepted: "
             f"{prepared.expected_numbers}, by the method's own formula"
         )
     return own, whole

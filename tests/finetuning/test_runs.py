@@ -270,12 +270,12 @@ def _prepared(base):
 
 def test_numbers_and_gradients_are_checked(base):
     prepared = _prepared(base)
-    assert check_numbers(prepared, ["classifier"]) == (512, 306)
+    assert check_numbers(prepared) == (512, 306)
     prepared.expected_numbers += 1
     with pytest.raises(
         TrainingError, match="512 numbers are trained beside classifier; accepted: 513, by the method's"
     ):
-        check_numbers(prepared, ["classifier"])
+        check_numbers(prepared)
     with pytest.raises(TrainingError, match="no parameter of group '.*' has a gradient, base_model.*lora"):
         refuse_unconnected(prepared)
     prepared.model(input_ids=torch.tensor([[0, 5, 2]]), labels=torch.tensor([1])).loss.backward()
