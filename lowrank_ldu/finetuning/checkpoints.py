@@ -92,8 +92,8 @@ def trainer_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def best_step(state: dict[str, Any], metric: str) -> int | None:
-    """Return the step whose evaluation has the largest metric.
+def best_step(state: dict[str, Any], metric: str, *, greater: bool = True) -> int | None:
+    """Return the step whose evaluation has the best metric.
 
     The first one of equals; None before the first evaluation.
 
@@ -102,14 +102,19 @@ def best_step(state: dict[str, Any], metric: str) -> int | None:
     state : dict
         Of the Trainer, with its "log_history".
     metric : str
+    greater : bool
+        Whether more of it is better.
 
     Examples
     --------
     >>> history = [{"step": 5, "eval_f1": 0.5}, {"step": 10, "eval_f1": 0.7}, {"step": 15, "eval_f1": 0.7}]
     >>> best_step({"log_history": history}, "f1")
     10
+    >>> best_step({"log_history": history}, "f1", greater=False)
+    5
     """
-    found = [(line[f"eval_{metric}"], -line["step"]) for line in state["log_history"] if f"eval_{metric}" in line]
+    key, sign = f"eval_{metric}", 1 if greater else -1
+    found = [(sign * line[key], -line["step"]) for line in state["log_history"] if key in line]
     return -max(found)[1] if found else None
 
 

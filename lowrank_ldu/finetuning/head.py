@@ -27,6 +27,7 @@ def train_head(
     learning_rate: float,
     epochs: int,
     steps: int,
+    loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
 ) -> None:
     """Train the modules of a head, and nothing else.
 
@@ -36,7 +37,7 @@ def train_head(
     Parameters
     ----------
     model : nn.Module
-        Which computes its loss from a batch, `model(**batch).loss`.
+        Which computes its loss from a batch, `model(**batch).loss`, where no other loss is given.
     head : sequence of str
         Names of modules, or ends of names.
     batches_of : callable
@@ -45,6 +46,8 @@ def train_head(
     epochs : int
     steps : int
         Batches in an epoch.
+    loss : callable, optional
+        As of `LoadedTask`.
 
     Raises
     ------
@@ -69,14 +72,14 @@ def train_head(
         for epoch in range(epochs):
             for batch in batches_of(epoch):
                 optimizer.zero_grad()
-                loss = model(**batch).loss
-                value = float(loss.detach())
-                if not math.isfinite(value):
+                value = model(**batch).loss if loss is None else loss(model, batch)
+                figure = float(value.detach())
+                if not math.isfinite(figure):
                     raise TrainingError(
-                        f"the loss is {value} while the head is trained alone; accepted: a smaller "
+                        f"the loss is {figure} while the head is trained alone; accepted: a smaller "
                         "head_learning_rate, or head_epochs = 0"
                     )
-                loss.backward()
+                value.backward()
                 optimizer.step()
                 schedule.step()
     finally:

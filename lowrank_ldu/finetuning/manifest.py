@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import shlex
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+# Of Linux: what is written to the first one sets back the figure VmHWM of the second one.
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _PACKAGES = ("transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn")
 
 
@@ -117,13 +120,27 @@ def weights_digest(model: nn.Module, without: Sequence[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def reset_peak_memory() -> None:
+    """Count the most bytes of memory from now on, where the system allows that.
+
+    Linux does, for this process.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")
+
+
 def peak_memory() -> int:
-    """Return the most bytes of memory that this process has held.
+    """Return the most bytes of memory that this process has held since `reset_peak_memory`.
 
     They are the GPU's where there is one, and the process's elsewhere; 0 where the system does not tell.
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = _STATUS.read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) * 1024
     try:
         resource = importlib.import_module("resource")
     except ImportError:  # not on Windows

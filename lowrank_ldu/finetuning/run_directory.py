@@ -7,6 +7,9 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from safetensors.numpy import load_file, save
+
 from lowrank_ldu.errors import OutputError, RunDirectoryError
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.finetuning.configuration import differences
@@ -22,6 +25,8 @@ _METRICS = "metrics.json"
 _LOG = "log.jsonl"
 _ADAPTER = "adapter"
 _LOCK = ".lock"
+# In the result: what is to be evaluated once, and was not yet.
+NOT_EVALUATED = "not_evaluated"
 # Of a full disk, a quota, a largest size of files, a disk that can no longer be written to.
 _NO_MORE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -126,6 +131,39 @@ class RunDirectory:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, the mark of completion."""
         self._write(_METRICS, result)
+
+    def keep_predictions(self, split: str, predictions: Any, labels: Any) -> None:
+        """Write what the metrics of a split are computed from.
+
+        Parameters
+        ----------
+        split : str
+        predictions, labels : numpy.ndarray
+            A row for each row of the split.
+        """
+        self._predictions(split).parent.mkdir(exist_ok=True)
+        tensors = {"predictions": np.ascontiguousarray(predictions), "labels": np.ascontiguousarray(labels)}
+        replace_file(self._predictions(split), save(tensors))
+
+    def predictions(self, split: str) -> tuple[Any, Any] | None:
+        """Return the predictions and the labels of a split, or None where there are none.
+
+        Parameters
+        ----------
+        split : str
+
+        Returns
+        -------
+        tuple of numpy.ndarray or None
+        """
+        file = self._predictions(split)
+        if not file.is_file():
+            return None
+        tensors = load_file(file)
+        return tensors["predictions"], tensors["labels"]
+
+    def _predictions(self, split: str) -> Path:
+        return self.path / "predictions" / f"{split}.safetensors"
 
     def shorten_log(self, step: int) -> float:
         """Remove the lines of the log that come after a step.

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from lowrank_ldu.errors import OptionError, RunDirectoryError, TrainingError, UserError
-from lowrank_ldu.files import whole_folder
-from lowrank_ldu.finetuning.checkpoints import best_step, remove_incomplete, step_of, trainer_state, whole_checkpoints
+from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.head import train_head
-from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, weights_digest
-from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
-from lowrank_ldu.finetuning.processes import is_first, wait_for_all
+from lowrank_ldu.finetuning.processes import is_first
 from lowrank_ldu.finetuning.recipe import Choice
-from lowrank_ldu.finetuning.run_directory import RunDirectory
+from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED, RunDirectory
 from lowrank_ldu.finetuning.runs import Result, Run, plan_runs
-from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
-from lowrank_ldu.finetuning.trained import check_numbers, load_trained
-from lowrank_ldu.finetuning.training_options import total_steps, training_arguments
+from lowrank_ldu.finetuning.training import Training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from lowrank_ldu.finetuning.configuration import RunConfig
     from lowrank_ldu.finetuning.recipe import Recipe
 
 REPORTS = ("none", "tensorboard", "wandb", "trackio")
-# Batches that a method may be fitted to.
-_FITTED_TO = 64
-_SEEDS = 1000
 
 
 def run_recipe(
@@ -46,6 +31,7 @@ def run_recipe(
     tasks: Sequence[str] = (),
     seeds: Sequence[int] = (),
     report_to: str = "none",
+    tests: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Train every run of a recipe that is not finished.
@@ -59,6 +45,8 @@ def run_recipe(
         Instead of the recipe's own.
     report_to : str
         "none", "tensorboard", "wandb" or "trackio".
+    tests : bool
+        Whether what is evaluated once, when training is over, is. A later call adds it to a run without.
     tell : callable, optional
         Gets a line when a run begins, and on each evaluation.
 
@@ -72,17 +60,21 @@ def run_recipe(
         What is given cannot be used, or training cannot go on.
     """
     runs = plan_runs(recipe, out, choice or Choice(), tasks=tasks, seeds=seeds)
-    return [train(run, report_to=report_to, tell=tell) for run in runs]
+    return [train(run, report_to=report_to, tests=tests, tell=tell) for run in runs]
 
 
-def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | None = None) -> Result:
+def train(
+    run: Run, *, report_to: str = "none", tests: bool = True, tell: Callable[[str], None] | None = None
+) -> Result:
     """Train one run, or go on with it, or read what it came to.
 
     Parameters
     ----------
     run : Run
     report_to : str
+    tests : bool
     tell : callable, optional
+        As for `run_recipe`.
 
     Returns
     -------
@@ -100,11 +92,11 @@ def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | No
     with directory.locked() if is_first() else contextlib.nullcontext():
         directory.check(config)
         record = directory.finished()
-        if record is None:
+        if record is None or (tests and record.get(NOT_EVALUATED)):
             if tell is not None:
                 tell(f"{run.config.task}, seed {run.config.seed}, {run.state()}: {run.folder}")
             with directory.written():
-                record = _train(run.config, directory, report_to, tell)
+                record = Training(run.config, directory, report_to, tell).record(tests=tests)
     return Result(
         folder=run.folder,
         task=run.config.task,
@@ -114,197 +106,3 @@ def train(run: Run, *, report_to: str = "none", tell: Callable[[str], None] | No
         numbers=record["numbers"],
         record=record,
     )
-
-
-def _train(
-    config: RunConfig, directory: RunDirectory, report_to: str, tell: Callable[[str], None] | None
-) -> dict[str, Any]:
-    from lowrank_ldu.finetuning.trainer import RecipeTrainer, RunCallback  # noqa: PLC0415  # slow to import
-
-    transformers, shown = require("transformers"), sys.stderr.isatty()
-    start = describe_start()
-    arguments = training_arguments(
-        config.training, directory.checkpoints, seed=config.seed, report_to=report_to, quiet=not shown
-    )
-    transformers.set_seed(config.seed)
-    with _quiet(bars=shown):
-        task = get_kind(config.kind).load(config)
-    same = {
-        "model": weights_digest(task.model, task.head),
-        "data": task.data_digest,
-        "rows_in_a_step": arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
-    }
-    whole = whole_checkpoints(directory.checkpoints)
-    step = step_of(whole[-1]) if whole else 0
-    # None begins before all have looked.
-    wait_for_all()
-    seconds = 0.0
-    if is_first():
-        directory.begin(config.as_dict(), same, start | {"from_step": step})
-        remove_incomplete(directory.checkpoints)
-        seconds = directory.shorten_log(step)
-    prepared = _prepare(config, task, arguments)
-    numbers, whole_numbers = check_numbers(prepared)
-    kept = config.training["save_total_limit"]
-    callback = RunCallback(prepared, directory.log, task.metric, kept=kept, seconds=seconds, tell=tell)
-    trainer = RecipeTrainer(
-        prepared,
-        config.training,
-        head_learning_rate=config.head_learning_rate,
-        counts_items=task.counts_items,
-        args=arguments,
-        train_dataset=task.train,
-        eval_dataset=task.validation,
-        data_collator=task.collator,
-        compute_metrics=task.compute_metrics,
-        callbacks=[callback],
-    )
-    # It would print every entry of the log.
-    trainer.remove_callback(transformers.PrinterCallback)
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise OptionError("the launcher shards the model (FSDP or DeepSpeed); accepted: data parallel processes (DDP)")
-    if not (whole and _is_at_the_end(trainer_state(whole[-1]))):
-        _go_on(trainer, whole)
-    best, steps = _best(directory, task.metric)
-    load_trained(prepared, directory.checkpoints / f"checkpoint-{best}")
-    if is_first():
-        with whole_folder(directory.adapter, overwrite=True) as folder:
-            prepared.save(folder)
-    wait_for_all()
-    # It is evaluated as whoever loads the adapter gets it.
-    prepared.load(directory.adapter)
-    splits = {"validation": task.validation, **task.others}
-    record = {
-        "metric": task.metric,
-        "metrics": {name: _metrics(trainer.predict(rows, metric_key_prefix="x")) for name, rows in splits.items()},
-        "best_step": best,
-        "steps": steps,
-        "numbers": numbers,
-        "numbers_trained_whole": whole_numbers,
-        **_sizes(directory.adapter, prepared.shared_files),
-        "seconds": round(callback.seconds, 3),
-        "peak_memory_bytes": peak_memory(),
-    }
-    if is_first():
-        directory.finish(record)
-    wait_for_all()
-    return record
-
-
-def _sizes(adapter: Path, shared: Sequence[str]) -> dict[str, int]:
-    """Count the bytes of an adapter, and of the files in its folder that adapters share.
-
-    Those of its card count for nothing.
-    """
-    sizes = {"adapter_bytes": 0, "shared_bytes": 0}
-    for file in adapter.rglob("*"):
-        if file.is_file() and file.name != "README.md":
-            sizes["shared_bytes" if file.name in shared else "adapter_bytes"] += file.stat().st_size
-    return sizes
-
-
-def _go_on(trainer: Any, whole: Sequence[Path]) -> None:
-    """Train from the last whole checkpoint, or from the start."""
-    try:
-        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            "the GPU's memory is too small for a step; accepted: a smaller per_device_train_batch_size with more "
-            "gradient_accumulation_steps, bf16, or gradient_checkpointing; the checkpoints before are kept"
-        ) from error
-
-
-def _best(directory: RunDirectory, metric: str) -> tuple[int, int]:
-    """Return the best evaluation's step, and the last one's."""
-    whole = whole_checkpoints(directory.checkpoints)
-    state = trainer_state(whole[-1]) if whole else {"log_history": []}
-    best = best_step(state, metric)
-    if best is None:
-        raise OptionError("there was no evaluation; accepted: more steps, or a smaller eval_steps or eval_delay")
-    if best not in map(step_of, whole):
-        raise RunDirectoryError(
-            f"{directory.checkpoints}: has no whole checkpoint-{best}, the best one; accepted: another --out"
-        )
-    return best, int(state["global_step"])
-
-
-def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
-    """Have the method prepare the model, on the device that it is trained on."""
-    model = task.model.to(arguments.device)
-    if config.head_epochs:
-        rate = config.head_learning_rate
-        train_head(
-            model,
-            task.head,
-            # Each seed and epoch has an order of its own.
-            lambda epoch: _Batches(task, arguments, config.seed + _SEEDS * epoch, most=None),
-            learning_rate=arguments.learning_rate if rate is None else rate,
-            epochs=config.head_epochs,
-            steps=math.ceil(len(task.train) / arguments.per_device_train_batch_size),
-        )
-    request = MethodRequest(
-        targets=[] if config.target_modules is None else config.target_modules,
-        trained_whole=list(task.head),
-        seed=config.seed,
-        batches=_Batches(task, arguments, config.seed),
-        task_type=task.task_type,
-        total_steps=total_steps(arguments, len(task.train)),
-    )
-    try:
-        return get_method(config.method).prepare(model, config.method_options, request)
-    except UserError:
-        raise
-    except ValueError as error:  # PEFT's own: of targets, most of all
-        reason = " ".join(str(error).split())
-        raise OptionError(f"method {config.method!r} cannot be used on {config.model!r}: {reason}") from error
-
-
-class _Batches:
-    """Training batches in a random order, the same whenever they are gone through.
-
-    Of all rows, or the first `most` batches.
-    """
-
-    def __init__(self, task: LoadedTask, arguments: Any, seed: int, most: int | None = _FITTED_TO) -> None:
-        self._task = task
-        self._most = most
-        self._size = arguments.per_device_train_batch_size
-        self._device = arguments.device
-        self._seed = seed
-
-    def __iter__(self) -> Iterator[Any]:
-        rows = self._task.train
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed)).tolist()
-        end = len(order) if self._most is None else min(len(order), self._size * self._most)
-        for start in range(0, end, self._size):
-            batch = self._task.collator([rows[place] for place in order[start : start + self._size]])
-            yield {name: values.to(self._device) for name, values in batch.items()}
-
-
-def _is_at_the_end(state: Mapping[str, Any]) -> bool:
-    return bool(state["global_step"] >= state["max_steps"])
-
-
-def _metrics(output: Any) -> dict[str, float]:
-    """Keep the task's metrics and the loss of what the Trainer predicts."""
-    names = {name.removeprefix("x_"): value for name, value in output.metrics.items()}
-    return {name: float(value) for name, value in names.items() if not name.endswith(("runtime", "per_second", "time"))}
-
-
-@contextlib.contextmanager
-def _quiet(*, bars: bool) -> Iterator[None]:
-    """Load without messages on what is meant to be so: a head that is new, and bars that nobody sees."""
-    datasets, messages = require("datasets"), require("transformers").utils.logging
-    disabled, level = datasets.are_progress_bars_disabled(), messages.get_verbosity()
-    messages.set_verbosity_error()
-    if not bars:
-        datasets.disable_progress_bars()
-        messages.disable_progress_bar()
-    try:
-        yield
-    finally:
-        messages.set_verbosity(level)
-        if not bars:
-            messages.enable_progress_bar()
-        if not disabled:
-            datasets.enable_progress_bars()

@@ -47,6 +47,8 @@ class RecipeTrainer(Trainer):
         Of the modules that are trained whole.
     counts_items : bool
         As of `LoadedTask`.
+    loss : callable, optional
+        As of `LoadedTask`.
     others
         As for transformers' Trainer.
     """
@@ -58,9 +60,11 @@ class RecipeTrainer(Trainer):
         *,
         head_learning_rate: float | None,
         counts_items: bool,
+        loss: Callable[[Any, Any], torch.Tensor] | None = None,
         **others: Any,
     ) -> None:
         self._prepared = prepared
+        self._loss = loss
         self._warmup_ratio = options.get(WARMUP_RATIO)
         self._head_learning_rate = head_learning_rate
         super().__init__(prepared.model, **others)
@@ -85,6 +89,20 @@ class RecipeTrainer(Trainer):
         if self._warmup_ratio is not None:
             self.args.warmup_steps = math.ceil(self._warmup_ratio * num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        """Compute the loss of a batch, by the task's own function where it has one."""
+        if self._loss is None:
+            return super().compute_loss(model, inputs, *given, **named)
+        loss = self._loss(model, inputs)
+        return (loss, {}) if named.get("return_outputs") else loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *given: Any, **named: Any) -> Any:
+        """Evaluate a batch; of a task's own loss there is nothing else."""
+        if self._loss is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, *given, **named)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self._loss(model, self._prepare_inputs(inputs)).detach().mean(), None, None
 
     def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
         """Take the gradients of a batch, and stop at a loss that is no number."""
@@ -132,6 +150,8 @@ class RunCallback(TrainerCallback):
         Each entry becomes a line.
     metric : str
         Of the evaluations: the best one's checkpoint is kept.
+    greater : bool
+        Whether more of it is better.
     kept : int
         Number of the latest checkpoints that are kept beside it.
     seconds : float
@@ -146,6 +166,7 @@ class RunCallback(TrainerCallback):
         log: Path,
         metric: str,
         *,
+        greater: bool,
         kept: int,
         seconds: float,
         tell: Callable[[str], None] | None = None,
@@ -154,6 +175,7 @@ class RunCallback(TrainerCallback):
         self._tell = tell
         self._log = log
         self._metric = metric
+        self._greater = greater
         self._kept = kept
         self._before = seconds
         self._began = time.monotonic()
@@ -207,7 +229,7 @@ class RunCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Remove checkpoints that nothing needs any more."""
         if state.is_world_process_zero:
-            best = best_step({"log_history": state.log_history}, self._metric)
+            best = best_step({"log_history": state.log_history}, self._metric, greater=self._greater)
             keep_latest(Path(args.output_dir), self._kept, best)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002

@@ -75,7 +75,15 @@ def test_a_run_learns_and_leaves_everything_in_its_folder(finished):
     assert sum(found[-4:]) / 4 < 0.75 * first
     assert finished.score >= 0.7
     names = {each.name for each in finished.folder.iterdir() if not each.name.startswith(".")}
-    assert names == {"config.resolved.json", "manifest.json", "log.jsonl", "checkpoints", "adapter", "metrics.json"}
+    assert names == {
+        "config.resolved.json",
+        "manifest.json",
+        "log.jsonl",
+        "checkpoints",
+        "adapter",
+        "predictions",
+        "metrics.json",
+    }
     config = json.loads((finished.folder / "config.resolved.json").read_bytes())
     assert (config["method_options"]["r"], config["training"]["learning_rate"], config["seed"]) == (4, 0.02, 0)
     manifest = json.loads((finished.folder / "manifest.json").read_bytes())
@@ -151,7 +159,7 @@ def test_the_saved_adapter_predicts_the_same(base, finished):
 
 
 def test_a_finished_run_is_read_and_not_run_again(base, finished, monkeypatch):
-    monkeypatch.setattr(runs, "_train", None)
+    monkeypatch.setattr(runs, "Training", None)
     again = run(base, finished.folder.parents[1])[0]
     assert again.record == finished.record
 

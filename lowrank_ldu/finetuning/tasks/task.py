@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from lowrank_ldu.finetuning.configuration import RunConfig
 
@@ -31,12 +32,21 @@ class LoadedTask:
         Name to rows that are evaluated once, when training is over.
     collator : callable
         Makes a batch of rows.
-    compute_metrics : callable
-        As transformers' Trainer takes it.
     metric : str
-        Name of the metric by which the best state is chosen; more is better.
+        Name of the metric by which the best state is chosen; "loss" is what every evaluation has.
     data_digest : str
         Of the rows that are used.
+    compute_metrics : callable, optional
+        As transformers' Trainer takes it; without it an evaluation has the loss alone.
+    greater_is_better : bool
+        Whether more of the metric is better.
+    loss : callable, optional
+        loss(model, batch), a scalar tensor; model(**batch).loss if not given.
+    evaluations : mapping
+        Name to a function from the finished model to metrics, for what no rows of a split tell. They are run once, as
+        the rows of `others` are.
+    callbacks : callable, optional
+        callbacks(folder), a list of transformers' TrainerCallback; what they write belongs in the run's folder.
     counts_items : bool
         Whether the model divides its loss by the number of labels in all accumulated batches of all processes, as
         causal language models do. False where it is the mean over a batch.
@@ -48,10 +58,14 @@ class LoadedTask:
     train: Any
     validation: Any
     collator: Callable[[Any], Any]
-    compute_metrics: Callable[[Any], dict[str, float]]
     metric: str
     data_digest: str
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None
+    greater_is_better: bool = True
     others: Mapping[str, Any] = field(default_factory=dict)
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+    evaluations: Mapping[str, Callable[[nn.Module], dict[str, float]]] = field(default_factory=dict)
+    callbacks: Callable[[Path], list[Any]] | None = None
     counts_items: bool = False
 
 
