@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -67,6 +67,9 @@ def compare_methods(
         Path | None, typer.Option(help="Folder for runs, tables and plots.", show_default=f"one in {_OUT}")
     ] = None,
     report_to: Annotated[str, choice(REPORTS, help="Where training is shown beside the logs.")] = "none",
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing; write the tables of what is finished.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, list the entries, and train none.")
     ] = False,
@@ -100,7 +103,7 @@ def compare_methods(
             _show_plan(plan)
             return
         tell = (lambda line: say(line, err=True)) if is_first() else None
-        trained = comparing.compare_methods(plan, jobs=jobs, report_to=report_to, tell=tell)
+        trained = comparing.compare_methods(plan, jobs=jobs, report_to=report_to, finished_only=finished, tell=tell)
         if is_first():
             _show(plan, comparing.write_comparison(plan, trained))
             say(f"written to {folder}")
@@ -127,18 +130,23 @@ def _show_plan(plan: Plan) -> None:
     console.print(f"{count} runs: {plan.trials} trials and {len(plan.seeds)} seeds of {pairs} pairs of task and entry")
 
 
+# What fits a terminal; the rest is in table.md.
+_COLUMNS = ("entry", "numbers", "score", "95 %", "difference", "95 %", "time")
+
+
 def _show(plan: Plan, methods: pd.DataFrame) -> None:
     from lowrank_ldu.finetuning.comparison import sentences, table_rows  # noqa: PLC0415
     from lowrank_ldu.finetuning.comparison.report import HEADINGS  # noqa: PLC0415
 
     console = SafeConsole()
     for task in plan.tasks:
-        rows: list[Any] = table_rows(methods, task)
         table = Table(title=task)
-        for place, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="right" if 0 < place != 7 else "left", no_wrap=0 < place < 7)
-        for row in rows:
-            table.add_row(*row)
+        for place, heading in enumerate(_COLUMNS):
+            table.add_column(heading, justify="right" if place else "left", no_wrap=place > 0)
+        for entry, cells in zip(plan.selection.entries, table_rows(methods, task), strict=True):
+            named = list(zip(HEADINGS, cells, strict=True))
+            score = cells[2].partition(" ")[0]
+            table.add_row(entry.name, cells[1], score, cells[3], cells[5], cells[6], dict(named)["time"])
         console.print(table)
         for sentence in sentences(plan, methods, task):
             console.print(sentence)

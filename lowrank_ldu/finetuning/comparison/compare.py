@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import DivergenceError, OptionError
+from lowrank_ldu.files import replace_file
 from lowrank_ldu.finetuning.comparison.trials import chosen_by, setting_name, trial_settings
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.recipe import Choice, Recipe
+from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED, RunDirectory
 from lowrank_ldu.finetuning.runner import train
 from lowrank_ldu.finetuning.runs import Result, Run, plan_runs
 from lowrank_ldu.validation import check_count
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.finetuning.comparison.entries import Entry, Selection
 
+FAILURE = "failure.txt"
 _RUNS = "runs"
 _HEADS = "heads"
 
@@ -164,7 +167,12 @@ def plan_comparison(
 
 
 def compare_methods(
-    plan: Plan, *, jobs: int = 1, report_to: str = "none", tell: Callable[[str], None] | None = None
+    plan: Plan,
+    *,
+    jobs: int = 1,
+    report_to: str = "none",
+    finished_only: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> list[Trained]:
     """Train every run of a comparison that is not finished.
 
@@ -180,6 +188,8 @@ def compare_methods(
         Runs that are trained at a time, each in a process of its own where there are more than one.
     report_to : str
         As for `run_recipe`.
+    finished_only : bool
+        Whether nothing is trained, and what is finished is read.
     tell : callable, optional
         Gets a line on each run.
 
@@ -191,7 +201,8 @@ def compare_methods(
     Raises
     ------
     lowrank_ldu.errors.UserError
-        What is given cannot be used, or training cannot go on. A loss that is no number fails its run alone.
+        What is given cannot be used, or training cannot go on. A loss that is no number fails its run alone, and
+        leaves failure.txt in its folder; the run is not trained again while that is there.
     """
     first = plan.seeds[0]
     trials = [
@@ -199,7 +210,8 @@ def compare_methods(
     ]
     # The first setting of every entry, then the second one: what is stopped early holds something of each.
     trials.sort(key=lambda each: plan.settings[each[0], each[1].name].index(each[2]))
-    tried = _train_all(plan, trials, tests=False, jobs=jobs, report_to=report_to, tell=tell)
+    options = _Options(jobs, report_to, finished_only, tell)
+    tried = _train_all(plan, trials, options, tests=False)
     chosen = {(task, entry.name): _best(plan, task, entry, tried) for task, entry in plan.pairs}
     finals = [
         (task, entry, setting, seed)
@@ -207,7 +219,7 @@ def compare_methods(
         for task, entry in plan.pairs
         if (setting := chosen[task, entry.name]) is not None
     ]
-    final = _train_all(plan, finals, tests=True, jobs=jobs, report_to=report_to, tell=tell)
+    final = _train_all(plan, finals, options, tests=True)
     return [
         Trained(
             entry,
@@ -220,15 +232,29 @@ def compare_methods(
             failure=outcome if isinstance(outcome, str) else None,
         )
         for of_trials, listed, outcomes in ((True, trials, tried), (False, finals, final))
-        for (task, entry, setting, seed), outcome in zip(listed, outcomes.values(), strict=True)
+        for (task, entry, setting, seed) in listed
+        if (outcome := outcomes.get((task, entry.name, setting_name(setting), seed))) is not None
     ]
 
 
+@dataclass(frozen=True)
+class _Options:
+    jobs: int
+    report_to: str
+    finished_only: bool
+    tell: Callable[[str], None] | None
+
+
 def _best(plan: Plan, task: str, entry: Entry, tried: dict[Any, Result | str]) -> dict[str, Any] | None:
-    """Return the setting that did best on validation data; None where all failed."""
+    """Return the setting that did best on validation data.
+
+    None where all failed, or where one was not tried yet.
+    """
     best, most = None, -math.inf
     for setting in plan.settings[task, entry.name]:
-        outcome = tried[task, entry.name, setting_name(setting), plan.seeds[0]]
+        outcome = tried.get((task, entry.name, setting_name(setting), plan.seeds[0]))
+        if outcome is None:
+            return None
         if isinstance(outcome, Result):
             score = outcome.score if outcome.record["greater_is_better"] else -outcome.score
             if score > most:
@@ -237,25 +263,31 @@ def _best(plan: Plan, task: str, entry: Entry, tried: dict[Any, Result | str]) -
 
 
 def _train_all(
-    plan: Plan,
-    listed: Sequence[tuple[str, Entry, dict[str, Any], int]],
-    *,
-    tests: bool,
-    jobs: int,
-    report_to: str,
-    tell: Callable[[str], None] | None,
+    plan: Plan, listed: Sequence[tuple[str, Entry, dict[str, Any], int]], options: _Options, *, tests: bool
 ) -> dict[Any, Result | str]:
-    """Return the outcome of each run, in the order of the list."""
+    """Return the outcome of each run that has one."""
     joblib = require("joblib")
-    runs = [plan.run(*each) for each in listed]
-    calls = (joblib.delayed(_train_one)(run, plan.out / _HEADS, tests, report_to, _threads(jobs)) for run in runs)
+    planned = ((each, plan.run(*each)) for each in listed)
+    todo = [(each, run) for each, run in planned if not options.finished_only or _is_there(run, tests=tests)]
+    calls = (
+        joblib.delayed(_train_one)(run, plan.out / _HEADS, tests, options.report_to, _threads(options.jobs))
+        for _, run in todo
+    )
     outcomes: dict[Any, Result | str] = {}
-    for number, outcome in enumerate(joblib.Parallel(n_jobs=jobs, return_as="generator")(calls), start=1):
-        task, entry, setting, seed = listed[number - 1]
+    parallel = joblib.Parallel(n_jobs=options.jobs, return_as="generator")
+    for number, (((task, entry, setting, seed), _), outcome) in enumerate(zip(todo, parallel(calls), strict=True), 1):
         outcomes[task, entry.name, setting_name(setting), seed] = outcome
-        if tell is not None:
-            tell(f"{number} of {len(runs)}: {_told(task, entry, setting_name(setting), seed, outcome)}")
+        if options.tell is not None:
+            told = _told(task, entry, setting_name(setting), seed, outcome)
+            options.tell(f"{'seeds' if tests else 'trials'}, {number} of {len(todo)}: {told}")
     return outcomes
+
+
+def _is_there(run: Run, *, tests: bool) -> bool:
+    record = RunDirectory(run.folder).finished()
+    if record is None:
+        return (run.folder / FAILURE).is_file()
+    return not (tests and record[NOT_EVALUATED])
 
 
 def _told(task: str, entry: Entry, setting: str, seed: int, outcome: Result | str) -> str:
@@ -277,7 +309,11 @@ def _train_one(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    failure = run.folder / FAILURE
+    if failure.is_file():
+        return failure.read_text(encoding="utf-8")
     try:
         return train(run, report_to=report_to, tests=tests, heads=heads)
     except DivergenceError as error:
+        replace_file(failure, str(error).encode())
         return str(error)

@@ -76,10 +76,10 @@ def runs_frame(trained: Sequence[Trained]) -> pd.DataFrame:
 class _Scores:
     """Hold the reported scores of an entry on a task, by seed."""
 
-    def __init__(self, entry: Entry, finals: Sequence[Trained]) -> None:
+    def __init__(self, entry: Entry, trials: Sequence[Trained], finals: Sequence[Trained]) -> None:
         self.entry = entry
         self.results: dict[int, Result] = {each.seed: each.result for each in finals if each.result is not None}
-        self.failed = len(finals) - len(self.results)
+        self.failed = len([each for each in finals or trials if each.failure is not None])
         self.setting = finals[0].setting if finals else ""
         self.scores = {seed: result.metrics[result.reported][result.metric] for seed, result in self.results.items()}
 
@@ -127,7 +127,8 @@ def methods_frame(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
 
 
 def _of(task: str, entry: Entry, trained: Sequence[Trained]) -> _Scores:
-    return _Scores(entry, [each for each in trained if (each.task, each.entry, each.trial) == (task, entry, False)])
+    own = [each for each in trained if (each.task, each.entry) == (task, entry)]
+    return _Scores(entry, [each for each in own if each.trial], [each for each in own if not each.trial])
 
 
 def _row(scores: _Scores) -> dict[str, Any]:

@@ -60,8 +60,11 @@ def write_comparison(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
         if methods.loc[methods["task"] == task, "mean"].notna().any():
             score_panel(methods, task).save(folder)
     if plan.selection.sweep is not None:
-        values = {entry.name: entry.settings.get(plan.selection.sweep) for entry in plan.selection.entries}
-        sweep_panel(methods, plan.selection.sweep, {name: each for name, each in values.items() if each}).save(folder)
+        there = set(methods.loc[methods["mean"].notna(), "entry"])
+        settings = {entry.name: entry.settings.get(plan.selection.sweep) for entry in plan.selection.entries}
+        values = {name: value for name, value in settings.items() if value and name in there}
+        if values:
+            sweep_panel(methods, plan.selection.sweep, values).save(folder)
     return methods
 
 
@@ -94,7 +97,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if row["unavailable"] is not None:
         return (row["title"], f"not available: {row['unavailable']}", *[""] * (len(HEADINGS) - 2))
     if not row["seeds"]:
-        return (row["title"], "every trial failed: the loss was no number", *[""] * (len(HEADINGS) - 2))
+        state = "every run failed: the loss was no number" if row["failed"] else "not finished"
+        return (row["title"], state, *[""] * (len(HEADINGS) - 2))
     factor, digits = (100, 1) if in_percent(row["metric"]) else (1, 4)
 
     def shown(*values: float, sign: str = "") -> str:
@@ -125,6 +129,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
     """Say in words what the table of a task shows."""
     rows = methods[(methods["task"] == task) & (methods["seeds"] > 0)]
+    if rows.empty:
+        return ["Nothing is finished."]
     reference = next(entry for entry in plan.selection.entries if entry.name == plan.selection.reference)
     split, metric = rows["split"].iloc[0], rows["metric"].iloc[0]
     return [
@@ -139,10 +145,10 @@ def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
 def _markdown(plan: Plan, methods: pd.DataFrame) -> str:
     lines = [f"# {plan.recipe.title}", ""]
     for task in plan.tasks:
-        if not (methods["task"] == task).any() or not (methods.loc[methods["task"] == task, "seeds"] > 0).any():
-            continue
-        lines += [f"## {task}", "", *sentences(plan, methods, task), ""]
+        lines += [f"## {task}", "", *(f"- {each}" for each in sentences(plan, methods, task)), ""]
         lines += [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
         lines += [f"| {' | '.join(cells)} |" for cells in table_rows(methods, task)]
-        lines += ["", f"![{task}](plots/scores-{task}.png)", ""]
+        if (methods.loc[methods["task"] == task, "seeds"] > 0).any():
+            lines += ["", f"![{task}](plots/scores-{task}.png)"]
+        lines.append("")
     return "\n".join(lines)

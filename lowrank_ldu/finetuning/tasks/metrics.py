@@ -90,7 +90,8 @@ def metric_function(name: str) -> Callable[[Values, Values], float]:
 
 
 def _accuracy(labels: Values, predictions: Values) -> float:
-    return float(require("sklearn.metrics").accuracy_score(labels, predictions))
+    # scikit-learn's checks take a hundred times as long, and comparisons resample the rows.
+    return float((labels == predictions).mean())
 
 
 def _f1(labels: Values, predictions: Values) -> float:
