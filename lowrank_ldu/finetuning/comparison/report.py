@@ -51,11 +51,11 @@ def write_comparison(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
         Of `methods_frame`.
     """
     methods = methods_frame(plan, trained)
+    folder = plan.out / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
     for name, frame in (("runs", runs_frame(trained)), ("methods", methods)):
         _write(frame, plan.out / name)
     replace_file(plan.out / "table.md", _markdown(plan, methods).encode())
-    folder = plan.out / "plots"
-    folder.mkdir(exist_ok=True)
     for task in plan.tasks:
         if methods.loc[methods["task"] == task, "mean"].notna().any():
             score_panel(methods, task).save(folder)
