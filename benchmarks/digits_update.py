@@ -11,8 +11,8 @@ from pathlib import Path
 from safetensors.torch import save_model
 
 from lowrank_ldu.demo.comparison import ComparisonSettings, fine_tune, pretrain
-from lowrank_ldu.demo.digits import load_digits_split
 from lowrank_ldu.demo.methods import FullFineTuning, default_methods
+from lowrank_ldu.finetuning.digits.data import load_digits_split
 
 
 def main(folder):

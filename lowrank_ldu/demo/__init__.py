@@ -17,7 +17,6 @@ from lowrank_ldu.demo.comparison import (
     fine_tune,
     pretrain,
 )
-from lowrank_ldu.demo.digits import SHIFTS, DigitsSplit, Images, load_digits_split
 from lowrank_ldu.demo.methods import (
     ChosenPivotsMethod,
     FittedBasisMethod,
@@ -27,11 +26,12 @@ from lowrank_ldu.demo.methods import (
     LoRAMethod,
     Method,
     PiSSAMethod,
-    PreparedModel,
     default_methods,
 )
-from lowrank_ldu.demo.training import TrainingResult, TrainingSettings, accuracy, train
-from lowrank_ldu.demo.vit import VisionTransformerSettings, build_vision_transformer
+from lowrank_ldu.finetuning.digits.data import SHIFTS, DigitsSplit, Images, load_digits_split
+from lowrank_ldu.finetuning.digits.network import VisionTransformerSettings, build_vision_transformer
+from lowrank_ldu.finetuning.digits.prepared import PreparedModel
+from lowrank_ldu.finetuning.digits.training import TrainingResult, TrainingSettings, accuracy, train
 
 __all__ = [
     "SHIFTS",

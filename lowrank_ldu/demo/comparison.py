@@ -13,14 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.demo.determinism import single_threaded
-from lowrank_ldu.demo.digits import DEFAULT_SHIFT, DigitsSplit, Images, load_digits_split
-from lowrank_ldu.demo.methods import FullFineTuning, Method, PreparedModel, default_methods
-from lowrank_ldu.demo.training import StepCallback, TrainingResult, TrainingSettings, accuracy, train
-from lowrank_ldu.demo.vit import VisionTransformerSettings, build_vision_transformer
+from lowrank_ldu.demo.methods import Method, default_methods
+from lowrank_ldu.finetuning.digits.data import DEFAULT_SHIFT, DigitsSplit, Images, load_digits_split
+from lowrank_ldu.finetuning.digits.determinism import single_threaded
+from lowrank_ldu.finetuning.digits.network import VisionTransformerSettings
+from lowrank_ldu.finetuning.digits.pretraining import LEARNING_RATE, PRETRAINING
+from lowrank_ldu.finetuning.digits.pretraining import pretrain as pretrain_network
+from lowrank_ldu.finetuning.digits.training import StepCallback, TrainingResult, TrainingSettings, accuracy, train
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from lowrank_ldu.finetuning.digits.prepared import PreparedModel
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class ComparisonSettings:
     split_seed : int
         Seed of the split of the data and of the pre-trained network.
     shift : str
-        Rendering of the fine-tuning task, a key of `lowrank_ldu.demo.digits.SHIFTS`.
+        Rendering of the fine-tuning task, a key of `lowrank_ldu.finetuning.digits.data.SHIFTS`.
     network : VisionTransformerSettings
         Shape of the network.
     pretraining, fine_tuning : TrainingSettings
@@ -47,9 +51,9 @@ class ComparisonSettings:
     split_seed: int = 0
     shift: str = DEFAULT_SHIFT
     network: VisionTransformerSettings = field(default_factory=VisionTransformerSettings)
-    pretraining: TrainingSettings = field(default_factory=lambda: TrainingSettings(epochs=40))
+    pretraining: TrainingSettings = PRETRAINING
     fine_tuning: TrainingSettings = field(default_factory=TrainingSettings)
-    pretraining_learning_rate: float = 1e-3
+    pretraining_learning_rate: float = LEARNING_RATE
 
 
 @dataclass(frozen=True)
@@ -212,15 +216,12 @@ def pretrain(split: DigitsSplit, settings: ComparisonSettings, *, on_step: StepC
     ImportError
         transformers is not installed.
     """
-    model = build_vision_transformer(settings.network, seed=settings.split_seed)
-    method = FullFineTuning(settings.pretraining_learning_rate)
-    result = train(
-        method.prepare(model, split.pretraining, seed=settings.split_seed),
-        split.pretraining,
-        split.upright_test,
-        learning_rate=method.learning_rate,
-        seed=settings.split_seed,
+    model, result = pretrain_network(
+        split,
+        network=settings.network,
         settings=settings.pretraining,
+        learning_rate=settings.pretraining_learning_rate,
+        seed=settings.split_seed,
         on_step=on_step,
     )
     return Pretrained(model, result.accuracy, accuracy(model, split.test), result.seconds)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from lowrank_ldu.demo.comparison import ComparisonSettings, Pretrained, fine_tune, pretrain
-from lowrank_ldu.demo.digits import DEFAULT_SHIFT, SHIFTS, DigitsSplit, load_digits_split
 from lowrank_ldu.demo.methods import Method, default_methods
+from lowrank_ldu.finetuning.digits.data import DEFAULT_SHIFT, SHIFTS, DigitsSplit, load_digits_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from lowrank_ldu.adapters import load_adapter, save_adapter
 from lowrank_ldu.adapters.format import CONFIG_FILE, WEIGHTS_FILE
 from lowrank_ldu.demo import LoLDUMethod, accuracy, build_vision_transformer
-from lowrank_ldu.demo.methods import HEAD
 from lowrank_ldu.errors import RoundTripError
+from lowrank_ldu.finetuning.digits.prepared import HEAD
 from lowrank_ldu.nn import ParameterCount, trainable_parameters, unload
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
 _ROWS = 1000
@@ -40,32 +40,82 @@ def open_splits(data: str, task: str, splits: Sequence[str], texts: Sequence[str
         It cannot be opened, or a split is not there or empty.
     """
     path = Path(data)
+    place = str(path / task) if (path / task).is_dir() else data
+    found = open_data(place, lambda folder: _from_folder(folder, splits, texts), task)
+    return {split: get_split(found, split, place) for split in splits}
+
+
+def open_data(
+    data: str, read_folder: Callable[[Path], Mapping[str, Any]], configuration: str | None
+) -> Mapping[str, Any]:
+    """Open all splits of a folder, or of a set on the hub.
+
+    Parameters
+    ----------
+    data : str
+    read_folder : callable
+        From a folder to its splits.
+    configuration : str, optional
+        Name of a configuration of the set on the hub.
+
+    Returns
+    -------
+    mapping
+        Split to datasets.Dataset.
+
+    Raises
+    ------
+    OptionError
+        It cannot be opened.
+    """
+    path = Path(data)
     if path.is_dir():
-        folder = path / task if (path / task).is_dir() else path
-        found = _from_folder(folder, splits, texts)
-        where = str(folder)
-    elif path.exists():
+        return read_folder(path)
+    if path.exists():
         raise OptionError(f"data is {data}, a file; accepted: a folder of the task's splits, or an id on the hub")
-    else:
-        found, where = _from_hub(data, task), data
-    for split in splits:
-        if split not in found:
-            raise OptionError(f"{where}: has no split {split!r}, but {', '.join(map(repr, found)) or 'none'}")
-        if len(found[split]) == 0:
-            raise OptionError(f"{where}: split {split!r} is empty; accepted: one row at least")
-    return {split: found[split] for split in splits}
+    return _from_hub(data, configuration)
+
+
+def get_split(found: Mapping[str, Any], split: str, where: str) -> Any:
+    """Return a split that has to be there, with rows.
+
+    Raises
+    ------
+    OptionError
+        It is not, or is empty.
+    """
+    if split not in found:
+        raise OptionError(f"{where}: has no split {split!r}, but {', '.join(map(repr, found)) or 'none'}")
+    if len(found[split]) == 0:
+        raise OptionError(f"{where}: split {split!r} is empty; accepted: one row at least")
+    return found[split]
+
+
+def random_part(rows: Any, limit: int | None) -> Any:
+    """Return as many rows as are asked for, at random.
+
+    Rows may be sorted by their label. The part is the same for every seed of a run.
+    """
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.shuffle(seed=0, keep_in_memory=True).select(range(limit))
+
+
+def saved_splits(folder: Path) -> dict[str, Any] | None:
+    """Return the splits that datasets saved by `save_to_disk`, or None where it saved none."""
+    if (folder / "dataset_dict.json").is_file():
+        names = sorted(each.name for each in folder.iterdir() if (each / "dataset_info.json").is_file())
+        return {name: _saved(folder / name) for name in names}
+    return None
 
 
 def _from_folder(folder: Path, splits: Sequence[str], texts: Sequence[str]) -> Mapping[str, Any]:
     datasets = require("datasets")
-    if (folder / "dataset_dict.json").is_file():
-        return {split: _saved(folder / split) for split in _saved_splits(folder)}
+    saved = saved_splits(folder)
+    if saved is not None:
+        return saved
     files = {split: _file_of(folder, split) for split in splits}
     return {split: datasets.Dataset(_table(file, texts)) for split, file in files.items() if file is not None}
-
-
-def _saved_splits(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir() if (each / "dataset_info.json").is_file())
 
 
 def _saved(folder: Path) -> Any:
@@ -100,9 +150,9 @@ def _table(file: Path, texts: Sequence[str]) -> Any:
         raise OptionError(f"{file}: cannot be read as {kind} ({error})") from error
 
 
-def _from_hub(data: str, task: str) -> Mapping[str, Any]:
+def _from_hub(data: str, configuration: str | None) -> Mapping[str, Any]:
     try:
-        loaded: Mapping[str, Any] = require("datasets").load_dataset(data, task)
+        loaded: Mapping[str, Any] = require("datasets").load_dataset(data, configuration)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise OptionError(

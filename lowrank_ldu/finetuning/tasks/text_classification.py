@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.tasks.data_files import data_digest, open_splits
+from lowrank_ldu.finetuning.tasks.classifiers import head_modules, load_classifier
+from lowrank_ldu.finetuning.tasks.data_files import data_digest, open_splits, random_part
 from lowrank_ldu.finetuning.tasks.metrics import classification_metrics, regression_metrics
 from lowrank_ldu.finetuning.tasks.sentiment import ARCHIVE, HOW, snippet_splits
 from lowrank_ldu.finetuning.tasks.task import LoadedTask
@@ -18,8 +17,6 @@ from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from torch import nn
 
     from lowrank_ldu.finetuning.configuration import RunConfig
 
@@ -52,7 +49,13 @@ class TextClassification:
             name: _labeled(name, _shortened(name, rows, columns, options), task)
             for name, rows in _open(config, task).items()
         }
-        model, tokenizer = _load_model(config, task)
+        transformers = require("transformers")
+        model, tokenizer = load_classifier(
+            config,
+            transformers.AutoModelForSequenceClassification,
+            lambda: transformers.AutoTokenizer.from_pretrained(config.model),
+            task.labels,
+        )
         _check_length(model, options["max_length"])
         tokenized = {name: _tokenized(rows, tokenizer, task, options["max_length"]) for name, rows in splits.items()}
         # Evaluated batches are of like lengths: there is less padding.
@@ -92,11 +95,7 @@ def _shortened(split: str, rows: Any, columns: tuple[str, ...], options: Mapping
             f"{', '.join(columns)}"
         )
     limit = options["max_train_samples" if split == "train" else "max_eval_samples"]
-    rows = rows.select_columns(list(columns))
-    if limit is None or limit >= len(rows):
-        return rows
-    # Rows may be sorted by their label. The part is the same for every seed of a run.
-    return rows.shuffle(seed=0, keep_in_memory=True).select(range(limit))
+    return random_part(rows.select_columns(list(columns)), limit)
 
 
 def _labeled(split: str, rows: Any, task: TextTask) -> Any:
@@ -120,49 +119,6 @@ def _labeled(split: str, rows: Any, task: TextTask) -> Any:
             f"split {split!r} has labels {', '.join(found[:_SHOWN_LABELS])}{more}; accepted by the head: {accepted}"
         )
     return rows.remove_columns(_LABEL).add_column(_LABEL, labels)
-
-
-def _load_model(config: RunConfig, task: TextTask) -> tuple[nn.Module, Any]:
-    transformers = require("transformers")
-    labels = 1 if task.labels is None else len(task.labels)
-    # Half precision is for the products alone (bf16, fp16): what is trained stays in single.
-    options: dict[str, Any] = {"num_labels": labels, "dtype": torch.float32}
-    options["problem_type"] = "regression" if task.labels is None else "single_label_classification"
-    if task.labels is not None:
-        options["id2label"] = dict(enumerate(task.labels))
-        options["label2id"] = {name: number for number, name in enumerate(task.labels)}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(config.model)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(config.model, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise OptionError(f"model is {config.model!r}, which transformers cannot load: {reason}") from error
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
-        raise OptionError(
-            f"model is {config.model!r}, whose head is not one of {labels} outputs; accepted for {config.task}: a "
-            f"model without a head, or with {labels}"
-        ) from error
-    return model, tokenizer
-
-
-def head_modules(model: Any) -> list[str]:
-    """Return the modules beside a model's body that have parameters.
-
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-
-    Returns
-    -------
-    list of str
-    """
-    return [
-        name
-        for name, module in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in module.parameters())
-    ]
 
 
 def _check_length(model: Any, length: int) -> None:

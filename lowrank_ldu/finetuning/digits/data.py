@@ -18,6 +18,7 @@ from lowrank_ldu.finetuning.extra import require
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+GRAY_LEVELS: Final = 16
 PRETRAINING_IMAGES: Final = 600
 TRAINING_IMAGES: Final = 300
 VALIDATION_IMAGES: Final = 150
@@ -108,7 +109,7 @@ def load_digits_split(seed: int = 0, *, shift: str = DEFAULT_SHIFT) -> DigitsSpl
         raise ValueError(f"shift is {shift!r}; accepted: {', '.join(SHIFTS)}")
     digits = require("sklearn.datasets").load_digits()
     # Gray levels are the integers 0 to 16; the networks get zero-centered pixels.
-    upright = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8.0 - 1.0
+    upright = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / (GRAY_LEVELS / 2) - 1.0
     labels = torch.as_tensor(digits.target, dtype=torch.int64)
     shifted = SHIFTS[shift](upright)
 

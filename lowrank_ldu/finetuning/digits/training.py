@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lowrank_ldu.demo.determinism import single_threaded
+from lowrank_ldu.finetuning.digits.determinism import single_threaded
 
 if TYPE_CHECKING:
-    from lowrank_ldu.demo.digits import Images
-    from lowrank_ldu.demo.methods import PreparedModel
+    from lowrank_ldu.finetuning.digits.data import Images
+    from lowrank_ldu.finetuning.digits.prepared import PreparedModel
 
 StepCallback = Callable[[int, int, float], None]
 """Called after each step with the steps done, the steps in all, and the step's loss (mean cross-entropy in nats)."""
