@@ -10,7 +10,7 @@ import scipy.stats
 from tiny_text_models import data_set, offline, save_model
 
 from lowrank_ldu.errors import OptionError
-from lowrank_ldu.finetuning import Choice, load_recipe
+from lowrank_ldu.finetuning import Choice, list_recipes, load_recipe
 from lowrank_ldu.finetuning.comparison import compare as comparing
 from lowrank_ldu.finetuning.comparison import (
     compare_methods,
@@ -279,6 +279,23 @@ def test_wrong_options_are_found_before_anything_is_trained(recipe, tmp_path):
         with pytest.raises(OptionError, match=message):
             plan_comparison(recipe, tmp_path, selection, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "comparison"), [(name, each) for name in list_recipes() for each in load_recipe(name).comparisons]
+)
+def test_comparisons_of_shipped_recipes_can_be_planned(name, comparison, tmp_path):
+    recipe = load_recipe(name)
+    selection = select_entries(recipe, comparison=comparison)
+    plan = plan_comparison(recipe, tmp_path, selection, tasks=recipe.tasks[:1])
+    assert recipe.table["comparisons"][comparison].get("reference", selection.reference) == selection.reference
+    assert len({entry.title for entry in selection.entries}) == len(selection.entries)
+    # What differs in nothing would be one row twice.
+    settings = [(entry.method, str(sorted(entry.settings.items()))) for entry in selection.entries]
+    assert len(set(settings)) == len(settings)
+    if selection.sweep is not None:
+        assert all(entry.settings[selection.sweep] > 0 for entry in selection.entries)
+    assert len(plan.settings) == len(selection.entries)
 
 
 # Intervals, against textbooks.

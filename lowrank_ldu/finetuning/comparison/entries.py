@@ -170,6 +170,12 @@ def _entry(
         near = difflib.get_close_matches(str(method), known, n=3) or known
         raise OptionError(f"method is {method!r}; accepted: {', '.join(near)}")
     settings = {key: value for key, value in own.items() if key not in _OF_ENTRY}
+    paper = own.get("paper", {}) if "paper" in own or settings else recipe.table.get("paper", {}).get(method, {})
+    for key in paper:
+        if key not in {"numbers", *recipe.tasks}:
+            raise OptionError(
+                f"recipe {recipe.name}: paper of {name} has {key}; accepted: numbers, {', '.join(recipe.tasks)}"
+            )
     return Entry(
         name=name,
         title=str(own.get("title", get_method(method).title)),
@@ -177,7 +183,7 @@ def _entry(
         family=str(own.get("family", get_method(method).title)),
         settings={**table.get("settings", {}), **settings},
         search=checked_search(own.get("search", table.get("search", {}))),
-        paper=own.get("paper", {}) if "paper" in own or settings else recipe.table.get("paper", {}).get(method, {}),
+        paper=paper,
         unavailable=get_method(method).unavailable(),
     )
 
