@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,11 @@ class RunDirectory:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, the mark of completion."""
         self._write(_METRICS, result)
+
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished run."""
+        if self.finished() is not None and self.checkpoints.is_dir():
+            shutil.rmtree(self.checkpoints)
 
     def keep_predictions(self, split: str, predictions: Any, labels: Any) -> None:
         """Write what the metrics of a split are computed from.

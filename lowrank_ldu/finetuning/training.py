@@ -78,8 +78,10 @@ class Training:
         seconds = 0.0
         if is_first():
             directory.begin(config.as_dict(), same, start | {"from_step": step})
-            remove_incomplete(directory.checkpoints)
-            seconds = directory.shorten_log(step)
+            # What is finished is evaluated only, and its checkpoints may be gone.
+            if directory.finished() is None:
+                remove_incomplete(directory.checkpoints)
+                seconds = directory.shorten_log(step)
         task.model.to(arguments.device)
         if config.head_epochs:
             key = {**same, "config": config.head_dict(), "threads": torch.get_num_threads()}

@@ -11,6 +11,7 @@ from lowrank_ldu.errors import DivergenceError, OptionError
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.finetuning.comparison.trials import chosen_by, setting_name, trial_settings
 from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.processes import is_first
 from lowrank_ldu.finetuning.recipe import Choice, Recipe
 from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED, RunDirectory
 from lowrank_ldu.finetuning.runner import train
@@ -178,7 +179,7 @@ def compare_methods(
 
     Each entry is tried with each of its settings and the first seed. The setting that did best on validation data is
     trained with all seeds; then the rows that are evaluated once are. The same call goes on where an earlier one was
-    stopped.
+    stopped. A finished run keeps its adapter and no checkpoints.
 
     Parameters
     ----------
@@ -313,7 +314,11 @@ def _train_one(
     if failure.is_file():
         return failure.read_text(encoding="utf-8")
     try:
-        return train(run, report_to=report_to, tests=tests, heads=heads)
+        result = train(run, report_to=report_to, tests=tests, heads=heads)
     except DivergenceError as error:
         replace_file(failure, str(error).encode())
         return str(error)
+    # Those of all weights, with two moments each, would fill the disk; the adapter stays.
+    if is_first():
+        RunDirectory(run.folder).remove_checkpoints()
+    return result
