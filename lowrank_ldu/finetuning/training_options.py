@@ -180,7 +180,9 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
             **given,
         )
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise OptionError(f"transformers refuses the training options: {error}") from error
+        # What it says of half precision without a GPU.
+        more = "; accepted: use_cpu = true beside it, or bf16 = false" if "use_cpu" in str(error) else ""
+        raise OptionError(f"transformers refuses the training options: {error}{more}") from error
 
 
 def total_steps(arguments: Any, rows: int) -> int:
