@@ -6,6 +6,7 @@ PEFT, and whole or partial fine-tuning.
 
 from __future__ import annotations
 
+from lowrank_ldu.finetuning.digits import pretrained_digits_vit
 from lowrank_ldu.finetuning.methods import METHODS, Method, MethodRequest, Prepared, get_method
 from lowrank_ldu.finetuning.recipe import Choice, Recipe, list_recipes, load_recipe
 from lowrank_ldu.finetuning.runner import run_recipe, train
@@ -25,6 +26,7 @@ __all__ = [
     "load_recipe",
     "median_scores",
     "plan_runs",
+    "pretrained_digits_vit",
     "run_recipe",
     "train",
 ]

@@ -141,21 +141,32 @@ def test_digits_need_no_download_and_their_network_is_kept(digits_cache, tmp_pat
     # Upside down and inverted, one in ten is right at first.
     assert result.metrics["test"]["accuracy"] > 0.4
     assert result.numbers == 2 * 4 * 97
+    # A folder of the network is a base for exports.
+    network, _ = digits.pretrained_digits_vit()
+    pixels = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    network.save_pretrained(tmp_path / "vit")
+    adapted = PeftModel.from_pretrained(network, result.folder / "adapter").eval()
+    export_lora(read_adapter(result.folder / "adapter"), open_checkpoint(tmp_path / "vit"), tmp_path / "lora")
+    exported = AutoModelForImageClassification.from_pretrained(tmp_path / "vit")
+    exported = PeftModel.from_pretrained(exported, tmp_path / "lora").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(pixels).logits, adapted(pixels).logits, rtol=1e-4, atol=1e-4)
+
     (kept,) = digits_cache.glob("*.safetensors")
-    before = digits.pretrained_vit()[0].state_dict()
+    before = digits.pretrained_digits_vit()[0].state_dict()
 
     def refuse(*_, **__):
         raise AssertionError
 
     with monkeypatch.context() as patch:
         patch.setattr(digits_base, "pretrain", refuse)
-        again = digits.pretrained_vit()[0].state_dict()
+        again = digits.pretrained_digits_vit()[0].state_dict()
         assert all(torch.equal(again[name], value) for name, value in before.items())
         content = kept.read_bytes()
         for damaged in (content[: len(content) // 2], content[:-8] + bytes(8), b""):
             kept.write_bytes(damaged)
             with pytest.raises(AssertionError):
-                digits.pretrained_vit()
+                digits.pretrained_digits_vit()
     kept.write_bytes(content)
 
 
