@@ -213,7 +213,7 @@ def masked():
             {},
             r"image \d of the train images .*002.jpg\) cannot be",
         ),
-        (broken(lambda _: b"no image"), {}, r"002.jpg\) cannot be used \(cannot identify image file"),
+        (broken(lambda _: b"no image"), {}, r"002.jpg\) cannot be used \(of no format that PIL knows\)"),
         (deep, {}, r"002.png\) cannot be used \(mode I;16\); accepted: whole image files of 8 bits"),
         (lambda f: save_images(f, labels=("one",), train=3), {}, "split 'train' has no column label, but image"),
         (lambda f: f.mkdir(), {}, "cannot be read as images .*; accepted: SPLIT/LABEL/IMAGE"),

@@ -107,6 +107,8 @@ def _check_whole(content: bytes) -> None:
 def _broken(split: str, place: int, image: Mapping[str, Any], error: Exception) -> OptionError:
     path = "" if image["path"] is None else f" ({image['path']})"
     reason = " ".join(str(error).split())
+    if isinstance(error, require("PIL").UnidentifiedImageError):
+        reason = "of no format that PIL knows"  # its own words have an address in them
     return OptionError(
         f"image {place} of the {split} images{path} cannot be used ({reason}); accepted: whole image files of 8 bits a "
         "channel"
