@@ -99,6 +99,13 @@ class TrainingError(UserError):
     """
 
 
+class DivergenceError(TrainingError):
+    """Say that a loss or a prediction is not finite.
+
+    Another setting of the same run may train.
+    """
+
+
 class RunDirectoryError(UserError):
     """Say that a run's folder cannot be used or continued.
 

@@ -13,6 +13,7 @@ from lowrank_ldu.cli.analyze import analyze
 from lowrank_ldu.cli.bench import bench
 from lowrank_ldu.cli.claims import claims
 from lowrank_ldu.cli.compare import compare
+from lowrank_ldu.cli.compare_methods import compare_methods
 from lowrank_ldu.cli.demo import demo
 from lowrank_ldu.cli.export import export
 from lowrank_ldu.cli.finetune import finetune
@@ -69,7 +70,7 @@ def _root(
     """Pivoted LDU factorization of model weights: analyze it, fine-tune with it, compare it with SVD and PiSSA."""
 
 
-for _command in (analyze, bench, claims, compare, demo, export, finetune):
+for _command in (analyze, bench, claims, compare, compare_methods, demo, export, finetune):
     # Typer wraps each line of a docstring by itself, and would break paragraphs in mid-sentence.
     _paragraphs = (inspect.getdoc(_command) or "").split("\n\n")
     app.command(cls=_Command, help="\n\n".join(" ".join(each.split()) for each in _paragraphs))(_command)

@@ -121,6 +121,8 @@ def _list() -> None:
         console.print(f"  tasks: {', '.join(recipe.tasks)}")
         for variant, about in recipe.variants.items():
             console.print(f"  variant {variant}: {about}")
+        for comparison, about in recipe.comparisons.items():
+            console.print(f"  comparison {comparison}: {about}")
     console.print("methods:")
     for name, method in METHODS.items():
         reason = method.unavailable()

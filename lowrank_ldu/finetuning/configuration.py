@@ -67,6 +67,12 @@ class RunConfig:
         """Return the fields as a dictionary, as they are written to disk."""
         return dataclasses.asdict(self)
 
+    def head_dict(self) -> dict[str, Any]:
+        """Return what determines a head that is trained alone, the model and the data aside."""
+        rate = self.training.get("learning_rate") if self.head_learning_rate is None else self.head_learning_rate
+        names = ("kind", "task", "modules_to_save", "head_epochs", "task_options", "seed")
+        return {name: getattr(self, name) for name in names} | {"learning_rate": rate}
+
 
 def configure(recipe: Recipe, task: str, choice: Choice, *, seed: int) -> RunConfig:
     """Make the configuration of one run.

@@ -5,18 +5,65 @@ The gradients of a model with a new head say little of its task, and methods are
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load, save
 
-from lowrank_ldu.errors import OptionError, TrainingError
+from lowrank_ldu.errors import DivergenceError, OptionError
+from lowrank_ldu.files import replace_file
 from lowrank_ldu.finetuning.methods.modules import whole_modules
+from lowrank_ldu.finetuning.processes import is_first
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from torch import nn
+
+
+@contextlib.contextmanager
+def kept_head(model: nn.Module, head: Sequence[str], folder: Path | None, key: Mapping[str, Any]) -> Iterator[bool]:
+    """Take a head from a folder, or keep there what is trained meanwhile.
+
+    Parameters
+    ----------
+    model : nn.Module
+    head : sequence of str
+        Names of modules, or ends of names.
+    folder : pathlib.Path, optional
+        Nothing is kept without one.
+    key : mapping
+        Everything that determines the head; values for JSON.
+
+    Yields
+    ------
+    bool
+        Whether there was one, which the model has now.
+    """
+    digest = hashlib.sha256(json.dumps({**key, "torch": torch.__version__}, sort_keys=True).encode()).hexdigest()
+    file = None if folder is None else folder / f"{digest[:32]}.safetensors"
+    parameters = dict(_parameters(model, head))
+    if file is not None and file.is_file():
+        values = load(file.read_bytes())
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(values[name])
+        yield True
+        return
+    yield False
+    if file is not None and is_first():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, save({name: each.detach().cpu().contiguous() for name, each in parameters.items()}))
+
+
+def _parameters(model: nn.Module, head: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    names = tuple(f"{name}." for name in whole_modules(model, head))
+    return ((name, value) for name, value in model.named_parameters() if names and name.startswith(names))
 
 
 def train_head(
@@ -53,11 +100,10 @@ def train_head(
     ------
     OptionError
         The model has no head, or a name matches nothing.
-    TrainingError
+    DivergenceError
         The loss is not finite.
     """
-    names = tuple(f"{name}." for name in whole_modules(model, head))
-    trained = [value for name, value in model.named_parameters() if name.startswith(names)] if names else []
+    trained = [value for _, value in _parameters(model, head)]
     if not trained:
         raise OptionError("head_epochs is given, and the model has no head; accepted: 0, or modules_to_save")
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -75,7 +121,7 @@ def train_head(
                 value = model(**batch).loss if loss is None else loss(model, batch)
                 figure = float(value.detach())
                 if not math.isfinite(figure):
-                    raise TrainingError(
+                    raise DivergenceError(
                         f"the loss is {figure} while the head is trained alone; accepted: a smaller "
                         "head_learning_rate, or head_epochs = 0"
                     )

@@ -15,7 +15,7 @@ from lowrank_ldu.validation import shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-_TABLES = ("tasks", "variants", "methods")
+_TABLES = ("tasks", "variants", "methods", "comparisons", "paper")
 # What a recipe says of itself, and the names by which it is asked for.
 _TEXTS = ("title", "kind", "source", "model", "data", "method", "variant")
 _OF_RECIPE = (*_TEXTS, "seeds")
@@ -59,6 +59,11 @@ class Recipe:
     def variants(self) -> Mapping[str, str]:
         """Names of its variants, and what each one is."""
         return {name: str(table.get("about", "")) for name, table in self.table.get("variants", {}).items()}
+
+    @property
+    def comparisons(self) -> Mapping[str, str]:
+        """Names of its comparisons of methods, and what each one is."""
+        return {name: str(table.get("about", "")) for name, table in self.table.get("comparisons", {}).items()}
 
     @property
     def seeds(self) -> tuple[int, ...]:

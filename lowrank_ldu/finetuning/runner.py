@@ -64,7 +64,12 @@ def run_recipe(
 
 
 def train(
-    run: Run, *, report_to: str = "none", tests: bool = True, tell: Callable[[str], None] | None = None
+    run: Run,
+    *,
+    report_to: str = "none",
+    tests: bool = True,
+    heads: Path | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Result:
     """Train one run, or go on with it, or read what it came to.
 
@@ -73,6 +78,9 @@ def train(
     run : Run
     report_to : str
     tests : bool
+        As for `run_recipe`.
+    heads : pathlib.Path, optional
+        Folder of heads that were trained alone, for runs that begin with the same one.
     tell : callable, optional
         As for `run_recipe`.
 
@@ -96,7 +104,7 @@ def train(
             if tell is not None:
                 tell(f"{run.config.task}, seed {run.config.seed}, {run.state()}: {run.folder}")
             with directory.written():
-                record = Training(run.config, directory, report_to, tell).record(tests=tests)
+                record = Training(run.config, directory, report_to, tell, heads).record(tests=tests)
     return Result(
         folder=run.folder,
         task=run.config.task,

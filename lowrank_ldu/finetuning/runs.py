@@ -62,6 +62,11 @@ class Result:
     record: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
     @property
+    def reported(self) -> str:
+        """Split on which the method is judged once its settings are chosen."""
+        return str(self.record["reported"])
+
+    @property
     def score(self) -> float:
         """The metric on the validation split."""
         return self.metrics["validation"][self.metric]

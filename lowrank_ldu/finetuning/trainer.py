@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from lowrank_ldu.errors import OutputError, TrainingError
+from lowrank_ldu.errors import DivergenceError, OutputError
 from lowrank_ldu.finetuning.checkpoints import best_step, keep_latest, mark_whole, unmark
 from lowrank_ldu.finetuning.trained import (
     load_trained,
@@ -104,11 +104,19 @@ class RecipeTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self._loss(model, self._prepare_inputs(inputs)).detach().mean(), None, None
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Go through rows in their order, also where training groups them by length.
+
+        Predictions of different runs are compared row by row.
+        """
+        sampler = super()._get_eval_sampler(eval_dataset)
+        return sampler if sampler is None else torch.utils.data.SequentialSampler(eval_dataset)
+
     def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
         """Take the gradients of a batch, and stop at a loss that is no number."""
         loss: torch.Tensor = super().training_step(*given, **named)
         if not torch.isfinite(loss).all():
-            raise TrainingError(
+            raise DivergenceError(
                 f"the loss is {loss.float().mean().item()} in step {self.state.global_step + 1}; accepted: a smaller "
                 "learning_rate, more warm-up, or bf16 instead of fp16; the checkpoints before are kept"
             )

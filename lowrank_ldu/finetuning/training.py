@@ -13,7 +13,7 @@ from lowrank_ldu.errors import OptionError, RunDirectoryError, TrainingError, Us
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.finetuning.checkpoints import best_step, remove_incomplete, step_of, trainer_state, whole_checkpoints
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.head import train_head
+from lowrank_ldu.finetuning.head import kept_head, train_head
 from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, reset_peak_memory, weights_digest
 from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
 from lowrank_ldu.finetuning.processes import is_first, wait_for_all
@@ -43,10 +43,17 @@ class Training:
         Locked by this process.
     report_to : str
     tell : callable, optional
+    heads : pathlib.Path, optional
+        As for `train`.
     """
 
     def __init__(
-        self, config: RunConfig, directory: RunDirectory, report_to: str, tell: Callable[[str], None] | None
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        report_to: str,
+        tell: Callable[[str], None] | None = None,
+        heads: Path | None = None,
     ) -> None:
         transformers, shown = require("transformers"), sys.stderr.isatty()
         start = describe_start()
@@ -73,6 +80,12 @@ class Training:
             directory.begin(config.as_dict(), same, start | {"from_step": step})
             remove_incomplete(directory.checkpoints)
             seconds = directory.shorten_log(step)
+        task.model.to(arguments.device)
+        if config.head_epochs:
+            key = {**same, "config": config.head_dict(), "threads": torch.get_num_threads()}
+            with kept_head(task.model, task.head, heads, key) as found:
+                if not found:
+                    _train_head(config, task, arguments)
         self._prepared = _prepare(config, task, arguments)
         self._callback, self._trainer = self._trainer_of(config, arguments, seconds, tell)
 
@@ -145,6 +158,7 @@ class Training:
         return {
             "metric": task.metric,
             "greater_is_better": task.greater_is_better,
+            "reported": "test" if "test" in task.others else "validation",
             "metrics": {"validation": self._evaluated("validation", task.validation)},
             "best_step": best,
             "steps": steps,
@@ -200,21 +214,22 @@ def _best(directory: RunDirectory, task: LoadedTask) -> tuple[int, int]:
     return best, int(state["global_step"])
 
 
+def _train_head(config: RunConfig, task: LoadedTask, arguments: Any) -> None:
+    rate = config.head_learning_rate
+    train_head(
+        task.model,
+        task.head,
+        # Each seed and epoch has an order of its own.
+        lambda epoch: _Batches(task, arguments, config.seed + _SEEDS * epoch, most=None),
+        learning_rate=arguments.learning_rate if rate is None else rate,
+        epochs=config.head_epochs,
+        steps=math.ceil(len(task.train) / arguments.per_device_train_batch_size),
+        loss=task.loss,
+    )
+
+
 def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
-    """Have the method prepare the model, on the device that it is trained on."""
-    model = task.model.to(arguments.device)
-    if config.head_epochs:
-        rate = config.head_learning_rate
-        train_head(
-            model,
-            task.head,
-            # Each seed and epoch has an order of its own.
-            lambda epoch: _Batches(task, arguments, config.seed + _SEEDS * epoch, most=None),
-            learning_rate=arguments.learning_rate if rate is None else rate,
-            epochs=config.head_epochs,
-            steps=math.ceil(len(task.train) / arguments.per_device_train_batch_size),
-            loss=task.loss,
-        )
+    """Have the method prepare the model."""
     request = MethodRequest(
         targets=[] if config.target_modules is None else config.target_modules,
         trained_whole=list(task.head),
@@ -225,7 +240,7 @@ def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
         loss=task.loss,
     )
     try:
-        return get_method(config.method).prepare(model, config.method_options, request)
+        return get_method(config.method).prepare(task.model, config.method_options, request)
     except UserError:
         raise
     except ValueError as error:  # PEFT's own: of targets, most of all

@@ -164,6 +164,9 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
     given |= {"save_strategy": "steps"} if "save_steps" in given else {"save_strategy": "no"}
     # Memory is pinned for a GPU, and torch warns where there is none.
     given.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    # Half precision is refused on the CPU where that was not asked for.
+    if not torch.accelerator.is_available():
+        given.setdefault("use_cpu", True)
     # The limit counts whole checkpoints, which only the run knows.
     given.pop("save_total_limit")
     try:

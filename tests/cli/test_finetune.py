@@ -42,6 +42,7 @@ def test_list_names_recipes_tasks_variants_and_methods():
         assert f"{name}: {recipe.title}\n" in result.output
         assert ", ".join(recipe.tasks) in result.output
         assert all(f"variant {variant}: " in result.output for variant in recipe.variants)
+        assert all(f"comparison {each}: " in result.output for each in recipe.comparisons)
     assert all(f"  {name}: {method.title}" in result.output for name, method in METHODS.items())
 
 
@@ -75,7 +76,7 @@ def test_tasks_and_seeds_are_run_and_summed_up(base, tmp_path, monkeypatch):
     scores = [each["metrics"]["validation"]["accuracy"] for each in summary["runs"] if each["task"] == "rte"]
     assert summary["medians"]["rte"]["validation"]["accuracy"] == sum(scores) / 2
     # Once more it is read.
-    monkeypatch.setattr(runner, "_train", None)
+    monkeypatch.setattr(runner, "Training", None)
     again = finetune(*words(base, tmp_path / "out", "--seed", "1", "--seed", "2"))
     assert again.stdout == result.stdout
     planned = finetune(*words(base, tmp_path / "out", "--seed", "1", "--seed", "5", "--dry-run"))

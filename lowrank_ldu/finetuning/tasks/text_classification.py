@@ -58,6 +58,8 @@ class TextClassification:
         )
         _check_length(model, options["max_length"])
         tokenized = {name: _tokenized(rows, tokenizer, task, options["max_length"]) for name, rows in splits.items()}
+        # Evaluated batches are of like lengths: there is less padding.
+        tokenized = {name: rows if name == "train" else _by_length(rows) for name, rows in tokenized.items()}
         metrics = regression_metrics if task.labels is None else classification_metrics
         return LoadedTask(
             model=model,
@@ -138,3 +140,8 @@ def _tokenized(rows: Any, tokenizer: Any, task: TextTask, length: int) -> Any:
 
     # Nothing is left in a cache: it takes seconds, and a changed tokenizer cannot be overlooked.
     return rows.map(tokens, batched=True, remove_columns=rows.column_names, keep_in_memory=True)
+
+
+def _by_length(rows: Any) -> Any:
+    lengths = [len(tokens) for tokens in rows["input_ids"]]
+    return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))

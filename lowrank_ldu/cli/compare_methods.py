@@ -1,0 +1,152 @@
+"""Run `lowrank-ldu compare-methods`: the entries of a comparison, tuned alike."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lowrank_ldu.cli.console import SafeConsole, say
+from lowrank_ldu.cli.errors import fail, readable_errors
+from lowrank_ldu.cli.finetune import REPORTS
+from lowrank_ldu.cli.options import choice
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lowrank_ldu.finetuning import Recipe
+    from lowrank_ldu.finetuning.comparison import Plan
+
+_OUT = "lowrank-ldu-comparisons"
+
+
+def compare_methods(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a recipe's TOML file.")],
+    *,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="<str>",
+            help="Methods, or entries of the comparison, with commas between them; repeat for more.",
+            show_default="all entries of the comparison",
+        ),
+    ] = None,
+    comparison: Annotated[
+        str | None, typer.Option(help="Comparison of the recipe.", show_default="its first one")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Entry that the others are compared with.", show_default="the comparison's")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.", show_default="the comparison's")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Settings tried for each method.", show_default="the comparison's")
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=[VALUES]",
+            help="Values of a key that are tried, for all methods; repeat for more keys.",
+            show_default="learning rates around the recipe's",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model: a folder, or OWNER/NAME on the hub.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data: a folder or a file, or OWNER/NAME on the hub.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="<str>", help="Task of the recipe; repeat for more.", show_default="all")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the recipe.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe for all methods; repeat for more."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for runs, tables and plots.", show_default=f"one in {_OUT}")
+    ] = None,
+    report_to: Annotated[str, choice(REPORTS, help="Where training is shown beside the logs.")] = "none",
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing; write the tables of what is finished.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, list the entries, and train none.")
+    ] = False,
+) -> None:
+    """Compare methods of fine-tuning on a recipe's tasks.
+
+    Every method gets the same number of trials on validation data. The best setting is trained with every seed, and
+    judged on what no choice has seen. The same command again goes on where it was stopped.
+    """
+    if report_to not in REPORTS:
+        fail(f"--report-to is {report_to!r}; accepted: {', '.join(REPORTS)}")
+    with readable_errors():
+        # PEFT asks transformers for it, and no user can change that.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        from lowrank_ldu.finetuning import comparison as comparing  # noqa: PLC0415
+        from lowrank_ldu.finetuning.processes import is_first  # noqa: PLC0415
+        from lowrank_ldu.finetuning.recipe import Choice, load_recipe, parse_setting  # noqa: PLC0415
+
+        loaded = load_recipe(recipe)
+        names = [name.strip() for each in methods or [] for name in each.split(",") if name.strip()]
+        selection = comparing.select_entries(loaded, names, comparison=comparison, reference=reference)
+        if search:
+            selection = selection.searching(dict(parse_setting(each) for each in search))
+        settings = dict(parse_setting(each) for each in set_ or [])
+        chosen = Choice(variant=variant, model=model, data=data, settings=settings)
+        folder = out or Path(_OUT) / _name(loaded, selection.name, variant)
+        plan = comparing.plan_comparison(
+            loaded, folder, selection, chosen, tasks=task or [], seeds=seeds, trials=trials
+        )
+        if dry_run:
+            _show_plan(plan)
+            return
+        tell = (lambda line: say(line, err=True)) if is_first() else None
+        trained = comparing.compare_methods(plan, jobs=jobs, report_to=report_to, finished_only=finished, tell=tell)
+        if is_first():
+            _show(plan, comparing.write_comparison(plan, trained))
+            say(f"written to {folder}")
+
+
+def _name(recipe: Recipe, comparison: str | None, variant: str | None) -> str:
+    return "-".join(name for name in (recipe.name, variant, comparison) if name)
+
+
+def _show_plan(plan: Plan) -> None:
+    from lowrank_ldu.finetuning.comparison.trials import setting_name  # noqa: PLC0415
+
+    console = SafeConsole()
+    for entry in plan.selection.entries:
+        if entry.unavailable is not None:
+            console.print(f"{entry.name}: {entry.title}, not available: {entry.unavailable}")
+            continue
+        console.print(f"{entry.name}: {entry.title}")
+        for task in plan.tasks:
+            tried = [setting_name(setting) for setting in plan.settings[task, entry.name]]
+            console.print(f"  {task}: {'; '.join(tried)}")
+    pairs = len(list(plan.pairs))
+    count = pairs * (plan.trials + len(plan.seeds) - 1)
+    console.print(f"{count} runs: {plan.trials} trials and {len(plan.seeds)} seeds of {pairs} pairs of task and entry")
+
+
+# What fits a terminal; the rest is in table.md.
+_COLUMNS = ("entry", "numbers", "score", "95 %", "difference", "95 %", "time")
+
+
+def _show(plan: Plan, methods: pd.DataFrame) -> None:
+    from lowrank_ldu.finetuning.comparison import sentences, table_rows  # noqa: PLC0415
+    from lowrank_ldu.finetuning.comparison.report import HEADINGS  # noqa: PLC0415
+
+    console = SafeConsole()
+    for task in plan.tasks:
+        table = Table(title=task)
+        for place, heading in enumerate(_COLUMNS):
+            table.add_column(heading, justify="right" if place else "left", no_wrap=place > 0)
+        for entry, cells in zip(plan.selection.entries, table_rows(methods, task), strict=True):
+            named = list(zip(HEADINGS, cells, strict=True))
+            score = cells[2].partition(" ")[0]
+            table.add_row(entry.name, cells[1], score, cells[3], cells[5], cells[6], dict(named)["time"])
+        console.print(table)
+        for sentence in sentences(plan, methods, task):
+            console.print(sentence)

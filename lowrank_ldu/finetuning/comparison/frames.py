@@ -1,0 +1,179 @@
+"""Put the runs of a comparison into pandas frames."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lowrank_ldu.finetuning.comparison.intervals import interval, resampled_scores
+from lowrank_ldu.finetuning.run_directory import RunDirectory
+from lowrank_ldu.finetuning.tasks.metrics import metric_function
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from lowrank_ldu.finetuning.comparison.compare import Plan, Trained
+    from lowrank_ldu.finetuning.comparison.entries import Entry
+    from lowrank_ldu.finetuning.runs import Result
+
+_SIZES = ("numbers", "numbers_trained_whole", "adapter_bytes", "shared_bytes", "peak_memory_bytes", "seconds")
+_OF_A_RUN = ("seconds", "peak_memory_bytes")
+RUN_COLUMNS = (
+    "task", "entry", "title", "method", "family", "setting", "seed", "trial", "chosen", "split", "metric", "value",
+    "reported",
+    *_SIZES, "best_step", "steps", "failure",
+)  # fmt: skip
+
+
+def runs_frame(trained: Sequence[Trained]) -> pd.DataFrame:
+    """Return a row for each metric of each run.
+
+    Parameters
+    ----------
+    trained : sequence of Trained
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns `RUN_COLUMNS`. "reported" marks the metric that a method is judged by once its setting is chosen. A run
+        without a result has one row, with the failure.
+    """
+    rows: list[dict[str, Any]] = []
+    for each in trained:
+        base = {
+            "task": each.task,
+            "entry": each.entry.name,
+            "title": each.entry.title,
+            "method": each.entry.method,
+            "family": each.entry.family,
+            "setting": each.setting,
+            "seed": each.seed,
+            "trial": each.trial,
+            "chosen": each.chosen,
+            "failure": each.failure,
+        }
+        if each.result is None:
+            rows.append(base)
+            continue
+        record = each.result.record
+        base |= {name: record[name] for name in (*_SIZES, "best_step", "steps")}
+        reported = (each.result.reported, each.result.metric)
+        rows += [
+            base | {"split": split, "metric": metric, "value": value, "reported": (split, metric) == reported}
+            for split, metrics in each.result.metrics.items()
+            for metric, value in metrics.items()
+            # A trial's run gets its test figures when it is the chosen one's, which is listed itself.
+            if split == "validation" or not each.trial
+        ]
+    return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+
+
+class _Scores:
+    """Hold the reported scores of an entry on a task, by seed."""
+
+    def __init__(self, entry: Entry, trials: Sequence[Trained], finals: Sequence[Trained]) -> None:
+        self.entry = entry
+        self.results: dict[int, Result] = {each.seed: each.result for each in finals if each.result is not None}
+        self.failed = len([each for each in finals or trials if each.failure is not None])
+        self.setting = finals[0].setting if finals else ""
+        self.scores = {seed: result.metrics[result.reported][result.metric] for seed, result in self.results.items()}
+
+    @property
+    def any(self) -> Result:
+        return next(iter(self.results.values()))
+
+    def resampled(self, seeds: Sequence[int]) -> NDArray[Any] | None:
+        """Return scores on resampled rows, where all runs have kept their predictions."""
+        kept = []
+        for seed in seeds:
+            result = self.results[seed]
+            found = RunDirectory(result.folder).predictions(result.reported)
+            if found is None or result.metric == "loss":
+                return None
+            kept.append(found)
+        return resampled_scores(metric_function(self.any.metric), [each for each, _ in kept], kept[0][1])
+
+
+def methods_frame(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
+    """Return a row for each entry on each task.
+
+    Parameters
+    ----------
+    plan : Plan
+    trained : sequence of Trained
+
+    Returns
+    -------
+    pandas.DataFrame
+        The score's median, mean, standard deviation and 95 % interval over seeds and rows; the difference from the
+        reference with the same seeds and rows, and its interval; numbers, bytes, medians of time (s) and memory
+        (bytes); what the paper prints. Scores are as the metric gives them, the paper's as it prints them, in per cent.
+    """
+    rows: list[dict[str, Any]] = []
+    for task in plan.tasks:
+        scores = {entry.name: _of(task, entry, trained) for entry in plan.selection.entries}
+        resampled = {name: each.resampled(list(each.results)) for name, each in scores.items() if each.results}
+        reference = plan.selection.reference
+        for each in scores.values():
+            row = {"task": task, **_row(each), **_statistics(each, resampled)}
+            row |= _difference(each, scores[reference], resampled)
+            rows.append(row | {"paper": each.entry.paper.get(task, math.nan)})
+    return pd.DataFrame(rows)
+
+
+def _of(task: str, entry: Entry, trained: Sequence[Trained]) -> _Scores:
+    own = [each for each in trained if (each.task, each.entry) == (task, entry)]
+    return _Scores(entry, [each for each in own if each.trial], [each for each in own if not each.trial])
+
+
+def _row(scores: _Scores) -> dict[str, Any]:
+    entry = scores.entry
+    row: dict[str, Any] = {
+        "entry": entry.name,
+        "title": entry.title,
+        "method": entry.method,
+        "family": entry.family,
+        "setting": scores.setting,
+        "seeds": len(scores.results),
+        "failed": scores.failed,
+        "unavailable": entry.unavailable,
+    }
+    if scores.results:
+        records = [result.record for result in scores.results.values()]
+        row |= {name: scores.any.record[name] for name in _SIZES if name not in _OF_A_RUN}
+        row |= {
+            name: statistics.median(record[name] for record in records) for name in ("seconds", "peak_memory_bytes")
+        }
+        row |= {"split": scores.any.reported, "metric": scores.any.metric}
+    return row | {"paper_numbers": entry.paper.get("numbers", math.nan)}
+
+
+def _statistics(scores: _Scores, resampled: Mapping[str, NDArray[Any] | None]) -> dict[str, float]:
+    values = list(scores.scores.values())
+    found = interval(values, resampled.get(scores.entry.name))
+    return {
+        "median": statistics.median(values) if values else math.nan,
+        "mean": found.mean,
+        "sd_of_seeds": statistics.stdev(values) if len(values) > 1 else math.nan,
+        "low": found.low,
+        "high": found.high,
+    }
+
+
+def _difference(scores: _Scores, reference: _Scores, resampled: Mapping[str, NDArray[Any] | None]) -> dict[str, float]:
+    """Return the paired difference from the reference: the same seeds, the same resampled rows."""
+    seeds = [seed for seed in scores.scores if seed in reference.scores]
+    if scores is reference or not seeds:
+        return {"difference": math.nan, "difference_low": math.nan, "difference_high": math.nan}
+    own, other = (
+        resampled.get(each.entry.name) if len(seeds) == len(each.scores) else each.resampled(seeds)
+        for each in (scores, reference)
+    )
+    together = None if own is None or other is None else own - other
+    found = interval([scores.scores[seed] - reference.scores[seed] for seed in seeds], together)
+    return {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}

@@ -1,0 +1,154 @@
+"""Write what a comparison came to: tables, frames and plots."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+from lowrank_ldu.files import replace_file
+from lowrank_ldu.finetuning.comparison.frames import methods_frame, runs_frame
+from lowrank_ldu.finetuning.comparison.plots import in_percent, score_panel, sweep_panel
+from lowrank_ldu.formatting import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+    from lowrank_ldu.finetuning.comparison.compare import Plan, Trained
+
+HEADINGS = (
+    "method",
+    "numbers",
+    "score",
+    "95 %",
+    "seed sd",
+    "difference",
+    "95 %",
+    "setting",
+    "time",
+    "MB",
+    "kB",
+    "paper",
+)
+
+
+def write_comparison(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
+    """Write the frames, the tables and the plots into the comparison's folder.
+
+    `runs` and `methods` as .csv, .json and .parquet, `table.md`, and a plot for each task as .png and .svg.
+
+    Parameters
+    ----------
+    plan : Plan
+    trained : sequence of Trained
+
+    Returns
+    -------
+    pandas.DataFrame
+        Of `methods_frame`.
+    """
+    methods = methods_frame(plan, trained)
+    folder = plan.out / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in (("runs", runs_frame(trained)), ("methods", methods)):
+        _write(frame, plan.out / name)
+    replace_file(plan.out / "table.md", _markdown(plan, methods).encode())
+    for task in plan.tasks:
+        if methods.loc[methods["task"] == task, "mean"].notna().any():
+            score_panel(methods, task).save(folder)
+    if plan.selection.sweep is not None:
+        there = set(methods.loc[methods["mean"].notna(), "entry"])
+        settings = {entry.name: entry.settings.get(plan.selection.sweep) for entry in plan.selection.entries}
+        values = {name: value for name, value in settings.items() if value and name in there}
+        if values:
+            sweep_panel(methods, plan.selection.sweep, values).save(folder)
+    return methods
+
+
+def _write(frame: pd.DataFrame, stem: Path) -> None:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    replace_file(stem.with_suffix(".parquet"), buffer.getvalue())
+    replace_file(stem.with_suffix(".csv"), frame.to_csv(index=False).encode())
+    replace_file(stem.with_suffix(".json"), frame.to_json(orient="records", indent=1).encode())
+
+
+def table_rows(methods: pd.DataFrame, task: str) -> list[tuple[str, ...]]:
+    """Return the cells of a task's table, a row for each entry.
+
+    Parameters
+    ----------
+    methods : pandas.DataFrame
+        Of `methods_frame`.
+    task : str
+
+    Returns
+    -------
+    list of tuple of str
+        Cells for `HEADINGS`.
+    """
+    return [_cells(row) for row in methods[methods["task"] == task].to_dict("records")]
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if row["unavailable"] is not None:
+        return (row["title"], f"not available: {row['unavailable']}", *[""] * (len(HEADINGS) - 2))
+    if not row["seeds"]:
+        state = "every run failed: the loss was no number" if row["failed"] else "not finished"
+        return (row["title"], state, *[""] * (len(HEADINGS) - 2))
+    factor, digits = (100, 1) if in_percent(row["metric"]) else (1, 4)
+
+    def shown(*values: float, sign: str = "") -> str:
+        if any(math.isnan(value) for value in values):
+            return "-"
+        return " to ".join(f"{factor * value:{sign}.{digits}f}" for value in values)
+
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    paper = "-" if math.isnan(row["paper"]) else f"{row['paper']:g}"
+    if not math.isnan(row["paper_numbers"]):
+        paper += f" ({row['paper_numbers']:,.0f})"
+    return (
+        row["title"],
+        f"{row['numbers']:,.0f}",
+        f"{shown(row['mean'])} ({shown(row['median'])}){failed}",
+        shown(row["low"], row["high"]),
+        shown(row["sd_of_seeds"]),
+        shown(row["difference"], sign="+"),
+        shown(row["difference_low"], row["difference_high"], sign="+"),
+        row["setting"],
+        duration(round(row["seconds"])),
+        f"{row['peak_memory_bytes'] / 1e6:,.0f}",
+        f"{row['adapter_bytes'] / 1e3:,.1f}",
+        paper,
+    )
+
+
+def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
+    """Say in words what the table of a task shows."""
+    rows = methods[(methods["task"] == task) & (methods["seeds"] > 0)]
+    if rows.empty:
+        return ["Nothing is finished."]
+    reference = next(entry for entry in plan.selection.entries if entry.name == plan.selection.reference)
+    split, metric = rows["split"].iloc[0], rows["metric"].iloc[0]
+    return [
+        f"Score: {metric} on the {split} split, mean (and median) over {len(plan.seeds)} seeds.",
+        "Its interval covers seeds and rows.",
+        f"Difference: from {reference.title}, with the same seeds and rows.",
+        f"Each method was tried with {plan.trials} setting(s) on validation data; the table has the best one.",
+        "Numbers: those beside the head. MB: the most memory of a run. kB: the adapter's files, the head included.",
+    ]
+
+
+def _markdown(plan: Plan, methods: pd.DataFrame) -> str:
+    lines = [f"# {plan.recipe.title}", ""]
+    for task in plan.tasks:
+        lines += [f"## {task}", "", *(f"- {each}" for each in sentences(plan, methods, task)), ""]
+        lines += [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
+        lines += [f"| {' | '.join(cells)} |" for cells in table_rows(methods, task)]
+        if (methods.loc[methods["task"] == task, "seeds"] > 0).any():
+            lines += ["", f"![{task}](plots/scores-{task}.png)"]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,339 @@
+"""Comparisons of methods on a tiny model: trials, seeds, tests that are read once, tables."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from tiny_text_models import data_set, offline, save_model
+
+from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning import Choice, load_recipe
+from lowrank_ldu.finetuning.comparison import compare as comparing
+from lowrank_ldu.finetuning.comparison import (
+    compare_methods,
+    interval,
+    methods_frame,
+    plan_comparison,
+    resampled_scores,
+    runs_frame,
+    select_entries,
+    sweep_panel,
+    write_comparison,
+)
+from lowrank_ldu.finetuning.comparison.trials import trial_settings
+from lowrank_ldu.finetuning.run_directory import RunDirectory
+from lowrank_ldu.finetuning.tasks.metrics import metric_function
+
+RECIPE = """
+title = "Tiny"
+kind = "text-classification"
+model = "{base}/roberta"
+data = "{base}"
+method = "lora"
+seeds = [3, 1]
+
+target_modules = ["query", "value"]
+max_length = 16
+num_train_epochs = 2
+per_device_train_batch_size = 16
+learning_rate = 1e-2
+head_epochs = 1
+
+[tasks.mnli]
+[tasks.sst2]
+
+[paper]
+lora = {{ numbers = 300000, mnli = 87.5 }}
+
+[comparisons.ranks]
+about = "ranks of LoRA"
+trials = 2
+seeds = 3
+reference = "lora-4"
+sweep = "r"
+settings = {{ weight_decay = 0.01 }}
+[comparisons.ranks.entries]
+lora-1 = {{ method = "lora", title = "LoRA r = 1", r = 1, lora_alpha = 1, paper = {{ mnli = 51.0, numbers = 24 }} }}
+lora-4 = {{ method = "lora", title = "LoRA r = 4", r = 4, lora_alpha = 4 }}
+head = {{ method = "head", title = "LP" }}
+wild = {{ method = "lora", title = "LoRA at no rate", r = 2, search = {{ learning_rate = [1e30, 2e30] }} }}
+"""
+
+
+_offline = pytest.fixture(offline, scope="module", autouse=True)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    base = tmp_path_factory.mktemp("base")
+    save_model(base / "roberta")
+    splits = ("validation_matched", "validation_mismatched")
+    data_set(("premise", "hypothesis"), label=lambda good: 2 * good, splits=splits).save_to_disk(base / "mnli")
+    data_set().save_to_disk(base / "sst2")
+    (base / "tiny.toml").write_text(RECIPE.format(base=base))
+    return load_recipe(base / "tiny.toml")
+
+
+def plan_of(recipe, out, names=(), **options):
+    return plan_comparison(recipe, out, select_entries(recipe, names), tasks=["mnli"], **options)
+
+
+@pytest.fixture(scope="module")
+def compared(recipe, tmp_path_factory):
+    plan = plan_of(recipe, tmp_path_factory.mktemp("compared"))
+    told = []
+    return plan, compare_methods(plan, tell=told.append), told
+
+
+def test_every_method_gets_the_same_trials_and_the_best_one_all_seeds(compared):
+    plan, trained, told = compared
+    assert plan.seeds == (3, 1, 4)
+    assert len(told) == 4 * 2 + 3 * 3
+    assert told[-1].startswith("seeds, 9 of 9: mnli, head")
+    for name in ("lora-1", "lora-4", "head"):
+        trials, finals = (
+            [each for each in trained if (each.entry.name, each.trial) == (name, kind)] for kind in (1, 0)
+        )
+        assert [each.seed for each in trials] == [3, 3]
+        assert [each.seed for each in finals] == [3, 1, 4]
+        best = max(trials, key=lambda each: each.result.score)
+        assert {each.setting for each in finals} == {best.setting}
+        assert [each.chosen for each in trials] == [each.setting == best.setting for each in trials]
+
+
+def test_tests_are_read_for_the_chosen_setting_alone(compared):
+    plan, trained, _ = compared
+    for each in trained:
+        if each.failure is None:
+            record = json.loads((each.result.folder / "metrics.json").read_bytes())
+            assert ("validation_mismatched" in record["metrics"]) == each.chosen
+            assert record["not_evaluated"] == ([] if each.chosen else ["validation_mismatched"])
+    rows = runs_frame(trained)
+    assert set(rows[rows["trial"]]["split"].dropna()) == {"validation"}
+    assert set(rows[~rows["trial"]]["split"]) == {"validation", "validation_mismatched"}
+    # The run that was a trial and has a seed is trained once.
+    starts = json.loads((plan.out / "runs/lora-1").glob("*/mnli/seed-3/manifest.json").__next__().read_bytes())[
+        "starts"
+    ]
+    assert len(starts) <= 2
+
+
+def test_a_loss_that_is_no_number_fails_its_entry_and_nothing_else(compared):
+    plan, trained, _ = compared
+    failed = [each for each in trained if each.failure is not None]
+    assert [(each.entry.name, each.trial) for each in failed] == [("wild", True)] * 2
+    assert "the loss is" in failed[0].failure or "not finite" in failed[0].failure
+    row = methods_frame(plan, trained).set_index("entry").loc["wild"]
+    assert (row["seeds"], math.isnan(row["mean"])) == (0, True)
+
+
+def test_the_same_call_again_trains_nothing(compared, monkeypatch):
+    plan, trained, _ = compared
+    monkeypatch.setattr(comparing, "train", lambda run, **_: _finished(run))
+    again = compare_methods(plan)
+    assert [(each.setting, each.seed, each.failure) for each in again] == [
+        (each.setting, each.seed, each.failure) for each in trained
+    ]
+
+
+def _finished(run):
+    from lowrank_ldu.finetuning import runner
+
+    assert RunDirectory(run.folder).finished() is not None
+    return runner.train(run)
+
+
+def test_what_is_finished_can_be_read_before_all_is(recipe, tmp_path):
+    plan = plan_of(recipe, tmp_path, ["lora-1", "head"], trials=1, seeds=2)
+    assert compare_methods(plan, finished_only=True) == []
+    head = plan_of(recipe, tmp_path, ["head"], trials=1, seeds=2)
+    compare_methods(head)
+    found = compare_methods(plan, finished_only=True)
+    assert [(each.entry.name, each.seed, each.trial) for each in found] == [
+        ("head", 3, True), ("head", 3, False), ("head", 1, False),
+    ]  # fmt: skip
+    assert not (tmp_path / "runs" / "lora-1").exists()
+    methods = write_comparison(plan, found).set_index("entry")
+    assert methods["seeds"].to_dict() == {"lora-1": 0, "head": 2}
+
+
+@pytest.mark.longer
+def test_jobs_change_no_number(recipe, compared, tmp_path):
+    _, trained, _ = compared
+    first = {(each.entry.name, each.setting): each.result for each in trained if each.trial and each.seed == 3}
+    plan = plan_of(recipe, tmp_path, ["lora-4", "head"], trials=1, seeds=1)
+    for each in compare_methods(plan, jobs=2):
+        same = first[each.entry.name, each.setting].metrics["validation"]
+        assert each.result.metrics["validation"] == pytest.approx(same, rel=1e-5)
+
+
+def test_a_head_is_trained_alone_once_for_all_methods(compared):
+    plan, _, _ = compared
+    # Three seeds, and the three rates of the head: the two trials of it, and that of all other methods.
+    assert 3 <= len(list((plan.out / "heads").iterdir())) <= 6
+
+
+def test_tables_have_intervals_differences_sizes_and_the_papers_rows(compared):
+    plan, trained, _ = compared
+    rows = methods_frame(plan, trained).set_index("entry")
+    reference, other = rows.loc["lora-4"], rows.loc["lora-1"]
+    assert math.isnan(reference["difference"])
+    assert other["difference"] == pytest.approx(other["mean"] - reference["mean"])
+    assert other["difference_low"] <= other["difference"] <= other["difference_high"]
+    assert other["low"] <= other["mean"] <= other["high"]
+    # Query and value of two layers of width 16.
+    assert (other["numbers"], reference["numbers"], rows.loc["head", "numbers"]) == (2 * 2 * 2 * 16, 4 * 128, 0)
+    assert (other["paper"], other["paper_numbers"]) == (51.0, 24)
+    assert math.isnan(reference["paper"])
+    assert other["split"] == "validation"
+    assert 0 < other["adapter_bytes"] < reference["adapter_bytes"]
+
+
+def test_frames_tables_and_plots_are_written(compared):
+    plan, trained, _ = compared
+    methods = write_comparison(plan, trained)
+    for name in ("methods", "runs"):
+        frames = [
+            pd.read_csv(plan.out / f"{name}.csv"),
+            pd.read_json(plan.out / f"{name}.json", orient="records"),
+            pd.read_parquet(plan.out / f"{name}.parquet"),
+        ]
+        assert all(list(frame.columns) == list(frames[0].columns) for frame in frames)
+        assert {len(frame) for frame in frames} == {len(frames[0])}
+    assert pd.read_parquet(plan.out / "methods.parquet")["mean"].equals(methods["mean"])
+    text = (plan.out / "table.md").read_text()
+    assert "| LoRA r = 1 | 128 |" in text
+    assert "| LoRA at no rate | every run failed: the loss was no number |" in text
+    assert "51 (24)" in text
+    for name in ("scores-mnli", "sweep-r"):
+        assert (plan.out / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (plan.out / "plots" / f"{name}.svg").read_text().count("<path") > 5
+    panel = sweep_panel(methods, "r", {"lora-1": 1, "lora-4": 4})
+    lines = {line.get_label(): line.get_xydata() for line in panel.axes.get_lines()}
+    assert lines["mnli"][:, 0].tolist() == [1, 4]
+    assert lines["mnli, paper"][0].tolist() == [1, 51.0]
+
+
+def test_methods_of_no_comparison_are_compared_by_their_names():
+    selection = select_entries(load_recipe("glue"), ["loldu", "lora"], reference="lora")
+    assert [(each.name, each.title, each.paper["rte"]) for each in selection.entries] == [
+        ("loldu", "LoLDU", 81.3),
+        ("lora", "LoRA", 78.4),
+    ]
+    assert (selection.reference, selection.trials, selection.seeds) == ("lora", 1, None)
+
+
+def test_learning_rates_go_out_from_the_recipes(recipe):
+    entry, head = select_entries(recipe, ["lora-1", "head"]).entries
+    rates = [each["learning_rate"] for each in trial_settings(recipe, "mnli", entry, Choice(), 5)]
+    assert rates == [0.01, 0.0032, 0.032, 0.001, 0.1]
+    # What a user sets is where it starts.
+    chosen = Choice(settings={"learning_rate": 2e-4})
+    assert trial_settings(recipe, "mnli", entry, chosen, 2) == [{"learning_rate": 2e-4}, {"learning_rate": 6.3e-5}]
+    chosen = Choice(settings={"head_learning_rate": 0.1})
+    assert trial_settings(recipe, "mnli", head, chosen, 2) == [
+        {"head_learning_rate": 0.1},
+        {"head_learning_rate": 0.032},
+    ]
+
+
+def test_a_search_of_ones_own_is_a_grid(recipe):
+    selection = select_entries(recipe, ["lora-1"]).searching({"r": [1, 2], "learning_rate": [1e-3, 1e-2]})
+    (entry,) = selection.entries
+    tried = trial_settings(recipe, "mnli", entry, Choice(), 4)
+    assert sorted((each["r"], each["learning_rate"]) for each in tried) == [
+        (1, 1e-3), (1, 1e-2), (2, 1e-3), (2, 1e-2),
+    ]  # fmt: skip
+    assert trial_settings(recipe, "mnli", entry, Choice(), 2) == tried[:2]
+    with pytest.raises(OptionError, match="trials is 5, and the search of lora-1 has 4 points; accepted: 1 to 4"):
+        trial_settings(recipe, "mnli", entry, Choice(), 5)
+    with pytest.raises(OptionError, match=r"search of r is 3; accepted: a list of values"):
+        selection.searching({"r": 3})
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["lorra"], {}, "method is 'lorra'; accepted: lora"),
+        ([], {"comparison": "rank"}, "comparison is 'rank'; accepted: ranks"),
+        (["lora-1"], {"reference": "lora-4"}, "reference is 'lora-4'; accepted: lora-1"),
+    ],
+)
+def test_unknown_names_are_refused_and_near_ones_named(recipe, names, options, message):
+    with pytest.raises(OptionError, match=message):
+        select_entries(recipe, names, **options)
+
+
+def test_wrong_options_are_found_before_anything_is_trained(recipe, tmp_path):
+    selection = select_entries(recipe, ["lora-1"])
+    for options, message in (
+        ({"trials": 0}, "trials is 0; accepted: an integer from 1 on"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"choice": Choice(method="lora")}, "method is 'lora'; accepted: none, the entries have methods"),
+        ({"choice": Choice(settings={"n_frequency": 3})}, "n_frequency"),
+        ({"tasks": ["mnlii"]}, "task is 'mnlii'; accepted: mnli"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            plan_comparison(recipe, tmp_path, selection, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Intervals, against textbooks.
+
+
+def test_an_interval_of_seeds_alone_is_students():
+    scores = [0.81, 0.79, 0.84, 0.80, 0.82]
+    found = interval(scores)
+    low, high = scipy.stats.t.interval(0.95, 4, loc=np.mean(scores), scale=scipy.stats.sem(scores))
+    assert (found.mean, found.low, found.high) == pytest.approx((np.mean(scores), low, high))
+
+
+def test_the_error_of_an_accuracy_is_the_binomials():
+    generator = np.random.default_rng(1)
+    labels = generator.integers(2, size=2000)
+    right = generator.random(2000) < 0.8
+    logits = np.eye(2)[np.where(right, labels, 1 - labels)]
+    drawn = resampled_scores(metric_function("accuracy"), [logits], labels, draws=1000)
+    share = right.mean()
+    # Of 1,000 draws the standard deviation is known to 2.2 %.
+    assert drawn.std() == pytest.approx(math.sqrt(share * (1 - share) / 2000), rel=0.08)
+    # Seeds that agree leave the normal distribution of the rows.
+    found = interval([share, share], drawn)
+    assert found.high - found.low == pytest.approx(2 * 1.959964 * drawn.std(ddof=1))
+
+
+def test_rows_are_the_same_for_all_methods():
+    generator = np.random.default_rng(2)
+    labels = generator.integers(2, size=300)
+    logits = generator.normal(size=(300, 2))
+    first, second = (resampled_scores(metric_function("accuracy"), [logits], labels, draws=50) for _ in range(2))
+    assert (first == second).all()
+    worse = logits.copy()
+    worse[:3] = np.eye(2)[1 - labels[:3]]
+    apart = first - resampled_scores(metric_function("accuracy"), [worse], labels, draws=50)
+    # Three rows of 300 differ; without pairing the differences would scatter by 0.04.
+    assert apart.std() < 0.012
+
+
+def test_an_interval_covers_seeds_and_rows():
+    """Of 400 experiments of five seeds and 200 rows, about 95 % of the intervals hold the true share."""
+    generator = np.random.default_rng(3)
+    held = 0
+    for _ in range(400):
+        hard = generator.normal(0, 1, size=200)
+        seeds = generator.normal(0, 0.15, size=(5, 1))
+        # A row is right where its ease is above the seed's threshold; the mean over both is one half.
+        right = (hard + seeds > 0).astype(float)
+        rows = generator.integers(200, size=(200, 200))
+        found = interval(right.mean(axis=1), right.mean(axis=0)[rows].mean(axis=1))
+        held += found.low <= 0.5 <= found.high
+    # The binomial's three standard deviations are 3.3 %.
+    assert 0.915 < held / 400 <= 0.99
+
+
+def test_one_seed_has_no_interval():
+    assert math.isnan(interval([0.5]).low)
+    assert math.isnan(interval([]).mean)
