@@ -183,9 +183,7 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
             **given,
         )
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        # What it says of half precision without a GPU.
-        more = "; accepted: use_cpu = true beside it, or bf16 = false" if "use_cpu" in str(error) else ""
-        raise OptionError(f"transformers refuses the training options: {error}{more}") from error
+        raise OptionError(f"transformers refuses the training options: {error}") from error
 
 
 def total_steps(arguments: Any, rows: int) -> int:
