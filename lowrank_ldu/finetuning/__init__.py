@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.finetuning.digits import pretrained_digits_vit
 from lowrank_ldu.finetuning.methods import METHODS, Method, MethodRequest, Prepared, get_method
 from lowrank_ldu.finetuning.recipe import Choice, Recipe, list_recipes, load_recipe
 from lowrank_ldu.finetuning.runner import run_recipe, train
@@ -47,6 +48,7 @@ __all__ = [
     "methods_frame",
     "plan_comparison",
     "plan_runs",
+    "pretrained_digits_vit",
     "run_recipe",
     "runs_frame",
     "select_entries",

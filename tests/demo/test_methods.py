@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lowrank_ldu.demo import (
+    ComparisonSettings,
     FullFineTuning,
     LinearProbe,
     LoLDUMethod,
@@ -17,6 +18,8 @@ from lowrank_ldu.demo import (
     load_digits_split,
 )
 from lowrank_ldu.demo.methods import ChosenPivotsMethod, FittedBasisMethod, query_and_value
+from lowrank_ldu.finetuning import Choice, load_recipe
+from lowrank_ldu.finetuning.configuration import configure
 
 # Of the `small` network: 2 layers with a query and a value each, width 16, 10 classes.
 PROJECTIONS, LINEAR, WIDTH, HEAD = 4, 12, 16, 16 * 10 + 10
@@ -172,3 +175,32 @@ def test_names_of_the_default_methods_differ():
     names = [method.name for method in default_methods()]
 
     assert len(set(names)) == len(names)
+
+
+# The recipe's name of each method, and its rank's.
+RECIPE_METHODS = {
+    "LinearProbe": ("head", None),
+    "LoLDUMethod": ("loldu", "r"),
+    "FittedBasisMethod": ("ldu-basis", "fit_rank"),
+    "ChosenPivotsMethod": ("ldu-pivots", "fit_rank"),
+    "LoRAMethod": ("lora", "r"),
+    "PiSSAMethod": ("pissa", "r"),
+    "FullFineTuning": ("full", None),
+}
+
+
+def test_the_recipe_of_digits_has_the_methods_and_the_budget_of_the_comparison():
+    budget = ComparisonSettings().fine_tuning
+    # Of two ranks of a method the later one counts.
+    for method in default_methods():
+        name, rank = RECIPE_METHODS[type(method).__name__]
+        config = configure(load_recipe("digits"), "digits", Choice(method=name), seed=0)
+        training = config.training
+        assert training["learning_rate"] == method.learning_rate
+        assert (training["num_train_epochs"], training["per_device_train_batch_size"]) == (
+            budget.epochs,
+            budget.batch_size,
+        )
+        assert (training["weight_decay"], training["warmup_ratio"]) == (budget.weight_decay, budget.warmup_ratio)
+        if rank is not None and method.name != "LoLDU r=32":
+            assert config.method_options[rank] == method.rank

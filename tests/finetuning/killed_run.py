@@ -10,13 +10,13 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
+from tiny_images import save_images, save_vit
 from tiny_text_models import data_set, save_model
 
 from lowrank_ldu.finetuning import Choice, load_recipe, run_recipe
 from lowrank_ldu.finetuning import trainer as _trainer  # noqa: F401  # loaded before processes are forked
 
 SETTINGS = {
-    "max_length": 16,
     "num_train_epochs": 3,
     "learning_rate": 1e-2,
     "per_device_train_batch_size": 8,
@@ -30,7 +30,23 @@ SETTINGS = {
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
 
 
-def train(folder, out, last_event):
+def text(folder):
+    save_model(folder / "model")
+    data_set(train=80).save_to_disk(folder / "data")
+    return "glue", "sst2", {"max_length": 16}
+
+
+def images(folder):
+    save_vit(folder / "model", hidden_dropout_prob=0.1)
+    save_images(folder / "data", train=80, validation=12, test=0)
+    return "images", "images", {"bf16": False}
+
+
+# A run of each kind: its files are written to the folder; the recipe, the task and settings are returned.
+KINDS = {"text": text, "images": images}
+
+
+def train(out, recipe, task, choice, last_event):
     """Train in a process of its own, which is killed at an event; return its status and the number of events."""
     reading, writing = os.pipe()
     process = os.fork()
@@ -49,28 +65,30 @@ def train(folder, out, last_event):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(at_event)
-    choice = Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=SETTINGS)
     status = 1
     try:
-        run_recipe(load_recipe("glue"), out, choice, tasks=["sst2"], seeds=[5])
+        run_recipe(load_recipe(recipe), out, choice, tasks=[task], seeds=[5])
         os.write(writing, str(count).encode())
         status = 0
     finally:
         os._exit(status)
 
 
-def main(folder, kills):
+def main(folder, kills, kind):
     torch.set_num_threads(1)
-    save_model(folder / "model")
-    data_set(train=80).save_to_disk(folder / "data")
-    status, events = train(folder, folder / "whole", None)
+    recipe, task, settings = KINDS[kind](folder)
+    places = {"model": str(folder / "model"), "data": str(folder / "data")}
+    choice = Choice(**places, method="lora", settings={**SETTINGS, **settings})
+    status, events = train(folder / "whole", recipe, task, choice, None)
     statuses = [status]
     moments = random.Random(0)  # noqa: S311
     # What is done already is not done again, so that later processes come nearer to the end.
-    statuses += [train(folder, folder / "killed", moments.randrange(1, events // 2))[0] for _ in range(kills)]
-    statuses.append(train(folder, folder / "killed", None)[0])
-    print(json.dumps({"statuses": statuses, "events": events}))  # noqa: T201
+    for _ in range(kills):
+        moment = moments.randrange(1, events // 2)
+        statuses.append(train(folder / "killed", recipe, task, choice, moment)[0])
+    statuses.append(train(folder / "killed", recipe, task, choice, None)[0])
+    print(json.dumps({"statuses": statuses, "events": events, "task": task}))  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,5 +1,6 @@
 """Recipes: what ships, how tables are put together, and what is refused."""
 
+import re
 import tomllib
 
 import pytest
@@ -8,6 +9,7 @@ from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning import Choice, list_recipes, load_recipe
 from lowrank_ldu.finetuning.configuration import configure, differences
 from lowrank_ldu.finetuning.recipe import parse_setting, resolve
+from lowrank_ldu.finetuning.tasks.image_tasks import IMAGE_TASKS
 
 # arXiv 2410.13618, Table VII: learning rate, epochs, length.
 TABLE_7 = {
@@ -37,6 +39,45 @@ def test_glue_has_the_figures_of_the_paper():
         assert config.training["warmup_ratio"] == 0.06
         assert (config.method, config.method_options["r"], config.method_options["alpha"]) == ("loldu", 768, 768)
     assert len(load_recipe("glue").seeds) == 5
+
+
+def test_image_classification_has_the_figures_of_the_paper():
+    # arXiv 2410.13618, Table IX; labels of the sets.
+    labels = {
+        "cifar10": 10,
+        "cifar100": 100,
+        "eurosat": 10,
+        "stanford_cars": 196,
+        "flowers102": 102,
+        "fgvc_aircraft": 100,
+    }
+    recipe = load_recipe("image-classification")
+    assert (recipe.seeds, set(recipe.tasks)) == ((42,), set(labels))
+    for task, count in labels.items():
+        config = configured("image-classification", task)
+        assert IMAGE_TASKS[task].labels == count
+        names = (
+            "learning_rate",
+            "num_train_epochs",
+            "per_device_train_batch_size",
+            "warmup_steps",
+            "lr_scheduler_type",
+        )
+        assert [config.training[name] for name in names] == [3e-3, 10, 128, 30, "linear"]
+        assert config.training["bf16"] is True
+        assert (config.method, config.method_options["r"], config.method_options["alpha"]) == ("loldu", 768, 768)
+        smaller = configured("image-classification", task, variant="rank64")
+        assert (smaller.method_options["r"], smaller.method_options["alpha"]) == (64, 64)
+    # As the layers are named before and after transformers 5.
+    pattern = re.compile(configured("image-classification").target_modules)
+    for attention, names in (
+        ("vit.encoder.layer.0.attention.attention", ("query", "value")),
+        ("vit.layers.0", ("q_proj", "v_proj")),
+    ):
+        assert all(pattern.fullmatch(f"{attention}.{name}") for name in names)
+    assert not any(
+        map(pattern.fullmatch, ("vit.layers.0.k_proj", "vit.encoder.layer.0.attention.attention.key", "classifier"))
+    )
 
 
 def test_what_the_paper_says_twice_is_two_variants():

@@ -31,7 +31,7 @@ _FORMAT = 1
 _CHECKSUM = "sha256"
 
 
-def pretrained_vit() -> tuple[nn.Module, Any]:
+def pretrained_digits_vit() -> tuple[Any, Any]:
     """Return the pre-trained network and its image processor.
 
     It is trained for some seconds the first time. The weights are kept in the user's cache folder, in a file that is

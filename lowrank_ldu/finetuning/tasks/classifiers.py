@@ -52,7 +52,7 @@ def load_classifier(
     try:
         preparation = load_preparation()
         model = kind.from_pretrained(config.model, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise OptionError(f"model is {config.model!r}, which transformers cannot load: {reason}") from error
     except RuntimeError as error:

@@ -88,7 +88,7 @@ class ImageClassification:
 
 def _load_model(config: RunConfig, names: Sequence[str]) -> tuple[Any, Any]:
     if config.model == digits.MODEL:
-        model, processor = digits.pretrained_vit()
+        model, processor = digits.pretrained_digits_vit()
         if model.config.num_labels != len(names):
             raise OptionError(
                 f"model is {config.model!r}, whose head has {model.config.num_labels} outputs; accepted for "

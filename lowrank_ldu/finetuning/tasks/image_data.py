@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.digits import DEFAULT_SHIFT, digits_splits
 from lowrank_ldu.finetuning.extra import require
@@ -110,20 +112,25 @@ def _columns(rows: Any, split: str, task: ImageTask, options: Mapping[str, Any])
     datasets = require("datasets")
     present = rows.column_names
     images = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    image = options["image_column"] or (images[0] if len(images) == 1 else None)
-    label = options["label_column"] or next((name for name in task.label_columns if name in present), None)
-    looked_for = (("image", image, "one column of images"), ("label", label, " or ".join(task.label_columns)))
-    for role, name, usual in looked_for:
-        if name not in present:
-            missing = usual if name is None else name
-            raise OptionError(
-                f"split {split!r} has no column {missing}, but {', '.join(present)}; accepted: {role}_column with one "
-                "of these"
-            )
+    image, label = options["image_column"], options["label_column"]
+    if image is None and len(images) == 1:
+        image = images[0]
+    if image not in present:
+        found = "no column of images" if image is None else f"no column {image}"
+        if image is None and images:
+            found = f"{len(images)} columns of images"
+        raise OptionError(
+            f"split {split!r} has {found}, but {', '.join(present)}; accepted: image_column with one of these"
+        )
+    label = label or next((name for name in task.label_columns if name in present), task.label_columns[0])
+    if label not in present:
+        raise OptionError(
+            f"split {split!r} has no column {label}, but {', '.join(present)}; accepted: label_column with one of these"
+        )
     rows = rows.select_columns([image, label])
     try:
         rows = rows.cast_column(image, datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, require("pyarrow").ArrowException) as error:
         raise OptionError(f"split {split!r}: column {image} holds no images; accepted: encoded images") from error
     return rows.rename_columns({image: IMAGE, label: LABEL} if (image, label) != (IMAGE, LABEL) else {})
 
@@ -168,8 +175,10 @@ def _parted(rows: Any, fraction: float) -> dict[str, Any]:
         raise OptionError(
             f"validation_fraction is {fraction} of {len(rows)} training images; accepted: one that leaves some to train"
         )
-    parts = rows.train_test_split(test_size=count, seed=0, keep_in_memory=True)
-    return {"train": parts["train"], "validation": parts["test"]}
+    # Not train_test_split, which keeps its indices on disk even where it is told not to.
+    order = np.random.default_rng(0).permutation(len(rows))
+    parts = {"train": order[count:], "validation": order[:count]}
+    return {name: rows.select(np.sort(places), keep_in_memory=True) for name, places in parts.items()}
 
 
 def _listed(values: Any) -> str:

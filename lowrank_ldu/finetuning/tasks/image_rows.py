@@ -55,9 +55,6 @@ class ImageRows:
             image = self._feature.decode_example(row[IMAGE])
         except Exception as error:  # PIL has no one kind for what is wrong with a file
             raise _broken(self._split, place, row[IMAGE], error) from error
-        # PIL cuts other values off instead of scaling them.
-        if image.mode.startswith(("I", "F")):
-            raise OptionError(f"{_named(self._split, place, row[IMAGE])} has mode {image.mode}; accepted: 8 bits")
         pixels = self._processor(np.atleast_3d(image.convert(self._mode)), input_data_format="channels_last")
         return {"pixel_values": np.asarray(pixels["pixel_values"][0]), "labels": row[LABEL]}
 
@@ -73,7 +70,8 @@ def images_digest(splits: Mapping[str, Any]) -> str:
     Raises
     ------
     OptionError
-        An image cannot be decoded. It is said now, not hours later when training comes to it.
+        An image cannot be decoded, or has more than 8 bits a channel. It is said now, and not when training comes to
+        it.
     """
     digest = hashlib.sha256()
     for split, rows in splits.items():
@@ -99,15 +97,19 @@ def _content(image: Mapping[str, Any]) -> bytes:
 
 def _check_whole(content: bytes) -> None:
     with require("PIL.Image").open(io.BytesIO(content)) as image:
+        # PIL cuts larger values off instead of scaling them.
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode}")
         image.draft(None, _SMALL)
         image.load()
 
 
-def _named(split: str, place: int, image: Mapping[str, Any]) -> str:
-    path = image["path"]
-    return f"image {place} of the {split} images{'' if path is None else f' ({path})'}"
-
-
 def _broken(split: str, place: int, image: Mapping[str, Any], error: Exception) -> OptionError:
+    path = "" if image["path"] is None else f" ({image['path']})"
     reason = " ".join(str(error).split())
-    return OptionError(f"{_named(split, place, image)} cannot be decoded ({reason}); accepted: a whole image file")
+    if isinstance(error, require("PIL").UnidentifiedImageError):
+        reason = "of no format that PIL knows"  # its own words have an address in them
+    return OptionError(
+        f"image {place} of the {split} images{path} cannot be used ({reason}); accepted: whole image files of 8 bits a "
+        "channel"
+    )
