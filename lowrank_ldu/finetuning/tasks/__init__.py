@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.tasks.task import Kind, LoadedTask
 from lowrank_ldu.finetuning.tasks.text_classification import TextClassification
+from lowrank_ldu.finetuning.tasks.text_to_image import TextToImage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KINDS: Mapping[str, Kind] = {"text-classification": TextClassification()}
+KINDS: Mapping[str, Kind] = {"text-classification": TextClassification(), "text-to-image": TextToImage()}
 
 __all__ = ["KINDS", "Kind", "LoadedTask", "get_kind"]
 

@@ -24,8 +24,8 @@ class LoadedTask:
         With a head for the task, without an adapter.
     head : sequence of str
         Modules of the head, which are trained whole.
-    task_type : str
-        PEFT's name of the task.
+    task_type : str, optional
+        PEFT's name of the task; None for models that take other arguments than PEFT's tasks do.
     train, validation : datasets.Dataset
         Rows as the model takes them.
     others : mapping
@@ -54,7 +54,7 @@ class LoadedTask:
 
     model: nn.Module
     head: Sequence[str]
-    task_type: str
+    task_type: str | None
     train: Any
     validation: Any
     collator: Callable[[Any], Any]
