@@ -116,3 +116,19 @@ def save_images(folder, number=4, size=(40, 36)):
         colors = drawn.integers(0, 256, (2, 2, 3), dtype=np.uint8)
         Image.fromarray(colors).resize(size, Image.Resampling.BILINEAR).save(folder / f"{place}.png")
     return folder
+
+
+SETTINGS = {
+    "resolution": SIZE,
+    "max_steps": 30,
+    "eval_steps": 10,
+    "logging_steps": 5,
+    "warmup_steps": 2,
+    "learning_rate": 1e-2,
+    "fp16": False,
+    "r": 4,
+    "validation_draws": 2,
+    "inference_steps": 2,
+    "dino_model": "",
+    "clip_model": "",
+}

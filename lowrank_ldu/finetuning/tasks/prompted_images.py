@@ -105,7 +105,8 @@ def _listed(file: Path) -> Iterator[tuple[str, str | None]]:
 
 def _opened(file: Path) -> Any:
     try:
-        return _upright(require("PIL.Image", EXTRA).open(file))
+        with require("PIL.Image", EXTRA).open(file) as opened:
+            return _upright(opened)
     # What PIL says of a file that is cut short, or too large to be taken in good faith, too.
     except (OSError, ValueError, SyntaxError, require("PIL.Image", EXTRA).DecompressionBombError) as error:
         raise OptionError(f"{file}: cannot be read as an image ({error})") from error
