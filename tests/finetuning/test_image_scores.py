@@ -45,9 +45,8 @@ def test_all_pairs_count_and_prompts_are_those_of_the_images(tmp_path):
     tokens = [dino._model(pixel_values=(each - 0.5) / 0.5).last_hidden_state[:, 0] for each in pixels]
     assert dino(some, others, CPU) == {"dino": pytest.approx(mean_cosine(*tokens), abs=1e-4)}
 
-    mean, std = (
-        torch.tensor(values).reshape(3, 1, 1) for values in (clip._processor.image_processor.image_mean, clip._processor.image_processor.image_std)
-    )
+    values = clip._processor.image_processor
+    mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in (values.image_mean, values.image_std))
     model = clip._model
     vectors = [model.visual_projection(model.vision_model((each - mean) / std).pooler_output) for each in pixels]
     found = clip(some, others, CPU)

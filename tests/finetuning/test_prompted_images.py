@@ -63,8 +63,8 @@ def test_a_set_on_the_hub(monkeypatch):
 def test_what_cannot_be_read(tmp_path):
     with pytest.raises(OptionError, match="has no images; accepted: a folder of PNG"):
         read(tmp_path)
+    (tmp_path / "a.txt").write_text("")
     with pytest.raises(OptionError, match="a.txt, a file; accepted: a folder of images, or an id on the hub"):
-        (tmp_path / "a.txt").write_text("")
         read(tmp_path / "a.txt")
     save(tmp_path / "whole" / "a.png", (1, 2, 3), size=(50, 50))
     content = (tmp_path / "whole" / "a.png").read_bytes()

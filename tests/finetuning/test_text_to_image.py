@@ -1,12 +1,13 @@
 """Concepts taught to a tiny Stable Diffusion: it learns, its adapter is loaded anywhere, and its images are kept."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 from tiny_diffusion import SETTINGS, SIZE, save_clip, save_images, save_pipeline, save_vit
 from tiny_models import OPTIONS
@@ -19,7 +20,6 @@ from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning import METHODS, Choice, MethodRequest, get_method, load_recipe, run_recipe
 from lowrank_ldu.finetuning.configuration import configure
 from lowrank_ldu.finetuning.tasks import get_kind
-from lowrank_ldu.finetuning.tasks.diffusion_loss import DiffusionLoss
 from lowrank_ldu.finetuning.tasks.diffusion_samples import Sampler
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -37,8 +37,15 @@ def folder(tmp_path_factory):
     return found
 
 
+@pytest.fixture(scope="module")
+def task(folder):
+    return loaded(folder, images_per_prompt=0)
+
+
 def chosen(folder, method="lora", data="images", **settings):
     given = {**SETTINGS, "vae": str(folder / "model" / "vae"), "instance_prompt": PROMPT, **settings}
+    if method == "full":
+        del given["r"]
     return Choice(model=str(folder / "model"), data=str(folder / data), method=method, settings=given)
 
 
@@ -62,64 +69,81 @@ def inputs():
 
 
 @torch.no_grad()
-def predicted(model):
+def predicted(model, dtype=torch.float32):
     noisy, timesteps, embeddings = inputs()
-    return model.eval()(noisy, timesteps, encoder_hidden_states=embeddings).sample
+    return model.eval()(noisy.to(dtype), timesteps, encoder_hidden_states=embeddings.to(dtype)).sample
 
 
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def image_by(folder, unet):
+def pipeline_of(folder, unet):
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "model", unet=unet, **none)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def image_by(folder, unet):
+    pipeline = pipeline_of(folder, unet)
     options = {"height": SIZE, "width": SIZE, "num_inference_steps": 2}
     return np.asarray(pipeline(PROMPT, generator=torch.Generator().manual_seed(42), **options).images[0])
 
 
 def test_a_run_learns_and_its_adapter_is_loaded_by_peft_and_diffusers(folder, tmp_path):
     scored = {"dino_model": str(folder / "vit"), "clip_model": str(folder / "clip"), "images_per_prompt": 2}
-    result = trained(folder, tmp_path, sample_steps=15, **scored)
+    result = trained(folder, tmp_path, sample_steps=10, **scored)
     losses = [line["eval_loss"] for line in log_of(result.folder) if "eval_loss" in line]
     assert result.metrics["validation"]["loss"] == pytest.approx(min(losses))
-    assert min(losses) < 0.97 * losses[0]
+    assert min(losses) < 0.99 * losses[0]
     assert result.record["best_step"] == 10 * (1 + losses.index(min(losses)))
     assert set(result.metrics["samples"]) == {"dino", "clip_i", "clip_t"}
     assert all(-1 <= value <= 1 for value in result.metrics["samples"].values())
     samples = {str(each.relative_to(result.folder / "samples")) for each in result.folder.rglob("*.png")}
     assert samples == {
-        f"{each}-a-photo-of-sks-dog.png" for each in ("step-15/000", "step-30/000", "best/000", "best/001")
+        f"{each}-a-photo-of-sks-dog.png" for each in ("step-10/000", "step-20/000", "best/000", "best/001")
     }
 
     # PEFT puts its layers into the UNet that it is given.
     unet = unet_of(folder)
     before = predicted(unet)
-    by_peft = predicted(PeftModel.from_pretrained(unet, str(result.folder / "adapter")))
+    adapted = PeftModel.from_pretrained(unet, str(result.folder / "adapter"))
+    by_peft = predicted(adapted)
     assert (by_peft - before).abs().max() > 1e-3
     kept = np.asarray(Image.open(result.folder / "samples" / "best" / "000-a-photo-of-sks-dog.png"))
     assert kept.shape == (SIZE, SIZE, 3)
     assert np.abs(image_by(folder, unet).astype(int) - kept).max() <= 1
     assert np.abs(image_by(folder, unet_of(folder)).astype(int) - kept).max() > 1
 
-    by_diffusers = unet_of(folder)
-    by_diffusers.load_lora_adapter(
-        result.folder / "adapter", weight_name="adapter_model.safetensors", prefix="base_model.model"
+    # As a file of diffusers' own.
+    layers = {
+        name.removeprefix("base_model.model."): value for name, value in get_peft_model_state_dict(adapted).items()
+    }
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path / "file", layers, unet_lora_adapter_metadata=adapted.peft_config["default"].to_dict()
     )
-    torch.testing.assert_close(predicted(by_diffusers), by_peft, rtol=0, atol=1e-6)
+    pipeline = pipeline_of(folder, unet_of(folder))
+    pipeline.load_lora_weights(tmp_path / "file")
+    torch.testing.assert_close(predicted(pipeline.unet), by_peft, rtol=0, atol=1e-6)
 
 
 def test_an_adapter_of_ldu_is_exported_to_lora_with_the_same_predictions(folder, tmp_path):
     result = trained(folder, tmp_path, "loldu", images_per_prompt=0)
     assert "samples" not in result.metrics
-    own = predicted(PeftModel.from_pretrained(unet_of(folder), str(result.folder / "adapter")))
-    assert (own - predicted(unet_of(folder))).abs().max() > 1e-4
     with open_checkpoint(folder / "model" / "unet") as base:
         export_lora(read_adapter(result.folder / "adapter"), base, tmp_path / "lora")
-    as_lora = PeftModel.from_pretrained(unet_of(folder), str(tmp_path / "lora"))
-    torch.testing.assert_close(predicted(as_lora), own, rtol=0, atol=1e-5)
-    torch.testing.assert_close(predicted(as_lora.merge_and_unload()), own, rtol=0, atol=1e-5)
+
+    # In double precision: this UNet makes a thousandth out of what single precision rounds.
+    def by(adapter):
+        return PeftModel.from_pretrained(nn.Module.double(unet_of(folder)), str(adapter))
+
+    own, as_lora = by(result.folder / "adapter"), by(tmp_path / "lora")
+    expected = predicted(nn.Module.double(own), torch.float64)
+    assert (expected - predicted(unet_of(folder))).abs().max() > 0.1
+    found = [predicted(nn.Module.double(model), torch.float64) for model in (as_lora, as_lora.merge_and_unload())]
+    for each in found:
+        torch.testing.assert_close(each, expected, rtol=0, atol=1e-4)
 
 
 UNFIT = {"head"}  # there is none
@@ -127,8 +151,7 @@ FITTING = {**OPTIONS, "lora": {"r": 2}, "melora": {"r": 2, "n": 2, "lora_alpha":
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - UNFIT))
-def test_every_method_that_fits_trains_saves_and_merges(folder, name, tmp_path):
-    task = loaded(folder, "lora", images_per_prompt=0)
+def test_every_method_that_fits_trains_saves_and_merges(task, name, tmp_path):
     method = get_method(name)
     batch = task.collator([task.train[place] for place in range(len(task.train))])
 
@@ -136,7 +159,7 @@ def test_every_method_that_fits_trains_saves_and_merges(folder, name, tmp_path):
         request = MethodRequest(
             targets=TARGETS, seed=3, batches=[batch], loss=task.loss, task_type=task.task_type, total_steps=8
         )
-        return method.prepare(unet_of(folder), FITTING.get(name, {}), request)
+        return method.prepare(copy.deepcopy(task.model), FITTING.get(name, {}), request)
 
     found = prepared()
     assert found.trained_numbers == found.expected_numbers > 0
@@ -155,9 +178,12 @@ def test_every_method_that_fits_trains_saves_and_merges(folder, name, tmp_path):
     found.save(tmp_path)
     again = prepared()
     again.load(tmp_path)
-    torch.testing.assert_close(predicted(again.model), after, rtol=0, atol=1e-4)
+    torch.testing.assert_close(predicted(again.model), after, rtol=0, atol=1e-5)
     if name != "beft":  # some of the layers have no bias that it could be added to
-        torch.testing.assert_close(predicted(found.merged()), after, rtol=0, atol=1e-4)
+        # In double precision: this UNet makes a thousandth out of what single precision rounds.
+        found.model = nn.Module.double(found.model)
+        double = [predicted(model, torch.float64) for model in (found.model, found.merged())]
+        torch.testing.assert_close(*double, rtol=0, atol=1e-6)
 
 
 def by_hand(task, model, rows, seeds, prediction):
@@ -179,10 +205,8 @@ def by_hand(task, model, rows, seeds, prediction):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @torch.no_grad()
-def test_the_loss_is_that_of_the_definition(folder, tmp_path, prediction):
-    if prediction == "epsilon":
-        task = loaded(folder, images_per_prompt=0)
-    else:
+def test_the_loss_is_that_of_the_definition(task, tmp_path, prediction):
+    if prediction != "epsilon":
         save_pipeline(tmp_path / "model", prediction)
         save_images(tmp_path / "images")
         task = loaded(tmp_path, images_per_prompt=0)
@@ -206,7 +230,11 @@ def test_the_loss_is_that_of_the_definition(folder, tmp_path, prediction):
 
 def test_images_of_the_class_add_their_loss(folder, tmp_path):
     save_images(folder / "class", 6)
-    of_class = {"with_prior_preservation": True, "class_data": str(folder / "class"), "class_prompt": "a photo of a dog"}
+    of_class = {
+        "with_prior_preservation": True,
+        "class_data": str(folder / "class"),
+        "class_prompt": "a photo of a dog",
+    }
     task = loaded(folder, images_per_prompt=0, prior_loss_weight=0.25, **of_class)
     assert len(task.train) == 6
     assert len(task.validation) == 8
@@ -234,11 +262,9 @@ def test_images_in_training_change_nothing(folder, tmp_path):
     assert len(list(some[0].folder.rglob("*.png"))) == 3
 
 
-def test_sampling_leaves_generators_and_modes_alone(folder):
-    task = loaded(folder)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder / "model", safety_checker=None)
-    pipeline.set_progress_bar_config(disable=True)
-    model = task.model.train()
+def test_sampling_leaves_generators_and_modes_alone(folder, task):
+    pipeline = pipeline_of(folder, unet_of(folder))
+    model = copy.deepcopy(task.model).train()
     model.conv_in.eval()
     state = torch.get_rng_state()
     first, second = (Sampler(pipeline, [PROMPT], SIZE, 2, 7.5, 5).generate(model, number) for number in (1, 2))
@@ -248,9 +274,10 @@ def test_sampling_leaves_generators_and_modes_alone(folder):
     assert first[0].image.tobytes() == second[0].image.tobytes() != second[1].image.tobytes()
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 def test_checkpointed_gradients_are_the_same(folder, tmp_path):
     some = [
-        trained(folder, tmp_path / str(way), max_steps=3, eval_steps=3, images_per_prompt=0, activation_checkpointing=way)
+        trained(folder, tmp_path / str(way), max_steps=3, eval_steps=3, images_per_prompt=0, gradient_checkpointing=way)
         for way in (False, True)
     ]
     assert some[0].metrics == some[1].metrics
@@ -258,10 +285,8 @@ def test_checkpointed_gradients_are_the_same(folder, tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "loldu"])
 def test_a_base_in_half_precision_has_trained_numbers_in_single(folder, method, tmp_path):
-    result = trained(folder, tmp_path, method, base_dtype="bfloat16", images_per_prompt=1)
-    losses = [line["eval_loss"] for line in log_of(result.folder) if "eval_loss" in line]
-    assert losses[-1] < losses[0]
-    task = loaded(folder, method, base_dtype="bfloat16")
+    trained(folder, tmp_path, method, base_dtype="bfloat16", images_per_prompt=1, max_steps=2, eval_steps=2)
+    task = loaded(folder, method, base_dtype="bfloat16", images_per_prompt=0)
     request = MethodRequest(targets=TARGETS, loss=task.loss)
     found = get_method(method).prepare(task.model, {"r": 2}, request)
     assert {value.dtype for value in found.trained().values()} == {torch.float32}
@@ -280,13 +305,9 @@ def test_images_that_are_held_out_validate(folder):
         loaded(folder, validation_images=4)
 
 
-def test_the_schedule_of_noise_is_that_of_the_model(folder):
-    task = loaded(folder)
+def test_the_schedule_of_noise_is_that_of_the_model(task):
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    assert isinstance(task.loss, DiffusionLoss)
     assert torch.equal(task.loss.schedule.alphas_cumprod, schedule.alphas_cumprod)
-    # Of that schedule the square of the norm of a latent's part and of the noise's is 1.
-    assert 0 < task.loss.schedule.alphas_cumprod[-1] < task.loss.schedule.alphas_cumprod[0] < 1
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def save_images(folder, number=4, size=(40, 36)):
 
 SETTINGS = {
     "resolution": SIZE,
-    "max_steps": 30,
+    "max_steps": 20,
     "eval_steps": 10,
     "logging_steps": 5,
     "warmup_steps": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,10 @@ def quiet_diffusers() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # What diffusers asks the hub for, which no user can change.
+            warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument is deprecated")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
