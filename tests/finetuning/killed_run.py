@@ -30,7 +30,38 @@ SETTINGS = {
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
 
 
-def train(folder, out, last_event):
+def of_texts(folder):
+    """Save a model and data; return the recipe that trains it, and what is chosen."""
+    save_model(folder / "model")
+    data_set(train=80).save_to_disk(folder / "data")
+    return "glue", Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=SETTINGS)
+
+
+def of_images(folder):
+    """As `of_texts`; five steps between evaluations, checkpoints and images between them."""
+    from tiny_diffusion import SETTINGS as SIZES
+    from tiny_diffusion import save_images, save_pipeline
+
+    save_pipeline(folder / "model")
+    settings = {
+        **SIZES,
+        "vae": str(folder / "model" / "vae"),
+        "instance_prompt": "a photo of sks dog",
+        "max_steps": 15,
+        "eval_steps": 5,
+        "save_steps": 3,
+        "logging_steps": 2,
+        "sample_steps": 4,
+        "images_per_prompt": 1,
+    }
+    data = save_images(folder / "images")
+    return "text-to-image", Choice(model=str(folder / "model"), data=str(data), method="lora", settings=settings)
+
+
+RUNS = {"sst2": of_texts, "concept": of_images}
+
+
+def train(out, run, task, last_event):
     """Train in a process of its own, which is killed at an event; return its status and the number of events."""
     reading, writing = os.pipe()
     process = os.fork()
@@ -49,28 +80,27 @@ def train(folder, out, last_event):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(at_event)
-    choice = Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=SETTINGS)
+    recipe, choice = run
     status = 1
     try:
-        run_recipe(load_recipe("glue"), out, choice, tasks=["sst2"], seeds=[5])
+        run_recipe(load_recipe(recipe), out, choice, tasks=[task], seeds=[5])
         os.write(writing, str(count).encode())
         status = 0
     finally:
         os._exit(status)
 
 
-def main(folder, kills):
+def main(folder, kills, task):
     torch.set_num_threads(1)
-    save_model(folder / "model")
-    data_set(train=80).save_to_disk(folder / "data")
-    status, events = train(folder, folder / "whole", None)
+    run = RUNS[task](folder)
+    status, events = train(folder / "whole", run, task, None)
     statuses = [status]
     moments = random.Random(0)  # noqa: S311
     # What is done already is not done again, so that later processes come nearer to the end.
-    statuses += [train(folder, folder / "killed", moments.randrange(1, events // 2))[0] for _ in range(kills)]
-    statuses.append(train(folder, folder / "killed", None)[0])
+    statuses += [train(folder / "killed", run, task, moments.randrange(1, events // 2))[0] for _ in range(kills)]
+    statuses.append(train(folder / "killed", run, task, None)[0])
     print(json.dumps({"statuses": statuses, "events": events}))  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

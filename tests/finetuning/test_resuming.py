@@ -23,14 +23,15 @@ def log_of(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
+@pytest.mark.parametrize("task", ["sst2", "concept"])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_not(tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_not(task, tmp_path):
     path = os.pathsep.join([str(HERE.parent / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, HERE / "killed_run.py", tmp_path, str(KILLS)]
+    command = [sys.executable, HERE / "killed_run.py", tmp_path, str(KILLS), task]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert json.loads(done.stdout)["statuses"] == [0, *[-9] * KILLS, 0]
-    whole, killed = (tmp_path / name / "sst2" / "seed-5" for name in ("whole", "killed"))
+    whole, killed = (tmp_path / name / task / "seed-5" for name in ("whole", "killed"))
     starts = [start["from_step"] for start in json.loads((killed / "manifest.json").read_bytes())["starts"]]
     # Not all from the same moment, one of them between the ends of epochs, five steps each.
     assert len(set(starts)) >= 3
@@ -43,6 +44,12 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_no
         first, second = (load_file(folder / file) for folder in (whole, killed))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
+    images = [
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.png")}
+        for folder in (whole, killed)
+    ]
+    assert images[0] == images[1]
+    assert bool(images[0]) == (task == "concept")
     moments = [
         torch.load(folder / "checkpoints" / "checkpoint-15" / "optimizer.pt")["state"] for folder in (whole, killed)
     ]
