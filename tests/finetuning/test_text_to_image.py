@@ -147,10 +147,14 @@ def test_an_adapter_of_ldu_is_exported_to_lora_with_the_same_predictions(folder,
 
 
 UNFIT = {"head"}  # there is none
+QUICK = {"full", "lora", "loldu", "ldu-basis"}
 FITTING = {**OPTIONS, "lora": {"r": 2}, "melora": {"r": 2, "n": 2, "lora_alpha": 2}}
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - UNFIT))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.longer) for name in METHODS if name not in UNFIT],
+)
 def test_every_method_that_fits_trains_saves_and_merges(task, name, tmp_path):
     method = get_method(name)
     batch = task.collator([task.train[place] for place in range(len(task.train))])
