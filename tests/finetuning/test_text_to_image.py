@@ -271,7 +271,7 @@ def test_sampling_leaves_generators_and_modes_alone(folder, task):
     model = copy.deepcopy(task.model).train()
     model.conv_in.eval()
     state = torch.get_rng_state()
-    first, second = (Sampler(pipeline, [PROMPT], SIZE, 2, 7.5, 5).generate(model, number) for number in (1, 2))
+    first, second = (Sampler(pipeline, "unet", [PROMPT], SIZE, 2, 7.5, 5).generate(model, number) for number in (1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert not model.conv_in.training

@@ -32,17 +32,22 @@ class DiffusionLoss:
         Factor of the autoencoder's latents.
     dtype : torch.dtype
         Of the UNet's frozen numbers.
+    unet : nn.Module, optional
+        Where the text encoder is the model that is trained; batches have tokens instead of embeddings then. Moved to
+        their device when it is needed.
     """
 
     schedule: Any
     scaling: float
     dtype: torch.dtype
+    unet: nn.Module | None = None
 
     @classmethod
-    def of(cls, pipeline: Any) -> DiffusionLoss:
-        """Return the loss of a pipeline."""
+    def of(cls, pipeline: Any, *, of_text_encoder: bool = False) -> DiffusionLoss:
+        """Return the loss of a pipeline's UNet, or of its text encoder."""
         schedule = require("diffusers", EXTRA).DDPMScheduler.from_config(pipeline.scheduler.config)
-        return cls(schedule, pipeline.vae.config.scaling_factor, pipeline.unet.dtype)
+        unet = pipeline.unet.eval()
+        return cls(schedule, pipeline.vae.config.scaling_factor, unet.dtype, unet if of_text_encoder else None)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the loss of a batch of `collate`, a scalar."""
@@ -55,8 +60,10 @@ class DiffusionLoss:
         sampled, noise, timesteps = (values.to(mean.device) for values in drawn)
         latents = (mean + batch["deviation"] * sampled) * self.scaling
         noisy = self.schedule.add_noise(latents, noise, timesteps).to(self.dtype)
-        embeddings = batch["embeddings"].to(self.dtype)
-        (predicted,) = model(noisy, timesteps, encoder_hidden_states=embeddings, return_dict=False)
+        embeddings, unet = batch["embeddings"], model
+        if self.unet is not None:
+            embeddings, unet = model(embeddings)[0], self.unet.to(mean.device)
+        (predicted,) = unet(noisy, timesteps, encoder_hidden_states=embeddings.to(self.dtype), return_dict=False)
         velocity = self.schedule.config.prediction_type == "v_prediction"
         target = self.schedule.get_velocity(latents, noise, timesteps) if velocity else noise
         errors = (predicted.float() - target).square().flatten(1).mean(1)

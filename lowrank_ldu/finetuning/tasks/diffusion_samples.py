@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +14,10 @@ from lowrank_ldu.finetuning.tasks.prompted_images import PromptedImage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torch import nn
 
-FOLDER = "samples"
 _LONGEST_NAME = 60
 
 
@@ -26,13 +25,14 @@ _LONGEST_NAME = 60
 class Sampler:
     """Generate images of prompts, the same whenever the model is the same.
 
-    Nothing is drawn from torch's global generators. Modes of modules are as before afterwards, and the frozen parts on
-    the CPU again.
+    Nothing is drawn from torch's global generators. Modes of modules, and devices of the frozen parts, are as before
+    afterwards.
 
     Attributes
     ----------
     pipeline : diffusers.StableDiffusionPipeline
-        Whose UNet the trained one takes the place of.
+    part : {"unet", "text_encoder"}
+        Which the trained model takes the place of.
     prompts : sequence of str
     size : int
         Pixels of a side.
@@ -44,6 +44,7 @@ class Sampler:
     """
 
     pipeline: Any
+    part: str
     prompts: Sequence[str]
     size: int
     steps: int
@@ -56,7 +57,7 @@ class Sampler:
         Parameters
         ----------
         model : nn.Module
-            The UNet, or PEFT's model around it.
+            The part, or PEFT's model around it.
         number : int
             Of images of each prompt.
 
@@ -66,16 +67,18 @@ class Sampler:
         """
         pipeline = self.pipeline
         modes = [(module, module.training) for module in model.modules()]
-        unet: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        pipeline.unet = unet.eval()
-        frozen = (pipeline.vae, pipeline.text_encoder)
+        plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        setattr(pipeline, self.part, plain.eval())
+        frozen = [
+            (part, part.device) for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet) if part is not plain
+        ]
         try:
-            for part in frozen:
-                part.to(unet.device)
+            for part, _ in frozen:
+                part.to(plain.device)
             return [PromptedImage(image, prompt) for prompt in self.prompts for image in self._images(prompt, number)]
         finally:
-            for part in frozen:
-                part.to("cpu")
+            for part, device in frozen:
+                part.to(device)
             for module, mode in modes:
                 module.training = mode
 
@@ -122,8 +125,8 @@ class SampleCallback(TrainerCallback):
     """
 
     sampler: Sampler
-    folder: Path = field(default_factory=Path)
-    every: int = 1
+    folder: Path
+    every: int
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
         """Generate an image of each prompt, in the first process."""

@@ -23,8 +23,8 @@ class EncodedImage(NamedTuple):
     ----------
     mean, deviation : Tensor, float32, shape (channels, height, width)
         Of the latents, each of which is normally distributed.
-    embeddings : Tensor, float32, shape (tokens, features)
-        Of the prompt.
+    embeddings : Tensor, float32, shape (tokens, features), or int64, shape (tokens,)
+        Of the prompt; or its tokens, where their embeddings are trained.
     weight : float
         Of its loss.
     seed : int
@@ -48,6 +48,8 @@ class Encoder:
         Pixels of the square that is cut from the middle of an image.
     device : torch.device
         Where it is done; the parts are on the CPU again afterwards.
+    tokens : bool
+        Whether prompts are left as tokens.
 
     Raises
     ------
@@ -55,13 +57,14 @@ class Encoder:
         The resolution is no multiple of what the autoencoder makes one latent of.
     """
 
-    def __init__(self, pipeline: Any, resolution: int, device: torch.device) -> None:
+    def __init__(self, pipeline: Any, resolution: int, device: torch.device, *, tokens: bool = False) -> None:
         factor = pipeline.vae_scale_factor
         if resolution % factor:
             raise OptionError(f"resolution is {resolution}; accepted by the model: multiples of {factor}")
         self._pipeline = pipeline
         self._resolution = resolution
         self._device = device
+        self._tokens = tokens
 
     @torch.no_grad()
     def encode(self, images: Sequence[PromptedImage]) -> list[EncodedImage]:
@@ -77,7 +80,11 @@ class Encoder:
                 part.to("cpu")
 
     def _embeddings(self, prompt: str) -> Tensor:
-        found: Tensor = self._pipeline.encode_prompt(prompt, self._device, 1, do_classifier_free_guidance=False)[0]
+        pipeline = self._pipeline
+        if self._tokens:
+            words = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
+            return torch.tensor(pipeline.tokenizer(words, padding="max_length", truncation=True).input_ids)
+        found: Tensor = pipeline.encode_prompt(prompt, self._device, 1, do_classifier_free_guidance=False)[0]
         return found[0].float().cpu()
 
     def _latents(self, image: Any) -> tuple[Tensor, Tensor]:
