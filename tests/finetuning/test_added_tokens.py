@@ -108,7 +108,7 @@ def test_a_base_in_half_precision(folder, tmp_path):
         ({"placeholder_token": "a</w>", "instance_prompt": "a</w>"}, "placeholder_token is 'a</w>', which the tok"),
         (
             {"instance_prompt": "a toy"},
-            "the prompt 'a toy' is without placeholder_token, <toy>; accepted: prompts with it",
+            "the prompt 'a toy' is without placeholder_token, <toy>; accepted: pr",
         ),
         ({"method": "full"}, "method is 'full' with task 'token', which trains its head; accepted: head"),
         ({"recipe": "text-to-image", "method": "full"}, "placeholder_token is given with task 'concept'"),

@@ -114,8 +114,8 @@ def add_tokens(pipeline: Any, token: str, initializer: str, number: int) -> Adde
         raise OptionError(f"initializer_token is {initializer!r}, which is {len(pieces)} tokens; accepted: one")
     if len(tokenizer) != base.num_embeddings:
         raise OptionError(
-            f"the tokenizer knows {len(tokenizer)} tokens and the text encoder {base.num_embeddings}; accepted: a model "
-            "in which they agree"
+            f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {base.num_embeddings}; accepted: a model in "
+            "which they agree"
         )
     tokenizer.add_tokens([token, *(f"{token}_{place}" for place in range(1, number))])
     extended = ExtendedEmbedding(base, base.weight[pieces[0]], number)

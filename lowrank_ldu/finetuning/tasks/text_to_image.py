@@ -115,9 +115,7 @@ def _add_tokens(pipeline: Any, options: TextToImageOptions, images: Sequence[Pro
     token = str(options.placeholder_token)
     without = next((prompt for _, prompt in images if token not in prompt), None)
     if without is not None:
-        raise OptionError(
-            f"the prompt {without!r} is without {token}, the placeholder_token; accepted: prompts with it"
-        )
+        raise OptionError(f"the prompt {without!r} is without placeholder_token, {token}; accepted: prompts with it")
     return add_tokens(pipeline, token, str(options.initializer_token), options.num_vectors)
 
 
