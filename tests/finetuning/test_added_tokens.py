@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 def chosen(folder, method=None, **settings):
     given = {name: value for name, value in SETTINGS.items() if name != "r"}
     given |= {"instance_prompt": PROMPT, "placeholder_token": "<toy>", "initializer_token": "c"}
-    given |= {"vae": str(folder / "model" / "vae"), "images_per_prompt": 1, **settings}
+    given |= {"vae": str(folder / "model" / "vae"), "images_per_prompt": 1, "base_dtype": "float32", **settings}
     return Choice(model=str(folder / "model"), data=str(folder / "images"), method=method, settings=given)
 
 
@@ -109,6 +109,10 @@ def test_a_base_in_half_precision(folder, tmp_path):
         (
             {"instance_prompt": "a toy"},
             "the prompt 'a toy' is without placeholder_token, <toy>; accepted: pr",
+        ),
+        (
+            {"instance_prompt": "a b c d e f g h <toy>", "num_vectors": 8},
+            "is 18 tokens; accepted by the model: at most 16",
         ),
         ({"method": "full"}, "method is 'full' with task 'token', which trains its head; accepted: head"),
         ({"recipe": "text-to-image", "method": "full"}, "placeholder_token is given with task 'concept'"),

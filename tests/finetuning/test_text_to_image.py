@@ -13,9 +13,11 @@ from tiny_diffusion import SETTINGS, SIZE, save_clip, save_images, save_pipeline
 from tiny_models import OPTIONS
 from tiny_text_models import offline as offline_
 from torch import nn
+from typer.testing import CliRunner
 
 from lowrank_ldu.adapters import export_lora, read_adapter
 from lowrank_ldu.checkpoints import open_checkpoint
+from lowrank_ldu.cli.app import app
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning import METHODS, Choice, MethodRequest, get_method, load_recipe, run_recipe
 from lowrank_ldu.finetuning.configuration import configure
@@ -126,6 +128,18 @@ def test_a_run_learns_and_its_adapter_is_loaded_by_peft_and_diffusers(folder, tm
     pipeline = pipeline_of(folder, unet_of(folder))
     pipeline.load_lora_weights(tmp_path / "file")
     torch.testing.assert_close(predicted(pipeline.unet), by_peft, rtol=0, atol=1e-6)
+
+
+def test_the_command_shows_the_loss_of_validation(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    choice = chosen(folder, max_steps=2, eval_steps=2, images_per_prompt=0)
+    words = ["finetune", "text-to-image", "--model", choice.model, "--data", choice.data, "--method", "lora"]
+    for name, value in choice.settings.items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "step 2 of 2: loss" in result.stderr
+    assert "validation loss" in result.stdout
 
 
 def test_an_adapter_of_ldu_is_exported_to_lora_with_the_same_predictions(folder, tmp_path):

@@ -112,11 +112,9 @@ def add_tokens(pipeline: Any, token: str, initializer: str, number: int) -> Adde
     pieces = tokenizer.encode(initializer, add_special_tokens=False)
     if len(pieces) != 1:
         raise OptionError(f"initializer_token is {initializer!r}, which is {len(pieces)} tokens; accepted: one")
-    if len(tokenizer) != base.num_embeddings:
-        raise OptionError(
-            f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {base.num_embeddings}; accepted: a model in "
-            "which they agree"
-        )
+    known = base.num_embeddings
+    if len(tokenizer) != known:
+        raise OptionError(f"the tokenizer has {len(tokenizer)} tokens, the text encoder {known}; accepted: as many")
     tokenizer.add_tokens([token, *(f"{token}_{place}" for place in range(1, number))])
     extended = ExtendedEmbedding(base, base.weight[pieces[0]], number)
     encoder.set_input_embeddings(extended)

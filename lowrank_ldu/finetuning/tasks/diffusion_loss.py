@@ -53,7 +53,9 @@ class DiffusionLoss:
         """Return the loss of a batch of `collate`, a scalar."""
         mean = batch["mean"]
         if model.training:
-            drawn = self._draw(mean.shape, None)
+            # Generators of several processes are in the same state: each draws for all, and takes its own.
+            state = require("accelerate").PartialState()
+            drawn = [self._draw(mean.shape, None) for _ in range(state.num_processes)][state.process_index]
         else:
             each = [self._draw((1, *mean.shape[1:]), seed) for seed in batch["seed"].tolist()]
             drawn = [torch.cat(parts) for parts in zip(*each, strict=True)]

@@ -83,7 +83,10 @@ class Encoder:
         pipeline = self._pipeline
         if self._tokens:
             words = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
-            return torch.tensor(pipeline.tokenizer(words, padding="max_length", truncation=True).input_ids)
+            number, most = len(pipeline.tokenizer(words).input_ids), pipeline.tokenizer.model_max_length
+            if number > most:
+                raise OptionError(f"the prompt {prompt!r} is {number} tokens; accepted by the model: at most {most}")
+            return torch.tensor(pipeline.tokenizer(words, padding="max_length").input_ids)
         found: Tensor = pipeline.encode_prompt(prompt, self._device, 1, do_classifier_free_guidance=False)[0]
         return found[0].float().cpu()
 
