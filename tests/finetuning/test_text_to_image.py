@@ -2,6 +2,10 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -244,6 +248,41 @@ def test_the_loss_is_that_of_the_definition(task, tmp_path, prediction):
     torch.manual_seed(1)
     assert torch.equal(task.loss(model, batch), first)
     assert not torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_processes_draw_noise_of_their_own(task, monkeypatch):
+    model = copy.deepcopy(task.model).train()
+    batch = task.collator([task.train[0]])
+
+    def losses(processes, place):
+        state = SimpleNamespace(num_processes=processes, process_index=place)
+        monkeypatch.setattr("accelerate.PartialState", lambda: state)
+        torch.manual_seed(1)
+        return [float(task.loss(model, batch)) for _ in range(2)]
+
+    alone, first, second = losses(1, 0), losses(2, 0), losses(2, 1)
+    assert [first[0], second[0]] == alone
+    assert len({*first, *second}) == 4
+
+
+@pytest.mark.longer
+def test_two_processes_train_together_and_one_of_them_writes(folder, tmp_path):
+    choice = chosen(folder, max_steps=3, eval_steps=3, logging_steps=1, sample_steps=3, images_per_prompt=1)
+    words = ["finetune", "text-to-image", "--model", choice.model, "--data", choice.data, "--method", "lora"]
+    for name, value in choice.settings.items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    names = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [*launch, "-m", "lowrank_ldu", *words, "--out", "out"]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, **names}, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to") == 1
+    run = tmp_path / "out" / "concept" / "seed-42"
+    assert [line["step"] for line in log_of(run) if "loss" in line] == [1, 2, 3]
+    assert len(list(run.rglob("*.png"))) == 2
 
 
 def test_images_of_the_class_add_their_loss(folder, tmp_path):
