@@ -348,8 +348,12 @@ def test_a_base_in_half_precision_has_trained_numbers_in_single(folder, method, 
     found = get_method(method).prepare(task.model, {"r": 2}, request)
     assert {value.dtype for value in found.trained().values()} == {torch.float32}
     assert found.model.get_submodule("base_model.model.conv_in").weight.dtype == torch.bfloat16
-    with pytest.raises(OptionError, match="base_dtype is 'bfloat16' with method 'full', .*; accepted: float32"):
-        loaded(folder, "full", base_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("given", [{"method": "full"}, {"bias": "all"}, {"modules_to_save": ["conv_out"]}])
+def test_numbers_of_the_base_are_not_trained_in_half_precision(folder, given):
+    with pytest.raises(OptionError, match="base_dtype is 'bfloat16' with method .*; accepted: float32"):
+        loaded(folder, base_dtype="bfloat16", **given)
 
 
 def test_images_that_are_held_out_validate(folder):
@@ -375,6 +379,7 @@ def test_the_schedule_of_noise_is_that_of_the_model(task):
         ({"vae": "nowhere/none"}, "vae is 'nowhere/none', which diffusers cannot load"),
         ({"dino_model": "nowhere/none"}, "dino_model is 'nowhere/none', which transformers cannot load"),
         ({"with_prior_preservation": True}, "with_prior_preservation is True without class_data"),
+        ({"num_vectors": 2}, "num_vectors is given with task 'concept'; accepted: task token"),
         ({"class_prompt": "a dog"}, "class_prompt is given; accepted: only with with_prior_preservation = true"),
         ({"resolution": 0}, "resolution is 0; accepted: an integer from 1 on"),
         ({"base_dtype": "int8"}, "base_dtype is 'int8'; accepted: 'float32' or 'float16' or 'bfloat16'"),

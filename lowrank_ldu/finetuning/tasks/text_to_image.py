@@ -94,20 +94,23 @@ def _check(config: RunConfig, options: TextToImageOptions) -> None:
     if config.data is None:
         raise OptionError("data is not given; accepted: --data with a folder of images or an id on the hub")
     of_token = {name: getattr(options, name) for name in ("placeholder_token", "initializer_token")}
+    whole = bool(config.modules_to_save) or config.method_options.get("bias", "none") != "none"
     if config.task == "token":
         if config.method != "head":
             raise OptionError(f"method is {config.method!r} with task 'token', which trains its head; accepted: head")
         missing = next((name for name, value in of_token.items() if not value), None)
         if missing is not None:
             raise OptionError(f"{missing} is not given; accepted: a token, such as <toy> that starts as toy")
-        return
-    given = next((name for name, value in of_token.items() if value is not None), None)
-    if given is not None:
-        raise OptionError(f"{given} is given with task {config.task!r}; accepted: task token, of textual-inversion")
-    if options.base_dtype != "float32" and not get_method(config.method).adapts_layers:
+    else:
+        default = {**dict.fromkeys(of_token), "num_vectors": 1}
+        given = next((name for name, value in default.items() if getattr(options, name) != value), None)
+        if given is not None:
+            raise OptionError(f"{given} is given with task {config.task!r}; accepted: task token, of textual-inversion")
+        whole = whole or not get_method(config.method).adapts_layers
+    if whole and options.base_dtype != "float32":
         raise OptionError(
-            f"base_dtype is {options.base_dtype!r} with method {config.method!r}, which trains the base's own numbers; "
-            "accepted: float32"
+            f"base_dtype is {options.base_dtype!r} with method {config.method!r}, modules_to_save or bias, which train "
+            "numbers of the base; accepted: float32"
         )
 
 
