@@ -166,7 +166,7 @@ def _show_results(results: Sequence[Result]) -> None:
         time = duration(round(statistics.median(each.record["seconds"] for each in own)))
         for split, metrics in splits.items():
             for name, median in metrics.items():
-                if name != "loss":
+                if name != "loss" or own[0].metric == "loss":
                     values = [each.metrics[split][name] for each in own]
                     row = (f"{median:.4f}", f"{min(values):.4f} - {max(values):.4f}", str(len(own)))
                     table.add_row(task, f"{split} {name}", *row, f"{own[0].numbers:,}", time)

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
 # Of Linux: what is written to the first one sets back the figure VmHWM of the second one.
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_PACKAGES = ("transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "scikit-learn")
+_PACKAGES = (
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "scikit-learn",
+    "diffusers",
+    "pillow",
+)
 
 
 def describe_start() -> dict[str, Any]:

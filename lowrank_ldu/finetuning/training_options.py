@@ -154,7 +154,7 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
     Raises
     ------
     OptionError
-        transformers refuses the values; the message is its own.
+        transformers refuses the values, and the message is its own; or fp16 is asked for without a GPU.
     """
     transformers = require("transformers")
     names = {each.name for each in dataclasses.fields(transformers.TrainingArguments)}
@@ -170,7 +170,7 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
     # The limit counts whole checkpoints, which only the run knows.
     given.pop("save_total_limit")
     try:
-        return transformers.TrainingArguments(
+        arguments = transformers.TrainingArguments(
             output_dir=str(folder),
             seed=seed,
             data_seed=seed,
@@ -184,6 +184,10 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
         )
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise OptionError(f"transformers refuses the training options: {error}") from error
+    if arguments.fp16 and arguments.device.type == "cpu":
+        # It would be left out in silence.
+        raise OptionError("fp16 is True, and there is no GPU that it is for; accepted: fp16 = false")
+    return arguments
 
 
 def total_steps(arguments: Any, rows: int) -> int:

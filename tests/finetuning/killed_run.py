@@ -10,13 +10,13 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
-from tiny_images import save_images, save_vit
 from tiny_text_models import data_set, save_model
 
 from lowrank_ldu.finetuning import Choice, load_recipe, run_recipe
 from lowrank_ldu.finetuning import trainer as _trainer  # noqa: F401  # loaded before processes are forked
 
 SETTINGS = {
+    "max_length": 16,
     "num_train_epochs": 3,
     "learning_rate": 1e-2,
     "per_device_train_batch_size": 8,
@@ -30,23 +30,49 @@ SETTINGS = {
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
 
 
-def text(folder):
+def of_texts(folder):
+    """Save a model and data; return the recipe that trains it, and what is chosen."""
     save_model(folder / "model")
     data_set(train=80).save_to_disk(folder / "data")
-    return "glue", "sst2", {"max_length": 16}
+    return "glue", Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=SETTINGS)
 
 
-def images(folder):
+def of_concept(folder):
+    """As `of_texts`; five steps between evaluations, checkpoints and images between them."""
+    from tiny_diffusion import SETTINGS as SIZES
+    from tiny_diffusion import save_images, save_pipeline
+
+    save_pipeline(folder / "model")
+    settings = {
+        **SIZES,
+        "vae": str(folder / "model" / "vae"),
+        "instance_prompt": "a photo of sks dog",
+        "max_steps": 15,
+        "eval_steps": 5,
+        "save_steps": 3,
+        "logging_steps": 2,
+        "sample_steps": 4,
+        "images_per_prompt": 1,
+    }
+    data = save_images(folder / "images")
+    return "text-to-image", Choice(model=str(folder / "model"), data=str(data), method="lora", settings=settings)
+
+
+def of_images(folder):
+    """As `of_texts`; five steps in an epoch, too."""
+    from tiny_images import save_images, save_vit
+
     save_vit(folder / "model", hidden_dropout_prob=0.1)
     save_images(folder / "data", train=80, validation=12, test=0)
-    return "images", "images", {"bf16": False}
+    settings = {**SETTINGS, "bf16": False}
+    del settings["max_length"]
+    return "images", Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=settings)
 
 
-# A run of each kind: its files are written to the folder; the recipe, the task and settings are returned.
-KINDS = {"text": text, "images": images}
+RUNS = {"sst2": of_texts, "images": of_images, "concept": of_concept}
 
 
-def train(out, recipe, task, choice, last_event):
+def train(out, run, task, last_event):
     """Train in a process of its own, which is killed at an event; return its status and the number of events."""
     reading, writing = os.pipe()
     process = os.fork()
@@ -65,6 +91,7 @@ def train(out, recipe, task, choice, last_event):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(at_event)
+    recipe, choice = run
     status = 1
     try:
         run_recipe(load_recipe(recipe), out, choice, tasks=[task], seeds=[5])
@@ -74,20 +101,16 @@ def train(out, recipe, task, choice, last_event):
         os._exit(status)
 
 
-def main(folder, kills, kind):
+def main(folder, kills, task):
     torch.set_num_threads(1)
-    recipe, task, settings = KINDS[kind](folder)
-    places = {"model": str(folder / "model"), "data": str(folder / "data")}
-    choice = Choice(**places, method="lora", settings={**SETTINGS, **settings})
-    status, events = train(folder / "whole", recipe, task, choice, None)
+    run = RUNS[task](folder)
+    status, events = train(folder / "whole", run, task, None)
     statuses = [status]
     moments = random.Random(0)  # noqa: S311
     # What is done already is not done again, so that later processes come nearer to the end.
-    for _ in range(kills):
-        moment = moments.randrange(1, events // 2)
-        statuses.append(train(folder / "killed", recipe, task, choice, moment)[0])
-    statuses.append(train(folder / "killed", recipe, task, choice, None)[0])
-    print(json.dumps({"statuses": statuses, "events": events, "task": task}))  # noqa: T201
+    statuses += [train(folder / "killed", run, task, moments.randrange(1, events // 2))[0] for _ in range(kills)]
+    statuses.append(train(folder / "killed", run, task, None)[0])
+    print(json.dumps({"statuses": statuses, "events": events}))  # noqa: T201
 
 
 if __name__ == "__main__":

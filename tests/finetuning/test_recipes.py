@@ -80,6 +80,25 @@ def test_image_classification_has_the_figures_of_the_paper():
     )
 
 
+def test_text_to_image_has_the_figures_of_the_paper():
+    figures = {
+        "learning_rate": 5e-4,
+        "per_device_train_batch_size": 1,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 15,
+        "max_steps": 1000,
+        "weight_decay": 0.01,
+        "fp16": True,
+    }
+    for method, rank in {"loldu": {"r": 32, "alpha": 32}, "lora": {"r": 32, "lora_alpha": 32}}.items():
+        config = configured("text-to-image", method=method)
+        assert config.target_modules == ["to_q", "to_k", "to_v", "to_out.0"]
+        assert config.training.items() >= figures.items()
+        assert config.method_options.items() >= rank.items()
+        assert (config.task_options["resolution"], config.task_options["vae"]) == (512, "stabilityai/sd-vae-ft-mse")
+    assert load_recipe("text-to-image").seeds == (42,)
+
+
 def test_what_the_paper_says_twice_is_two_variants():
     assert configured().target_modules == configured(variant="table7").target_modules == ["query", "value"]
     assert configured(variant="section4a").target_modules == ["query", "key", "value", "attention.output.dense"]

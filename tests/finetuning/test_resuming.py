@@ -15,8 +15,9 @@ from lowrank_ldu.finetuning.checkpoints import is_whole, mark_whole, remove_inco
 from lowrank_ldu.finetuning.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
-# Of each kind of tasks. What they share is killed more often with texts.
-KILLS = {"text": 8, "images": 4}
+KILLS = 10
+# What kinds of tasks share is tried with texts each time, and each kind in the longer tests.
+TASKS = ["sst2", *(pytest.param(task, marks=pytest.mark.longer) for task in ("images", "concept"))]
 
 
 def log_of(folder):
@@ -24,21 +25,16 @@ def log_of(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kind", KILLS)
-def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_not(tmp_path, kind):
+def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_not(task, tmp_path):
     path = os.pathsep.join([str(HERE.parent / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, HERE / "killed_run.py", tmp_path, str(KILLS[kind]), kind]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": "1",
-        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-    }
+    command = [sys.executable, HERE / "killed_run.py", tmp_path, str(KILLS), task]
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **cache}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    said = json.loads(done.stdout)
-    assert said["statuses"] == [0, *[-9] * KILLS[kind], 0]
-    whole, killed = (tmp_path / name / said["task"] / "seed-5" for name in ("whole", "killed"))
+    assert json.loads(done.stdout)["statuses"] == [0, *[-9] * KILLS, 0]
+    whole, killed = (tmp_path / name / task / "seed-5" for name in ("whole", "killed"))
     starts = [start["from_step"] for start in json.loads((killed / "manifest.json").read_bytes())["starts"]]
     # Not all from the same moment, one of them between the ends of epochs, five steps each.
     assert len(set(starts)) >= 3
@@ -51,6 +47,12 @@ def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_no
         first, second = (load_file(folder / file) for folder in (whole, killed))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
+    images = [
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.png")}
+        for folder in (whole, killed)
+    ]
+    assert images[0] == images[1]
+    assert bool(images[0]) == (task == "concept")
     moments = [
         torch.load(folder / "checkpoints" / "checkpoint-15" / "optimizer.pt")["state"] for folder in (whole, killed)
     ]

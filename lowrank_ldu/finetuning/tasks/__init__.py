@@ -8,6 +8,7 @@ from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.tasks.image_classification import ImageClassification
 from lowrank_ldu.finetuning.tasks.task import Kind, LoadedTask
 from lowrank_ldu.finetuning.tasks.text_classification import TextClassification
+from lowrank_ldu.finetuning.tasks.text_to_image import TextToImage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, Kind] = {
     "text-classification": TextClassification(),
     "image-classification": ImageClassification(),
+    "text-to-image": TextToImage(),
 }
 
 __all__ = ["KINDS", "Kind", "LoadedTask", "get_kind"]

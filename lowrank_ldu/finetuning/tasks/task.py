@@ -24,8 +24,8 @@ class LoadedTask:
         With a head for the task, without an adapter.
     head : sequence of str
         Modules of the head, which are trained whole.
-    task_type : str or None
-        PEFT's name of the task, where it has one.
+    task_type : str, optional
+        PEFT's name of the task; None for models that take other arguments than PEFT's tasks do.
     train, validation : datasets.Dataset
         Rows as the model takes them.
     others : mapping

@@ -1,0 +1,145 @@
+"""Score generated images by models that embed images and texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning.extra import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from lowrank_ldu.finetuning.tasks.prompted_images import PromptedImage
+
+_BATCH = 16
+
+
+class DinoScores:
+    """Compare generated images with references by DINO.
+
+    Parameters
+    ----------
+    model : str
+        A vision transformer, such as "facebook/dino-vits16": the last state of its first token is an image's
+        embedding.
+
+    Raises
+    ------
+    OptionError
+        The model cannot be loaded.
+    """
+
+    def __init__(self, model: str) -> None:
+        transformers = require("transformers")
+        self._model = _load("dino_model", model, transformers.AutoModel).eval()
+        self._processor = _load("dino_model", model, transformers.AutoImageProcessor)
+
+    def __call__(
+        self, images: Sequence[PromptedImage], references: Sequence[PromptedImage], device: torch.device
+    ) -> dict[str, float]:
+        """Return the mean cosine of all pairs of an image and a reference.
+
+        Parameters
+        ----------
+        images, references : sequence of PromptedImage
+        device : torch.device
+
+        Returns
+        -------
+        dict
+            "dino", as section 4 of arXiv 2208.12242 has it.
+        """
+        self._model.to(device)
+
+        def embed(some: Sequence[PromptedImage]) -> Tensor:
+            inputs = self._processor(images=[each.image for each in some], return_tensors="pt").to(device)
+            states: Tensor = self._model(**inputs).last_hidden_state
+            return states[:, 0]
+
+        return {"dino": _mean_cosine(_unit(embed, images), _unit(embed, references))}
+
+
+class ClipScores:
+    """Compare generated images with references and prompts by CLIP.
+
+    Parameters
+    ----------
+    model : str
+        Such as "openai/clip-vit-base-patch32".
+
+    Raises
+    ------
+    OptionError
+        The model cannot be loaded.
+    """
+
+    def __init__(self, model: str) -> None:
+        transformers = require("transformers")
+        self._model = _load("clip_model", model, transformers.CLIPModel).eval()
+        self._processor = _load("clip_model", model, transformers.CLIPProcessor)
+
+    def __call__(
+        self, images: Sequence[PromptedImage], references: Sequence[PromptedImage], device: torch.device
+    ) -> dict[str, float]:
+        """Return the mean cosines of images with references, and with prompts.
+
+        Parameters
+        ----------
+        images, references : sequence of PromptedImage
+        device : torch.device
+
+        Returns
+        -------
+        dict
+            "clip_i" of all pairs of an image and a reference, and "clip_t" of each image and the prompt that it was
+            generated from.
+        """
+        self._model.to(device)
+
+        def embed(some: Sequence[PromptedImage]) -> Tensor:
+            inputs = self._processor(images=[each.image for each in some], return_tensors="pt").to(device)
+            return _features(self._model.get_image_features(**inputs))
+
+        def embed_prompts(some: Sequence[PromptedImage]) -> Tensor:
+            texts = [each.prompt for each in some]
+            inputs = self._processor(text=texts, return_tensors="pt", padding=True, truncation=True).to(device)
+            return _features(self._model.get_text_features(**inputs))
+
+        own, prompts = _unit(embed, images), _unit(embed_prompts, images)
+        return {
+            "clip_i": _mean_cosine(own, _unit(embed, references)),
+            "clip_t": float((own * prompts).sum(1).mean()),
+        }
+
+
+def _load(name: str, model: str, kind: Any) -> Any:
+    try:
+        return kind.from_pretrained(model)
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise OptionError(
+            f"{name} is {model!r}, which transformers cannot load: {reason}; accepted: another one, or an empty string "
+            "to leave its scores out"
+        ) from error
+
+
+def _features(found: Any) -> Tensor:
+    """Return the features out of what a version of transformers gives."""
+    features: Tensor = found if isinstance(found, torch.Tensor) else found.pooler_output
+    return features
+
+
+@torch.no_grad()
+def _unit(embed: Callable[[Sequence[PromptedImage]], Tensor], images: Sequence[PromptedImage]) -> Tensor:
+    """Return embeddings of length 1, a row for each image."""
+    parts = [embed(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    return torch.nn.functional.normalize(torch.cat(parts).double(), dim=1)
+
+
+def _mean_cosine(first: Tensor, second: Tensor) -> float:
+    return float((first @ second.T).mean())
