@@ -1,4 +1,4 @@
-"""Import packages of the ``finetune`` extra."""
+"""Import packages of the ``finetune`` extra, and of those beside it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 from lowrank_ldu.errors import MissingExtraError
 
 
-def require(module: str) -> Any:
-    """Import a module of the ``finetune`` extra.
+def require(module: str, extra: str = "finetune") -> Any:
+    """Import a module of an extra.
 
     Parameters
     ----------
     module : str
         Dotted name, ``"peft"`` or ``"sklearn.datasets"``.
+    extra : str
+        Which has its package.
 
     Returns
     -------
@@ -29,5 +31,5 @@ def require(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        message = f"{module} is needed here and could not be imported: pip install 'lowrank-ldu[finetune]'"
+        message = f"{module} is needed here and could not be imported: pip install 'lowrank-ldu[{extra}]'"
         raise MissingExtraError(message) from error

@@ -111,7 +111,7 @@ def list_recipes() -> tuple[str, ...]:
     Examples
     --------
     >>> list_recipes()
-    ('glue', 'sentiment')
+    ('glue', 'instruct', 'sentiment')
     """
     folder = files("lowrank_ldu.finetuning") / "recipes"
     return tuple(sorted(each.name.removesuffix(".toml") for each in folder.iterdir() if each.name.endswith(".toml")))

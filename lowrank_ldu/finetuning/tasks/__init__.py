@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning.tasks.causal_lm import CausalLm
 from lowrank_ldu.finetuning.tasks.task import Kind, LoadedTask
 from lowrank_ldu.finetuning.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KINDS: Mapping[str, Kind] = {"text-classification": TextClassification()}
+KINDS: Mapping[str, Kind] = {"text-classification": TextClassification(), "causal-lm": CausalLm()}
 
 __all__ = ["KINDS", "Kind", "LoadedTask", "get_kind"]
 
