@@ -138,6 +138,10 @@ def _load_model(config: RunConfig) -> nn.Module:
     except (OSError, ValueError) as error:
         raise _not_loaded(config, error) from error
     _check_method(config, model)
+    for module in model.modules():
+        # bitsandbytes reorders 4-bit codes in the first evaluation on such CPUs, and has no gradients for them after.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and options["max_length"] > longest:
         raise OptionError(f"max_length is {options['max_length']}; accepted by the model: 1 to {longest}")

@@ -123,8 +123,8 @@ def _check_task(manager: Any, name: str, options: Mapping[str, Any]) -> None:
     except Exception as error:  # tasks have code and data of their own, from anywhere
         reason = " ".join(str(error).split())
         raise OptionError(
-            f"{TASKS} has {name!r}, which lm-eval cannot load ({type(error).__name__}: {reason}); accepted: tasks whose "
-            f"data are here or on the hub, or {TASKS}=[]"
+            f"{TASKS} has {name!r}, which lm-eval cannot load ({type(error).__name__}: {reason}); accepted: tasks "
+            f"whose data are here or on the hub, or {TASKS}=[]"
         ) from error
     _check_code(name, options, unsafe=any(getattr(task, "UNSAFE_CODE", False) for task in tasks))
 
