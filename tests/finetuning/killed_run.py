@@ -30,7 +30,28 @@ SETTINGS = {
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "shutil.rmtree"}
 
 
-def train(folder, out, last_event):
+def of_texts(folder):
+    """Save a model and data; return the recipe that trains it, and what is chosen."""
+    save_model(folder / "model")
+    data_set(train=80).save_to_disk(folder / "data")
+    return "glue", Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=SETTINGS)
+
+
+def of_instructions(folder):
+    """As `of_texts`; five steps in an epoch, too."""
+    from tiny_language_models import save_instructions, save_llama
+
+    save_llama(folder / "model")
+    data = save_instructions(folder / "data.json", 88)
+    own = {"max_length": 64, "validation_rows": 8, "dtype": "float32", "bf16": False, "lm_eval_tasks": []}
+    settings = {**SETTINGS, **own, "head_epochs": 0, "lora_dropout": 0.1}
+    return "instruct", Choice(model=str(folder / "model"), data=str(data), method="lora", settings=settings)
+
+
+RUNS = {"sst2": of_texts, "alpaca": of_instructions}
+
+
+def train(out, run, task, last_event):
     """Train in a process of its own, which is killed at an event; return its status and the number of events."""
     reading, writing = os.pipe()
     process = os.fork()
@@ -49,28 +70,27 @@ def train(folder, out, last_event):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(at_event)
-    choice = Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=SETTINGS)
+    recipe, choice = run
     status = 1
     try:
-        run_recipe(load_recipe("glue"), out, choice, tasks=["sst2"], seeds=[5])
+        run_recipe(load_recipe(recipe), out, choice, tasks=[task], seeds=[5])
         os.write(writing, str(count).encode())
         status = 0
     finally:
         os._exit(status)
 
 
-def main(folder, kills):
+def main(folder, kills, task):
     torch.set_num_threads(1)
-    save_model(folder / "model")
-    data_set(train=80).save_to_disk(folder / "data")
-    status, events = train(folder, folder / "whole", None)
+    run = RUNS[task](folder)
+    status, events = train(folder / "whole", run, task, None)
     statuses = [status]
     moments = random.Random(0)  # noqa: S311
     # What is done already is not done again, so that later processes come nearer to the end.
-    statuses += [train(folder, folder / "killed", moments.randrange(1, events // 2))[0] for _ in range(kills)]
-    statuses.append(train(folder, folder / "killed", None)[0])
+    statuses += [train(folder / "killed", run, task, moments.randrange(1, events // 2))[0] for _ in range(kills)]
+    statuses.append(train(folder / "killed", run, task, None)[0])
     print(json.dumps({"statuses": statuses, "events": events}))  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

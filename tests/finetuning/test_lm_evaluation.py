@@ -1,4 +1,4 @@
-"""Tasks of lm-eval at the end of a run: what they measure, and what is said before training where they cannot be run."""
+"""Tasks of lm-eval at the end of a run: what they measure, and what is said before training where they cannot run."""
 
 import json
 
@@ -22,7 +22,7 @@ QUESTIONS = [
     for place, thing in enumerate(THINGS)
     for instruction, given in (
         ("name the color", f"a {thing}"),
-        ("name the color of the", thing),
+        ("name the color of", thing),
         (f"a {thing} is", ""),
     )
 ]
