@@ -60,6 +60,13 @@ def base(tmp_path_factory):
     lines = [json.dumps({"question": question, "answer": place}) for question, place in QUESTIONS]
     (folder / "questions.jsonl").write_text("\n".join(lines))
     task_file(folder, "colors", target_delimiter=" ")
+    task_file(
+        folder,
+        "written",
+        output_type="generate_until",
+        generation_kwargs={"until": ["</s>"], "max_gen_toks": 1},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
     task_file(folder, "colors_unsafe", unsafe_code=True)
     task_file(folder, "colors_lost", dataset_kwargs={"data_files": {"test": str(folder / "none.jsonl")}})
     yield folder
@@ -69,7 +76,7 @@ def base(tmp_path_factory):
 def choice(base, names, **settings):
     own = {"lm_eval_tasks": names, "lm_eval_include_path": str(base / "tasks"), "r": 4, "lora_alpha": 8}
     tiny = {"validation_rows": 8, "max_length": 64, "bf16": False, "dtype": "float32", "learning_rate": 2e-2}
-    few = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 2}
+    few = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_train_epochs": 4}
     settings = {**own, **tiny, **few, **settings}
     return Choice(method="lora", model=str(base / "llama"), data=str(base / "rows.json"), settings=settings)
 
@@ -79,28 +86,34 @@ def run(base, out, names, tests=True, **settings):
 
 
 def correct(base, result):
-    """How many colors the adapter, loaded by PEFT alone, finds most probable."""
+    """Whether the adapter, loaded by PEFT alone, finds the right color the most probable one, and the next word."""
     model = AutoModelForCausalLM.from_pretrained(base / "llama", dtype=torch.float32)
     model = PeftModel.from_pretrained(model, result.folder / "adapter").eval()
     tokenizer = AutoTokenizer.from_pretrained(base / "llama")
     places = tokenizer.convert_tokens_to_ids(list(COLORS))
-    with torch.no_grad():
-        logits = [model(**tokenizer(question, return_tensors="pt")).logits[0, -1, places] for question, _ in QUESTIONS]
-    return [int(each.argmax()) == place for each, (_, place) in zip(logits, QUESTIONS, strict=True)]
+    found = []
+    for question, place in QUESTIONS:
+        with torch.no_grad():
+            logits = model(**tokenizer(question, return_tensors="pt")).logits[0, -1]
+        found.append((int(logits[places].argmax()) == place, int(logits.argmax()) == places[place]))
+    return [sum(each) / len(QUESTIONS) for each in zip(*found, strict=True)]
 
 
 def test_tasks_are_run_once_when_training_is_over(base, tmp_path):
-    first = run(base, tmp_path, ["colors"], tests=False)
+    names = ["colors", "written"]
+    first = run(base, tmp_path, names, tests=False)
     assert set(first.metrics) == {"validation"}
-    assert first.record[NOT_EVALUATED] == ["colors"]
+    assert first.record[NOT_EVALUATED] == names
     # A later call adds them.
-    result = run(base, tmp_path, ["colors"])
-    found = correct(base, result)
-    assert result.metrics["colors"]["acc"] == pytest.approx(sum(found) / len(found))
+    result = run(base, tmp_path, names)
+    chosen, written = correct(base, result)
+    assert written > 0
+    assert result.metrics["colors"]["acc"] == pytest.approx(chosen)
+    assert result.metrics["written"]["exact_match"] == pytest.approx(written)
     assert set(result.metrics["colors"]) == {"acc", "acc_stderr"}
     assert result.metrics["validation"] == first.metrics["validation"]
     # What is in the folder is read.
-    assert run(base, tmp_path, ["colors"]).record == result.record
+    assert run(base, tmp_path, names).record == result.record
 
 
 def evaluated(base, **options):
