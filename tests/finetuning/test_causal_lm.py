@@ -226,6 +226,18 @@ def test_products_and_base_in_bfloat16_with_an_adapter_in_float32(base, tmp_path
     assert found[-1] < 0.9 * found[0]
 
 
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ranks_that_adalora_shares_out_are_loaded_into_layers_that_have_them(base, tmp_path, dtype):
+    """The adapter is loaded when training is over, and again before tasks are run."""
+    result = run(base, tmp_path, method="adalora", max_steps=12, init_r=4, target_r=2, tfinal=4, deltaT=1, dtype=dtype)
+    evaluations = [line["eval_loss"] for line in log_of(result) if "eval_loss" in line]
+    assert result.score == pytest.approx(min(evaluations), rel=1e-5 if dtype == "float32" else 1e-3)
+    saved = load_file(result.folder / "adapter" / "adapter_model.safetensors")
+    assert sum(len(value) for name, value in saved.items() if "lora_E" in name) == 4 * 2
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 @pytest.mark.parametrize("method", ["lora", "ldu-core", "loldu"])
 def test_an_adapter_beside_a_quantized_base(base, tmp_path, kind, method):
