@@ -55,6 +55,8 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     patch = pytest.MonkeyPatch()
     patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    # It asks pip and the compiler for their versions, which takes longer than the rest.
+    patch.setattr("lm_eval.evaluator.add_env_info", lambda _: None)
     save_llama(folder / "llama")
     save_instructions(folder / "rows.json", 40)
     lines = [json.dumps({"question": question, "answer": place}) for question, place in QUESTIONS]

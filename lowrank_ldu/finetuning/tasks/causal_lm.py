@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 _COUNTS = ("max_length", "validation_rows", "max_train_samples")
 _CHOICES = {"dtype": ("float32", "bfloat16", "float16"), "quantization": ("none", "8bit", "4bit")}
 # Methods whose layers PEFT cannot put on quantized weights, or not call there.
-_NOT_QUANTIZED = ("unilora", "tinylora")
-_NOT_8BIT = ("dora",)
+_WITHOUT = {"8bit": ("unilora", "tinylora", "dora"), "4bit": ("unilora", "tinylora")}
 _CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 
 
@@ -130,6 +129,7 @@ def _load_tokenizer(config: RunConfig) -> Any:
 
 def _load_model(config: RunConfig) -> nn.Module:
     options = config.task_options
+    _check_method(config, options["quantization"])
     given: dict[str, Any] = {"dtype": getattr(torch, options["dtype"])}
     if options["quantization"] != "none":
         given["quantization_config"] = _quantization(options["quantization"], given["dtype"])
@@ -137,7 +137,8 @@ def _load_model(config: RunConfig) -> nn.Module:
         model = require("transformers").AutoModelForCausalLM.from_pretrained(config.model, **given)
     except (OSError, ValueError) as error:
         raise _not_loaded(config, error) from error
-    _check_method(config, model)
+    if options["quantization"] == "none" and getattr(model, "is_quantized", False):  # as it is stored
+        _check_method(config, "8bit" if getattr(model, "is_loaded_in_8bit", False) else "4bit")
     for module in model.modules():
         # bitsandbytes reorders 4-bit codes in the first evaluation on such CPUs, and has no gradients for them after.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -172,15 +173,15 @@ def _quantization(kind: str, dtype: torch.dtype) -> Any:
     )
 
 
-def _check_method(config: RunConfig, model: Any) -> None:
+def _check_method(config: RunConfig, quantization: str) -> None:
     """Refuse methods that cannot train on the base as it is held.
 
     Steps are small beside the spacing of half precision, and parameters of the model itself would lose them in it.
     """
-    dtype, quantized = config.task_options["dtype"], bool(getattr(model, "is_quantized", False))
-    if not quantized and dtype == "float32":
+    dtype = config.task_options["dtype"]
+    if quantization == "none" and dtype == "float32":
         return
-    held = "the base is quantized" if quantized else f"dtype is {dtype!r}"
+    held = f"dtype is {dtype!r}" if quantization == "none" else "the base is quantized"
     plain = "dtype = 'float32' with quantization = 'none'"
     if not get_method(config.method).adapts_layers:
         raise OptionError(
@@ -192,8 +193,7 @@ def _check_method(config: RunConfig, model: Any) -> None:
             f"modules_to_save is {shown(config.modules_to_save)}, which are trained whole, and {held}; accepted: "
             f"{plain}, or no modules"
         )
-    refused = (*_NOT_QUANTIZED, *(_NOT_8BIT if getattr(model, "is_loaded_in_8bit", False) else ()))
-    if quantized and config.method in refused:
+    if config.method in _WITHOUT.get(quantization, ()):
         raise OptionError(
             f"method is {config.method!r}, which PEFT has not for such weights, and {held}; accepted: quantization = "
             "'none', or another method"
