@@ -116,7 +116,7 @@ def list_recipes() -> tuple[str, ...]:
     Examples
     --------
     >>> list_recipes()
-    ('digits', 'glue', 'image-classification', 'images', 'sentiment', 'text-to-image', 'textual-inversion')
+    ('digits', 'glue', 'image-classification', 'images', 'instruct', 'sentiment', 'text-to-image', 'textual-inversion')
     """
     folder = files("lowrank_ldu.finetuning") / "recipes"
     return tuple(sorted(each.name.removesuffix(".toml") for each in folder.iterdir() if each.name.endswith(".toml")))

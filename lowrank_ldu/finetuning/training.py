@@ -117,6 +117,7 @@ class Training:
             eval_dataset=task.validation,
             data_collator=task.collator,
             compute_metrics=task.compute_metrics,
+            preprocess_logits_for_metrics=task.reduce_logits,
             callbacks=[callback, *(() if task.callbacks is None else task.callbacks(directory.path))],
         )
         # It would print every entry of the log.

@@ -45,6 +45,11 @@ _RESERVED = {
 _RESERVED_STARTS = ("do_", "hub_", "push_to_hub")
 # Of transformers before 5.15, and translated into warmup_steps for later versions.
 WARMUP_RATIO = "warmup_ratio"
+# Names of earlier versions of transformers, which later ones warn of.
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 _POSITIVE = (lambda value: math.isfinite(value) and value > 0, "a positive finite number")
 _COUNT = (lambda value: value >= 1, "from 1 on")
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
@@ -160,6 +165,9 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
     names = {each.name for each in dataclasses.fields(transformers.TrainingArguments)}
     # Where it is no longer an option, the trainer counts the steps of the warm-up.
     given = {name: value for name, value in values.items() if name in names and name != WARMUP_RATIO}
+    for old, new in _RENAMED.items():
+        if old in given and new in names:
+            given.setdefault(new, given.pop(old))
     # Checkpoints at evaluations come by the callback; this is for those between them.
     given |= {"save_strategy": "steps"} if "save_steps" in given else {"save_strategy": "no"}
     # Memory is pinned for a GPU, and torch warns where there is none.

@@ -69,7 +69,18 @@ def of_images(folder):
     return "images", Choice(model=str(folder / "model"), data=str(folder / "data"), method="lora", settings=settings)
 
 
-RUNS = {"sst2": of_texts, "images": of_images, "concept": of_concept}
+def of_instructions(folder):
+    """As `of_texts`; five steps in an epoch, too."""
+    from tiny_language_models import save_instructions, save_llama
+
+    save_llama(folder / "model")
+    data = save_instructions(folder / "data.json", 88)
+    own = {"max_length": 64, "validation_rows": 8, "dtype": "float32", "bf16": False, "lm_eval_tasks": []}
+    settings = {**SETTINGS, **own, "head_epochs": 0, "lora_dropout": 0.1}
+    return "instruct", Choice(model=str(folder / "model"), data=str(data), method="lora", settings=settings)
+
+
+RUNS = {"sst2": of_texts, "images": of_images, "alpaca": of_instructions, "concept": of_concept}
 
 
 def train(out, run, task, last_event):

@@ -17,7 +17,7 @@ from lowrank_ldu.finetuning.run_directory import RunDirectory
 HERE = Path(__file__).parent
 KILLS = 10
 # What kinds of tasks share is tried with texts each time, and each kind in the longer tests.
-TASKS = ["sst2", *(pytest.param(task, marks=pytest.mark.longer) for task in ("images", "concept"))]
+TASKS = ["sst2", *(pytest.param(task, marks=pytest.mark.longer) for task in ("images", "alpaca", "concept"))]
 
 
 def log_of(folder):

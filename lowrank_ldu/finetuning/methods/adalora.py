@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.methods import peft_numbers
 from lowrank_ldu.finetuning.methods.from_peft import UNUSABLE_OF_LORA, PeftMethod
-from lowrank_ldu.finetuning.methods.peft_model import PreparedByPeft
+from lowrank_ldu.finetuning.methods.peft_model import ADAPTER, PreparedByPeft
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,9 +36,12 @@ class PreparedAdaLora(PreparedByPeft):
     ----------
     steps : int
         Of the optimizer, so far.
+    kept : dict, optional
+        Ranks of the adapter that was loaded.
     """
 
     steps: int = 0
+    kept: Any = field(default=None, repr=False)
 
     def after_step(self) -> None:
         """Update the importance of singular values, and mask the least important; see `Prepared.after_step`.
@@ -67,12 +70,28 @@ class PreparedAdaLora(PreparedByPeft):
         for name in ("ipt", *_AVERAGES):
             setattr(self._allocator, name, dict(state[name]))
 
-    def take_over(self, saved: Any, folder: Path) -> None:  # noqa: ARG002
-        """Take over the ranks that the saved adapter kept.
+    def load(self, folder: Path) -> None:
+        """Read an adapter, and the ranks that it kept; see `Prepared.load`."""
+        super().load(folder)
+        self.config.rank_pattern = self.kept
 
-        PEFT makes the layers as large as the ranks say, when it reads the numbers.
+    def take_over(self, saved: Any, folder: Path) -> None:  # noqa: ARG002
+        """Make the layers as large as the saved adapter's ranks say, unless they are.
+
+        PEFT would do it when it reads the numbers, a second time, too, and in the precision of the base.
         """
-        self.config.rank_pattern = saved.rank_pattern
+        from peft.tuners.tuners_utils import cast_adapter_dtype  # noqa: PLC0415  # peft may be absent
+
+        self.kept, self.config.rank_pattern = saved.rank_pattern, None
+        if self.kept is not None and not self._has(self.kept):
+            self.model.base_model.resize_modules_by_rank_pattern(self.kept, ADAPTER)  # type: ignore[operator, union-attr]
+            cast_adapter_dtype(self.model, ADAPTER)
+            freeze_ranks(self.model)
+
+    def _has(self, pattern: Mapping[str, list[bool]]) -> bool:
+        """Return whether the layers have the ranks of a pattern."""
+        values = dict(self.model.named_parameters())
+        return all(len(values[f"base_model.model.{name}.{ADAPTER}"]) == sum(kept) for name, kept in pattern.items())
 
     @property
     def _allocator(self) -> Any:
@@ -99,11 +118,18 @@ class AdaLoraMethod(PeftMethod):
 
     def prepared(self, model: nn.Module, numbers: int, whole: tuple[str, ...]) -> Prepared:
         """Return what `prepare` does, with AdaLoRA's steps."""
-        for name, parameter in model.named_parameters():
-            # PEFT's cast from half precision makes a trained parameter of this count of ranks.
-            if ".ranknum." in name:
-                parameter.requires_grad = False
+        freeze_ranks(model)
         return PreparedAdaLora(model, numbers, whole)
+
+
+def freeze_ranks(model: nn.Module) -> None:
+    """Freeze the counts of ranks.
+
+    PEFT's cast from half precision makes trained parameters of them.
+    """
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad = False
 
 
 ADALORA = AdaLoraMethod(

@@ -8,6 +8,7 @@ from torch import nn
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.nn.injection import ALL_LINEAR, ends_with, target_tests, what_matches
+from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.nn.weights import weight_matrix
 from lowrank_ldu.validation import check_names
 
@@ -27,12 +28,15 @@ class AdaptedLayer(NamedTuple):
     rows, columns : int
         m and n of its weight as a matrix (m, n): outputs and inputs of a linear layer.
     has_bias : bool
+    is_quantized : bool
+        Whether the weight is stored quantized.
     """
 
     name: str
     rows: int
     columns: int
     has_bias: bool
+    is_quantized: bool
 
     @classmethod
     def of(cls, name: str, base: nn.Module) -> AdaptedLayer:
@@ -41,7 +45,7 @@ class AdaptedLayer(NamedTuple):
             rows, columns = base.out_features, base.in_features
         else:
             rows, columns = weight_matrix(base).shape
-        return cls(plain_name(name), rows, columns, getattr(base, "bias", None) is not None)
+        return cls(plain_name(name), rows, columns, getattr(base, "bias", None) is not None, is_quantized(base))
 
 
 def plain_name(name: str) -> str:

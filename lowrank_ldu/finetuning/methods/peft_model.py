@@ -107,6 +107,12 @@ class PreparedByPeft(Prepared):
         """Merge a copy by PEFT; see `Prepared.merged`."""
         from peft.utils import ModulesToSaveWrapper  # noqa: PLC0415  # peft may be absent
 
+        quantized = next((layer.name for layer in adapted_layers(self.model) if layer.is_quantized), None)
+        if quantized is not None:
+            raise OptionError(
+                f"the update cannot be merged: the weight of {quantized!r} is quantized, and would be rounded anew; "
+                "accepted: a base that is not, or the adapter beside the base"
+            )
         model = copy.deepcopy(self.model)
         # PEFT puts back heads of a single layer alone, for most of its methods.
         for name, module in list(model.named_modules()):

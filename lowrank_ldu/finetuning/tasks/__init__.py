@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning.tasks.causal_lm import CausalLm
 from lowrank_ldu.finetuning.tasks.image_classification import ImageClassification
 from lowrank_ldu.finetuning.tasks.task import Kind, LoadedTask
 from lowrank_ldu.finetuning.tasks.text_classification import TextClassification
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, Kind] = {
     "text-classification": TextClassification(),
     "image-classification": ImageClassification(),
+    "causal-lm": CausalLm(),
     "text-to-image": TextToImage(),
 }
 

@@ -40,6 +40,8 @@ class LoadedTask:
         As transformers' Trainer takes it; without it an evaluation has the loss alone.
     greater_is_better : bool
         Whether more of the metric is better.
+    reduce_logits : callable, optional
+        reduce_logits(logits, labels), what of a batch's logits `compute_metrics` needs, where all of them are too many.
     loss : callable, optional
         loss(model, batch), a scalar tensor; model(**batch).loss if not given.
     evaluations : mapping
@@ -62,6 +64,7 @@ class LoadedTask:
     data_digest: str
     compute_metrics: Callable[[Any], dict[str, float]] | None = None
     greater_is_better: bool = True
+    reduce_logits: Callable[[Any, Tensor], Tensor] | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     evaluations: Mapping[str, Callable[[nn.Module], dict[str, float]]] = field(default_factory=dict)
