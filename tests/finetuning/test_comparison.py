@@ -322,6 +322,18 @@ def test_the_error_of_an_accuracy_is_the_binomials():
     assert found.high - found.low == pytest.approx(2 * 1.959964 * drawn.std(ddof=1))
 
 
+def test_a_loss_is_resampled_by_rows_of_unequal_length():
+    generator = np.random.default_rng(4)
+    tokens = generator.integers(1, 20, size=400).astype(float)
+    losses = np.stack([generator.gamma(2, size=400) * tokens, tokens], axis=1)
+    drawn = resampled_scores(metric_function("loss"), [losses], np.zeros(400), draws=1000)
+    mean = losses[:, 0].sum() / tokens.sum()
+    # The ratio estimator's error (Cochran, Sampling Techniques, 6.4).
+    error = math.sqrt(((losses[:, 0] - mean * tokens) ** 2).sum() / 399 * 400) / tokens.sum()
+    assert drawn.std() == pytest.approx(error, rel=0.08)
+    assert drawn.mean() == pytest.approx(mean, abs=0.2 * error)
+
+
 def test_rows_are_the_same_for_all_methods():
     generator = np.random.default_rng(2)
     labels = generator.integers(2, size=300)

@@ -93,7 +93,7 @@ class _Scores:
         for seed in seeds:
             result = self.results[seed]
             found = RunDirectory(result.folder).predictions(result.reported)
-            if found is None or result.metric == "loss":
+            if found is None:
                 return None
             kept.append(found)
         return resampled_scores(metric_function(self.any.metric), [each for each, _ in kept], kept[0][1])

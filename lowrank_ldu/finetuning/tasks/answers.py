@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from lowrank_ldu.errors import OptionError, TrainingError
+from lowrank_ldu.errors import OptionError, DivergenceError
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.processes import is_first
 from lowrank_ldu.finetuning.tasks.instructions import INPUT, INSTRUCTION, OUTPUT
@@ -134,7 +134,7 @@ def answer_metrics(evaluated: Any) -> dict[str, float]:
 
     Raises
     ------
-    TrainingError
+    DivergenceError
         The loss is not finite.
 
     Examples
@@ -145,7 +145,7 @@ def answer_metrics(evaluated: Any) -> dict[str, float]:
     losses, _ = evaluated
     total, tokens = np.asarray(losses, np.float64).sum(axis=0)
     if not np.isfinite(total):
-        raise TrainingError("the model's predictions are not finite; accepted: a smaller learning_rate, or no fp16")
+        raise DivergenceError("the model's predictions are not finite; accepted: a smaller learning_rate, or no fp16")
     mean = total / tokens
     with np.errstate(over="ignore"):  # infinite, then
         return {"loss": float(mean), "perplexity": float(np.exp(mean))}

@@ -77,13 +77,16 @@ def metric_function(name: str) -> Callable[[Values, Values], float]:
     Parameters
     ----------
     name : str
-        As for `classification_metrics` or `regression_metrics`.
+        As for `classification_metrics` or `regression_metrics`; or "loss", of predictions that are the sum of the
+        losses in a row and their number.
 
     Examples
     --------
     >>> metric_function("accuracy")(np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([0, 0]))
     0.5
     """
+    if name == "loss":
+        return lambda predictions, _: float(np.divide(*predictions.astype(np.float64).sum(axis=0)))
     metrics = classification_metrics if name in _OF_LABELS else regression_metrics
     compute = metrics([name])
     return lambda predictions, labels: compute((predictions, labels))[name]
