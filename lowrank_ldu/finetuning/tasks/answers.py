@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from lowrank_ldu.errors import OptionError, DivergenceError
+from lowrank_ldu.errors import DivergenceError, OptionError
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.processes import is_first
 from lowrank_ldu.finetuning.tasks.instructions import INPUT, INSTRUCTION, OUTPUT
