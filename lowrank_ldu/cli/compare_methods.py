@@ -77,7 +77,8 @@ def compare_methods(
     """Compare methods of fine-tuning on a recipe's tasks.
 
     Every method gets the same number of trials on validation data. The best setting is trained with every seed, and
-    judged on what no choice has seen. The same command again goes on where it was stopped.
+    judged on test rows, which no choice has seen, where the task has some. The same command again goes on where it was
+    stopped.
     """
     if report_to not in REPORTS:
         fail(f"--report-to is {report_to!r}; accepted: {', '.join(REPORTS)}")
@@ -136,17 +137,24 @@ _COLUMNS = ("entry", "numbers", "score", "95 %", "difference", "95 %", "time")
 
 def _show(plan: Plan, methods: pd.DataFrame) -> None:
     from lowrank_ldu.finetuning.comparison import sentences, table_rows  # noqa: PLC0415
-    from lowrank_ldu.finetuning.comparison.report import HEADINGS  # noqa: PLC0415
+    from lowrank_ldu.finetuning.comparison.report import HEADINGS, state_of  # noqa: PLC0415
 
     console = SafeConsole()
     for task in plan.tasks:
-        table = Table(title=task)
+        table, without = Table(title=task), []
         for place, heading in enumerate(_COLUMNS):
-            table.add_column(heading, justify="right" if place else "left", no_wrap=place > 0)
-        for entry, cells in zip(plan.selection.entries, table_rows(methods, task), strict=True):
-            named = list(zip(HEADINGS, cells, strict=True))
-            score = cells[2].partition(" ")[0]
-            table.add_row(entry.name, cells[1], score, cells[3], cells[5], cells[6], dict(named)["time"])
-        console.print(table)
-        for sentence in sentences(plan, methods, task):
+            table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+        rows = methods[methods["task"] == task].to_dict("records")
+        for row, cells in zip(rows, table_rows(methods, task), strict=True):
+            state = state_of(row)
+            if state is not None:
+                without.append(f"{row['entry']}: {state}")
+                continue
+            named = dict(zip(HEADINGS, cells, strict=True))
+            partly = "" if row["seeds"] == row["seeds_planned"] else f" {row['seeds']}/{row['seeds_planned']}"
+            score = f"{cells[2].partition(' ')[0]}{partly}"
+            table.add_row(row["entry"], named["numbers"], score, cells[3], cells[6], cells[7], named["time"])
+        if table.rows:
+            console.print(table)
+        for sentence in (*without, *sentences(plan, methods, task)):
             console.print(sentence)

@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from lowrank_ldu.errors import DivergenceError, OptionError
@@ -48,8 +49,8 @@ def kept_head(model: nn.Module, head: Sequence[str], folder: Path | None, key: M
     digest = hashlib.sha256(json.dumps({**key, "torch": torch.__version__}, sort_keys=True).encode()).hexdigest()
     file = None if folder is None else folder / f"{digest[:32]}.safetensors"
     parameters = dict(_parameters(model, head))
-    if file is not None and file.is_file():
-        values = load(file.read_bytes())
+    values = None if file is None else _kept(file)
+    if values is not None and values.keys() == parameters.keys():
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(values[name])
@@ -59,6 +60,14 @@ def kept_head(model: nn.Module, head: Sequence[str], folder: Path | None, key: M
     if file is not None and is_first():
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, save({name: each.detach().cpu().contiguous() for name, each in parameters.items()}))
+
+
+def _kept(file: Path) -> dict[str, torch.Tensor] | None:
+    """Return a head's file; None where there is none, or a broken one."""
+    try:
+        return load(file.read_bytes())
+    except (OSError, SafetensorError):
+        return None
 
 
 def _parameters(model: nn.Module, head: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:

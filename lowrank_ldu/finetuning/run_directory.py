@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lowrank_ldu.errors import OutputError, RunDirectoryError
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.finetuning.configuration import differences
 from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,6 +30,7 @@ _ADAPTER = "adapter"
 _LOCK = ".lock"
 # In the result: what is to be evaluated once, and was not yet.
 NOT_EVALUATED = "not_evaluated"
+_OF_RESULT = {"metric", "metrics", "greater_is_better", "reported", "numbers", "seconds", NOT_EVALUATED}
 # Of a full disk, a quota, a largest size of files, a disk that can no longer be written to.
 _NO_MORE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -68,7 +71,9 @@ class RunDirectory:
             lock = filelock.FileLock(self.path / _LOCK)
             lock.acquire(blocking=False)
         except filelock.Timeout as error:
-            raise RunDirectoryError(f"{self.path}: another process trains here; accepted: another --out") from error
+            raise RunDirectoryError(
+                f"{self.path}: another process trains here; accepted: its end, or another --out"
+            ) from error
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
         try:
@@ -127,16 +132,22 @@ class RunDirectory:
 
     def finished(self) -> dict[str, Any] | None:
         """Return the result of a finished run, or None."""
-        return self._read(_METRICS)
+        record = self._read(_METRICS)
+        if record is not None and not record.keys() >= _OF_RESULT:
+            raise RunDirectoryError(
+                f"{self.path / _METRICS}: is no run's result; accepted: the folder without it, which is trained again"
+            )
+        return record
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, the mark of completion."""
         self._write(_METRICS, result)
 
-    def remove_checkpoints(self) -> None:
-        """Remove the checkpoints of a finished run."""
-        if self.finished() is not None and self.checkpoints.is_dir():
-            shutil.rmtree(self.checkpoints)
+    def remove_checkpoints(self, *, failed: bool = False) -> None:
+        """Remove the checkpoints of a run that is finished, or has failed for good."""
+        if self.checkpoints.is_dir() and (failed or self.finished() is not None):
+            with self.locked():
+                shutil.rmtree(self.checkpoints)
 
     def keep_predictions(self, split: str, predictions: Any, labels: Any) -> None:
         """Write what the metrics of a split are computed from.
@@ -165,8 +176,11 @@ class RunDirectory:
         file = self._predictions(split)
         if not file.is_file():
             return None
-        tensors = load_file(file)
-        return tensors["predictions"], tensors["labels"]
+        try:
+            tensors = load_file(file)
+            return tensors["predictions"], tensors["labels"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise RunDirectoryError(f"{file}: cannot be read ({error}); accepted: what a run wrote") from error
 
     def _predictions(self, split: str) -> Path:
         return self.path / "predictions" / f"{split}.safetensors"
@@ -227,6 +241,8 @@ class RunDirectory:
             return None
         except (OSError, ValueError) as error:
             raise RunDirectoryError(f"{self.path / name}: cannot be read ({error})") from error
+        if not isinstance(content, dict):
+            raise RunDirectoryError(f"{self.path / name}: holds {shown(content)}; accepted: a table")
         return content
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:

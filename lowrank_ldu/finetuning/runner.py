@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
@@ -15,7 +15,7 @@ from lowrank_ldu.finetuning.runs import Result, Run, plan_runs
 from lowrank_ldu.finetuning.training import Training
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from lowrank_ldu.finetuning.recipe import Recipe
@@ -96,15 +96,23 @@ def train(
         require(module)
     directory = RunDirectory(run.folder)
     config = run.config.as_dict()
+    directory.check(config)
+    record = directory.finished()
+    if record is not None and not (tests and record[NOT_EVALUATED]):
+        return _result(run, record)
     # Of several processes the first one keeps the folder.
     with directory.locked() if is_first() else contextlib.nullcontext():
         directory.check(config)
         record = directory.finished()
-        if record is None or (tests and record.get(NOT_EVALUATED)):
+        if record is None or (tests and record[NOT_EVALUATED]):
             if tell is not None:
                 tell(f"{run.config.task}, seed {run.config.seed}, {run.state()}: {run.folder}")
             with directory.written():
                 record = Training(run.config, directory, report_to, tell, heads).record(tests=tests)
+    return _result(run, record)
+
+
+def _result(run: Run, record: Mapping[str, Any]) -> Result:
     return Result(
         folder=run.folder,
         task=run.config.task,

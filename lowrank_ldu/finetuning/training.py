@@ -84,7 +84,13 @@ class Training:
                 seconds = directory.shorten_log(step)
         task.model.to(arguments.device)
         if config.head_epochs:
-            key = {**same, "config": config.head_dict(), "threads": torch.get_num_threads()}
+            key = {
+                **same,
+                "config": config.head_dict(),
+                "rows": arguments.per_device_train_batch_size,
+                "device": arguments.device.type,
+                "threads": torch.get_num_threads(),
+            }
             with kept_head(task.model, task.head, heads, key) as found:
                 if not found:
                     _train_head(config, task, arguments)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,8 @@ import pytest
 import scipy.stats
 from tiny_text_models import data_set, offline, save_model
 
-from lowrank_ldu.errors import OptionError
-from lowrank_ldu.finetuning import Choice, list_recipes, load_recipe
+from lowrank_ldu.errors import DivergenceError, OptionError, RunDirectoryError
+from lowrank_ldu.finetuning import Choice, list_recipes, load_recipe, train
 from lowrank_ldu.finetuning.comparison import compare as comparing
 from lowrank_ldu.finetuning.comparison import (
     compare_methods,
@@ -21,11 +23,13 @@ from lowrank_ldu.finetuning.comparison import (
     runs_frame,
     select_entries,
     sweep_panel,
+    table_rows,
     write_comparison,
 )
 from lowrank_ldu.finetuning.comparison.trials import trial_settings
 from lowrank_ldu.finetuning.run_directory import RunDirectory
 from lowrank_ldu.finetuning.tasks.metrics import metric_function
+from lowrank_ldu.finetuning.training import Training
 
 RECIPE = """
 title = "Tiny"
@@ -212,9 +216,10 @@ def test_frames_tables_and_plots_are_written(compared):
         assert (plan.out / "plots" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (plan.out / "plots" / f"{name}.svg").read_text().count("<path") > 5
     panel = sweep_panel(methods, "r", {"lora-1": 1, "lora-4": 4})
-    lines = {line.get_label(): line.get_xydata() for line in panel.axes.get_lines()}
-    assert lines["mnli"][:, 0].tolist() == [1, 4]
-    assert lines["mnli, paper"][0].tolist() == [1, 51.0]
+    (bars,) = panel.axes.containers
+    assert (bars.get_label(), bars.lines[0].get_xdata().tolist()) == ("mnli", [1, 4])
+    paper = next(line for line in panel.axes.get_lines() if line.get_label() == "mnli, paper")
+    assert paper.get_xydata()[0].tolist() == [1, 51.0]
 
 
 def test_methods_of_no_comparison_are_compared_by_their_names():
@@ -296,6 +301,172 @@ def test_comparisons_of_shipped_recipes_can_be_planned(name, comparison, tmp_pat
     if selection.sweep is not None:
         assert all(entry.settings[selection.sweep] > 0 for entry in selection.entries)
     assert len(plan.settings) == len(selection.entries)
+
+
+def variant(recipe, entries=None, **changes):
+    """The recipe with another comparison."""
+    table = {**recipe.table["comparisons"]["ranks"], **changes}
+    if entries is not None:
+        table["entries"] = entries
+        table["reference"] = next(iter(entries))
+    return replace(recipe, table={**recipe.table, "comparisons": {"ranks": table}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"entries": {"../a": {"method": "lora"}}}, "entry is named '../a'; accepted: up to 100 letters"),
+        ({"entries": {"a": 3}}, "entry a is 3; accepted: a table"),
+        ({"entries": {"a": {"method": ["lora"]}}}, r"method is \['lora'\]; accepted"),
+        ({"entries": {"a": {"method": "lora", "r": 1, "title": ["LoRA"]}}}, r"title of a is \['LoRA'\]"),
+        ({"entries": {"a": {"method": "lora", "r": 1, "search": 3}}}, "search is 3; accepted: a table"),
+        ({"entries": {"a": {"method": "lora", "r": 1, "search": {"r": [1, 1]}}}}, "accepted: different values"),
+        ({"entries": {"a": {"method": "lora", "r": 1, "search": {"max_eval_samples": [5]}}}}, "on different rows"),
+        (
+            {"entries": {"a": {"method": "lora", "r": 1, "paper": {"mnli": "90"}}}},
+            "paper of a has mnli '90'; accepted: a",
+        ),
+        ({"entries": {"a": {"method": "lora", "r": 1, "paper": {"rte": 90}}}}, "paper of a has rte; accepted: numbers"),
+        ({"sweep": "init"}, "sweep is 'init'; accepted: a key of which entries have"),
+        ({"sweep": "title"}, "sweep is title, of which entry lora-1 has 'LoRA r = 1'; accepted: positive numbers"),
+        ({"sweep": ["r"]}, r"sweep is \['r'\]"),
+        ({"reference": "lora-5"}, "reference is 'lora-5'; accepted: lora-1, lora-4"),
+        ({"trials": "3"}, "trials is '3'; accepted: an integer from 1 on"),
+        ({"settings": 3}, "settings is 3; accepted: a table"),
+    ],
+)
+def test_comparisons_that_are_none_are_refused_in_a_line(recipe, changes, message):
+    changes = {"sweep": "r", **changes}
+    if "entries" in changes:
+        del changes["sweep"]
+        table = {key: value for key, value in recipe.table["comparisons"]["ranks"].items() if key != "sweep"}
+        recipe = replace(recipe, table={**recipe.table, "comparisons": {"ranks": table}})
+    with pytest.raises(OptionError, match=message):
+        select_entries(variant(recipe, **changes))
+
+
+def test_nothing_makes_an_entry_another_one_than_its_title_says(recipe, tmp_path):
+    selection = select_entries(recipe, ["lora-1", "lora-4"])
+    with pytest.raises(
+        OptionError, match="r is set for all entries, and lora-1 has its own; accepted: to leave it out"
+    ):
+        plan_comparison(recipe, tmp_path, selection, Choice(settings={"r": 2}), tasks=["mnli"])
+    with pytest.raises(OptionError, match="search has r, and lora-1 has its own; accepted: another key"):
+        plan_comparison(recipe, tmp_path, selection.searching({"r": [1, 2]}), tasks=["mnli"])
+    rates = {name: {"method": "lora", "r": 2, "learning_rate": float(name)} for name in ("1e-3", "1e-2")}
+    swept = select_entries(variant(recipe, entries=rates, sweep="learning_rate"))
+    with pytest.raises(OptionError, match="trials is 2, and the comparison sweeps learning_rate; accepted: 1, or"):
+        plan_comparison(recipe, tmp_path, swept, tasks=["mnli"])
+    plan = plan_comparison(recipe, tmp_path, swept, tasks=["mnli"], trials=1)
+    assert plan.settings == {("mnli", name): [{"learning_rate": float(name)}] for name in rates}
+    # Entries of one title are told apart.
+    assert [entry.title for entry in swept.entries] == ["LoRA (1e-3)", "LoRA (1e-2)"]
+
+
+def without(compared, *names):
+    """The comparison, of which some entries cannot be had."""
+    plan, trained, _ = compared
+    entries = tuple(
+        replace(entry, unavailable="PEFT lacks it") if entry.name in names else entry
+        for entry in plan.selection.entries
+    )
+    kept = [each for each in trained if each.entry.name not in names]
+    return replace(plan, selection=replace(plan.selection, entries=entries)), kept
+
+
+def test_a_method_that_cannot_be_had_has_a_row_that_says_so_and_the_others_their_scores(compared):
+    plan, trained = without(compared, "head")
+    rows = {cells[0]: cells for cells in table_rows(methods_frame(plan, trained), "mnli")}
+    assert rows["LP"][1] == "not available: PEFT lacks it"
+    assert rows["LoRA r = 4"][1] == "512"
+
+
+def test_incomplete_seeds_are_seen(compared):
+    plan, trained, _ = compared
+    some = [each for each in trained if each.trial or each.seed != 4 or each.entry.name != "lora-1"]
+    rows = {cells[0]: cells for cells in table_rows(methods_frame(plan, some), "mnli")}
+    assert (rows["LoRA r = 1"][5], rows["LoRA r = 4"][5]) == ("2 of 3", "3 of 3")
+
+
+def test_predictions_of_other_rows_are_not_paired(compared, tmp_path):
+    plan, trained, _ = compared
+    moved = []
+    for each in trained:
+        if each.entry.name == "lora-1" and not each.trial:
+            folder = tmp_path / str(each.seed)
+            shutil.copytree(each.result.folder, folder)
+            directory = RunDirectory(folder)
+            predictions, labels = directory.predictions("validation")
+            directory.keep_predictions("validation", predictions[::-1], labels[::-1])
+            each = replace(each, result=replace(each.result, folder=folder))  # noqa: PLW2901
+        moved.append(each)
+    before, after = (methods_frame(plan, runs).set_index("entry") for runs in (trained, moved))
+    # Its own interval is of the same rows; that of the difference is of the seeds alone.
+    assert after.loc["lora-1", "low"] == pytest.approx(before.loc["lora-1", "low"], abs=0.02)
+    scores = {
+        name: np.array([each.result.score for each in moved if each.entry.name == name and not each.trial])
+        for name in ("lora-1", "lora-4")
+    }
+    of_seeds = interval(scores["lora-1"] - scores["lora-4"])
+    assert after.loc["lora-1", "difference_low"] == pytest.approx(of_seeds.low)
+    assert before.loc["lora-1", "difference_low"] != after.loc["lora-1", "difference_low"]
+
+
+def test_a_failure_in_the_tests_chooses_nothing(recipe, tmp_path, monkeypatch):
+    plan = plan_of(recipe, tmp_path, ["lora-1"], trials=2, seeds=1)
+    evaluated = Training._evaluated
+
+    def fail(self, split, rows):
+        if split == "validation_mismatched":
+            raise DivergenceError("the model's predictions are not finite")
+        return evaluated(self, split, rows)
+
+    monkeypatch.setattr(Training, "_evaluated", fail)
+    first, again = compare_methods(plan), compare_methods(plan)
+    assert [(each.setting, each.trial, each.failure) for each in first] == [
+        (each.setting, each.trial, each.failure) for each in again
+    ]
+    assert [each.failure is None for each in first] == [True, True, False]
+    assert {each.setting for each in first if each.chosen} == {first[-1].setting}
+
+
+def test_a_head_depends_on_all_that_it_was_trained_with(recipe, tmp_path):
+    def train_with(rows, steps, out):
+        settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps, "num_train_epochs": 1}
+        plan = plan_of(recipe, tmp_path / out, ["lora-1"], trials=1, seeds=1, choice=Choice(settings=settings))
+        run = plan.run("mnli", plan.selection.entries[0], {"learning_rate": 1e-2}, 3)
+        return train(run, heads=tmp_path / "heads").metrics["validation"]["loss"]
+
+    first, second = train_with(16, 1, "a"), train_with(8, 2, "b")
+    assert len(list((tmp_path / "heads").iterdir())) == 2
+    assert first != second
+    # A broken one is trained anew.
+    for file in (tmp_path / "heads").iterdir():
+        file.write_bytes(b"half")
+    assert train_with(16, 1, "c") == first
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "{"])
+def test_a_broken_result_is_named(compared, tmp_path, content):
+    _, trained, _ = compared
+    folder = tmp_path / "run"
+    shutil.copytree(next(each.result.folder for each in trained if each.result), folder)
+    (folder / "metrics.json").write_text(content)
+    with pytest.raises(RunDirectoryError, match=r"metrics.json: "):
+        RunDirectory(folder).finished()
+    (folder / "predictions" / "validation.safetensors").write_bytes(b"half")
+    with pytest.raises(RunDirectoryError, match=r"validation.safetensors: cannot be read"):
+        RunDirectory(folder).predictions("validation")
+
+
+def test_titles_are_escaped_in_markdown(compared):
+    plan, trained, _ = compared
+    entries = [replace(entry, title="a | b\nc") if entry.name == "head" else entry for entry in plan.selection.entries]
+    renamed = replace(plan, selection=replace(plan.selection, entries=tuple(entries)))
+    runs = [replace(each, entry=next(entry for entry in entries if entry.name == each.entry.name)) for each in trained]
+    write_comparison(renamed, runs)
+    line = next(line for line in (plan.out / "table.md").read_text().splitlines() if line.startswith("| a"))
+    assert line.startswith("| a \\| b c | 0 |")
 
 
 # Intervals, against textbooks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.finetuning.comparison.entries import Entry, Selection
 
-FAILURE = "failure.txt"
+FAILURE, FAILURE_OF_TESTS = "failure.txt", "failure-of-tests.txt"
+# Of a folder's name, in bytes.
+_LONGEST = 200
+# What a search is for: titles name other settings.
+_RATES = {"learning_rate", "head_learning_rate"}
+_WATCH = "parent of a comparison"
 _RUNS = "runs"
 _HEADS = "heads"
 
@@ -142,6 +148,8 @@ def plan_comparison(
     choice = Choice() if choice is None else choice
     if choice.method is not None:
         raise OptionError(f"method is {choice.method!r}; accepted: none, the entries have methods")
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"out is {str(out)!r}, which is no folder; accepted: a new one, or a comparison's")
     trials = selection.trials if trials is None else trials
     count = selection.seeds or len(recipe.seeds) if seeds is None else seeds
     for name, value in (("trials", trials), ("seeds", count)):
@@ -159,12 +167,31 @@ def plan_comparison(
         trials=trials,
         out=out,
     )
+    for entry in selection.entries:
+        _check_own(entry, choice, selection, trials)
     for task, entry in plan.pairs:
         settings = trial_settings(recipe, task, entry, choice, trials)
         plan.settings[task, entry.name] = settings
         for setting in settings:
+            if len(setting_name(setting).encode()) > _LONGEST:
+                raise OptionError(f"setting {setting_name(setting)[:40]}... is too long; accepted: {_LONGEST} bytes")
             plan.run(task, entry, setting, plan.seeds[0])
     return plan
+
+
+def _check_own(entry: Entry, choice: Choice, selection: Selection, trials: int) -> None:
+    """Refuse what would make an entry another one than its title says."""
+    for key in sorted(entry.own & choice.settings.keys()):
+        raise OptionError(
+            f"{key} is set for all entries, and {entry.name} has its own; accepted: to leave it out, or methods by name"
+        )
+    for key in sorted(entry.own & entry.search.keys() - _RATES):
+        raise OptionError(f"search has {key}, and {entry.name} has its own; accepted: another key, or methods by name")
+    swept = selection.sweep in entry.search or (selection.sweep in _RATES and not entry.search and trials > 1)
+    if selection.sweep is not None and swept:
+        raise OptionError(
+            f"trials is {trials}, and the comparison sweeps {selection.sweep}; accepted: 1, or a search of other keys"
+        )
 
 
 def compare_methods(
@@ -275,7 +302,8 @@ def _train_all(
         for _, run in todo
     )
     outcomes: dict[Any, Result | str] = {}
-    parallel = joblib.Parallel(n_jobs=options.jobs, return_as="generator")
+    # No more than what is trained: if this process is killed, none begins another run.
+    parallel = joblib.Parallel(n_jobs=options.jobs, return_as="generator", pre_dispatch="n_jobs")
     for number, (((task, entry, setting, seed), _), outcome) in enumerate(zip(todo, parallel(calls), strict=True), 1):
         outcomes[task, entry.name, setting_name(setting), seed] = outcome
         if options.tell is not None:
@@ -288,7 +316,7 @@ def _is_there(run: Run, *, tests: bool) -> bool:
     record = RunDirectory(run.folder).finished()
     if record is None:
         return (run.folder / FAILURE).is_file()
-    return not (tests and record[NOT_EVALUATED])
+    return not (tests and record[NOT_EVALUATED]) or (run.folder / FAILURE_OF_TESTS).is_file()
 
 
 def _told(task: str, entry: Entry, setting: str, seed: int, outcome: Result | str) -> str:
@@ -302,23 +330,45 @@ def _threads(jobs: int) -> int | None:
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 
 
-def _train_one(
+def _train_one(  # joblib calls it
     run: Run, heads: Path, tests: bool, report_to: str, threads: int | None
-) -> Result | str:  # called by joblib
+) -> Result | str:
     """Train a run; a loss that is no number is an outcome, too."""
     import torch  # noqa: PLC0415  # a process of its own begins here
 
     if threads is not None:
         torch.set_num_threads(threads)
-    failure = run.folder / FAILURE
-    if failure.is_file():
-        return failure.read_text(encoding="utf-8")
+        _end_with_parent()
+    directory = RunDirectory(run.folder)
+    # That of the tests has no part in the choice of a setting.
+    kept = FAILURE if directory.finished() is None else FAILURE_OF_TESTS
+    if (tests or kept == FAILURE) and (run.folder / kept).is_file():
+        return (run.folder / kept).read_text(encoding="utf-8")
     try:
         result = train(run, report_to=report_to, tests=tests, heads=heads)
     except DivergenceError as error:
-        replace_file(failure, str(error).encode())
-        return str(error)
+        with directory.written():
+            replace_file(run.folder / kept, str(error).encode())
+        outcome: Result | str = str(error)
+    else:
+        outcome = result if math.isfinite(result.score) else f"the validation {result.metric} is {result.score}"
     # Those of all weights, with two moments each, would fill the disk; the adapter stays.
     if is_first():
-        RunDirectory(run.folder).remove_checkpoints()
-    return result
+        directory.remove_checkpoints(failed=isinstance(outcome, str))
+    return outcome
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it is gone.
+
+    It would train on, and keep folders locked from the command that resumes.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            threading.Event().wait(1.0)
+        os._exit(1)
+
+    if not any(thread.name == _WATCH for thread in threading.enumerate()):
+        threading.Thread(target=watch, name=_WATCH, daemon=True).start()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +18,17 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.finetuning.recipe import Recipe
 
+# Names are folders, too.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _OF_ENTRY = ("method", "title", "family", "search", "paper")
 _OF_COMPARISON = ("about", "trials", "seeds", "reference", "sweep", "search", "settings", "entries")
+
+
+# Scores of which are of different rows.
+_OF_EVALUATION = {
+    "max_eval_samples", "validation_split", "validation_fraction", "validation_rows", "validation_images",
+    "validation_draws", "test_split", "rendering", "instance_prompt",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,9 @@ class Entry:
     family : str
         Name of the line that joins it, in plots, with what differs from it in size alone.
     settings : mapping
-        Keys of the recipe that differ, such as {"r": 8}.
+        Keys of the recipe that differ, such as {"r": 8}; the comparison's own among them.
+    own : frozenset of str
+        Those of the entry alone.
     search : mapping
         Keys to the values that are tried; empty for the learning rates around the recipe's.
     paper : mapping
@@ -51,6 +65,7 @@ class Entry:
     search: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     paper: Mapping[str, float] = field(default_factory=dict)
     unavailable: str | None = None
+    own: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -127,9 +142,16 @@ def select_entries(
         _entry(recipe, name, own.get(name, {"method": name}), table, known=[*own, *METHODS])
         for name in dict.fromkeys(names or own)
     )
+    titles = Counter(entry.title for entry in entries)
+    entries = tuple(
+        replace(entry, title=f"{entry.title} ({entry.name})") if titles[entry.title] > 1 else entry for entry in entries
+    )
     present = [entry.name for entry in entries]
     if reference is None:
-        reference = table.get("reference")
+        reference = table.get("reference", present[0])
+        if own and "reference" in table and reference not in own:
+            raise OptionError(f"recipe {recipe.name}: reference is {shown(reference)}; accepted: {', '.join(own)}")
+        # Another one where the recipe's is not among those that are asked for.
         reference = reference if reference in present else present[0]
     elif reference not in present:
         raise OptionError(f"reference is {reference!r}; accepted: {', '.join(present)}")
@@ -158,24 +180,51 @@ def _check(table: Mapping[str, Any], where: str) -> None:
     for name in ("settings", "entries", "search"):
         if not isinstance(table.get(name, {}), dict):
             raise OptionError(f"{where}: {name} is {shown(table[name])}; accepted: a table")
+    for name, entry in table.get("entries", {}).items():
+        if not isinstance(entry, dict):
+            raise OptionError(f"{where}: entry {name} is {shown(entry)}; accepted: a table")
+    if "sweep" in table:
+        _check_sweep(table["sweep"], table.get("entries", {}), where)
+
+
+def _check_sweep(sweep: Any, entries: Mapping[str, Any], where: str) -> None:
+    having = {name: entry[sweep] for name, entry in entries.items() if sweep in entry} if isinstance(sweep, str) else {}
+    if not having:
+        raise OptionError(f"{where}: sweep is {shown(sweep)}; accepted: a key of which entries have a positive number")
+    for name, value in having.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise OptionError(
+                f"{where}: sweep is {sweep}, of which entry {name} has {shown(value)}; accepted: positive numbers"
+            )
 
 
 def _entry(
     recipe: Recipe, name: str, own: Mapping[str, Any], table: Mapping[str, Any], *, known: Sequence[str]
 ) -> Entry:
+    if _NAME.fullmatch(name) is None:
+        raise OptionError(
+            f"recipe {recipe.name}: entry is named {shown(name)}; accepted: up to 100 letters, digits, '.', '_' and '-'"
+        )
+    for key in ("title", "family"):
+        if not isinstance(own.get(key, ""), str):
+            raise OptionError(f"recipe {recipe.name}: {key} of {name} is {shown(own[key])}; accepted: a string")
     if "method" not in own:
         raise OptionError(f"recipe {recipe.name}: entry {name} has no method; accepted: {', '.join(METHODS)}")
     method = own["method"]
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         near = difflib.get_close_matches(str(method), known, n=3) or known
         raise OptionError(f"method is {method!r}; accepted: {', '.join(near)}")
     settings = {key: value for key, value in own.items() if key not in _OF_ENTRY}
     paper = own.get("paper", {}) if "paper" in own or settings else recipe.table.get("paper", {}).get(method, {})
-    for key in paper:
+    if not isinstance(paper, dict):
+        raise OptionError(f"recipe {recipe.name}: paper of {name} is {shown(paper)}; accepted: a table")
+    for key, value in paper.items():
         if key not in {"numbers", *recipe.tasks}:
             raise OptionError(
                 f"recipe {recipe.name}: paper of {name} has {key}; accepted: numbers, {', '.join(recipe.tasks)}"
             )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise OptionError(f"recipe {recipe.name}: paper of {name} has {key} {shown(value)}; accepted: a number")
     return Entry(
         name=name,
         title=str(own.get("title", get_method(method).title)),
@@ -184,6 +233,7 @@ def _entry(
         settings={**table.get("settings", {}), **settings},
         search=checked_search(own.get("search", table.get("search", {}))),
         paper=paper,
+        own=frozenset(settings),
         unavailable=get_method(method).unavailable(),
     )
 
@@ -196,7 +246,13 @@ def checked_search(search: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
     OptionError
         The message names the key.
     """
+    if not isinstance(search, dict):
+        raise OptionError(f"search is {shown(search)}; accepted: a table of keys with lists of values")
     for key, values in search.items():
         if not is_several(values) or not values:
             raise OptionError(f"search of {key} is {shown(values)}; accepted: a list of values")
+        if key in _OF_EVALUATION:
+            raise OptionError(f"search has {key}, by which settings would be chosen on different rows; accepted: --set")
+        if len({repr(value) for value in values}) < len(values):
+            raise OptionError(f"search of {key} is {shown(values)}; accepted: different values")
     return search

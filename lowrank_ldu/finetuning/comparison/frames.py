@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from lowrank_ldu.finetuning.comparison.intervals import interval, resampled_scores
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from lowrank_ldu.finetuning.runs import Result
 
 _SIZES = ("numbers", "numbers_trained_whole", "adapter_bytes", "shared_bytes", "peak_memory_bytes", "seconds")
+# Of metrics that have any; Student's interval of few seeds may go beyond.
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "f1": (0.0, 1.0),
+    "matthews_correlation": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
+    "spearman": (-1.0, 1.0),
+}
 _OF_A_RUN = ("seconds", "peak_memory_bytes")
 RUN_COLUMNS = (
     "task", "entry", "title", "method", "family", "setting", "seed", "trial", "chosen", "split", "metric", "value",
@@ -62,7 +71,8 @@ def runs_frame(trained: Sequence[Trained]) -> pd.DataFrame:
             continue
         record = each.result.record
         base |= {name: record[name] for name in (*_SIZES, "best_step", "steps")}
-        reported = (each.result.reported, each.result.metric)
+        # What a method is judged by comes with its seeds.
+        reported = None if each.trial else (each.result.reported, each.result.metric)
         rows += [
             base | {"split": split, "metric": metric, "value": value, "reported": (split, metric) == reported}
             for split, metrics in each.result.metrics.items()
@@ -71,6 +81,13 @@ def runs_frame(trained: Sequence[Trained]) -> pd.DataFrame:
             if split == "validation" or not each.trial
         ]
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+
+
+class _Resampled(NamedTuple):
+    """Hold scores on resampled rows, and the labels that say which rows they are."""
+
+    scores: NDArray[Any]
+    labels: NDArray[Any]
 
 
 class _Scores:
@@ -87,16 +104,19 @@ class _Scores:
     def any(self) -> Result:
         return next(iter(self.results.values()))
 
-    def resampled(self, seeds: Sequence[int]) -> NDArray[Any] | None:
-        """Return scores on resampled rows, where all runs have kept their predictions."""
-        kept = []
+    def resampled(self, seeds: Sequence[int]) -> _Resampled | None:
+        """Return scores on resampled rows, where all runs have kept their predictions of the same rows."""
+        kept: list[tuple[NDArray[Any], NDArray[Any]]] = []
         for seed in seeds:
             result = self.results[seed]
             found = RunDirectory(result.folder).predictions(result.reported)
-            if found is None:
+            if found is None or not np.array_equal(found[1], kept[0][1] if kept else found[1]):
                 return None
             kept.append(found)
-        return resampled_scores(metric_function(self.any.metric), [each for each, _ in kept], kept[0][1])
+        labels = kept[0][1]
+        return _Resampled(
+            resampled_scores(metric_function(self.any.metric), [each for each, _ in kept], labels), labels
+        )
 
 
 def methods_frame(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
@@ -113,6 +133,8 @@ def methods_frame(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
         The score's median, mean, standard deviation and 95 % interval over seeds and rows; the difference from the
         reference with the same seeds and rows, and its interval; numbers, bytes, medians of time (s) and memory
         (bytes); what the paper prints. Scores are as the metric gives them, the paper's as it prints them, in per cent.
+        Where predictions were not kept, or are not of the same rows, "rows_resampled" is False and intervals are of
+        the seeds alone.
     """
     rows: list[dict[str, Any]] = []
     for task in plan.tasks:
@@ -120,7 +142,7 @@ def methods_frame(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
         resampled = {name: each.resampled(list(each.results)) for name, each in scores.items() if each.results}
         reference = plan.selection.reference
         for each in scores.values():
-            row = {"task": task, **_row(each), **_statistics(each, resampled)}
+            row = {"task": task, **_row(each, len(plan.seeds)), **_statistics(each, resampled)}
             row |= _difference(each, scores[reference], resampled)
             rows.append(row | {"paper": each.entry.paper.get(task, math.nan)})
     return pd.DataFrame(rows)
@@ -131,7 +153,7 @@ def _of(task: str, entry: Entry, trained: Sequence[Trained]) -> _Scores:
     return _Scores(entry, [each for each in own if each.trial], [each for each in own if not each.trial])
 
 
-def _row(scores: _Scores) -> dict[str, Any]:
+def _row(scores: _Scores, planned: int) -> dict[str, Any]:
     entry = scores.entry
     row: dict[str, Any] = {
         "entry": entry.name,
@@ -140,6 +162,7 @@ def _row(scores: _Scores) -> dict[str, Any]:
         "family": entry.family,
         "setting": scores.setting,
         "seeds": len(scores.results),
+        "seeds_planned": planned,
         "failed": scores.failed,
         "unavailable": entry.unavailable,
     }
@@ -150,22 +173,26 @@ def _row(scores: _Scores) -> dict[str, Any]:
             name: statistics.median(record[name] for record in records) for name in ("seconds", "peak_memory_bytes")
         }
         row |= {"split": scores.any.reported, "metric": scores.any.metric}
+        row["greater_is_better"] = scores.any.record["greater_is_better"]
     return row | {"paper_numbers": entry.paper.get("numbers", math.nan)}
 
 
-def _statistics(scores: _Scores, resampled: Mapping[str, NDArray[Any] | None]) -> dict[str, float]:
+def _statistics(scores: _Scores, resampled: Mapping[str, _Resampled | None]) -> dict[str, Any]:
     values = list(scores.scores.values())
-    found = interval(values, resampled.get(scores.entry.name))
+    rows = resampled.get(scores.entry.name)
+    found = interval(values, None if rows is None else rows.scores)
+    least, most = BOUNDS.get(scores.any.metric, (-math.inf, math.inf)) if values else (-math.inf, math.inf)
     return {
         "median": statistics.median(values) if values else math.nan,
         "mean": found.mean,
         "sd_of_seeds": statistics.stdev(values) if len(values) > 1 else math.nan,
-        "low": found.low,
-        "high": found.high,
+        "low": max(found.low, least) if values else math.nan,
+        "high": min(found.high, most) if values else math.nan,
+        "rows_resampled": rows is not None,
     }
 
 
-def _difference(scores: _Scores, reference: _Scores, resampled: Mapping[str, NDArray[Any] | None]) -> dict[str, float]:
+def _difference(scores: _Scores, reference: _Scores, resampled: Mapping[str, _Resampled | None]) -> dict[str, float]:
     """Return the paired difference from the reference: the same seeds, the same resampled rows."""
     seeds = [seed for seed in scores.scores if seed in reference.scores]
     if scores is reference or not seeds:
@@ -174,6 +201,8 @@ def _difference(scores: _Scores, reference: _Scores, resampled: Mapping[str, NDA
         resampled.get(each.entry.name) if len(seeds) == len(each.scores) else each.resampled(seeds)
         for each in (scores, reference)
     )
-    together = None if own is None or other is None else own - other
+    together = None
+    if own is not None and other is not None and np.array_equal(own.labels, other.labels):
+        together = own.scores - other.scores
     found = interval([scores.scores[seed] - reference.scores[seed] for seed in seeds], together)
     return {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis import Panel
+from lowrank_ldu.finetuning.comparison.frames import BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,12 +18,11 @@ _LDU = ("#0072B2", "#009E73", "#3A9BD9", "#004C77", "#66C2A5", "#1B7837")
 _WHOLE = ("#222222", "#777777", "#AAAAAA")
 _OTHERS = ("#D55E00", "#B5488A", "#C78500", "#8C510A", "#E377C2", "#BF812D", "#A6761D", "#E7298A", "#7B3294")
 _MARKERS = "osD^vP*X<>hd"
-_IN_PERCENT = {"accuracy", "f1", "matthews_correlation", "pearson", "spearman"}
 
 
 def in_percent(metric: str) -> bool:
     """Say whether a metric is shown times a hundred, as papers print it."""
-    return metric in _IN_PERCENT
+    return metric in BOUNDS
 
 
 def score_panel(methods: pd.DataFrame, task: str) -> Panel:
@@ -48,14 +48,14 @@ def score_panel(methods: pd.DataFrame, task: str) -> Panel:
     title = f"{task}: {metric} against trained numbers"
     panel = Panel(f"scores-{task}", title, "trained numbers, without the head", f"{split} {metric}{unit}", _SIZE)
     for (label, group), (color, marker) in zip(_families(rows), _looks(rows), strict=True):
-        errors = [[*(group["mean"] - group["low"])], [*(group["high"] - group["mean"])]]
         if (group["numbers"] == 0).all():
             panel.axes.axhline(factor * group["mean"].iloc[0], color=color, linestyle=":", label=label)
             continue
         panel.axes.errorbar(
             group["numbers"],
             factor * group["mean"],
-            yerr=None if group["low"].isna().any() else [[factor * each for each in side] for side in errors],
+            yerr=_errors(group, factor),
+            linestyle="-" if group["numbers"].is_unique else "none",
             color=color,
             marker=marker,
             markersize=6,
@@ -67,6 +67,13 @@ def score_panel(methods: pd.DataFrame, task: str) -> Panel:
     panel.make_logarithmic(x=True)
     panel.add_legend()
     return panel
+
+
+def _errors(group: pd.DataFrame, factor: float) -> Any:
+    """Return the lengths of error bars, below and above."""
+    if group["low"].isna().any():
+        return None
+    return [factor * (group["mean"] - group["low"]), factor * (group["high"] - group["mean"])]
 
 
 def _families(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -104,16 +111,19 @@ def sweep_panel(methods: pd.DataFrame, key: str, values: Mapping[str, float]) ->
     Panel
     """
     rows = methods.assign(value=methods["entry"].map(values)).dropna(subset=["value", "mean"]).sort_values("value")
-    metric = rows["metric"].dropna().iloc[0]
-    factor = 100 if in_percent(metric) else 1
-    unit = " (%)" if factor == 100 else ""
-    panel = Panel(f"sweep-{key}", f"{metric} against {key}", key, f"{metric}{unit}", _SIZE)
-    colors = [*_LDU, *_OTHERS]
-    for place, (task, group) in enumerate(rows.groupby("task", sort=False)):
+    metrics = list(rows["metric"].unique())
+    factor = 100 if all(map(in_percent, metrics)) else 1
+    name, unit = ", ".join(metrics), " (%)" if factor == 100 else ""
+    panel = Panel(f"sweep-{key}", f"{name} against {key}", key, f"{name}{unit}", _SIZE)
+    colors, several = [*_LDU, *_OTHERS], len(set(rows["family"])) > 1
+    for place, ((task, family), group) in enumerate(rows.groupby(["task", "family"], sort=False)):
         look: dict[str, Any] = {"color": colors[place % len(colors)], "marker": _MARKERS[place % len(_MARKERS)]}
-        panel.axes.plot(group["value"], factor * group["mean"], label=str(task), **look)
+        label = f"{task}, {family}" if several else str(task)
+        bars = {"yerr": _errors(group, factor), "capsize": 3, "elinewidth": 0.8}
+        panel.axes.errorbar(group["value"], factor * group["mean"], label=label, **bars, **look)
         if group["paper"].notna().any():
-            panel.axes.plot(group["value"], group["paper"], linestyle="--", alpha=0.5, label=f"{task}, paper", **look)
+            paper = group["paper"] * factor / 100
+            panel.axes.plot(group["value"], paper, linestyle="--", alpha=0.5, label=f"{label}, paper", **look)
     panel.make_logarithmic(x=True)
     panel.add_legend()
     return panel

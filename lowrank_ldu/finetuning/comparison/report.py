@@ -6,13 +6,14 @@ import io
 import math
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.errors import OutputError
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.finetuning.comparison.frames import methods_frame, runs_frame
 from lowrank_ldu.finetuning.comparison.plots import in_percent, score_panel, sweep_panel
 from lowrank_ldu.formatting import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -25,6 +26,7 @@ HEADINGS = (
     "score",
     "95 %",
     "seed sd",
+    "seeds",
     "difference",
     "95 %",
     "setting",
@@ -51,6 +53,14 @@ def write_comparison(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
         Of `methods_frame`.
     """
     methods = methods_frame(plan, trained)
+    try:
+        _write_all(plan, trained, methods)
+    except OSError as error:
+        raise OutputError(f"{plan.out}: cannot be written ({error.strerror}); the runs are kept") from error
+    return methods
+
+
+def _write_all(plan: Plan, trained: Sequence[Trained], methods: pd.DataFrame) -> None:
     folder = plan.out / "plots"
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in (("runs", runs_frame(trained)), ("methods", methods)):
@@ -65,7 +75,6 @@ def write_comparison(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
         values = {name: value for name, value in settings.items() if value and name in there}
         if values:
             sweep_panel(methods, plan.selection.sweep, values).save(folder)
-    return methods
 
 
 def _write(frame: pd.DataFrame, stem: Path) -> None:
@@ -94,10 +103,8 @@ def table_rows(methods: pd.DataFrame, task: str) -> list[tuple[str, ...]]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    if row["unavailable"] is not None:
-        return (row["title"], f"not available: {row['unavailable']}", *[""] * (len(HEADINGS) - 2))
-    if not row["seeds"]:
-        state = "every run failed: the loss was no number" if row["failed"] else "not finished"
+    state = state_of(row)
+    if state is not None:
         return (row["title"], state, *[""] * (len(HEADINGS) - 2))
     factor, digits = (100, 1) if in_percent(row["metric"]) else (1, 4)
 
@@ -106,16 +113,16 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
             return "-"
         return " to ".join(f"{factor * value:{sign}.{digits}f}" for value in values)
 
-    failed = f", {row['failed']} failed" if row["failed"] else ""
     paper = "-" if math.isnan(row["paper"]) else f"{row['paper']:g}"
     if not math.isnan(row["paper_numbers"]):
         paper += f" ({row['paper_numbers']:,.0f})"
     return (
         row["title"],
         f"{row['numbers']:,.0f}",
-        f"{shown(row['mean'])} ({shown(row['median'])}){failed}",
+        f"{shown(row['mean'])} ({shown(row['median'])})",
         shown(row["low"], row["high"]),
         shown(row["sd_of_seeds"]),
+        f"{row['seeds']} of {row['seeds_planned']}" + (f", {row['failed']} failed" if row["failed"] else ""),
         shown(row["difference"], sign="+"),
         shown(row["difference_low"], row["difference_high"], sign="+"),
         row["setting"],
@@ -126,6 +133,22 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def state_of(row: Mapping[str, Any]) -> str | None:
+    """Return why an entry has no score, or None where it has one.
+
+    Parameters
+    ----------
+    row : mapping
+        Of `methods_frame`.
+    """
+    # pandas may have made a NaN of a None.
+    if isinstance(row["unavailable"], str):
+        return f"not available: {row['unavailable']}"
+    if row["seeds"]:
+        return None
+    return "every run failed: the loss was no number" if row["failed"] else "not finished"
+
+
 def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
     """Say in words what the table of a task shows."""
     rows = methods[(methods["task"] == task) & (methods["seeds"] > 0)]
@@ -133,9 +156,16 @@ def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
         return ["Nothing is finished."]
     reference = next(entry for entry in plan.selection.entries if entry.name == plan.selection.reference)
     split, metric = rows["split"].iloc[0], rows["metric"].iloc[0]
+    better = "" if rows["greater_is_better"].iloc[0] else "; less is better"
+    told = [f"Score: {metric} on the {split} split, mean (and median) over seeds{better}."]
+    if rows["rows_resampled"].all():
+        told.append("Its interval covers seeds and rows.")
+    else:
+        told.append("Its interval covers seeds alone: not all runs have kept predictions of the same rows.")
+    if split == "validation":
+        told.append("Settings and best states were chosen on the same rows, which flatters all scores.")
     return [
-        f"Score: {metric} on the {split} split, mean (and median) over {len(plan.seeds)} seeds.",
-        "Its interval covers seeds and rows.",
+        *told,
         f"Difference: from {reference.title}, with the same seeds and rows.",
         f"Each method was tried with {plan.trials} setting(s) on validation data; the table has the best one.",
         "Numbers: those beside the head. MB: the most memory of a run. kB: the adapter's files, the head included.",
@@ -147,8 +177,13 @@ def _markdown(plan: Plan, methods: pd.DataFrame) -> str:
     for task in plan.tasks:
         lines += [f"## {task}", "", *(f"- {each}" for each in sentences(plan, methods, task)), ""]
         lines += [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-        lines += [f"| {' | '.join(cells)} |" for cells in table_rows(methods, task)]
+        lines += [f"| {' | '.join(map(_escaped, cells))} |" for cells in table_rows(methods, task)]
         if (methods.loc[methods["task"] == task, "seeds"] > 0).any():
             lines += ["", f"![{task}](plots/scores-{task}.png)"]
         lines.append("")
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Return a text as a cell of a Markdown table."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.configuration import configure
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.finetuning.comparison.entries import Entry
     from lowrank_ldu.finetuning.recipe import Recipe
 
+# What stays as it is in names of folders.
+_PLAIN = "._-+[]() ,'"
 # Half a power of ten, so that the ladder spans a hundred with five trials.
 _STEP = math.sqrt(10)
 
@@ -99,5 +102,7 @@ def setting_name(setting: dict[str, Any]) -> str:
     --------
     >>> setting_name({"learning_rate": 0.001, "r": 8})
     'learning_rate=0.001,r=8'
+    >>> setting_name({"target_modules": "a/b"})
+    'target_modules=a%2Fb'
     """
-    return ",".join(f"{key}={value}" for key, value in setting.items()).replace("/", "_")
+    return ",".join(f"{key}={quote(str(value), safe=_PLAIN)}" for key, value in setting.items())

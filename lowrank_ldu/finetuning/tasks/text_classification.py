@@ -57,9 +57,9 @@ class TextClassification:
             task.labels,
         )
         _check_length(model, options["max_length"])
-        tokenized = {name: _tokenized(rows, tokenizer, task, options["max_length"]) for name, rows in splits.items()}
         # Evaluated batches are of like lengths: there is less padding.
-        tokenized = {name: rows if name == "train" else _by_length(rows) for name, rows in tokenized.items()}
+        splits = {name: rows if name == "train" else _by_length(rows, task.columns) for name, rows in splits.items()}
+        tokenized = {name: _tokenized(rows, tokenizer, task, options["max_length"]) for name, rows in splits.items()}
         metrics = regression_metrics if task.labels is None else classification_metrics
         return LoadedTask(
             model=model,
@@ -142,6 +142,7 @@ def _tokenized(rows: Any, tokenizer: Any, task: TextTask, length: int) -> Any:
     return rows.map(tokens, batched=True, remove_columns=rows.column_names, keep_in_memory=True)
 
 
-def _by_length(rows: Any) -> Any:
-    lengths = [len(tokens) for tokens in rows["input_ids"]]
+def _by_length(rows: Any, columns: tuple[str, ...]) -> Any:
+    """Sort rows by their characters: the order is the same with any tokenizer and cut."""
+    lengths = [sum(map(len, texts)) for texts in zip(*(rows[column][:] for column in columns), strict=True)]
     return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))
