@@ -13,7 +13,6 @@ from tiny_text_models import data_set, offline, save_model
 
 from lowrank_ldu.errors import DivergenceError, OptionError, RunDirectoryError
 from lowrank_ldu.finetuning import Choice, list_recipes, load_recipe, train
-from lowrank_ldu.finetuning.comparison import compare as comparing
 from lowrank_ldu.finetuning.comparison import (
     compare_methods,
     interval,
@@ -24,6 +23,7 @@ from lowrank_ldu.finetuning.comparison import (
     select_entries,
     sweep_panel,
     table_rows,
+    worker,
     write_comparison,
 )
 from lowrank_ldu.finetuning.comparison.trials import trial_settings
@@ -136,7 +136,7 @@ def test_a_loss_that_is_no_number_fails_its_entry_and_nothing_else(compared):
 
 def test_the_same_call_again_trains_nothing(compared, monkeypatch):
     plan, trained, _ = compared
-    monkeypatch.setattr(comparing, "train", lambda run, **_: _finished(run))
+    monkeypatch.setattr(worker, "train", lambda run, **_: _finished(run))
     again = compare_methods(plan)
     assert [(each.setting, each.seed, each.failure) for each in again] == [
         (each.setting, each.seed, each.failure) for each in trained

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from lowrank_ldu.finetuning.comparison.compare import Plan, Trained, compare_methods, plan_comparison
+from lowrank_ldu.finetuning.comparison.compare import Trained, compare_methods
 from lowrank_ldu.finetuning.comparison.entries import Entry, Selection, select_entries
 from lowrank_ldu.finetuning.comparison.frames import methods_frame, runs_frame
 from lowrank_ldu.finetuning.comparison.intervals import Interval, interval, resampled_scores
+from lowrank_ldu.finetuning.comparison.plan import Plan, plan_comparison
 from lowrank_ldu.finetuning.comparison.plots import score_panel, sweep_panel
 from lowrank_ldu.finetuning.comparison.report import sentences, table_rows, write_comparison
 

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.errors import DivergenceError, OptionError
-from lowrank_ldu.files import replace_file
-from lowrank_ldu.finetuning.comparison.trials import chosen_by, setting_name, trial_settings
+from lowrank_ldu.finetuning.comparison.trials import setting_name
+from lowrank_ldu.finetuning.comparison.worker import is_there, train_one
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.processes import is_first
-from lowrank_ldu.finetuning.recipe import Choice, Recipe
-from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED, RunDirectory
-from lowrank_ldu.finetuning.runner import train
-from lowrank_ldu.finetuning.runs import Result, Run, plan_runs
-from lowrank_ldu.validation import check_count
+from lowrank_ldu.finetuning.runs import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
-    from lowrank_ldu.finetuning.comparison.entries import Entry, Selection
+    from lowrank_ldu.finetuning.comparison.entries import Entry
+    from lowrank_ldu.finetuning.comparison.plan import Plan
 
-FAILURE, FAILURE_OF_TESTS = "failure.txt", "failure-of-tests.txt"
-# Of a folder's name, in bytes.
-_LONGEST = 200
-# What a search is for: titles name other settings.
-_RATES = {"learning_rate", "head_learning_rate"}
-_WATCH = "parent of a comparison"
-_RUNS = "runs"
 _HEADS = "heads"
 
 
@@ -64,134 +50,6 @@ class Trained:
     chosen: bool
     result: Result | None
     failure: str | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Hold everything that a comparison is made of.
-
-    Attributes
-    ----------
-    recipe : Recipe
-    choice : Choice
-    selection : Selection
-    tasks : tuple of str
-    seeds : tuple of int
-    trials : int
-    out : pathlib.Path
-    """
-
-    recipe: Recipe
-    choice: Choice
-    selection: Selection
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...]
-    trials: int
-    out: Path
-    settings: dict[tuple[str, str], list[dict[str, Any]]] = field(repr=False, default_factory=dict)
-
-    @property
-    def pairs(self) -> Iterator[tuple[str, Entry]]:
-        """Go through tasks and the entries that can be trained here."""
-        for entry in self.selection.entries:
-            if entry.unavailable is None:
-                for task in self.tasks:
-                    yield task, entry
-
-    def run(self, task: str, entry: Entry, setting: dict[str, Any], seed: int) -> Run:
-        """Return a run, its options checked and its folder."""
-        chosen = chosen_by(entry, self.choice)
-        choice = Choice(chosen.variant, chosen.method, chosen.model, chosen.data, {**chosen.settings, **setting})
-        out = self.out / _RUNS / entry.name / setting_name(setting)
-        return plan_runs(self.recipe, out, choice, tasks=[task], seeds=[seed])[0]
-
-
-def plan_comparison(
-    recipe: Recipe,
-    out: Path,
-    selection: Selection,
-    choice: Choice | None = None,
-    *,
-    tasks: Sequence[str] = (),
-    seeds: int | None = None,
-    trials: int | None = None,
-) -> Plan:
-    """Check everything that a comparison will need, and train nothing.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    out : pathlib.Path
-    selection : Selection
-        Of `select_entries`.
-    choice : Choice, optional
-        Model, data, variant and settings for all entries.
-    tasks : sequence of str
-        All of the recipe's, if not given.
-    seeds : int, optional
-        Their number: the recipe's first ones, and others after them. As the comparison in the recipe says, if not
-        given.
-    trials : int, optional
-        Likewise.
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    OptionError
-        An option is unknown or not accepted.
-    RunDirectoryError
-        A folder holds another run.
-    """
-    choice = Choice() if choice is None else choice
-    if choice.method is not None:
-        raise OptionError(f"method is {choice.method!r}; accepted: none, the entries have methods")
-    if out.exists() and not out.is_dir():
-        raise OptionError(f"out is {str(out)!r}, which is no folder; accepted: a new one, or a comparison's")
-    trials = selection.trials if trials is None else trials
-    count = selection.seeds or len(recipe.seeds) if seeds is None else seeds
-    for name, value in (("trials", trials), ("seeds", count)):
-        try:
-            check_count(value, name, least=1)
-        except (TypeError, ValueError) as error:
-            raise OptionError(str(error)) from error
-    more = range(max(recipe.seeds) + 1, max(recipe.seeds) + 1 + count)
-    plan = Plan(
-        recipe=recipe,
-        choice=choice,
-        selection=selection,
-        tasks=tuple(dict.fromkeys(tasks or recipe.tasks)),
-        seeds=(*recipe.seeds, *more)[:count],
-        trials=trials,
-        out=out,
-    )
-    for entry in selection.entries:
-        _check_own(entry, choice, selection, trials)
-    for task, entry in plan.pairs:
-        settings = trial_settings(recipe, task, entry, choice, trials)
-        plan.settings[task, entry.name] = settings
-        for setting in settings:
-            if len(setting_name(setting).encode()) > _LONGEST:
-                raise OptionError(f"setting {setting_name(setting)[:40]}... is too long; accepted: {_LONGEST} bytes")
-            plan.run(task, entry, setting, plan.seeds[0])
-    return plan
-
-
-def _check_own(entry: Entry, choice: Choice, selection: Selection, trials: int) -> None:
-    """Refuse what would make an entry another one than its title says."""
-    for key in sorted(entry.own & choice.settings.keys()):
-        raise OptionError(
-            f"{key} is set for all entries, and {entry.name} has its own; accepted: to leave it out, or methods by name"
-        )
-    for key in sorted(entry.own & entry.search.keys() - _RATES):
-        raise OptionError(f"search has {key}, and {entry.name} has its own; accepted: another key, or methods by name")
-    swept = selection.sweep in entry.search or (selection.sweep in _RATES and not entry.search and trials > 1)
-    if selection.sweep is not None and swept:
-        raise OptionError(
-            f"trials is {trials}, and the comparison sweeps {selection.sweep}; accepted: 1, or a search of other keys"
-        )
 
 
 def compare_methods(
@@ -296,9 +154,9 @@ def _train_all(
     """Return the outcome of each run that has one."""
     joblib = require("joblib")
     planned = ((each, plan.run(*each)) for each in listed)
-    todo = [(each, run) for each, run in planned if not options.finished_only or _is_there(run, tests=tests)]
+    todo = [(each, run) for each, run in planned if not options.finished_only or is_there(run, tests=tests)]
     calls = (
-        joblib.delayed(_train_one)(run, plan.out / _HEADS, tests, options.report_to, _threads(options.jobs))
+        joblib.delayed(train_one)(run, plan.out / _HEADS, tests, options.report_to, _threads(options.jobs))
         for _, run in todo
     )
     outcomes: dict[Any, Result | str] = {}
@@ -312,13 +170,6 @@ def _train_all(
     return outcomes
 
 
-def _is_there(run: Run, *, tests: bool) -> bool:
-    record = RunDirectory(run.folder).finished()
-    if record is None:
-        return (run.folder / FAILURE).is_file()
-    return not (tests and record[NOT_EVALUATED]) or (run.folder / FAILURE_OF_TESTS).is_file()
-
-
 def _told(task: str, entry: Entry, setting: str, seed: int, outcome: Result | str) -> str:
     where = f"{task}, {entry.name}, {setting}, seed {seed}"
     if isinstance(outcome, str):
@@ -328,47 +179,3 @@ def _told(task: str, entry: Entry, setting: str, seed: int, outcome: Result | st
 
 def _threads(jobs: int) -> int | None:
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-
-
-def _train_one(  # joblib calls it
-    run: Run, heads: Path, tests: bool, report_to: str, threads: int | None
-) -> Result | str:
-    """Train a run; a loss that is no number is an outcome, too."""
-    import torch  # noqa: PLC0415  # a process of its own begins here
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-        _end_with_parent()
-    directory = RunDirectory(run.folder)
-    # That of the tests has no part in the choice of a setting.
-    kept = FAILURE if directory.finished() is None else FAILURE_OF_TESTS
-    if (tests or kept == FAILURE) and (run.folder / kept).is_file():
-        return (run.folder / kept).read_text(encoding="utf-8")
-    try:
-        result = train(run, report_to=report_to, tests=tests, heads=heads)
-    except DivergenceError as error:
-        with directory.written():
-            replace_file(run.folder / kept, str(error).encode())
-        outcome: Result | str = str(error)
-    else:
-        outcome = result if math.isfinite(result.score) else f"the validation {result.metric} is {result.score}"
-    # Those of all weights, with two moments each, would fill the disk; the adapter stays.
-    if is_first():
-        directory.remove_checkpoints(failed=isinstance(outcome, str))
-    return outcome
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that began it is gone.
-
-    It would train on, and keep folders locked from the command that resumes.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            threading.Event().wait(1.0)
-        os._exit(1)
-
-    if not any(thread.name == _WATCH for thread in threading.enumerate()):
-        threading.Thread(target=watch, name=_WATCH, daemon=True).start()

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lowrank_ldu.finetuning.comparison.compare import Plan, Trained
+    from lowrank_ldu.finetuning.comparison.compare import Trained
     from lowrank_ldu.finetuning.comparison.entries import Entry
+    from lowrank_ldu.finetuning.comparison.plan import Plan
     from lowrank_ldu.finetuning.runs import Result
 
 _SIZES = ("numbers", "numbers_trained_whole", "adapter_bytes", "shared_bytes", "peak_memory_bytes", "seconds")

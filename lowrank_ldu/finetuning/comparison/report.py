@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from lowrank_ldu.finetuning.comparison.compare import Plan, Trained
+    from lowrank_ldu.finetuning.comparison.compare import Trained
+    from lowrank_ldu.finetuning.comparison.plan import Plan
 
 HEADINGS = (
     "method",
