@@ -103,7 +103,7 @@ def compare_methods(
         if dry_run:
             _show_plan(plan)
             return
-        tell = (lambda line: say(line, err=True)) if is_first() else None
+        tell = (lambda line: say(line, err=True)) if is_first() and not finished else None
         trained = comparing.compare_methods(plan, jobs=jobs, report_to=report_to, finished_only=finished, tell=tell)
         if is_first():
             _show(plan, comparing.write_comparison(plan, trained))
@@ -132,12 +132,12 @@ def _show_plan(plan: Plan) -> None:
 
 
 # What fits a terminal; the rest is in table.md.
-_COLUMNS = ("entry", "numbers", "score", "95 %", "difference", "95 %", "time")
+_COLUMNS = ("entry", "numbers", "score", "95 %", "differs", "95 %")
 
 
 def _show(plan: Plan, methods: pd.DataFrame) -> None:
     from lowrank_ldu.finetuning.comparison import sentences, table_rows  # noqa: PLC0415
-    from lowrank_ldu.finetuning.comparison.report import HEADINGS, state_of  # noqa: PLC0415
+    from lowrank_ldu.finetuning.comparison.report import state_of  # noqa: PLC0415
 
     console = SafeConsole()
     for task in plan.tasks:
@@ -150,10 +150,9 @@ def _show(plan: Plan, methods: pd.DataFrame) -> None:
             if state is not None:
                 without.append(f"{row['entry']}: {state}")
                 continue
-            named = dict(zip(HEADINGS, cells, strict=True))
             partly = "" if row["seeds"] == row["seeds_planned"] else f" {row['seeds']}/{row['seeds_planned']}"
             score = f"{cells[2].partition(' ')[0]}{partly}"
-            table.add_row(row["entry"], named["numbers"], score, cells[3], cells[6], cells[7], named["time"])
+            table.add_row(row["entry"], cells[1], score, cells[3], cells[6], cells[7])
         if table.rows:
             console.print(table)
         for sentence in (*without, *sentences(plan, methods, task)):
