@@ -46,8 +46,8 @@ def start_sentence() -> str:
     split, (model, _) = load_digits_split(), pretrained_vit()
     upright, shifted = (100 * accuracy(model, images) for images in (split.upright_test, split.test))
     return (
-        f"Pre-trained on {len(split.pretraining)} upright digits: {upright:.1f} % of the upright test images are right, and "
-        f"{shifted:.1f} % of the same images in the rendering of the new task ({DEFAULT_SHIFT})."
+        f"Pre-trained on {len(split.pretraining)} upright digits: {upright:.1f} % of the upright test images are "
+        f"right, and {shifted:.1f} % of the same images in the rendering of the new task ({DEFAULT_SHIFT})."
     )
 
 
