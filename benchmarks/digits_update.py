@@ -10,21 +10,25 @@ from pathlib import Path
 
 from safetensors.torch import save_model
 
-from lowrank_ldu.demo.comparison import ComparisonSettings, fine_tune, pretrain
-from lowrank_ldu.demo.methods import FullFineTuning, default_methods
-from lowrank_ldu.finetuning.digits.data import load_digits_split
+from lowrank_ldu.finetuning import Choice, load_recipe, run_recipe
+from lowrank_ldu.finetuning.digits import pretrained_vit
+from lowrank_ldu.finetuning.digits.determinism import single_threaded
+from lowrank_ldu.finetuning.methods import MethodRequest, get_method
+from lowrank_ldu.finetuning.run_directory import RunDirectory
 
 
 def main(folder):
+    base, _ = pretrained_vit()
     folder.mkdir(parents=True, exist_ok=True)
-    settings = ComparisonSettings()
-    split = load_digits_split(settings.split_seed, shift=settings.shift)
-    pretrained = pretrain(split, settings)
-    save_model(pretrained.model, folder / "base.safetensors")
-    (method,) = (method for method in default_methods() if isinstance(method, FullFineTuning))
-    tuned, result = fine_tune(pretrained, method, split.training, split.test, seed=0, settings=settings.fine_tuning)
-    save_model(tuned.model, folder / "tuned.safetensors")
-    print(f"accuracy {result.initial_accuracy:.3f} before, {result.accuracy:.3f} after")
+    save_model(base, folder / "base.safetensors")
+    choice = Choice(method="full", settings={"eval_delay": 30})
+    with single_threaded():
+        (result,) = run_recipe(load_recipe("digits"), folder / "runs", choice, seeds=[0])
+    request = MethodRequest(targets=[], trained_whole=["classifier"])
+    prepared = get_method("full").prepare(base, {}, request)
+    prepared.load(RunDirectory(result.folder).adapter)
+    save_model(prepared.merged(), folder / "tuned.safetensors")
+    print(f"accuracy {result.metrics['test']['accuracy']:.3f} after")
 
 
 if __name__ == "__main__":

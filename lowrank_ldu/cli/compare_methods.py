@@ -106,7 +106,7 @@ def compare_methods(
         tell = (lambda line: say(line, err=True)) if is_first() and not finished else None
         trained = comparing.compare_methods(plan, jobs=jobs, report_to=report_to, finished_only=finished, tell=tell)
         if is_first():
-            _show(plan, comparing.write_comparison(plan, trained))
+            show_comparison(plan, comparing.write_comparison(plan, trained))
             say(f"written to {folder}")
 
 
@@ -135,7 +135,8 @@ def _show_plan(plan: Plan) -> None:
 _COLUMNS = ("entry", "numbers", "score", "95 %", "differs", "95 %")
 
 
-def _show(plan: Plan, methods: pd.DataFrame) -> None:
+def show_comparison(plan: Plan, methods: pd.DataFrame) -> None:
+    """Print the table of each task, and what it shows."""
     from lowrank_ldu.finetuning.comparison import sentences, table_rows  # noqa: PLC0415
     from lowrank_ldu.finetuning.comparison.report import state_of  # noqa: PLC0415
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lowrank_ldu.analysis import Progress as SurveyProgress
-    from lowrank_ldu.demo import ComparisonProgress
 
 
 def _bar(before: str, after: str) -> Progress:
@@ -46,18 +45,6 @@ def show_progress() -> Iterator[Callable[[SurveyProgress], None]]:
                 count=f"{state.finished}/{state.total}",
                 description=printable(", ".join(state.running)),
             )
-
-        yield update
-
-
-@contextmanager
-def show_steps() -> Iterator[Callable[[ComparisonProgress], None]]:
-    """Show what is being trained, and the time left."""
-    with _bar("{task.description}", "") as bar:
-        task = bar.add_task("loading", total=None)
-
-        def update(state: ComparisonProgress) -> None:
-            bar.update(task, completed=state.step, total=state.total, description=state.stage)
 
         yield update
 

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from lowrank_ldu.demo import VisionTransformerSettings, build_vision_transformer
+from lowrank_ldu.finetuning.digits.network import VisionTransformerSettings, build_vision_transformer
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lowrank_ldu.demo import SHIFTS, load_digits_split
+from lowrank_ldu.finetuning.digits.data import SHIFTS, load_digits_split
 
 
 def rows(pixels: torch.Tensor) -> list[tuple[float, ...]]:

@@ -5,16 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_ldu.demo import (
-    FullFineTuning,
-    Images,
-    PreparedModel,
-    TrainingSettings,
-    accuracy,
-    build_vision_transformer,
-    load_digits_split,
-    train,
-)
+from lowrank_ldu.finetuning.digits.data import Images, load_digits_split
+from lowrank_ldu.finetuning.digits.network import build_vision_transformer
+from lowrank_ldu.finetuning.digits.prepared import PreparedModel
+from lowrank_ldu.finetuning.digits.training import TrainingSettings, accuracy, train
 
 
 class Output:
@@ -106,7 +100,7 @@ def test_the_same_seed_gives_the_same_weights(small):
     split = load_digits_split()
 
     def trained() -> dict[str, torch.Tensor]:
-        prepared = FullFineTuning(1e-3).prepare(build_vision_transformer(small), split.training, seed=0)
+        prepared = PreparedModel(build_vision_transformer(small))
         train(
             prepared,
             split.training,

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from lowrank_ldu.demo import build_vision_transformer
+from lowrank_ldu.finetuning.digits.network import build_vision_transformer
 
 
 def test_the_default_network_has_the_documented_size_and_output():

@@ -35,7 +35,7 @@ DEFAULT_SHIFT: Final = "half-turn-negative"
 
 Chosen for the room between the linear probe and full fine-tuning, mean test accuracy over three seeds: 70.0 to 88.8 %
 here, 66.8 to 84.9 % for ``"quarter-turn"``, 69.5 to 83.8 % for ``"negative"``, which leaves the least to learn.
-``compare_methods(settings=ComparisonSettings(shift=...))`` measures them again.
+``lowrank-ldu compare-methods digits --set rendering=NAME`` measures them again.
 """
 
 

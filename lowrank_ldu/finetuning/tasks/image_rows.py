@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Of the image that a model with so many channels takes.
 _MODES = {1: "L", 3: "RGB"}
+# Bytes of prepared images, in each split.
+_MOST_KEPT = 2**26
 # JPEG images are decoded at an eighth of their size where only their wholeness is of interest.
 _SMALL = (1, 1)
 
@@ -24,7 +26,8 @@ _SMALL = (1, 1)
 class ImageRows:
     """Hold the images and labels of a split, as a model takes them.
 
-    Images are decoded, resized and normalized each time: all of them at once would take gigabytes.
+    Images are decoded, resized and normalized each time, but for the first ones: all of them at once would take
+    gigabytes, and small sets are small.
 
     Parameters
     ----------
@@ -45,12 +48,25 @@ class ImageRows:
         self._processor = processor
         self._mode = _MODES[channels]
         self._feature = require("datasets").Image()
+        self._kept: dict[int, Any] = {}
+        self._room = _MOST_KEPT
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        row = self._rows[int(place)]
+        place = int(place)
+        row = self._kept.get(place)
+        if row is None:
+            row = self._made(place)
+            size = row["pixel_values"].nbytes
+            if size <= self._room:
+                self._kept[place] = row
+                self._room -= size
+        return dict(row)
+
+    def _made(self, place: int) -> dict[str, Any]:
+        row = self._rows[place]
         try:
             image = self._feature.decode_example(row[IMAGE])
         except Exception as error:  # PIL has no one kind for what is wrong with a file
