@@ -11,14 +11,14 @@ from pathlib import Path
 from safetensors.torch import save_model
 
 from lowrank_ldu.finetuning import Choice, load_recipe, run_recipe
-from lowrank_ldu.finetuning.digits import pretrained_vit
+from lowrank_ldu.finetuning.digits import pretrained_digits_vit
 from lowrank_ldu.finetuning.digits.determinism import single_threaded
 from lowrank_ldu.finetuning.methods import MethodRequest, get_method
 from lowrank_ldu.finetuning.run_directory import RunDirectory
 
 
 def main(folder):
-    base, _ = pretrained_vit()
+    base, _ = pretrained_digits_vit()
     folder.mkdir(parents=True, exist_ok=True)
     save_model(base, folder / "base.safetensors")
     choice = Choice(method="full", settings={"eval_delay": 30})

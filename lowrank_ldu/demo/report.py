@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from lowrank_ldu.finetuning.comparison import score_panel, sentences, table_rows
 from lowrank_ldu.finetuning.comparison.report import HEADINGS
-from lowrank_ldu.finetuning.digits import DEFAULT_SHIFT, pretrained_vit
+from lowrank_ldu.finetuning.digits import DEFAULT_SHIFT, pretrained_digits_vit
 from lowrank_ldu.finetuning.digits.data import load_digits_split
 from lowrank_ldu.finetuning.digits.training import accuracy
 
@@ -43,7 +43,7 @@ def comparison_section(plan: Plan, methods: pd.DataFrame, saved: RoundTrip) -> M
 
 def start_sentence() -> str:
     """Say what the pre-trained network gets right before any fine-tuning."""
-    split, (model, _) = load_digits_split(), pretrained_vit()
+    split, (model, _) = load_digits_split(), pretrained_digits_vit()
     upright, shifted = (100 * accuracy(model, images) for images in (split.upright_test, split.test))
     return (
         f"Pre-trained on {len(split.pretraining)} upright digits: {upright:.1f} % of the upright test images are "

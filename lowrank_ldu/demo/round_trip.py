@@ -10,7 +10,7 @@ from safetensors.torch import save_model
 
 from lowrank_ldu.adapters import load_adapter
 from lowrank_ldu.errors import RoundTripError
-from lowrank_ldu.finetuning.digits import digits_splits, pretrained_vit
+from lowrank_ldu.finetuning.digits import digits_splits, pretrained_digits_vit
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.run_directory import RunDirectory
 from lowrank_ldu.finetuning.tasks.image_rows import ImageRows
@@ -83,14 +83,17 @@ def round_trip(trained: Sequence[Trained], folder: Path) -> RoundTrip:
     run = max(runs, key=lambda each: (each.result.numbers, -each.seed))  # type: ignore[union-attr]  # as filtered
     directory = RunDirectory(run.result.folder)  # type: ignore[union-attr]
     kept, labels = (torch.from_numpy(each) for each in directory.predictions("test"))  # type: ignore[union-attr]
-    base, processor = pretrained_vit()
+    base, processor = pretrained_digits_vit()
     save_model(base, str(folder / BASE_FILE))
     rows = ImageRows("test", digits_splits()["test"], processor, 1)
     pixels = torch.stack([torch.as_tensor(rows[place]["pixel_values"]) for place in range(len(rows))])
 
     require("lowrank_ldu.peft")
-    by_peft = require("peft").PeftModel.from_pretrained(pretrained_vit()[0], str(directory.adapter))
+    by_peft = require("peft").PeftModel.from_pretrained(pretrained_digits_vit()[0], str(directory.adapter))
     logits = {"by PEFT": _logits(by_peft, pixels)}
+    # What is trained beside the adapter is the head.
+    base.requires_grad_(False)
+    base.classifier.requires_grad_(True)
     load_adapter(base, directory.adapter)
     logits["reloaded"] = _logits(base, pixels)
     parameters = trainable_parameters(base)

@@ -168,7 +168,9 @@ def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
     return [
         *told,
         f"Difference: from {reference.title}, with the same seeds and rows.",
-        f"Each method was tried with {plan.trials} setting(s) on validation data; the table has the best one.",
+        "Settings are the recipe's."
+        if plan.trials == 1
+        else f"Each method was tried with {plan.trials} settings on validation data; the table has the best one.",
         "Numbers: those beside the head. MB: the most memory of a run. kB: the adapter's files, the head included.",
     ]
 
