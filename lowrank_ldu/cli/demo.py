@@ -28,9 +28,9 @@ def demo(
 ) -> None:
     """Run everything once on data that comes with scikit-learn.
 
-    No download, about three minutes. A small vision transformer is pre-trained on handwritten digits, the first time, and
-    its weights are analyzed. It is then fine-tuned on other images, turned upside down and inverted, by linear probe,
-    LoLDU, LoRA, PiSSA and full fine-tuning with the same batches. The LoLDU adapter is saved, reloaded and merged.
+    No download, about three minutes. A small vision transformer is pre-trained on handwritten digits, the first time,
+    and its weights are analyzed. It is then fine-tuned on other images, turned upside down and inverted, by linear
+    probe, LoLDU, LoRA, PiSSA and full fine-tuning with the same batches. The LoLDU adapter is reloaded and merged.
     """
     from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, headlines, write_report  # noqa: PLC0415
     from lowrank_ldu.cli.compare_methods import show_comparison  # noqa: PLC0415
