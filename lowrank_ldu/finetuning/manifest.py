@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import hashlib
 import importlib
 import shlex
@@ -133,10 +135,14 @@ def weights_digest(model: nn.Module, without: Sequence[str] = ()) -> str:
 def reset_peak_memory() -> None:
     """Count the most bytes of memory from now on, where the system allows that.
 
-    Linux does, for this process.
+    Linux does, for this process. What earlier runs have freed is given back to the system first, where its allocator
+    can do that.
     """
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5")
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lowrank_ldu.errors import OptionError, OutputError, RunDirectoryError, Trai
 from lowrank_ldu.finetuning import Choice, load_recipe, median_scores, plan_runs, run_recipe, trainer
 from lowrank_ldu.finetuning import runner as runs
 from lowrank_ldu.finetuning.checkpoints import is_whole, trainer_state, whole_checkpoints
+from lowrank_ldu.finetuning.manifest import peak_memory, reset_peak_memory
 from lowrank_ldu.finetuning.trained import (
     check_numbers,
     load_trained,
@@ -332,3 +334,17 @@ def test_reports_that_are_not_installed_and_seeds_that_are_none(base, tmp_path):
         run_recipe(load_recipe("glue"), tmp_path, choice(base), tasks=["sst2"], seeds=[0], report_to="mlflow")
     with pytest.raises(OptionError, match="seed is -1; accepted: from 0 on"):
         run(base, tmp_path, seeds=[-1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system counts from the start alone")
+def test_memory_is_counted_from_the_start_of_a_run():
+    block = torch.ones(2**26)  # 256 MiB
+    reset_peak_memory()
+    before = peak_memory()
+    del block
+    reset_peak_memory()
+    after = peak_memory()
+    assert after < before - 200 * 2**20
+    block = torch.ones(2**26)
+    assert peak_memory() > after + 200 * 2**20
+    del block
