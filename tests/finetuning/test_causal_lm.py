@@ -160,7 +160,7 @@ def test_a_core_is_exported_as_lora(base, finished, tmp_path):
     assert torch.equal(first.argmax(-1), second.argmax(-1))
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.longer)])
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in {"head", "bitfit"}])
 def test_checkpointed_activations_give_the_same_gradients(name, reentrant):
     def gradients(checkpointed):
@@ -190,7 +190,7 @@ def test_checkpointed_activations_give_the_same_gradients(name, reentrant):
             torch.testing.assert_close(checkpointed[key], value, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", ["melora", "ldu-core"])
+@pytest.mark.parametrize("method", ["ldu-core", pytest.param("melora", marks=pytest.mark.longer)])
 def test_a_run_with_checkpointed_activations_is_the_same_run(base, tmp_path, monkeypatch, method):
     calls, forward = [], LlamaMLP.forward
 
