@@ -191,7 +191,10 @@ def test_what_is_no_formula_is_written_as_it_is(value):
         ("analyze", "Missing argument"),
         ("analyze x --rnk 3", "No such option: --rnk; accepted: --rank, --pivoting, "),
         ("compare x y --force", "No such option: --force; accepted: --.*--overwrite"),
-        ("nonsense", "No such command 'nonsense'; accepted: analyze, bench, claims, compare, compare-methods, demo, export"),
+        (
+            "nonsense",
+            "No such command 'nonsense'; accepted: analyze, bench, claims, compare, compare-methods, demo, export",
+        ),
         (
             "analyze x --out full",
             "full: is not empty; accepted: an empty or a new folder, or --overwrite to replace its",
