@@ -161,6 +161,9 @@ def test_what_is_finished_can_be_read_before_all_is(recipe, tmp_path):
     ]  # fmt: skip
     assert not (tmp_path / "runs" / "lora-1").exists()
     methods = write_comparison(plan, found).set_index("entry")
+    assert "Its interval covers seeds and rows." in (tmp_path / "table.md").read_text()
+    write_comparison(plan, [each for each in found if each.seed == 3])
+    assert "One seed has no interval." in (tmp_path / "table.md").read_text()
     assert methods["seeds"].to_dict() == {"lora-1": 0, "head": 2}
 
 

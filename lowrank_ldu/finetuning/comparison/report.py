@@ -159,7 +159,9 @@ def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
     split, metric = rows["split"].iloc[0], rows["metric"].iloc[0]
     better = "" if rows["greater_is_better"].iloc[0] else "; less is better"
     told = [f"Score: {metric} on the {split} split, mean (and median) over seeds{better}."]
-    if rows["rows_resampled"].all():
+    if rows["seeds"].max() == 1:
+        told.append("One seed has no interval.")
+    elif rows["rows_resampled"].all():
         told.append("Its interval covers seeds and rows.")
     else:
         told.append("Its interval covers seeds alone: not all runs have kept predictions of the same rows.")
