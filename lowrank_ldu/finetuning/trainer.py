@@ -230,8 +230,8 @@ class RunCallback(TrainerCallback):
             control.should_log = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Save with the evaluation at the end of an epoch."""
-        if control.should_evaluate:
+        """Save with the evaluation at the end of an epoch, or without one where there is none."""
+        if control.should_evaluate or args.eval_strategy == "no":
             control.should_save = control.should_log = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002

@@ -157,7 +157,7 @@ class Training:
         numbers, whole_numbers = check_numbers(prepared)
         if not (self._whole and _is_at_the_end(trainer_state(self._whole[-1]))):
             _go_on(self._trainer, self._whole)
-        best, steps = _best(directory, task)
+        best, steps = _best(directory, task, evaluated=self._trainer.args.eval_strategy != "no")
         load_trained(prepared, directory.checkpoints / f"checkpoint-{best}")
         if is_first():
             with whole_folder(directory.adapter, overwrite=True) as folder:
@@ -209,10 +209,12 @@ def _go_on(trainer: Any, whole: Sequence[Path]) -> None:
         ) from error
 
 
-def _best(directory: RunDirectory, task: LoadedTask) -> tuple[int, int]:
-    """Return the best evaluation's step, and the last one's."""
+def _best(directory: RunDirectory, task: LoadedTask, *, evaluated: bool) -> tuple[int, int]:
+    """Return the best evaluation's step, and the last one's; the last one twice where training had none."""
     whole = whole_checkpoints(directory.checkpoints)
     state = trainer_state(whole[-1]) if whole else {"log_history": []}
+    if whole and not evaluated:
+        return step_of(whole[-1]), int(state["global_step"])
     best = best_step(state, task.metric, greater=task.greater_is_better)
     if best is None:
         raise OptionError("there was no evaluation; accepted: more steps, or a smaller eval_steps or eval_delay")

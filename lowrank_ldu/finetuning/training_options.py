@@ -115,8 +115,8 @@ def checked_training(values: Mapping[str, Any]) -> dict[str, Any]:
     if WARMUP_RATIO in given and given.get("warmup_steps"):
         raise OptionError(f"{WARMUP_RATIO} and warmup_steps are given; accepted: one of them")
     checked = {**_DEFAULTS, **given}
-    if checked["eval_strategy"] not in {"epoch", "steps"}:
-        raise OptionError(f"eval_strategy is {shown(checked['eval_strategy'])}; accepted: epoch, steps")
+    if checked["eval_strategy"] not in {"epoch", "steps", "no"}:
+        raise OptionError(f"eval_strategy is {shown(checked['eval_strategy'])}; accepted: epoch, steps, no")
     if ("eval_steps" in checked) != (checked["eval_strategy"] == "steps"):
         raise OptionError("eval_steps and eval_strategy = 'steps' belong together; accepted: both or none")
     for name, (fits, accepted) in _RANGES.items():

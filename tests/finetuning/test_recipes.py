@@ -167,7 +167,7 @@ def test_later_tables_replace_earlier_ones(tmp_path):
         ({"settings": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size is 0; accepted: from 1 on"),
         ({"settings": {"warmup_ratio": 1.5}}, "warmup_ratio is 1.5; accepted: from 0 to 1"),
         ({"settings": {"warmup_steps": 5}}, "warmup_ratio and warmup_steps are given; accepted: one of them"),
-        ({"settings": {"eval_strategy": "no"}}, "eval_strategy is 'no'; accepted: epoch, steps"),
+        ({"settings": {"eval_strategy": "never"}}, "eval_strategy is 'never'; accepted: epoch, steps, no"),
         ({"settings": {"eval_strategy": "steps"}}, "eval_steps and eval_strategy = 'steps' belong together"),
         ({"settings": {"max_length": 1.5}}, "max_length is 1.5; accepted: an integer from 1 on"),
         ({"settings": {"head_learning_rate": 0}}, "head_learning_rate is 0; accepted: a positive finite number"),

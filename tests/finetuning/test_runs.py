@@ -199,6 +199,21 @@ def test_evaluation_by_steps_and_an_end_within_an_epoch(base, tmp_path):
     assert [line["step"] for line in log_of(result) if "eval_loss" in line] == [12]
 
 
+def test_without_evaluations_the_last_step_is_taken(base, tmp_path):
+    last = run(base, tmp_path / "a", num_train_epochs=3, eval_delay=3)[0]
+    result = run(base, tmp_path / "b", num_train_epochs=3, eval_strategy="no")[0]
+    assert result.metrics == last.metrics
+    assert not [line for line in log_of(result) if "eval_loss" in line]
+    record = json.loads((result.folder / "metrics.json").read_text())
+    assert record["best_step"] == record["steps"] == 48
+    # Checkpoints of epochs are there to go on from; the last one is that of the end.
+    assert [each.name for each in whole_checkpoints(result.folder / "checkpoints")] == [
+        "checkpoint-32", "checkpoint-48",
+    ]  # fmt: skip
+    result = run(base, tmp_path / "c", max_steps=12, eval_strategy="no")[0]
+    assert [each.name for each in whole_checkpoints(result.folder / "checkpoints")] == ["checkpoint-12"]
+
+
 def test_accumulated_batches_are_one_larger_batch(base, tmp_path):
     options = {"max_steps": 4, "logging_steps": 1}
     whole, parts = (
