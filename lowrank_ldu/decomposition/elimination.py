@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.backend.pivots import index_vector, order_from
 
@@ -56,13 +58,12 @@ class Elimination:
 def on_writable(
     eliminate: Callable[[Array, int, Backend], Elimination], W: Array, rank: int, backend: Backend
 ) -> Elimination:
-    """Eliminate W where arrays can be written to.
+    """Eliminate W where arrays can be written to, and where small steps are cheap.
 
-    On the host, in NumPy, if the library's own cannot.
-
-    Such a library (JAX) compiles each operation anew for each shape, and these loops go through many.
+    In NumPy, if the library's own arrays cannot be written to, and if they are in the host's memory anyway: these loops
+    go through thousands of small steps, and NumPy's cost the least. JAX would compile each anew for each shape.
     """
-    if backend.in_place:
+    if backend.in_place and not in_host_memory(W):
         return eliminate(W, rank, backend)
     host = backend.to_numpy(W)
     steps = eliminate(host, rank, backend_of(host))
@@ -77,6 +78,11 @@ def on_writable(
         back(steps.rows),
         back(steps.runner_up),
     )
+
+
+def in_host_memory(array: Array) -> bool:
+    """Say whether NumPy can look at an array where it is."""
+    return isinstance(array, np.ndarray) or str(array.device) == "cpu"
 
 
 class PivotSteps:
