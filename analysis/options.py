@@ -18,7 +18,7 @@ from lowrank_ldu.validation import check_count, check_rank, explain_keywords
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-Mode = Literal["exact", "cheap"]
+Mode = Literal["fast", "exact", "cheap"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 ComputeDtype = Literal["float32", "float64"]
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = get_args(ComputeDtype)

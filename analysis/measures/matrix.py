@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from lowrank_ldu.analysis.measures.curves import Curve, best_errors, sample_ranks, sampled
@@ -14,7 +15,10 @@ from lowrank_ldu.analysis.measures.initialization_change import InitializationCh
 from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation, needed_ranks, recommend
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, summarize_spectrum
 from lowrank_ldu.analysis.measures.timing import timed
+from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition import Pivoting, ldu, ldu_lowrank, pissa, svd
+from lowrank_ldu.decomposition.krylov import Sketch, gram_directions, gram_is_enough
+from lowrank_ldu.decomposition.ldu_lowrank import ldus_lowrank
 from lowrank_ldu.decomposition.pissa import split_evenly
 from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
 from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
@@ -24,6 +28,12 @@ from lowrank_ldu.initialization import Initialization  # noqa: TC001  # journals
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
 
+# Shorter sides up to which mode "fast" computes all singular values: from there on a sketch is cheaper than the
+# eigenvalues of a Gram matrix.
+_WHOLE_SPECTRUM = 1024
+# Share of the largest singular value down to which those by the Gram matrix of float32 have three digits. Where one is
+# below, all are computed without squaring.
+_ROUNDED = 1e-6
 # As in PEFT's "pissa_niter_4", the quick start that its users take.
 PISSA_ITERATIONS = 4
 
@@ -35,16 +45,17 @@ class Measurement:
     Attributes
     ----------
     diagnostics : Diagnostics
-    seconds : float
-        To compute the factors of that rank alone.
+    seconds : float or None
+        To compute the factors of that rank alone. None where mode "fast" has them from those of a higher rank.
     exact : bool
         PiSSA only: from the exact SVD, whose time is part of `seconds`.
     starts : dict of str to InitializationChange
-        LDU only: what each start of a trained diagonal makes of the weight. Empty for other methods.
+        LDU only: what each start of a trained diagonal makes of the weight. Empty for other methods, and in mode
+        "fast" below the largest rank.
     """
 
     diagnostics: Diagnostics
-    seconds: float
+    seconds: float | None
     exact: bool = False
     starts: dict[Initialization, InitializationChange] = field(default_factory=dict)
 
@@ -61,13 +72,13 @@ class MatrixAnalysis:
         Shape in which the weight was factored.
     spectrum : Spectrum
         Its energy is at the ranks measured.
-    svd_seconds : float
-        Of the SVD, vectors included.
+    svd_seconds : float or None
+        Of the SVD, vectors included. None in mode "fast", which needs none.
     svd_niter : int or None
-        Power iterations of the SVD; None if it is exact.
+        Power iterations of the SVD; None if all singular values are known.
     measurements : list of Measurement
         LDU for each pivoting at each rank, then quick PiSSA at each rank asked for, then exact PiSSA if the SVD is,
-        then near-best LDU ("ldu_lowrank") at each rank asked for.
+        then near-best LDU ("ldu_lowrank") at each rank asked for. Mode "fast" has no PiSSA.
     curve_ranks : list of int
         The ranks that the curves are sampled at.
     svd_curve : list of float or None
@@ -83,7 +94,7 @@ class MatrixAnalysis:
     m: int
     n: int
     spectrum: Spectrum
-    svd_seconds: float
+    svd_seconds: float | None
     svd_niter: int | None
     measurements: list[Measurement]
     curve_ranks: list[int]
@@ -184,10 +195,19 @@ def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAn
     m, n = (int(size) for size in W.shape)
     k = min(m, n)
     asked = sorted({min(rank, k) for rank in options.ranks})
-    exact = options.mode == "exact" or sketch_width(asked) >= k
-    ranks = options.ranks_of(k) if exact else asked
-    known = _exactly(W, ranks, asked) if exact else _cheaply(W, asked, options.seed)
-    errors = best_errors(known.target.values, None if exact else known.target.frobenius_norm)[: ranks[-1]]
+    fast = options.mode == "fast"
+    if fast:
+        known, ranks = _quickly(W, asked, options.seed), asked
+    elif options.mode == "exact" or sketch_width(asked) >= k:
+        ranks = options.ranks_of(k)
+        known = _exactly(W, ranks, asked)
+    else:
+        known, ranks = _cheaply(W, asked, options.seed), asked
+    values = torch.from_numpy(known.target.values)
+    exact = len(values) == k
+    errors = best_errors(values, None if exact else known.target.frobenius_norm)
+    if not fast:
+        errors = errors[: ranks[-1]]
     curve_ranks = sample_ranks(ranks[-1])
     measurements: list[Measurement] = []
     curves: dict[Pivoting, Curve] = {}
@@ -195,14 +215,19 @@ def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAn
     candidates = []
     for pivoting in options.pivoting:
         measured, curves[pivoting], found, candidate = _ldu(
-            known.target, pivoting, ranks, curve_ranks, options, exponent=exponent
+            # The same memory, in NumPy, whose small steps cost less; torch is what users would factor with.
+            known.target.W if fast else W, known.target, pivoting, ranks, curve_ranks, options, exponent=exponent
         )
         measurements += measured
         needed += found
         candidates.append(candidate)
     recommendation = recommend(needed, candidates, max(options.targets), exact=exact)
-    measurements += [_pissa(known.target, rank, options.seed) for rank in asked] + known.pissa
-    measurements += [_near_best(known.target, rank, options.seed) for rank in asked]
+    if fast:
+        near_best = ldus_lowrank(known.target.W, asked, Sketch(seed=options.seed), known.directions)
+        measurements += [Measurement(Examination(known.target, each).at(each.rank), None) for each in near_best]
+    else:
+        measurements += [_pissa(W, known.target, rank, options.seed) for rank in asked] + known.pissa
+        measurements += [_near_best(W, known.target, rank, options.seed) for rank in asked]
     return MatrixAnalysis(
         m=m,
         n=n,
@@ -231,8 +256,10 @@ class _Known:
 
     spectrum: Spectrum
     target: Target
-    seconds: float
-    pissa: list[Measurement]
+    seconds: float | None
+    pissa: list[Measurement] = field(default_factory=list)
+    # Singular vectors of the shorter side, where they came with the values.
+    directions: np.ndarray[Any, Any] | None = None
 
 
 def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
@@ -246,12 +273,33 @@ def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
     return _Known(summarize_spectrum(values, ranks), target, seconds, measured)
 
 
+def _quickly(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
+    if min(W.shape) > _WHOLE_SPECTRUM:
+        return replace(_cheaply(W, asked, seed), seconds=None)
+    values, directions = _singular_values(W)
+    # Given as leading ones, they do without spectral norms of errors, each of which costs as much as all of them.
+    return _Known(
+        summarize_spectrum(values, asked), Target(W, leading_values=values), seconds=None, directions=directions
+    )
+
+
+def _singular_values(W: torch.Tensor) -> tuple[torch.Tensor, np.ndarray[Any, Any] | None]:
+    """Return all singular values in float64, at the least cost that keeps their digits, and vectors if they come."""
+    backend = backend_of(W)
+    if gram_is_enough(W, backend):
+        values, vectors = gram_directions(W, backend)
+        if values[-1] > _ROUNDED * values[0]:
+            return torch.from_numpy(values), vectors
+    return torch.linalg.svdvals(W.to(torch.float64)), None
+
+
 def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
     estimate = estimate_spectrum(W, asked, seed)
-    return _Known(estimate.spectrum, estimate.target, estimate.seconds, [])
+    return _Known(estimate.spectrum, estimate.target, estimate.seconds)
 
 
 def _ldu(
+    W: torch.Tensor | np.ndarray[Any, Any],
     target: Target,
     pivoting: Pivoting,
     ranks: list[int],
@@ -262,22 +310,31 @@ def _ldu(
 ) -> tuple[list[Measurement], Curve, list[NeededRank], Diagnostics]:
     """Measure the leading terms of one LDU factorization.
 
-    The time at lower ranks is that of stopping there.
+    The time at lower ranks is that of stopping there. In mode "fast" it is not measured, nor are starts.
 
     The last of what is returned are the figures at the rank that the largest target needs with the best diagonal, or at
     the largest rank if it is not reached.
     """
-    W, seed = target.W, options.seed
-    seconds = [timed(ldu, W, rank, pivoting=pivoting, seed=seed)[1] for rank in ranks[:-1]]
+    seed = options.seed
+    fast = options.mode == "fast"
+    seconds: list[float | None] = [None] * (len(ranks) - 1)
+    if not fast:
+        seconds = [timed(ldu, W, rank, pivoting=pivoting, seed=seed)[1] for rank in ranks[:-1]]
     factors, last_seconds = timed(ldu, W, ranks[-1], pivoting=pivoting, seed=seed)
     examination = Examination(target, factors)
     figures = [examination.at(rank) for rank in ranks]
     starts = initialization_changes(
-        factors.diagonal, examination.gram, ranks, target.frobenius_norm, seed, exponent=exponent
+        torch.as_tensor(factors.diagonal),
+        torch.from_numpy(examination.gram),
+        ranks[-1:] if fast else ranks,
+        target.frobenius_norm,
+        seed,
+        exponent=exponent,
     )
+    without: list[dict[Initialization, InitializationChange]] = [{}] * (len(ranks) - len(starts))
     measurements = [
         Measurement(measured, duration, starts=changes)
-        for measured, duration, changes in zip(figures, [*seconds, last_seconds], starts, strict=True)
+        for measured, duration, changes in zip(figures, [*seconds, last_seconds], [*without, *starts], strict=True)
     ]
     errors, refit_errors = examination.curve()
     curve = Curve(
@@ -291,15 +348,18 @@ def _ldu(
         refit_errors[figure.rank - 1] = figure.refit_frobenius_error
     needed = needed_ranks(errors, options.targets, pivoting=pivoting)
     refit = needed_ranks(refit_errors, options.targets, pivoting=pivoting, refit=True)
-    candidate = examination.at(refit[0].rank or ranks[-1], core=False)
+    wanted = refit[0].rank or ranks[-1]
+    candidate = next((figure for figure in figures if figure.rank == wanted), None)
+    if candidate is None:
+        candidate = examination.at(wanted, core=False)
     return measurements, curve, needed + refit, candidate
 
 
-def _pissa(target: Target, rank: int, seed: int) -> Measurement:
-    factors, seconds = timed(pissa, target.W, rank, niter=PISSA_ITERATIONS, seed=seed)
+def _pissa(W: torch.Tensor, target: Target, rank: int, seed: int) -> Measurement:
+    factors, seconds = timed(pissa, W, rank, niter=PISSA_ITERATIONS, seed=seed)
     return Measurement(Examination(target, factors).at(rank), seconds)
 
 
-def _near_best(target: Target, rank: int, seed: int) -> Measurement:
-    factors, seconds = timed(ldu_lowrank, target.W, rank, seed=seed)
+def _near_best(W: torch.Tensor, target: Target, rank: int, seed: int) -> Measurement:
+    factors, seconds = timed(ldu_lowrank, W, rank, seed=seed)
     return Measurement(Examination(target, factors).at(rank), seconds)

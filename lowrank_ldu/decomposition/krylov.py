@@ -10,6 +10,8 @@ from scipy.linalg import solve_triangular
 
 from lowrank_ldu.backend.pivots import SubnormalPivotError, index_vector, order_from
 from lowrank_ldu.decomposition.blocks import restore_rows, take_rows, unit_lower
+from lowrank_ldu.decomposition.elimination import in_host_memory
+from lowrank_ldu.decomposition.gram import blocks_of_rows
 from lowrank_ldu.decomposition.powers import exponents_of_extremes, largest_exponent
 from lowrank_ldu.decomposition.rescaled import DividingBackend
 from lowrank_ldu.validation import check_count
@@ -149,6 +151,44 @@ def leading_directions(basis: Array, image: Array, rank: int, backend: Backend) 
     )
     vectors, values, _ = np.linalg.svd(_solve_transposed(triangle, of_image.T), full_matrices=False)
     return solve_triangular(triangle, vectors[:, :rank]), values
+
+
+def gram_is_enough(W: Array, backend: Backend) -> bool:
+    """Say whether singular vectors of W (m, n) may come from its Gram matrix.
+
+    That squares the numbers: in float64 those of float32 keep all their digits, and neither overflow nor vanish.
+    Products with W itself may, of extreme ones.
+    """
+    xp = backend.xp
+    if W.dtype != xp.float32 or not backend.has_float64(W):
+        return False
+    largest = float(xp.max(xp.abs(W)))
+    reach = 2.0 ** (largest_exponent(xp, W.dtype) // 2 - 4)
+    return largest == 0.0 or 1 / reach <= largest <= reach
+
+
+def gram_directions(W: Array, backend: Backend) -> tuple[_Host, _Host]:
+    """Return all singular values (k,) and the vectors (k, k) of the shorter side of W (m, n).
+
+    On the host, in float64, the values not increasing, the vectors in columns. Of float32, by the eigenvectors of the
+    smaller Gram matrix: values below about 1e-7 of the largest are rounding, as they are in the matrix itself.
+    """
+    xp = backend.xp
+    long = W if W.shape[0] > W.shape[1] else xp.matrix_transpose(W)
+    gram = sum(_square(xp.astype(long[rows, :], xp.float64), backend) for rows in blocks_of_rows(long.shape))
+    squares, vectors = np.linalg.eigh(gram)
+    return np.sqrt(np.maximum(squares[::-1], 0.0)), np.ascontiguousarray(vectors[:, ::-1])
+
+
+def _square(block: Array, backend: Backend) -> _Host:
+    """Return block^T block on the host.
+
+    What is in its memory is multiplied by NumPy, whose product of a matrix with itself takes half the operations.
+    """
+    if in_host_memory(block):
+        host = np.asarray(backend.to_numpy(block))
+        return host.T @ host
+    return np.asarray(backend.to_numpy(backend.xp.matrix_transpose(block) @ block))
 
 
 def _solve_transposed(triangle: _Host, rhs: _Host) -> _Host:

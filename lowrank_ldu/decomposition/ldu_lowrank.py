@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowrank_ldu.backend import full_precision
 from lowrank_ldu.decomposition.blocks import matrices_of, stacked
-from lowrank_ldu.decomposition.krylov import Sketch, find_range, leading_directions
+from lowrank_ldu.decomposition.krylov import Sketch, find_range, gram_directions, gram_is_enough, leading_directions
 from lowrank_ldu.decomposition.ldu_of_product import checked_pivots, product_ldu
 from lowrank_ldu.validation import (
     RANK_KEYWORDS,
@@ -20,6 +20,8 @@ from lowrank_ldu.validation import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowrank_ldu.backend import Array, ArrayType, Backend
     from lowrank_ldu.decomposition.ldu import LDU
     from lowrank_ldu.decomposition.ldu_of_product import CheckedPivots, Pivots
@@ -74,7 +76,7 @@ def ldu_lowrank(
     -----
     Cost: 2 niter + 1 products of W with r + oversampling columns, so 2 (2 niter + 1) m n (r + oversampling) operations,
     and O(w^2 (m + n) + w^3) with w = (niter + 1) (r + oversampling), at most min(m, n): at w = min(m, n) the
-    approximation is the best one.
+    approximation is the best one, and float32 takes it from the eigenvectors of the smaller Gram matrix, in float64.
 
     The range is found by randomized block Krylov iteration (Musco and Musco, arXiv 1504.05477), with LU between the
     products in place of QR; the projection of W onto it is truncated to rank r by its singular values (Halko,
@@ -104,8 +106,15 @@ def ldu_lowrank(
 
 
 def _factor(W: Array, rank: int, sketch: Sketch, pivots: CheckedPivots | None, backend: Backend) -> LDU:
-    left, right, exponent = near_best_product(W, rank, sketch, backend)
-    factors = product_ldu(left, right, pivots, backend)
+    return _of_product(W, near_best_product(W, rank, sketch, backend), rank, pivots, backend)
+
+
+def _of_product(
+    W: Array, product: tuple[Array, Array, int], rank: int, pivots: CheckedPivots | None, backend: Backend
+) -> LDU:
+    """Return the LDU of the leading terms of a near-best product of W."""
+    left, right, exponent = product
+    factors = product_ldu(left[:, :rank], right[:rank, :], pivots, backend)
     if exponent:
         with np.errstate(over="ignore", under="ignore"):
             scaled = np.ldexp(np.asarray(backend.to_numpy(factors.diagonal)), exponent)
@@ -115,7 +124,37 @@ def _factor(W: Array, rank: int, sketch: Sketch, pivots: CheckedPivots | None, b
     return replace(factors, origin="lowrank")
 
 
-def near_best_product(W: Array, rank: int, sketch: Sketch, backend: Backend) -> tuple[Array, Array, int]:
+def ldus_lowrank(
+    W: Array, ranks: Sequence[int], sketch: Sketch, directions: np.ndarray[Any, Any] | None = None
+) -> list[LDU]:
+    """Factor nearly the best approximations of several ranks, from one sketch.
+
+    As `ldu_lowrank` of the largest of them, of which lower ranks take the leading directions.
+
+    Parameters
+    ----------
+    W : array, shape (m, n)
+        float32 or float64.
+    ranks : sequence of int
+        Each from 1 to min(m, n).
+    sketch : Sketch
+    directions : numpy.ndarray, shape (min(m, n), l), optional
+        Leading singular vectors of the shorter side, at least as many as the largest rank, where they are known. No
+        sketch is taken then.
+
+    Raises
+    ------
+    ValueError
+        A pivot is beyond the largest number of the dtype.
+    """
+    W, backend = check_matrix(W)
+    product = near_best_product(W, max(ranks), sketch, backend, directions)
+    return [_of_product(W, product, rank, None, backend) for rank in ranks]
+
+
+def near_best_product(
+    W: Array, rank: int, sketch: Sketch, backend: Backend, directions: np.ndarray[Any, Any] | None = None
+) -> tuple[Array, Array, int]:
     """Return left (m, r), right (r, n) and an exponent e.
 
     left @ right * 2 ** e is nearly the best matrix of rank r for W (m, n). The factor on the shorter side of W is
@@ -126,10 +165,19 @@ def near_best_product(W: Array, rank: int, sketch: Sketch, backend: Backend) -> 
     is_tall = W.shape[0] > W.shape[1]
     # The part of the range that is only drawn says more where there are fewer dimensions.
     short = transpose(W) if is_tall else W
-    basis, image, exponent = find_range(short, rank + sketch.oversampling, sketch.niter, sketch.seed, backend)
-    coefficients, _ = leading_directions(basis, image, rank, backend)
-    mixed = xp.astype(backend.from_numpy(np.ascontiguousarray(coefficients), W), W.dtype)
-    orthonormal, other = basis @ mixed, transpose(mixed) @ image
+    width = rank + sketch.oversampling
+    exponent = 0
+    # Where the range would be the whole space, nothing has to be looked for.
+    if directions is None and (sketch.niter + 1) * width >= min(W.shape) and gram_is_enough(W, backend):
+        _, directions = gram_directions(W, backend)
+    if directions is not None:
+        orthonormal = xp.astype(backend.from_numpy(np.ascontiguousarray(directions[:, :rank]), W), W.dtype)
+        other = transpose(orthonormal) @ short
+    else:
+        basis, image, exponent = find_range(short, width, sketch.niter, sketch.seed, backend)
+        coefficients, _ = leading_directions(basis, image, rank, backend)
+        mixed = xp.astype(backend.from_numpy(np.ascontiguousarray(coefficients), W), W.dtype)
+        orthonormal, other = basis @ mixed, transpose(mixed) @ image
     if is_tall:
         return transpose(other), transpose(orthonormal), exponent
     return orthonormal, other, exponent

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import scipy.linalg
+
 from lowrank_ldu.decomposition.gram import blocks_of_rows
-from lowrank_ldu.diagnostics.measures import frobenius_norm
+from lowrank_ldu.diagnostics.measures import frobenius_norm, independent_cholesky
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from lowrank_ldu.backend import Array
+    from lowrank_ldu.diagnostics.rank_errors import RankErrors
     from lowrank_ldu.diagnostics.target import Target
     from lowrank_ldu.diagnostics.terms import Terms
 
 # As for the other errors: below this share of sums of squares, float64 leaves too few digits of their difference.
 _SHARE = 1e-4
+# A unit column that stands out of the span of the earlier ones by less than this (squared) is left to QR: Cholesky
+# factors of Gram matrices lose as many digits as it has zeros, so that ten are left.
+_INDEPENDENT = 1e-6
 
 
 class CoreErrors:
     r"""Measure min over K (r, r) of \|W - L K U\|_F for the first r terms.
 
-    With the orthonormal bases A of the columns of L and B of the rows of U, K is best where L K U = A C B^T with
-    C = A^T W B, and the squared error is \|W\|^2 - \|C\|^2. QR gives bases whose leading columns span the leading
-    columns, so that those of one rank serve every lower one: C of a lower rank is its leading part.
+    With orthonormal bases A of the columns of L and B of the rows of U, K is best where L K U = A C B^T with
+    C = A^T W B, and the squared error is \|W\|^2 - \|C\|^2. Bases whose leading columns span the leading columns serve
+    every lower rank: C of a lower rank is its leading part. The Cholesky factors of the Gram matrices give such a C
+    from L^T W U^T, without the bases; QR gives them where columns depend on each other or little is left.
 
     Parameters
     ----------
@@ -29,14 +39,46 @@ class CoreErrors:
         What was factored.
     terms : Terms
         All of its terms.
+    errors : RankErrors
+        Of the same terms: it has W's products with them.
     """
 
-    def __init__(self, target: Target, terms: Terms) -> None:
-        self._target, self._terms, self._backend = target, terms, target.backend
+    def __init__(self, target: Target, terms: Terms, errors: RankErrors) -> None:
+        self._target, self._terms, self._errors, self._backend = target, terms, errors, target.backend
         self._bases: tuple[Array, Array, Array] | None = None
+        self._held: npt.NDArray[np.float64] = np.empty(0)
+        self._looked_at = 0
 
     def at(self, rank: int) -> float:
         """Return the Frobenius error at a rank, in the target's unit."""
+        if self._target.in_range:
+            if rank > self._looked_at:
+                self._held, self._looked_at = self._energies(rank), rank
+            if rank <= len(self._held):
+                square = self._target.energy - float(self._held[rank - 1])
+                if square > _SHARE * self._target.energy:
+                    return float(square**0.5)
+        return self._by_bases(rank)
+
+    def _energies(self, rank: int) -> npt.NDArray[np.float64]:
+        """Return |C|^2 at the ranks 1, 2, ... up to `rank`, as far as columns are independent."""
+        to_numpy = self._backend.to_numpy
+        cross = np.asarray(to_numpy(self._errors.cross))[:rank, :rank]
+        for gram in (self._terms.unit_left_gram, self._terms.unit_right_gram):
+            triangle, size = independent_cholesky(np.asarray(to_numpy(gram))[:rank, :rank], _INDEPENDENT)
+            count = len(triangle)
+            if not count:
+                return np.empty(0)
+            # The second time around the columns are in the rows.
+            solved = scipy.linalg.solve_triangular(
+                triangle, cross[:count] / size[:count, None], lower=True, check_finite=False
+            )
+            cross = solved.T
+        count = min(cross.shape)
+        squares = cross[:count, :count] ** 2
+        return np.diagonal(squares.cumsum(axis=0).cumsum(axis=1))
+
+    def _by_bases(self, rank: int) -> float:
         left, core, right = self._bases_of(rank)
         left, core, right = left[:, :rank], core[:rank, :rank], right[:, :rank]
         target, backend = self._target, self._backend

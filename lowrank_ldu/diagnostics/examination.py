@@ -70,7 +70,7 @@ class Examination:
         with quiet():
             self._terms = Terms(factors, self._backend, target.exponent)
             self._errors = RankErrors(target, factors, self._terms)
-            self._cores = CoreErrors(target, self._terms)
+            self._cores = CoreErrors(target, self._terms, self._errors)
             self._storage = {
                 dtype: StorageErrors(self._terms, dtype, self._backend) for dtype in ("float16", "bfloat16")
             }

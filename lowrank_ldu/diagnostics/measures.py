@@ -6,8 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.linalg
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from lowrank_ldu.backend import Array, Backend
 
 # Largest ratio of a Gram matrix's eigenvalues at which rounding changes the condition number by less than 1e-8.
@@ -71,6 +74,22 @@ def largest_eigenvalue(matrix: Array, backend: Backend) -> float:
     except ArpackError:
         return float(backend.xp.linalg.eigvalsh(matrix)[-1])
     return float(value)
+
+
+def independent_cholesky(
+    gram: npt.NDArray[np.float64], least: float
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the Cholesky factor of unit columns, and their norms.
+
+    From their Gram matrix (r, r), of as many leading columns as are independent of each other: each stands out of the
+    span of those before by at least `least`, squared, of its length.
+    """
+    size = np.sqrt(np.diagonal(gram))
+    triangle, failed_at = scipy.linalg.lapack.dpotrf(gram / size[:, None] / size[None, :], lower=1, clean=1)
+    pivots = np.diagonal(triangle)[: failed_at - 1 if failed_at else None]
+    dependent = np.flatnonzero(~(pivots**2 > least))  # NaN as well
+    count = int(dependent[0]) if dependent.size else len(pivots)
+    return triangle[:count, :count], size
 
 
 def condition_number(values: Array, size: int, backend: Backend) -> float:

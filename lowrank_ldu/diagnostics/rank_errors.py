@@ -11,7 +11,7 @@ import scipy.linalg
 
 from lowrank_ldu.decomposition.factorization import scaled_product
 from lowrank_ldu.decomposition.gram import blocks_of_rows, refit_diagonal, wide
-from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
+from lowrank_ldu.diagnostics.measures import frobenius_norm, independent_cholesky, largest_eigenvalue, spectral_norm
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -151,6 +151,12 @@ class RankErrors:
         return self._terms.unit_right.T, self._terms.unit_left_gram
 
     @cached_property
+    def cross(self) -> Array:
+        """L^T W U^T of the unit factors, shape (r, r)."""
+        cross = self._side[0].T @ self._projection
+        return cross if self._by_rows else cross.T
+
+    @cached_property
     def _overlap(self) -> Array:
         """h, shape (r,)."""
         return self._backend.xp.sum(self._side[0] * self._projection, axis=0)
@@ -161,13 +167,7 @@ class RankErrors:
 
         Of as many leading terms as are independent of each other by far more than rounding.
         """
-        gram = np.asarray(self._backend.to_numpy(self._terms.unit_gram))
-        size = np.sqrt(np.diagonal(gram))
-        triangle, failed_at = scipy.linalg.lapack.dpotrf(gram / size[:, None] / size[None, :], lower=1, clean=1)
-        pivots = np.diagonal(triangle)[: failed_at - 1 if failed_at else None]
-        dependent = np.flatnonzero(~(pivots**2 > _INDEPENDENT))  # NaN as well
-        count = int(dependent[0]) if dependent.size else len(pivots)
-        return triangle[:count, :count], size
+        return independent_cholesky(np.asarray(self._backend.to_numpy(self._terms.unit_gram)), _INDEPENDENT)
 
     @cached_property
     def _held(self) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowrank_ldu.backend import backend_of, full_precision
 from lowrank_ldu.decomposition import Factorization
+from lowrank_ldu.decomposition.elimination import in_host_memory
 from lowrank_ldu.decomposition.gram import blocks_of_rows, wide
 from lowrank_ldu.decomposition.powers import scaled_by
 from lowrank_ldu.diagnostics.measures import frobenius_norm, largest_eigenvalue, spectral_norm
@@ -48,8 +49,8 @@ class Target:
 
     Notes
     -----
-    Arrays of a library that cannot write to them, JAX's, are measured on the host: figures are many small steps, and it
-    would compile each of them for each shape.
+    Figures are many small steps. So arrays in the host's memory are measured by NumPy, whose steps cost the least, and
+    those of a library that cannot write to them, JAX's, are brought there: it would compile each step for each shape.
 
     Examples
     --------
@@ -64,7 +65,7 @@ class Target:
         self.W, self.library = check_matrix(W)
         if self.W.ndim != 2:
             raise ValueError(f"W has shape {tuple(self.W.shape)}; accepted: a single matrix (m, n)")
-        if not self.library.in_place:
+        if not self.library.in_place or in_host_memory(self.W):
             self.W = np.asarray(self.library.to_numpy(self.W))
         self.backend = backend_of(self.W)
         self.full_rank = min(int(size) for size in self.W.shape)
@@ -87,7 +88,9 @@ class Target:
             raise ValueError(
                 f"{name} has shape {tuple(values.shape)}; accepted: {count} of W, in an array of its library"
             )
-        return wide(values if self.library.in_place else np.asarray(self.library.to_numpy(values)), self.backend)
+        if self.backend.name != self.library.name:
+            values = np.asarray(self.library.to_numpy(values))
+        return wide(values, self.backend)
 
     def matching(self, factors: Factorization) -> Factorization:
         """Return factors that fit W, or raise an error.
@@ -101,7 +104,8 @@ class Target:
         """
         if not isinstance(factors, Factorization):
             raise TypeError(f"factors is a {type(factors).__name__}; accepted: what ldu, svd or pissa returned")
-        if backend_of(factors.left).name != self.library.name:
+        library = backend_of(factors.left).name
+        if library not in {self.library.name, self.backend.name}:
             raise TypeError(
                 f"W is of another library than the factors; accepted: a {type_name(factors.left)}, as the factors"
             )
@@ -109,7 +113,7 @@ class Target:
             raise ValueError(
                 f"W has shape {tuple(self.W.shape)}; accepted: {factors.shape}, the shape that was factored"
             )
-        if self.backend.name == self.library.name:
+        if self.backend.name == library:
             return factors
         arrays = {
             field.name: np.asarray(self.library.to_numpy(value))
