@@ -13,17 +13,17 @@ from lowrank_ldu.analysis.measures.curves import Curve, best_errors, sample_rank
 from lowrank_ldu.analysis.measures.estimate import NITER, estimate_spectrum, sketch_width
 from lowrank_ldu.analysis.measures.initialization_change import InitializationChange, initialization_changes
 from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation, needed_ranks, recommend
-from lowrank_ldu.analysis.measures.spectrum import Spectrum, summarize_spectrum
+from lowrank_ldu.analysis.measures.spectrum import Spectrum, leading_spectrum, summarize_spectrum
 from lowrank_ldu.analysis.measures.timing import timed
-from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition import Pivoting, ldu, ldu_lowrank, pissa, svd
-from lowrank_ldu.decomposition.krylov import Sketch, gram_directions, gram_is_enough
-from lowrank_ldu.decomposition.ldu_lowrank import ldus_lowrank
+from lowrank_ldu.decomposition.krylov import Sketch
+from lowrank_ldu.decomposition.ldu_lowrank import near_best
 from lowrank_ldu.decomposition.pissa import split_evenly
 from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
 from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
 from lowrank_ldu.diagnostics.record import times_power_of_two
 from lowrank_ldu.initialization import Initialization  # noqa: TC001  # journals are decoded by the annotations
+from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -216,15 +216,20 @@ def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAn
     for pivoting in options.pivoting:
         measured, curves[pivoting], found, candidate = _ldu(
             # The same memory, in NumPy, whose small steps cost less; torch is what users would factor with.
-            known.target.W if fast else W, known.target, pivoting, ranks, curve_ranks, options, exponent=exponent
+            known.target.W if fast else W,
+            known.target,
+            pivoting,
+            options,
+            ranks=ranks,
+            curve_ranks=curve_ranks,
+            exponent=exponent,
         )
         measurements += measured
         needed += found
         candidates.append(candidate)
     recommendation = recommend(needed, candidates, max(options.targets), exact=exact)
     if fast:
-        near_best = ldus_lowrank(known.target.W, asked, Sketch(seed=options.seed), known.directions)
-        measurements += [Measurement(Examination(known.target, each).at(each.rank), None) for each in near_best]
+        measurements += known.near_best
     else:
         measurements += [_pissa(W, known.target, rank, options.seed) for rank in asked] + known.pissa
         measurements += [_near_best(W, known.target, rank, options.seed) for rank in asked]
@@ -258,8 +263,7 @@ class _Known:
     target: Target
     seconds: float | None
     pissa: list[Measurement] = field(default_factory=list)
-    # Singular vectors of the shorter side, where they came with the values.
-    directions: np.ndarray[Any, Any] | None = None
+    near_best: list[Measurement] = field(default_factory=list)
 
 
 def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
@@ -274,23 +278,29 @@ def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
 
 
 def _quickly(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
-    if min(W.shape) > _WHOLE_SPECTRUM:
-        return replace(_cheaply(W, asked, seed), seconds=None)
-    values, directions = _singular_values(W)
-    # Given as leading ones, they do without spectral norms of errors, each of which costs as much as all of them.
+    """Return the figures of one sketch, or of all singular values where they cost no more.
+
+    In NumPy, whose small steps cost the least. Values are given to the target as leading ones: then it does without
+    spectral norms of errors, each of which costs as much as all of them.
+    """
+    k = min(W.shape)
+    whole = k <= _WHOLE_SPECTRUM
+    host, backend = check_matrix(W.numpy())
+    found = near_best(host, asked[-1], Sketch(seed=seed), backend, whole=whole)
+    values = np.ldexp(found.values, found.exponent)
+    if whole and not (len(values) == k and values[-1] > _ROUNDED * values[0]):
+        values = np.linalg.svdvals(host.astype(np.float64))
+    # A lower bound of a smaller value may round to more than that of a larger one.
+    target = Target(host, leading_values=np.minimum.accumulate(values))
+    examined = [Examination(target, found.factor(rank), projected=True).at(rank) for rank in asked]
     return _Known(
-        summarize_spectrum(values, asked), Target(W, leading_values=values), seconds=None, directions=directions
+        summarize_spectrum(torch.from_numpy(values), asked)
+        if len(values) == k
+        else leading_spectrum(values, target.frobenius_norm, asked),
+        target,
+        seconds=None,
+        near_best=[Measurement(figures, None) for figures in examined],
     )
-
-
-def _singular_values(W: torch.Tensor) -> tuple[torch.Tensor, np.ndarray[Any, Any] | None]:
-    """Return all singular values in float64, at the least cost that keeps their digits, and vectors if they come."""
-    backend = backend_of(W)
-    if gram_is_enough(W, backend):
-        values, vectors = gram_directions(W, backend)
-        if values[-1] > _ROUNDED * values[0]:
-            return torch.from_numpy(values), vectors
-    return torch.linalg.svdvals(W.to(torch.float64)), None
 
 
 def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
@@ -302,10 +312,10 @@ def _ldu(
     W: torch.Tensor | np.ndarray[Any, Any],
     target: Target,
     pivoting: Pivoting,
-    ranks: list[int],
-    curve_ranks: list[int],
     options: SurveyOptions,
     *,
+    ranks: list[int],
+    curve_ranks: list[int],
     exponent: int,
 ) -> tuple[list[Measurement], Curve, list[NeededRank], Diagnostics]:
     """Measure the leading terms of one LDU factorization.

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,33 @@ def summarize_spectrum(values: torch.Tensor, ranks: Iterable[int]) -> Spectrum:
         effective_rank=math.exp(entropy),
         energy=energy,
         energy_bound=dict(energy),
+    )
+
+
+def leading_spectrum(values: npt.NDArray[np.float64], norm: float, ranks: Iterable[int]) -> Spectrum:
+    """Summarize lower bounds of the leading singular values.
+
+    Parameters
+    ----------
+    values : array, shape (l,)
+        Of the projection of the weight on a subspace, not increasing.
+    norm : float
+        Frobenius norm of the weight.
+    ranks : iterable of int
+        Where the energy is wanted, each from 1 to l. What the subspace leaves bounds what the values miss.
+    """
+    if norm == 0.0:
+        return zero_spectrum(ranks)
+    held = np.minimum(np.cumsum((values / norm) ** 2), 1.0)
+    energy = {rank: float(held[rank - 1]) for rank in ranks}
+    return Spectrum(
+        largest=float(values[0]),
+        smallest=None,
+        stable_rank=(norm / float(values[0])) ** 2,
+        entropy=None,
+        effective_rank=None,
+        energy=energy,
+        energy_bound={rank: min(share + 1.0 - float(held[-1]), 1.0) for rank, share in energy.items()},
     )
 
 

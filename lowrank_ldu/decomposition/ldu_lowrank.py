@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +20,6 @@ from lowrank_ldu.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lowrank_ldu.backend import Array, ArrayType, Backend
     from lowrank_ldu.decomposition.ldu import LDU
     from lowrank_ldu.decomposition.ldu_of_product import CheckedPivots, Pivots
@@ -106,59 +104,56 @@ def ldu_lowrank(
 
 
 def _factor(W: Array, rank: int, sketch: Sketch, pivots: CheckedPivots | None, backend: Backend) -> LDU:
-    return _of_product(W, near_best_product(W, rank, sketch, backend), rank, pivots, backend)
+    return near_best(W, rank, sketch, backend).factor(rank, pivots)
 
 
-def _of_product(
-    W: Array, product: tuple[Array, Array, int], rank: int, pivots: CheckedPivots | None, backend: Backend
-) -> LDU:
-    """Return the LDU of the leading terms of a near-best product of W."""
-    left, right, exponent = product
-    factors = product_ldu(left[:, :rank], right[:rank, :], pivots, backend)
-    if exponent:
-        with np.errstate(over="ignore", under="ignore"):
-            scaled = np.ldexp(np.asarray(backend.to_numpy(factors.diagonal)), exponent)
-        diagonal = backend.from_numpy(scaled, W)
-        check_representable(diagonal, backend, "the diagonal", "W times a small number")
-        factors = replace(factors, diagonal=diagonal)
-    return replace(factors, origin="lowrank")
+@dataclass(frozen=True, eq=False)
+class NearBest:
+    """Hold nearly the best approximation of rank r of a matrix W (m, n), and those of lower ranks in it.
+
+    Attributes
+    ----------
+    left, right : array, shapes (m, r) and (r, n)
+        Their product, times 2 ** exponent, is the approximation; the leading terms are those of lower ranks. The factor
+        on the shorter side of W is orthonormal, and the other one is W * 2 ** -exponent times it.
+    exponent : int
+        0 but for numbers near the ends of the range.
+    values : numpy.ndarray, shape (l,), float64
+        Lower bounds of the l >= r leading singular values of W * 2 ** -exponent; the values themselves where they are
+        all of them.
+    backend : Backend
+    """
+
+    left: Array
+    right: Array
+    exponent: int
+    values: np.ndarray[Any, Any]
+    backend: Backend
+
+    def factor(self, rank: int, pivots: CheckedPivots | None = None) -> LDU:
+        """Return the LDU of the leading terms."""
+        factors = product_ldu(self.left[:, :rank], self.right[:rank, :], pivots, self.backend)
+        if self.exponent:
+            with np.errstate(over="ignore", under="ignore"):
+                scaled = np.ldexp(np.asarray(self.backend.to_numpy(factors.diagonal)), self.exponent)
+            diagonal = self.backend.from_numpy(scaled, self.left)
+            check_representable(diagonal, self.backend, "the diagonal", "W times a small number")
+            factors = replace(factors, diagonal=diagonal)
+        return replace(factors, origin="lowrank")
 
 
-def ldus_lowrank(
-    W: Array, ranks: Sequence[int], sketch: Sketch, directions: np.ndarray[Any, Any] | None = None
-) -> list[LDU]:
-    """Factor nearly the best approximations of several ranks, from one sketch.
-
-    As `ldu_lowrank` of the largest of them, of which lower ranks take the leading directions.
+def near_best(W: Array, rank: int, sketch: Sketch, backend: Backend, *, whole: bool = False) -> NearBest:
+    """Return nearly the best approximation of W (m, n), a checked matrix.
 
     Parameters
     ----------
     W : array, shape (m, n)
-        float32 or float64.
-    ranks : sequence of int
-        Each from 1 to min(m, n).
+    rank : int
+        From 1 to min(m, n).
     sketch : Sketch
-    directions : numpy.ndarray, shape (min(m, n), l), optional
-        Leading singular vectors of the shorter side, at least as many as the largest rank, where they are known. No
-        sketch is taken then.
-
-    Raises
-    ------
-    ValueError
-        A pivot is beyond the largest number of the dtype.
-    """
-    W, backend = check_matrix(W)
-    product = near_best_product(W, max(ranks), sketch, backend, directions)
-    return [_of_product(W, product, rank, None, backend) for rank in ranks]
-
-
-def near_best_product(
-    W: Array, rank: int, sketch: Sketch, backend: Backend, directions: np.ndarray[Any, Any] | None = None
-) -> tuple[Array, Array, int]:
-    """Return left (m, r), right (r, n) and an exponent e.
-
-    left @ right * 2 ** e is nearly the best matrix of rank r for W (m, n). The factor on the shorter side of W is
-    orthonormal, and the other one is W * 2 ** -e times it. e is 0 but for numbers near the ends of the range.
+    backend : Backend
+    whole : bool
+        Whether all singular values are wanted, where the Gram matrix gives them: they cost O(k^3), k = min(m, n).
     """
     xp = backend.xp
     transpose = xp.matrix_transpose
@@ -166,18 +161,20 @@ def near_best_product(
     # The part of the range that is only drawn says more where there are fewer dimensions.
     short = transpose(W) if is_tall else W
     width = rank + sketch.oversampling
-    exponent = 0
+
+    def of_library(coefficients: np.ndarray[Any, Any]) -> Array:
+        return xp.astype(backend.from_numpy(np.ascontiguousarray(coefficients), W), W.dtype)
+
     # Where the range would be the whole space, nothing has to be looked for.
-    if directions is None and (sketch.niter + 1) * width >= min(W.shape) and gram_is_enough(W, backend):
-        _, directions = gram_directions(W, backend)
-    if directions is not None:
-        orthonormal = xp.astype(backend.from_numpy(np.ascontiguousarray(directions[:, :rank]), W), W.dtype)
+    if (whole or (sketch.niter + 1) * width >= min(W.shape)) and gram_is_enough(W, backend):
+        exponent = 0
+        values, vectors = gram_directions(W, backend)
+        orthonormal = of_library(vectors[:, :rank])
         other = transpose(orthonormal) @ short
     else:
         basis, image, exponent = find_range(short, width, sketch.niter, sketch.seed, backend)
-        coefficients, _ = leading_directions(basis, image, rank, backend)
-        mixed = xp.astype(backend.from_numpy(np.ascontiguousarray(coefficients), W), W.dtype)
+        coefficients, values = leading_directions(basis, image, rank, backend)
+        mixed = of_library(coefficients)
         orthonormal, other = basis @ mixed, transpose(mixed) @ image
-    if is_tall:
-        return transpose(other), transpose(orthonormal), exponent
-    return orthonormal, other, exponent
+    left, right = (transpose(other), transpose(orthonormal)) if is_tall else (orthonormal, other)
+    return NearBest(left, right, exponent, values, backend)

@@ -19,7 +19,7 @@ from lowrank_ldu.diagnostics.measures import (
     orthogonality_defect,
     quiet,
 )
-from lowrank_ldu.diagnostics.rank_errors import Norms, RankErrors
+from lowrank_ldu.diagnostics.rank_errors import Norms, ProjectedErrors, RankErrors
 from lowrank_ldu.diagnostics.record import Diagnostics
 from lowrank_ldu.diagnostics.storage import StorageErrors
 from lowrank_ldu.diagnostics.terms import Terms
@@ -43,6 +43,9 @@ class Examination:
         What was factored.
     factors : Factorization
         From `ldu`, `svd` or `pissa`.
+    projected : bool
+        Whether the factors of `ldu_lowrank` are measured as what they are to rounding, a projection of W, so that
+        neither another diagonal nor a core does better. Without a product with W: for their own rank, without curves.
 
     Raises
     ------
@@ -64,13 +67,14 @@ class Examination:
     """
 
     @full_precision()
-    def __init__(self, target: Target, factors: Factorization) -> None:
+    def __init__(self, target: Target, factors: Factorization, *, projected: bool = False) -> None:
         factors = target.matching(factors)
         self._target, self._factors, self._backend = target, factors, target.backend
         with quiet():
             self._terms = Terms(factors, self._backend, target.exponent)
             self._errors = RankErrors(target, factors, self._terms)
             self._cores = CoreErrors(target, self._terms, self._errors)
+            self._projected = ProjectedErrors(target, factors, self._terms) if projected else None
             self._storage = {
                 dtype: StorageErrors(self._terms, dtype, self._backend) for dtype in ("float16", "bfloat16")
             }
@@ -129,11 +133,11 @@ class Examination:
         size = int(self._backend.xp.finfo(self._factors.left.dtype).bits) // 8
         norm = target.scaled_frobenius_norm
         leading = self._factors.truncate(rank)
-        errors = _errors(rank, target, self._errors)
+        errors = _errors(rank, target, self._errors if self._projected is None else self._projected)
         best_core: float | None = None
         if core:
             # Square factors span everything, so that a core has nothing to add to what is rounding.
-            full = rank == target.full_rank
+            full = rank == target.full_rank or self._projected is not None
             best_core = errors["refit_frobenius_error"] if full else _relative(self._cores.at(rank), norm)
         return Diagnostics(
             method=_method(leading),
@@ -180,7 +184,7 @@ class _Errors(TypedDict):
     svd_spectral_error: float | None
 
 
-def _errors(rank: int, target: Target, errors: RankErrors) -> _Errors:
+def _errors(rank: int, target: Target, errors: RankErrors | ProjectedErrors) -> _Errors:
     frobenius, spectral = target.scaled_frobenius_norm, target.scaled_spectral_norm
     plain, refit = errors.at(rank)
 

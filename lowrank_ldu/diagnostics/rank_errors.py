@@ -30,6 +30,9 @@ _SPECTRAL_SHARE = 1e-6
 # square root of eps leaves a Cholesky factor half of its digits.
 _INDEPENDENT = 1e-8
 
+# Products of float32 are a projection to about 1e-6: this leaves four digits of a squared error.
+_PROJECTED_SHARE = 1e-2
+
 # Largest entries of weights whose best diagonal float32 can be expected to hold.
 _ORDINARY = (2.0**-100, 2.0**100)
 
@@ -43,6 +46,34 @@ class Norms:
 
     frobenius: float
     spectral: float | None
+
+
+class ProjectedErrors:
+    r"""Measure the error of factors whose product is a projection of W.
+
+    On its own columns or rows: no matrix of these columns, or rows, is nearer to W, so that neither another diagonal
+    nor a core is. The squared error is \|W\|^2 - z^T G z, without a product with W.
+
+    Parameters
+    ----------
+    target : Target
+        What was factored.
+    factors : Factorization
+        Of `ldu_lowrank`.
+    terms : Terms
+    """
+
+    def __init__(self, target: Target, factors: Factorization, terms: Terms) -> None:
+        self._target, self._factors, self._terms = target, factors, terms
+
+    def at(self, rank: int) -> tuple[Norms, Norms]:
+        """Return the norms of the error at the rank of the factors, twice: with their own and the best diagonal."""
+        z = self._terms.unit_z
+        if rank == int(z.shape[0]) and self._target.in_range:
+            square = self._target.energy - float(z @ self._terms.unit_gram @ z)
+            if square > _PROJECTED_SHARE * self._target.energy:
+                return (Norms(square**0.5, None),) * 2
+        return RankErrors(self._target, self._factors, self._terms).at(rank)
 
 
 class RankErrors:

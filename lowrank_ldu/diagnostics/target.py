@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Squares of entries in this range, and sums of them, are normal numbers of float64, or of float32.
 _MODERATE, _MODERATE_SINGLE = (1e-100, 1e100), (1e-12, 1e12)
+# Entries up to which W is kept in float64, 128 MB: each factorization is measured against it.
+_KEPT = 2**24
 
 
 class Target:
@@ -152,11 +154,15 @@ class Target:
     @property
     def wide(self) -> Array:
         """W in float64 where the device has it, scaled."""
+        return self._kept if math.prod(self.W.shape) <= _KEPT else self._scaled(self.W)
+
+    @cached_property
+    def _kept(self) -> Array:
         return self._scaled(self.W)
 
     def block(self, rows: slice) -> Array:
         """Return some rows of `wide`."""
-        return self._scaled(self.W[rows, :])
+        return self._kept[rows, :] if math.prod(self.W.shape) <= _KEPT else self._scaled(self.W[rows, :])
 
     @cached_property
     @full_precision()
