@@ -62,7 +62,10 @@ def test_factorizations_alone(benchmark, matrices, factor):
 @pytest.mark.parametrize(
     ("mode", "pivoting"),
     [
+        ("fast", ("partial",)),
+        ("fast", ("partial", "complete")),
         ("exact", ("partial",)),
+        ("exact", ("partial", "complete")),
         ("exact", ("partial", "complete", "randomized")),
         ("cheap", ("partial",)),
         ("cheap", ("partial", "complete", "randomized")),
