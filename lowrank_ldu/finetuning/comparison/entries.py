@@ -131,7 +131,9 @@ def select_entries(
     """
     chosen = _chosen(recipe, comparison)
     table = {} if chosen is None else recipe.table["comparisons"][chosen]
-    check_comparison(table, f"recipe {recipe.name}: comparison {chosen}")
+    where = f"recipe {recipe.name}: comparison {chosen}"
+    check_comparison(table, where)
+    metrics = checked_metrics(table.get("metrics", {}), where)
     own = table.get("entries", {})
     if not names and not own:
         accepted = ", ".join(recipe.comparisons) or f"--methods with some of {', '.join(METHODS)}"
@@ -160,7 +162,7 @@ def select_entries(
         trials=table.get("trials", 1),
         seeds=table.get("seeds"),
         sweep=table.get("sweep"),
-        metrics=checked_metrics(table.get("metrics", {}), f"recipe {recipe.name}: comparison {chosen}"),
+        metrics=metrics,
     )
 
 

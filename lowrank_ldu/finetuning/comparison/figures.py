@@ -79,7 +79,7 @@ def find_figure(metrics: Mapping[str, Mapping[str, float]], source: str) -> Figu
     candidates = [each for each in found if not each.partition(",")[0].endswith(_ERROR)]
     chosen = [name] if name in found else [each for each in candidates if name in {"", each.partition(",")[0]}]
     if not chosen:
-        return Figure(None, math.nan, f"{split} has no {name}; it has {', '.join(candidates) or 'nothing'}")
+        return Figure(None, math.nan, f"{split} has no {name or 'figure'}; it has {', '.join(candidates) or 'nothing'}")
     if len(chosen) > 1:
         return Figure(None, math.nan, f"{split} has {', '.join(chosen)}, and one of them has to be named")
     value = found[chosen[0]]
