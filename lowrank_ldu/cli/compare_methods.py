@@ -157,21 +157,24 @@ def show_comparison(plan: Plan, methods: pd.DataFrame) -> None:
 
 
 # Of `FIGURE_HEADINGS`, what fits a terminal beside the entry's name.
-_OF_FIGURES = {0: "figure", 2: "mean", 3: "95 %", 6: "differs", 7: "95 %", 8: "paper"}
+_OF_FIGURES = {2: "mean", 3: "95 %", 6: "differs", 7: "95 %", 8: "paper"}
 
 
 def _show_figures(plan: Plan, figures: pd.DataFrame) -> None:
-    """Print the table of further figures of each task, and what it shows."""
+    """Print a table of each further figure of each task, and what they show."""
     from lowrank_ldu.finetuning.comparison import figure_rows, figure_sentences  # noqa: PLC0415
 
     console = SafeConsole()
     names = {entry.title: entry.name for entry in plan.selection.entries}
     for task in plan.tasks:
-        table = Table(title=f"{task}: further figures")
-        for place, heading in enumerate(("entry", *_OF_FIGURES.values())):
-            table.add_column(heading, justify="right" if place > 1 else "left", no_wrap=True)
-        for cells in figure_rows(figures, task):
-            table.add_row(names[cells[1]], *(cells[place] for place in _OF_FIGURES))
-        console.print(table)
+        rows = figure_rows(figures, task)
+        for figure in plan.selection.metrics:
+            table = Table(title=f"{task}: {figure}")
+            for place, heading in enumerate(("entry", *_OF_FIGURES.values())):
+                table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+            for cells in rows:
+                if cells[0] == figure:
+                    table.add_row(names[cells[1]], *(cells[place] for place in _OF_FIGURES))
+            console.print(table)
         for sentence in figure_sentences(plan, figures, task):
             console.print(sentence)

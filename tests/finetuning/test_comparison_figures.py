@@ -173,7 +173,7 @@ def test_tables_and_frames_are_written(plan):
     )
     # Shares as papers print them, in per cent; cosines as they are.
     assert f"| mmlu | LoLDU \\| r = 4 | {100 * mmlu:.1f} |" in text
-    assert f"| dino | LoLDU \\| r = 4 | {dino:.4f} |" in text
+    assert f"| dino | LoLDU \\| r = 4 | {dino:.3f} |" in text
     assert "- Their intervals cover seeds alone: the rows that they are of are not kept." in text
     frames = [
         pd.read_csv(plan.out / "figures.csv"),
@@ -208,7 +208,7 @@ def test_shares_that_are_in_per_cent_already_stay_so(plan):
     figures = frame_of(plan, trained(plan, change))
     rows = {cells[:2]: cells for cells in figure_rows(figures, "alpaca")}
     mean = 100 * np.mean([metrics_of(seed, "lora")["mmlu"]["acc"] for seed in range(4)])
-    assert float(rows["mmlu", "LoRA"][2]) == pytest.approx(mean, abs=1e-4)
+    assert float(rows["mmlu", "LoRA"][2]) == pytest.approx(mean, abs=1e-3)
     row = figures.set_index(["figure", "entry"]).loc["mmlu", "lora"]
     assert row["low"] < row["mean"] < row["high"]
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,16 @@ from tiny_text_models import offline
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lowrank_ldu.errors import MissingExtraError, OptionError
-from lowrank_ldu.finetuning import Choice, load_recipe, run_recipe
+from lowrank_ldu.finetuning import (
+    Choice,
+    compare_methods,
+    figures_frame,
+    load_recipe,
+    plan_comparison,
+    run_recipe,
+    select_entries,
+    write_comparison,
+)
 from lowrank_ldu.finetuning.configuration import configure
 from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED
 from lowrank_ldu.finetuning.tasks import lm_evaluation, lm_tasks
@@ -219,6 +229,42 @@ def test_what_is_not_reported_loads_no_task(base, tmp_path, monkeypatch):
     assert not list((tmp_path / "reported").rglob("checkpoint-*"))
     with pytest.raises(OptionError, match="lm_eval_tasks has 'colors_unsafe', which runs code"):
         run(base, tmp_path / "unsafe", ["colors_unsafe"], tests=False)
+
+
+def test_a_comparison_evaluates_what_it_reports(base, tmp_path, monkeypatch):
+    evaluated = []
+
+    def evaluate(self, name, model):
+        evaluated.append(name)
+        return evaluate_task(self, name, model)
+
+    evaluate_task = LmEvaluations._evaluate
+    monkeypatch.setattr(LmEvaluations, "_evaluate", evaluate)
+    given = choice(base, ["colors", "written"], max_steps=2)
+    settings = {name: value for name, value in given.settings.items() if name not in {"r", "lora_alpha"}}
+    entries = {
+        "lora": {"method": "lora", "r": 4, "lora_alpha": 8, "paper": {"alpaca": {"colors": 61.2}}},
+        "loldu": {"method": "loldu", "r": 8, "alpha": 8},
+    }
+    recipe = load_recipe("instruct")
+    table = {"metrics": {"colors": "colors/acc", "written": "written", "drop": "drop/em"}, "entries": entries}
+    recipe = replace(recipe, table={**recipe.table, "comparisons": {"tiny": table}})
+    chosen = Choice(model=given.model, data=given.data, settings=settings)
+    plan = plan_comparison(recipe, tmp_path, select_entries(recipe), chosen, trials=2, seeds=2)
+    trained = compare_methods(plan)
+    # Two entries with two seeds, and none of the four trials.
+    assert evaluated == 4 * ["colors", "written"]
+    methods = write_comparison(plan, trained)
+    figures = figures_frame(plan, trained, methods).set_index(["entry", "figure"])
+    finals = [each for each in trained if not each.trial and each.entry.name == "lora"]
+    means = [
+        sum(each.result.metrics[name][key] for each in finals) / 2
+        for name, key in (("colors", "acc"), ("written", "exact_match"))
+    ]
+    assert figures.loc["lora"]["mean"][["colors", "written"]].tolist() == pytest.approx(means)
+    assert figures.loc[("lora", "colors"), "paper"] == 61.2
+    assert figures.loc[("loldu", "drop"), "missing"] == "the run has no drop; it has validation, colors, written"
+    assert "| colors | LoRA | " in (tmp_path / "table.md").read_text()
 
 
 def test_names_of_lm_evals_own_tasks_are_found_without_parsing_all(monkeypatch):

@@ -36,7 +36,7 @@ def figure_rows(figures: pd.DataFrame, task: str) -> list[tuple[str, ...]]:
         names = [each["metric"] for each in records if isinstance(each["metric"], str)]
         # lm-eval gives some shares in per cent.
         percent = bool(names) and in_percent(names[0]) and not (group["mean"].abs() > 1).any()
-        cells += [_cells(record, *((100, 1) if percent else (1, 4))) for record in records]
+        cells += [_cells(record, *((100, 1) if percent else (1, 3))) for record in records]
     return cells
 
 
