@@ -137,6 +137,7 @@ class Training:
 
     def record(self, *, tests: bool) -> dict[str, Any]:
         """Train if that is not finished, evaluate, and write what it comes to."""
+        # What cannot be evaluated is told before training.
         if tests and self._task.load_evaluations is not None:
             of_first(self._task.load_evaluations)
         record = self._directory.finished() or self._trained()

@@ -231,6 +231,12 @@ def test_methods_of_no_comparison_are_compared_by_their_names():
     assert (selection.reference, selection.trials, selection.seeds) == ("lora", 1, None)
 
 
+def test_a_plain_method_has_what_counts_for_the_first_comparison(recipe):
+    selection = select_entries(recipe, ["bitfit"])
+    assert (selection.name, selection.trials, selection.seeds) == ("ranks", 2, 3)
+    assert selection.entries[0].settings == {"weight_decay": 0.01}
+
+
 def test_learning_rates_go_out_from_the_recipes(recipe):
     entry, head = select_entries(recipe, ["lora-1", "head"]).entries
     rates = [each["learning_rate"] for each in trial_settings(recipe, "mnli", entry, Choice(), 5)]
