@@ -54,8 +54,8 @@ def _whole(kind: Callable[..., Any], folder: str | None) -> Any:
 def unsafe_tasks(names: Sequence[str], folder: str | None) -> set[str]:
     """Return which tasks are marked to run code that a model writes.
 
-    lm-eval takes a quarter of a minute to parse its own tasks. Their files are searched for the names, which takes a
-    second, and only the folders of those that have them are parsed.
+    Parsing all of lm-eval's own takes ten times as long as searching their files for the names (docs/measurements.md):
+    only the folders of files that have them are parsed.
 
     Parameters
     ----------
