@@ -10,9 +10,8 @@ import typer
 from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
-from lowrank_ldu.cli.errors import fail, readable_errors
-from lowrank_ldu.cli.finetune import REPORTS
-from lowrank_ldu.cli.options import choice
+from lowrank_ldu.cli.errors import readable_errors
+from lowrank_ldu.cli.options import Data, Model, ReportTo, Settings, TaskNames, Variant, check_report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,21 +51,16 @@ def compare_methods(
             show_default="learning rates around the recipe's",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model: a folder, or OWNER/NAME on the hub.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data: a folder or a file, or OWNER/NAME on the hub.")] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(metavar="<str>", help="Task of the recipe; repeat for more.", show_default="all")
-    ] = None,
-    variant: Annotated[str | None, typer.Option(help="Variant of the recipe.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe for all methods; repeat for more."),
-    ] = None,
+    model: Model = None,
+    data: Data = None,
+    task: TaskNames = None,
+    variant: Variant = None,
+    set_: Settings = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder for runs, tables and plots.", show_default=f"one in {_OUT}")
     ] = None,
-    report_to: Annotated[str, choice(REPORTS, help="Where training is shown beside the logs.")] = "none",
+    report_to: ReportTo = "none",
     finished: Annotated[
         bool, typer.Option("--finished", help="Train nothing; write the tables of what is finished.")
     ] = False,
@@ -80,8 +74,7 @@ def compare_methods(
     judged on test rows, which no choice has seen, where the task has some. The same command again goes on where it was
     stopped.
     """
-    if report_to not in REPORTS:
-        fail(f"--report-to is {report_to!r}; accepted: {', '.join(REPORTS)}")
+    check_report(report_to)
     with readable_errors():
         # PEFT asks transformers for it, and no user can change that.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -106,7 +99,10 @@ def compare_methods(
         tell = (lambda line: say(line, err=True)) if is_first() and not finished else None
         trained = comparing.compare_methods(plan, jobs=jobs, report_to=report_to, finished_only=finished, tell=tell)
         if is_first():
-            show_comparison(plan, comparing.write_comparison(plan, trained))
+            methods_found = comparing.write_comparison(plan, trained)
+            show_comparison(plan, methods_found)
+            if plan.selection.metrics:
+                _show_figures(plan, comparing.figures_frame(plan, trained, methods_found))
             say(f"written to {folder}")
 
 
@@ -157,4 +153,28 @@ def show_comparison(plan: Plan, methods: pd.DataFrame) -> None:
         if table.rows:
             console.print(table)
         for sentence in (*without, *sentences(plan, methods, task)):
+            console.print(sentence)
+
+
+# Of `FIGURE_HEADINGS`, what fits a terminal beside the entry's name.
+_OF_FIGURES = {2: "mean", 3: "95 %", 6: "differs", 7: "95 %", 8: "paper"}
+
+
+def _show_figures(plan: Plan, figures: pd.DataFrame) -> None:
+    """Print a table of each further figure of each task, and what they show."""
+    from lowrank_ldu.finetuning.comparison import figure_rows, figure_sentences  # noqa: PLC0415
+
+    console = SafeConsole()
+    names = {entry.title: entry.name for entry in plan.selection.entries}
+    for task in plan.tasks:
+        rows = figure_rows(figures, task)
+        for figure in plan.selection.metrics:
+            table = Table(title=f"{task}: {figure}")
+            for place, heading in enumerate(("entry", *_OF_FIGURES.values())):
+                table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+            for cells in rows:
+                if cells[0] == figure:
+                    table.add_row(names[cells[1]], *(cells[place] for place in _OF_FIGURES))
+            console.print(table)
+        for sentence in figure_sentences(plan, figures, task):
             console.print(sentence)

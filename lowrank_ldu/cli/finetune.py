@@ -14,15 +14,13 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import fail, readable_errors
-from lowrank_ldu.cli.options import choice
+from lowrank_ldu.cli.options import Data, Model, ReportTo, Settings, TaskNames, Variant, check_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lowrank_ldu.finetuning import Choice, Recipe, Result, Run
 
-# As in `lowrank_ldu.finetuning`, which is not imported for help.
-REPORTS = ("none", "tensorboard", "wandb", "trackio")
 _RUNS = "lowrank-ldu-runs"
 
 
@@ -31,23 +29,18 @@ def finetune(
         str | None, typer.Argument(help="Name of a shipped recipe, or a recipe's TOML file.", show_default=False)
     ] = None,
     *,
-    model: Annotated[str | None, typer.Option(help="Model: a folder, or OWNER/NAME on the hub.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data: a folder or a file, or OWNER/NAME on the hub.")] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(metavar="<str>", help="Task of the recipe; repeat for more.", show_default="all")
-    ] = None,
-    variant: Annotated[str | None, typer.Option(help="Variant of the recipe.")] = None,
+    model: Model = None,
+    data: Data = None,
+    task: TaskNames = None,
+    variant: Variant = None,
     method: Annotated[str | None, typer.Option(help="Method of fine-tuning.", show_default="the recipe's")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe; repeat for more."),
-    ] = None,
+    set_: Settings = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(metavar="<int>", help="Seed of a run; repeat for more.", show_default="the recipe's"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the runs.", show_default=f"one in {_RUNS}")] = None,
-    report_to: Annotated[str, choice(REPORTS, help="Where training is shown beside the log.")] = "none",
+    report_to: ReportTo = "none",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, list the runs, and train none.")
     ] = False,
@@ -65,8 +58,7 @@ def finetune(
         return
     if recipe is None:
         fail("no recipe is given; accepted: a name of lowrank-ldu finetune --list, or a .toml file")
-    if report_to not in REPORTS:
-        fail(f"--report-to is {report_to!r}; accepted: {', '.join(REPORTS)}")
+    check_report(report_to)
     with readable_errors():
         # PEFT asks transformers for it, and no user can change that.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -1,4 +1,4 @@
-"""Declare the options that commands on checkpoints share."""
+"""Declare the options that commands share."""
 
 from __future__ import annotations
 
@@ -50,6 +50,21 @@ Exclude = Annotated[str | None, typer.Option(help="Leave out tensors whose name 
 Seed = Annotated[int, typer.Option(help="Seed of randomized pivoting, quick PiSSA, sketches and random starts.")]
 ThreadCount = Annotated[int | None, typer.Option(help="Cores to use, by threads of this process.", show_default="all")]
 
+# Of fine-tuning, as in `lowrank_ldu.finetuning`, which is not imported for help.
+REPORTS = ("none", "tensorboard", "wandb", "trackio")
+
+Model = Annotated[str | None, typer.Option(help="Model: a folder, or OWNER/NAME on the hub.")]
+Data = Annotated[str | None, typer.Option(help="Data: a folder or a file, or OWNER/NAME on the hub.")]
+TaskNames = Annotated[
+    list[str] | None, typer.Option(metavar="<str>", help="Task of the recipe; repeat for more.", show_default="all")
+]
+Variant = Annotated[str | None, typer.Option(help="Variant of the recipe.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe, for all runs; repeat for more."),
+]
+ReportTo = Annotated[str, choice(REPORTS, help="Where training is shown beside the logs.")]
+
 
 def prefer_huge_pages() -> None:
     """Have torch allocate large buffers in huge pages.
@@ -57,6 +72,12 @@ def prefer_huge_pages() -> None:
     It must not be imported yet. On wide embeddings the kernel's page faults cost as much as the arithmetic.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def check_report(report_to: str) -> None:
+    """Refuse a word that is none of `REPORTS`."""
+    if report_to not in REPORTS:
+        fail(f"--report-to is {report_to!r}; accepted: {', '.join(REPORTS)}")
 
 
 def options_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.head import kept_head, train_head
 from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, reset_peak_memory, weights_digest
 from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
-from lowrank_ldu.finetuning.processes import is_first, wait_for_all
+from lowrank_ldu.finetuning.processes import is_first, of_first, wait_for_all
 from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED, RunDirectory
 from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
 from lowrank_ldu.finetuning.trained import check_numbers, load_trained
@@ -136,6 +137,9 @@ class Training:
 
     def record(self, *, tests: bool) -> dict[str, Any]:
         """Train if that is not finished, evaluate, and write what it comes to."""
+        # What cannot be evaluated is told before training.
+        if tests and self._task.load_evaluations is not None:
+            of_first(self._task.load_evaluations)
         record = self._directory.finished() or self._trained()
         splits = {name: rows for name, rows in self._task.others.items() if name not in record["metrics"]}
         functions = {name: each for name, each in self._task.evaluations.items() if name not in record["metrics"]}
@@ -145,7 +149,10 @@ class Training:
             for name, rows in splits.items():
                 record["metrics"][name] = self._evaluated(name, rows)
             for name, evaluation in functions.items():
-                record["metrics"][name] = evaluation(self._prepared.model)
+                # Processes that hold parts of one model have to compute together.
+                together = self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
+                evaluate = partial(evaluation, self._prepared.model)
+                record["metrics"][name] = evaluate() if together else of_first(evaluate)
         record[NOT_EVALUATED] = [] if tests else [*splits, *functions]
         if is_first():
             self._directory.finish(record)

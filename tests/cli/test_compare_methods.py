@@ -58,6 +58,44 @@ def test_methods_are_compared_and_the_table_fits_a_terminal(base, tmp_path, monk
     assert again.stdout == result.stdout
 
 
+FIGURES = """
+title = "Tiny"
+kind = "text-classification"
+model = "{base}/model"
+data = "{base}/data"
+method = "lora"
+seeds = [0, 1]
+target_modules = ["query"]
+max_length = 16
+num_train_epochs = 1
+[tasks.rte]
+[comparisons.few]
+metrics = {{ loss = "validation/loss", mmlu = "mmlu/acc" }}
+[comparisons.few.entries]
+lora-2 = {{ method = "lora", title = "LoRA r = 2", r = 2, paper = {{ rte = {{ score = 70.1, loss = 0.31 }} }} }}
+head = {{ method = "head" }}
+"""
+
+
+def test_further_figures_have_a_table_that_fits_a_terminal(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    (tmp_path / "tiny.toml").write_text(FIGURES.format(base=base))
+    result = compare(tmp_path / "tiny.toml", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    figures = pd.read_csv(tmp_path / "out" / "figures.csv").set_index(["entry", "figure"])
+    losses = figures.xs("loss", level="figure")["mean"]
+    shown = result.stdout[result.stdout.index("rte: loss") : result.stdout.index("rte: mmlu")].splitlines()
+    (lora,), (head,) = ([line for line in shown if name in line] for name in ("lora-2", "head"))
+    assert f" {losses['lora-2']:.3f} " in lora
+    assert lora.endswith(" 0.31 │")
+    assert f" {losses['head'] - losses['lora-2']:+.3f} " in head
+    assert max(map(len, shown)) <= 80
+    assert "…" not in result.stdout
+    said = " ".join(result.stdout.split())
+    assert "mmlu is missing for LoRA r = 2, " in said
+    assert "the run has no mmlu; it has validation." in said
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -7,7 +7,7 @@ from tiny_text_models import data_set, offline, save_model
 from typer.testing import CliRunner
 
 from lowrank_ldu.cli.app import app
-from lowrank_ldu.cli.finetune import REPORTS
+from lowrank_ldu.cli.options import REPORTS
 from lowrank_ldu.finetuning import list_recipes, load_recipe, runner
 from lowrank_ldu.finetuning.methods import METHODS
 

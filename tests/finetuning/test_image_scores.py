@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_diffusion import SIZE, save_clip, save_vit
 from tiny_text_models import offline as offline_
 
-from lowrank_ldu.finetuning.tasks.image_scores import ClipScores, DinoScores
+from lowrank_ldu.finetuning.tasks.image_scores import ImageScores
 from lowrank_ldu.finetuning.tasks.prompted_images import PromptedImage
 
 CPU = torch.device("cpu")
@@ -26,7 +26,10 @@ def mean_cosine(first, second):
 
 
 def test_images_are_as_near_to_themselves_as_can_be(tmp_path):
-    dino, clip = DinoScores(str(save_vit(tmp_path / "vit"))), ClipScores(str(save_clip(tmp_path / "clip")))
+    dino, clip = (
+        ImageScores("dino", str(save_vit(tmp_path / "vit"))),
+        ImageScores("clip", str(save_clip(tmp_path / "clip"))),
+    )
     (one,) = images(1, 0)
     # More than one batch of the same image.
     assert dino([one] * 20, [one], CPU)["dino"] == pytest.approx(1, abs=1e-6)
@@ -36,7 +39,10 @@ def test_images_are_as_near_to_themselves_as_can_be(tmp_path):
 
 @torch.no_grad()
 def test_all_pairs_count_and_prompts_are_those_of_the_images(tmp_path):
-    dino, clip = DinoScores(str(save_vit(tmp_path / "vit"))), ClipScores(str(save_clip(tmp_path / "clip")))
+    dino, clip = (
+        ImageScores("dino", str(save_vit(tmp_path / "vit"))),
+        ImageScores("clip", str(save_clip(tmp_path / "clip"))),
+    )
     some, others = images(3, 0), images(2, 1)
     pixels = [
         torch.stack([torch.from_numpy(np.array(each.image)).permute(2, 0, 1) / 255 for each in group])

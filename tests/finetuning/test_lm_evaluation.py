@@ -1,6 +1,10 @@
 """Tasks of lm-eval at the end of a run: what they measure, and what is said before training where they cannot run."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +14,22 @@ from tiny_text_models import offline
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lowrank_ldu.errors import MissingExtraError, OptionError
-from lowrank_ldu.finetuning import Choice, load_recipe, run_recipe
+from lowrank_ldu.finetuning import (
+    Choice,
+    compare_methods,
+    figures_frame,
+    load_recipe,
+    plan_comparison,
+    run_recipe,
+    select_entries,
+    write_comparison,
+)
 from lowrank_ldu.finetuning.configuration import configure
 from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED
+from lowrank_ldu.finetuning.tasks import lm_evaluation, lm_tasks
 from lowrank_ldu.finetuning.tasks.instructions import TEMPLATES
-from lowrank_ldu.finetuning.tasks.lm_evaluation import OPTIONS, check_lm_options, lm_evaluations
+from lowrank_ldu.finetuning.tasks.lm_evaluation import OPTIONS, LmEvaluations, check_lm_options
+from lowrank_ldu.finetuning.tasks.lm_tasks import unsafe_tasks
 
 pytest.importorskip("lm_eval")
 QUESTIONS = [
@@ -130,7 +145,7 @@ def evaluated(base, **options):
     model.forward = counted
     given = {**OPTIONS, "lm_eval_tasks": ["colors"], "lm_eval_include_path": str(base / "tasks"), **options}
     before = (tokenizer.pad_token, tokenizer.padding_side)
-    metrics = lm_evaluations(given, tokenizer, 4)["colors"](model)
+    metrics = LmEvaluations(given, tokenizer, 4).functions["colors"](model)
     assert (tokenizer.pad_token, tokenizer.padding_side) == before
     return metrics, seen
 
@@ -151,7 +166,7 @@ def refused(base, names, **options):
     given = {**OPTIONS, "lm_eval_tasks": names, "lm_eval_include_path": str(base / "tasks"), **options}
     check_lm_options(given)
     with pytest.raises(OptionError) as raised:
-        lm_evaluations(given, AutoTokenizer.from_pretrained(base / "llama"), 4)
+        LmEvaluations(given, AutoTokenizer.from_pretrained(base / "llama"), 4).load()
     assert len(str(raised.value).splitlines()) == 1
     return str(raised.value)
 
@@ -167,13 +182,13 @@ def test_code_that_a_model_writes_is_run_only_where_that_is_allowed_twice(base, 
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
     assert refused(base, ["colors_unsafe"]) == message
     allowed = {"lm_eval_tasks": ["colors_unsafe"], "lm_eval_include_path": str(base / "tasks")}
-    evaluations = lm_evaluations(
+    evaluations = LmEvaluations(
         {**OPTIONS, **allowed, "lm_eval_run_unsafe_code": True, "lm_eval_limit": 1},
         AutoTokenizer.from_pretrained(base / "llama"),
         4,
     )
     model = AutoModelForCausalLM.from_pretrained(base / "llama")
-    assert "acc" in evaluations["colors_unsafe"](model)
+    assert "acc" in evaluations.functions["colors_unsafe"](model)
 
 
 def test_tasks_that_cannot_be_run_are_told_before_training(base, tmp_path, monkeypatch):
@@ -194,6 +209,85 @@ def test_tasks_that_cannot_be_run_are_told_before_training(base, tmp_path, monke
     assert not list(tmp_path.rglob("checkpoint*"))
 
 
+def test_what_is_not_reported_loads_no_task(base, tmp_path, monkeypatch):
+    loaded = []
+
+    def load(manager, name, options):
+        loaded.append(name)
+        return load_task(manager, name, options)
+
+    load_task = lm_evaluation._load_task
+    monkeypatch.setattr(lm_evaluation, "_load_task", load)
+    # Of a trial the names are checked, and the data need not be there.
+    names = ["colors", "colors_lost"]
+    result = run(base, tmp_path, names, tests=False, max_steps=1)
+    assert result.record[NOT_EVALUATED] == names
+    assert loaded == []
+    with pytest.raises(OptionError, match="lm_eval_tasks has 'colors_lost', which lm-eval cannot load"):
+        run(base, tmp_path / "reported", names)
+    assert loaded == names
+    assert not list((tmp_path / "reported").rglob("checkpoint-*"))
+    with pytest.raises(OptionError, match="lm_eval_tasks has 'colors_unsafe', which runs code"):
+        run(base, tmp_path / "unsafe", ["colors_unsafe"], tests=False)
+
+
+def test_a_comparison_evaluates_what_it_reports(base, tmp_path, monkeypatch):
+    evaluated = []
+
+    def evaluate(self, name, model):
+        evaluated.append(name)
+        return evaluate_task(self, name, model)
+
+    evaluate_task = LmEvaluations._evaluate
+    monkeypatch.setattr(LmEvaluations, "_evaluate", evaluate)
+    given = choice(base, ["colors", "written"], max_steps=2)
+    settings = {name: value for name, value in given.settings.items() if name not in {"r", "lora_alpha"}}
+    entries = {
+        "lora": {"method": "lora", "r": 4, "lora_alpha": 8, "paper": {"alpaca": {"colors": 61.2}}},
+        "loldu": {"method": "loldu", "r": 8, "alpha": 8},
+    }
+    recipe = load_recipe("instruct")
+    table = {"metrics": {"colors": "colors/acc", "written": "written", "drop": "drop/em"}, "entries": entries}
+    recipe = replace(recipe, table={**recipe.table, "comparisons": {"tiny": table}})
+    chosen = Choice(model=given.model, data=given.data, settings=settings)
+    plan = plan_comparison(recipe, tmp_path, select_entries(recipe), chosen, trials=2, seeds=2)
+    trained = compare_methods(plan)
+    # Two entries with two seeds, and none of the four trials.
+    assert evaluated == 4 * ["colors", "written"]
+    methods = write_comparison(plan, trained)
+    figures = figures_frame(plan, trained, methods).set_index(["entry", "figure"])
+    finals = [each for each in trained if not each.trial and each.entry.name == "lora"]
+    means = [
+        sum(each.result.metrics[name][key] for each in finals) / 2
+        for name, key in (("colors", "acc"), ("written", "exact_match"))
+    ]
+    assert figures.loc["lora"]["mean"][["colors", "written"]].tolist() == pytest.approx(means)
+    assert figures.loc[("lora", "colors"), "paper"] == 61.2
+    assert figures.loc[("loldu", "drop"), "missing"] == "the run has no drop; it has validation, colors, written"
+    assert "| colors | LoRA | " in (tmp_path / "table.md").read_text()
+
+
+def test_names_of_lm_evals_own_tasks_are_found_without_parsing_all(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("all tasks are parsed")
+
+    monkeypatch.setattr(lm_tasks, "_whole", refuse)
+    names = load_recipe("instruct").table["lm_eval_tasks"]
+    assert unsafe_tasks(names, None) == {"humaneval"}
+    with pytest.raises(AssertionError, match="all tasks are parsed"):
+        unsafe_tasks(["mmlux"], None)
+
+
+def test_a_group_is_as_unsafe_as_its_members(base, tmp_path):
+    for name in ("colors_plain", "colors_unsafe"):
+        content = json.loads((base / "tasks" / "colors.yaml").read_text())
+        content |= {"task": name, "unsafe_code": name == "colors_unsafe"}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
+    group = {"group": "colors_group", "task": ["colors_plain", {"task": "colors_unsafe", "num_fewshot": 1}]}
+    (tmp_path / "group.yaml").write_text(json.dumps(group))
+    assert unsafe_tasks(["colors_group", "colors_plain"], str(tmp_path)) == {"colors_group"}
+
+
 def test_without_the_library_the_extra_is_named_before_training(base, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     with pytest.raises(
@@ -202,6 +296,26 @@ def test_without_the_library_the_extra_is_named_before_training(base, tmp_path, 
         run(base, tmp_path, ["colors"])
     assert not list(tmp_path.rglob("checkpoint*"))
     assert set(run(base, tmp_path / "without", [], max_steps=1).metrics) == {"validation"}
+
+
+@pytest.mark.longer
+def test_of_two_processes_the_first_evaluates(base, tmp_path):
+    given = choice(base, ["colors"], max_steps=2)
+    words = ["finetune", "instruct", "--model", given.model, "--data", given.data, "--method", "lora", "--seed", "0"]
+    for name, value in given.settings.items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    more = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [*launch, "-m", "lowrank_ldu", *words, "--out", "out"]
+    cache = {"HF_DATASETS_CACHE": str(base / "cache")}
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env={**os.environ, **more, **cache}, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    # lm-eval says so whenever it is given a model.
+    assert done.stderr.count("`pretrained` model kwarg is not of type `str`") == 1
+    record = json.loads((tmp_path / "out" / "alpaca" / "seed-0" / "metrics.json").read_bytes())
+    assert set(record["metrics"]["colors"]) == {"acc", "acc_stderr"}
 
 
 @pytest.mark.longer

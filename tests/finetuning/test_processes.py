@@ -1,4 +1,4 @@
-"""Two processes train what one process trains with twice the batch."""
+"""Two processes train what one process trains with twice the batch, and wait for what one of them does."""
 
 import json
 import os
@@ -8,7 +8,42 @@ import sys
 import pytest
 from tiny_text_models import data_set, save_model
 
+from lowrank_ldu.finetuning.processes import of_first
+
 SETTINGS = ("r=4", "max_length=16", "max_steps=8", "logging_steps=1", "learning_rate=1e-2")
+
+OF_FIRST = """
+import os, sys
+from torch import distributed
+from lowrank_ldu.finetuning.processes import of_first
+
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(os.environ["RANK"]), world_size=2)
+print([of_first(lambda: {"computed by": os.environ["RANK"], "call": call}) for call in range(2)])
+distributed.barrier()
+"""
+
+
+@pytest.mark.longer
+def test_what_the_first_process_computes_all_have(tmp_path):
+    command = [sys.executable, "-c", OF_FIRST, str(tmp_path / "store")]
+    started = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "RANK": rank, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    for process in started:
+        told, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert told == f"{[{'computed by': '0', 'call': call} for call in range(2)]}\n"
+
+
+def test_one_process_computes_itself():
+    assert of_first(lambda: 3) == 3
 
 
 @pytest.mark.longer

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lowrank_ldu.finetuning.comparison.compare import Trained, compare_methods
 from lowrank_ldu.finetuning.comparison.entries import Entry, Selection, select_entries
+from lowrank_ldu.finetuning.comparison.figure_tables import figure_rows, figure_sentences
+from lowrank_ldu.finetuning.comparison.figures import figures_frame, find_figure
 from lowrank_ldu.finetuning.comparison.frames import methods_frame, runs_frame
 from lowrank_ldu.finetuning.comparison.intervals import Interval, interval, resampled_scores
 from lowrank_ldu.finetuning.comparison.plan import Plan, plan_comparison
@@ -17,6 +19,10 @@ __all__ = [
     "Selection",
     "Trained",
     "compare_methods",
+    "figure_rows",
+    "figure_sentences",
+    "figures_frame",
+    "find_figure",
     "interval",
     "methods_frame",
     "plan_comparison",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning.comparison.checks import check_comparison, checked_metrics, checked_paper, checked_search
 from lowrank_ldu.finetuning.methods import METHODS, get_method
-from lowrank_ldu.validation import is_several, shown
+from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 # Names are folders, too.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _OF_ENTRY = ("method", "title", "family", "search", "paper")
-_OF_COMPARISON = ("about", "trials", "seeds", "reference", "sweep", "search", "settings", "entries")
-
-
-# Scores of which are of different rows.
-_OF_EVALUATION = {
-    "max_eval_samples", "validation_split", "validation_fraction", "validation_rows", "validation_images",
-    "validation_draws", "test_split", "rendering", "instance_prompt",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +45,8 @@ class Entry:
         Keys to the values that are tried; empty for the learning rates around the recipe's.
     paper : mapping
         Task to the score that the paper prints, and "numbers" to its count of trained parameters.
+    paper_figures : mapping
+        Task to names of further figures to what the paper prints.
     unavailable : str, optional
         Why the method cannot be used here.
     """
@@ -66,6 +60,7 @@ class Entry:
     paper: Mapping[str, float] = field(default_factory=dict)
     unavailable: str | None = None
     own: frozenset[str] = frozenset()
+    paper_figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +80,8 @@ class Selection:
         Number of seeds; None for the recipe's own.
     sweep : str or None
         Setting in which the entries differ, which their scores are drawn against.
+    metrics : mapping
+        Names of further figures to where runs have them, "SPLIT/METRIC".
     """
 
     name: str | None
@@ -93,6 +90,7 @@ class Selection:
     trials: int
     seeds: int | None
     sweep: str | None = None
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
     def searching(self, search: Mapping[str, Any]) -> Selection:
         """Return the selection with the same search for all entries."""
@@ -133,7 +131,9 @@ def select_entries(
     """
     chosen = _chosen(recipe, comparison)
     table = {} if chosen is None else recipe.table["comparisons"][chosen]
-    _check(table, f"recipe {recipe.name}: comparison {chosen}")
+    where = f"recipe {recipe.name}: comparison {chosen}"
+    check_comparison(table, where)
+    metrics = checked_metrics(table.get("metrics", {}), where)
     own = table.get("entries", {})
     if not names and not own:
         accepted = ", ".join(recipe.comparisons) or f"--methods with some of {', '.join(METHODS)}"
@@ -155,7 +155,15 @@ def select_entries(
         reference = reference if reference in present else present[0]
     elif reference not in present:
         raise OptionError(f"reference is {reference!r}; accepted: {', '.join(present)}")
-    return Selection(chosen, entries, reference, table.get("trials", 1), table.get("seeds"), table.get("sweep"))
+    return Selection(
+        name=chosen,
+        entries=entries,
+        reference=reference,
+        trials=table.get("trials", 1),
+        seeds=table.get("seeds"),
+        sweep=table.get("sweep"),
+        metrics=metrics,
+    )
 
 
 def _chosen(recipe: Recipe, comparison: str | None) -> str | None:
@@ -167,35 +175,6 @@ def _chosen(recipe: Recipe, comparison: str | None) -> str | None:
             f"comparison is {comparison!r}; accepted: {', '.join(near) or f'none, recipe {recipe.name} has none'}"
         )
     return comparison
-
-
-def _check(table: Mapping[str, Any], where: str) -> None:
-    for name in table:
-        if name not in _OF_COMPARISON:
-            raise OptionError(f"{where} has {name}; accepted: {', '.join(_OF_COMPARISON)}")
-    for name in ("trials", "seeds"):
-        value = table.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"{where}: {name} is {shown(value)}; accepted: an integer from 1 on")
-    for name in ("settings", "entries", "search"):
-        if not isinstance(table.get(name, {}), dict):
-            raise OptionError(f"{where}: {name} is {shown(table[name])}; accepted: a table")
-    for name, entry in table.get("entries", {}).items():
-        if not isinstance(entry, dict):
-            raise OptionError(f"{where}: entry {name} is {shown(entry)}; accepted: a table")
-    if "sweep" in table:
-        _check_sweep(table["sweep"], table.get("entries", {}), where)
-
-
-def _check_sweep(sweep: Any, entries: Mapping[str, Any], where: str) -> None:
-    having = {name: entry[sweep] for name, entry in entries.items() if sweep in entry} if isinstance(sweep, str) else {}
-    if not having:
-        raise OptionError(f"{where}: sweep is {shown(sweep)}; accepted: a key of which entries have a positive number")
-    for name, value in having.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise OptionError(
-                f"{where}: sweep is {sweep}, of which entry {name} has {shown(value)}; accepted: positive numbers"
-            )
 
 
 def _entry(
@@ -215,16 +194,15 @@ def _entry(
         near = difflib.get_close_matches(str(method), known, n=3) or known
         raise OptionError(f"method is {method!r}; accepted: {', '.join(near)}")
     settings = {key: value for key, value in own.items() if key not in _OF_ENTRY}
-    paper = own.get("paper", {}) if "paper" in own or settings else recipe.table.get("paper", {}).get(method, {})
-    if not isinstance(paper, dict):
-        raise OptionError(f"recipe {recipe.name}: paper of {name} is {shown(paper)}; accepted: a table")
-    for key, value in paper.items():
-        if key not in {"numbers", *recipe.tasks}:
-            raise OptionError(
-                f"recipe {recipe.name}: paper of {name} has {key}; accepted: numbers, {', '.join(recipe.tasks)}"
-            )
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise OptionError(f"recipe {recipe.name}: paper of {name} has {key} {shown(value)}; accepted: a number")
+    # A comparison's names of figures are its own; what the recipe says of a method may be in those of any.
+    of_entry, comparisons = "paper" in own or settings, recipe.table.get("comparisons", {}).values()
+    metrics = {
+        name: source
+        for each in ([table] if of_entry else [table, *comparisons])
+        for name, source in checked_metrics(each.get("metrics", {}), f"recipe {recipe.name}").items()
+    }
+    given = own.get("paper", {}) if of_entry else recipe.table.get("paper", {}).get(method, {})
+    paper = checked_paper(given, recipe, name, metrics)
     return Entry(
         name=name,
         title=str(own.get("title", get_method(method).title)),
@@ -232,27 +210,8 @@ def _entry(
         family=str(own.get("family", get_method(method).title)),
         settings={**table.get("settings", {}), **settings},
         search=checked_search(own.get("search", table.get("search", {}))),
-        paper=paper,
+        paper=paper.scores,
+        paper_figures=paper.figures,
         own=frozenset(settings),
         unavailable=get_method(method).unavailable(),
     )
-
-
-def checked_search(search: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-    """Check that every key of a search has a list of values.
-
-    Raises
-    ------
-    OptionError
-        The message names the key.
-    """
-    if not isinstance(search, dict):
-        raise OptionError(f"search is {shown(search)}; accepted: a table of keys with lists of values")
-    for key, values in search.items():
-        if not is_several(values) or not values:
-            raise OptionError(f"search of {key} is {shown(values)}; accepted: a list of values")
-        if key in _OF_EVALUATION:
-            raise OptionError(f"search has {key}, by which settings would be chosen on different rows; accepted: --set")
-        if len({repr(value) for value in values}) < len(values):
-            raise OptionError(f"search of {key} is {shown(values)}; accepted: different values")
-    return search

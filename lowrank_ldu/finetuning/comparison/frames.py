@@ -24,14 +24,10 @@ if TYPE_CHECKING:
     from lowrank_ldu.finetuning.runs import Result
 
 _SIZES = ("numbers", "numbers_trained_whole", "adapter_bytes", "shared_bytes", "peak_memory_bytes", "seconds")
+_SHARES = ("accuracy", "f1", "acc", "acc_norm", "em", "exact_match")  # some of them lm-eval's
+_CORRELATIONS = ("matthews_correlation", "pearson", "spearman")
 # Of metrics that have any; Student's interval of few seeds may go beyond.
-BOUNDS = {
-    "accuracy": (0.0, 1.0),
-    "f1": (0.0, 1.0),
-    "matthews_correlation": (-1.0, 1.0),
-    "pearson": (-1.0, 1.0),
-    "spearman": (-1.0, 1.0),
-}
+BOUNDS = {**dict.fromkeys(_SHARES, (0.0, 1.0)), **dict.fromkeys(_CORRELATIONS, (-1.0, 1.0))}
 _OF_A_RUN = ("seconds", "peak_memory_bytes")
 RUN_COLUMNS = (
     "task", "entry", "title", "method", "family", "setting", "seed", "trial", "chosen", "split", "metric", "value",
@@ -84,6 +80,18 @@ def runs_frame(trained: Sequence[Trained]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS))
 
 
+def bounds_of(metric: str) -> tuple[float, float]:
+    """Return the least and the most that a metric can be; lm-eval's may have a filter after a comma."""
+    name = metric.partition(",")[0]
+    return BOUNDS.get("acc" if name.startswith("pass@") else name, (-math.inf, math.inf))
+
+
+def results_by_seed(task: str, entry: Entry, trained: Sequence[Trained]) -> dict[int, Result]:
+    """Return what an entry's runs with the chosen setting came to."""
+    own = [each for each in trained if (each.task, each.entry) == (task, entry) and not each.trial]
+    return {each.seed: each.result for each in own if each.result is not None}
+
+
 class _Resampled(NamedTuple):
     """Hold scores on resampled rows, and the labels that say which rows they are."""
 
@@ -94,9 +102,11 @@ class _Resampled(NamedTuple):
 class _Scores:
     """Hold the reported scores of an entry on a task, by seed."""
 
-    def __init__(self, entry: Entry, trials: Sequence[Trained], finals: Sequence[Trained]) -> None:
+    def __init__(self, task: str, entry: Entry, trained: Sequence[Trained]) -> None:
+        own = [each for each in trained if (each.task, each.entry) == (task, entry)]
+        trials, finals = ([each for each in own if each.trial == kind] for kind in (True, False))
         self.entry = entry
-        self.results: dict[int, Result] = {each.seed: each.result for each in finals if each.result is not None}
+        self.results = results_by_seed(task, entry, trained)
         self.failed = len([each for each in finals or trials if each.failure is not None])
         self.setting = finals[0].setting if finals else ""
         self.scores = {seed: result.metrics[result.reported][result.metric] for seed, result in self.results.items()}
@@ -139,7 +149,7 @@ def methods_frame(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for task in plan.tasks:
-        scores = {entry.name: _of(task, entry, trained) for entry in plan.selection.entries}
+        scores = {entry.name: _Scores(task, entry, trained) for entry in plan.selection.entries}
         resampled = {name: each.resampled(list(each.results)) for name, each in scores.items() if each.results}
         reference = plan.selection.reference
         for each in scores.values():
@@ -147,11 +157,6 @@ def methods_frame(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
             row |= _difference(each, scores[reference], resampled)
             rows.append(row | {"paper": each.entry.paper.get(task, math.nan)})
     return pd.DataFrame(rows)
-
-
-def _of(task: str, entry: Entry, trained: Sequence[Trained]) -> _Scores:
-    own = [each for each in trained if (each.task, each.entry) == (task, entry)]
-    return _Scores(entry, [each for each in own if each.trial], [each for each in own if not each.trial])
 
 
 def _row(scores: _Scores, planned: int) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def _statistics(scores: _Scores, resampled: Mapping[str, _Resampled | None]) -> 
     values = list(scores.scores.values())
     rows = resampled.get(scores.entry.name)
     found = interval(values, None if rows is None else rows.scores)
-    least, most = BOUNDS.get(scores.any.metric, (-math.inf, math.inf)) if values else (-math.inf, math.inf)
+    least, most = bounds_of(scores.any.metric) if values else (-math.inf, math.inf)
     return {
         "median": statistics.median(values) if values else math.nan,
         "mean": found.mean,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis import Panel
-from lowrank_ldu.finetuning.comparison.frames import BOUNDS
+from lowrank_ldu.finetuning.comparison.frames import bounds_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ _MARKERS = "osD^vP*X<>hd"
 
 def in_percent(metric: str) -> bool:
     """Say whether a metric is shown times a hundred, as papers print it."""
-    return metric in BOUNDS
+    return math.isfinite(bounds_of(metric)[0])
 
 
 def score_panel(methods: pd.DataFrame, task: str) -> Panel:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OutputError
 from lowrank_ldu.files import replace_file
+from lowrank_ldu.finetuning.comparison.figure_tables import FIGURE_HEADINGS, figure_rows, figure_sentences
+from lowrank_ldu.finetuning.comparison.figures import figures_frame
 from lowrank_ldu.finetuning.comparison.frames import methods_frame, runs_frame
 from lowrank_ldu.finetuning.comparison.plots import in_percent, score_panel, sweep_panel
 from lowrank_ldu.formatting import duration
@@ -41,7 +43,8 @@ HEADINGS = (
 def write_comparison(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
     """Write the frames, the tables and the plots into the comparison's folder.
 
-    `runs` and `methods` as .csv, .json and .parquet, `table.md`, and a plot for each task as .png and .svg.
+    `runs` and `methods` as .csv, .json and .parquet, and `figures` where the comparison names further ones; `table.md`,
+    and a plot for each task as .png and .svg.
 
     Parameters
     ----------
@@ -64,9 +67,11 @@ def write_comparison(plan: Plan, trained: Sequence[Trained]) -> pd.DataFrame:
 def _write_all(plan: Plan, trained: Sequence[Trained], methods: pd.DataFrame) -> None:
     folder = plan.out / "plots"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, frame in (("runs", runs_frame(trained)), ("methods", methods)):
-        _write(frame, plan.out / name)
-    replace_file(plan.out / "table.md", _markdown(plan, methods).encode())
+    figures = figures_frame(plan, trained, methods) if plan.selection.metrics else None
+    for name, frame in (("runs", runs_frame(trained)), ("methods", methods), ("figures", figures)):
+        if frame is not None:
+            _write(frame, plan.out / name)
+    replace_file(plan.out / "table.md", _markdown(plan, methods, figures).encode())
     for task in plan.tasks:
         if methods.loc[methods["task"] == task, "mean"].notna().any():
             score_panel(methods, task).save(folder)
@@ -177,16 +182,27 @@ def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
     ]
 
 
-def _markdown(plan: Plan, methods: pd.DataFrame) -> str:
+def _markdown(plan: Plan, methods: pd.DataFrame, figures: pd.DataFrame | None) -> str:
     lines = [f"# {plan.recipe.title}", ""]
     for task in plan.tasks:
         lines += [f"## {task}", "", *(f"- {each}" for each in sentences(plan, methods, task)), ""]
-        lines += [f"| {' | '.join(HEADINGS)} |", f"|{'---|' * len(HEADINGS)}"]
-        lines += [f"| {' | '.join(map(_escaped, cells))} |" for cells in table_rows(methods, task)]
+        lines += _table(HEADINGS, table_rows(methods, task))
+        if figures is not None:
+            lines += ["", *(f"- {each}" for each in figure_sentences(plan, figures, task)), ""]
+            lines += _table(FIGURE_HEADINGS, figure_rows(figures, task))
         if (methods.loc[methods["task"] == task, "seeds"] > 0).any():
             lines += ["", f"![{task}](plots/scores-{task}.png)"]
         lines.append("")
     return "\n".join(lines)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return [
+        f"| {' | '.join(headings)} |",
+        f"|{'---|' * len(headings)}",
+        *(f"| {' | '.join(map(_escaped, cells))} |" for cells in rows),
+    ]
 
 
 def _escaped(text: str) -> str:

@@ -22,7 +22,7 @@ from lowrank_ldu.finetuning.tasks.instructions import (
     open_instructions,
 )
 from lowrank_ldu.finetuning.tasks.lm_evaluation import OPTIONS as OPTIONS_OF_EVALUATION
-from lowrank_ldu.finetuning.tasks.lm_evaluation import check_lm_options, lm_evaluations
+from lowrank_ldu.finetuning.tasks.lm_evaluation import LmEvaluations, check_lm_options
 from lowrank_ldu.finetuning.tasks.task import LoadedTask
 from lowrank_ldu.validation import shown
 
@@ -83,7 +83,7 @@ class CausalLm:
             name: answer_tokens(each, tokenizer, template, options["max_length"], name) for name, each in rows.items()
         }
         # Before the model: a task that is not there is told at once.
-        evaluations = lm_evaluations(options, tokenizer, config.training.get("per_device_eval_batch_size", 8))
+        evaluations = LmEvaluations(options, tokenizer, config.training.get("per_device_eval_batch_size", 8))
         transformers = require("transformers")
         return LoadedTask(
             model=_load_model(config),
@@ -97,7 +97,8 @@ class CausalLm:
             compute_metrics=answer_metrics,
             reduce_logits=answer_losses,
             data_digest=data_digest(rows, COLUMNS),
-            evaluations=evaluations,
+            evaluations=evaluations.functions,
+            load_evaluations=evaluations.load,
             counts_items=True,
         )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.finetuning.processes import is_first
 from lowrank_ldu.finetuning.tasks.diffusion_samples import SampleCallback, Sampler, save_images
-from lowrank_ldu.finetuning.tasks.image_scores import ClipScores, DinoScores
+from lowrank_ldu.finetuning.tasks.image_scores import ImageScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,8 +62,9 @@ class Samples:
         self._number = options.images_per_prompt
         self._every = options.sample_steps
         # Loaded before training: one that is not there is known then.
-        given = ((DinoScores, options.dino_model), (ClipScores, options.clip_model)) if self._number else ()
-        self._scores = [kind(model) for kind, model in given if model]
+        dino, clip = (options.dino_model, options.clip_model) if self._number else ("", "")
+        self._scores = [ImageScores("dino", dino)] if dino else []
+        self._scores += [ImageScores("clip", clip)] if clip else []
         self._references = references
         self._device = device
         self._folder: Path | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -19,14 +20,22 @@ if TYPE_CHECKING:
 _BATCH = 16
 
 
-class DinoScores:
-    """Compare generated images with references by DINO.
+# The option that names the model, and transformers' classes of the model and its processor.
+_KINDS = {
+    "dino": ("dino_model", "AutoModel", "AutoImageProcessor"),
+    "clip": ("clip_model", "CLIPModel", "CLIPProcessor"),
+}
+
+
+class ImageScores:
+    """Compare generated images with references, and with prompts, by their embeddings.
 
     Parameters
     ----------
+    kind : {"dino", "clip"}
+        Of DINO the last state of the first token is an image's embedding. CLIP embeds texts, too.
     model : str
-        A vision transformer, such as "facebook/dino-vits16": the last state of its first token is an image's
-        embedding.
+        A vision transformer, such as "facebook/dino-vits16", or a CLIP, such as "openai/clip-vit-base-patch32".
 
     Raises
     ------
@@ -34,54 +43,12 @@ class DinoScores:
         The model cannot be loaded.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, kind: Literal["dino", "clip"], model: str) -> None:
         transformers = require("transformers")
-        self._model = _load("dino_model", model, transformers.AutoModel).eval()
-        self._processor = _load("dino_model", model, transformers.AutoImageProcessor)
-
-    def __call__(
-        self, images: Sequence[PromptedImage], references: Sequence[PromptedImage], device: torch.device
-    ) -> dict[str, float]:
-        """Return the mean cosine of all pairs of an image and a reference.
-
-        Parameters
-        ----------
-        images, references : sequence of PromptedImage
-        device : torch.device
-
-        Returns
-        -------
-        dict
-            "dino", as section 4 of arXiv 2208.12242 has it.
-        """
-        self._model.to(device)
-
-        def embed(some: Sequence[PromptedImage]) -> Tensor:
-            inputs = self._processor(images=[each.image for each in some], return_tensors="pt").to(device)
-            states: Tensor = self._model(**inputs).last_hidden_state
-            return states[:, 0]
-
-        return {"dino": _mean_cosine(_unit(embed, images), _unit(embed, references))}
-
-
-class ClipScores:
-    """Compare generated images with references and prompts by CLIP.
-
-    Parameters
-    ----------
-    model : str
-        Such as "openai/clip-vit-base-patch32".
-
-    Raises
-    ------
-    OptionError
-        The model cannot be loaded.
-    """
-
-    def __init__(self, model: str) -> None:
-        transformers = require("transformers")
-        self._model = _load("clip_model", model, transformers.CLIPModel).eval()
-        self._processor = _load("clip_model", model, transformers.CLIPProcessor)
+        option, of_model, of_processor = _KINDS[kind]
+        self._kind = kind
+        self._model = _load(option, model, getattr(transformers, of_model)).eval()
+        self._processor = _load(option, model, getattr(transformers, of_processor))
 
     def __call__(
         self, images: Sequence[PromptedImage], references: Sequence[PromptedImage], device: torch.device
@@ -96,25 +63,27 @@ class ClipScores:
         Returns
         -------
         dict
-            "clip_i" of all pairs of an image and a reference, and "clip_t" of each image and the prompt that it was
-            generated from.
+            "dino" or "clip_i" of all pairs of an image and a reference, as section 4 of arXiv 2208.12242 has it. Of
+            CLIP also "clip_t", of each image and the prompt that it was generated from.
         """
         self._model.to(device)
+        own, others = (_unit(partial(self._of_images, device), some) for some in (images, references))
+        if self._kind == "dino":
+            return {"dino": _mean_cosine(own, others)}
+        prompts = _unit(partial(self._of_prompts, device), images)
+        return {"clip_i": _mean_cosine(own, others), "clip_t": float((own * prompts).sum(1).mean())}
 
-        def embed(some: Sequence[PromptedImage]) -> Tensor:
-            inputs = self._processor(images=[each.image for each in some], return_tensors="pt").to(device)
+    def _of_images(self, device: torch.device, some: Sequence[PromptedImage]) -> Tensor:
+        inputs = self._processor(images=[each.image for each in some], return_tensors="pt").to(device)
+        if self._kind == "clip":
             return _features(self._model.get_image_features(**inputs))
+        states: Tensor = self._model(**inputs).last_hidden_state
+        return states[:, 0]
 
-        def embed_prompts(some: Sequence[PromptedImage]) -> Tensor:
-            texts = [each.prompt for each in some]
-            inputs = self._processor(text=texts, return_tensors="pt", padding=True, truncation=True).to(device)
-            return _features(self._model.get_text_features(**inputs))
-
-        own, prompts = _unit(embed, images), _unit(embed_prompts, images)
-        return {
-            "clip_i": _mean_cosine(own, _unit(embed, references)),
-            "clip_t": float((own * prompts).sum(1).mean()),
-        }
+    def _of_prompts(self, device: torch.device, some: Sequence[PromptedImage]) -> Tensor:
+        texts = [each.prompt for each in some]
+        inputs = self._processor(text=texts, return_tensors="pt", padding=True, truncation=True).to(device)
+        return _features(self._model.get_text_features(**inputs))
 
 
 def _load(name: str, model: str, kind: Any) -> Any:

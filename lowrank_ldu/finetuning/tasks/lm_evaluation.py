@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import MissingExtraError, OptionError
 from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.tasks.lm_tasks import INCLUDE, TASKS, check_folder, task_manager, unsafe_tasks
 from lowrank_ldu.validation import is_several, shown
 
 if TYPE_CHECKING:
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-TASKS, LIMIT, FEWSHOT = "lm_eval_tasks", "lm_eval_limit", "lm_eval_num_fewshot"
-INCLUDE, UNSAFE = "lm_eval_include_path", "lm_eval_run_unsafe_code"
+LIMIT, FEWSHOT, UNSAFE = "lm_eval_limit", "lm_eval_num_fewshot", "lm_eval_run_unsafe_code"
 OPTIONS: Mapping[str, Any] = {TASKS: [], LIMIT: None, FEWSHOT: None, INCLUDE: None, UNSAFE: False}
 # What the library that runs generated code asks for.
 _ALLOWED = "HF_ALLOW_CODE_EVAL"
@@ -60,10 +58,8 @@ def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def lm_evaluations(
-    options: Mapping[str, Any], tokenizer: Any, batch_size: int
-) -> dict[str, Callable[[nn.Module], dict[str, float]]]:
-    """Return a function for each of the tasks of lm-eval, which are loaded once to see that they can be.
+class LmEvaluations:
+    """Evaluate models by tasks of lm-eval, which are loaded when they are first needed.
 
     Parameters
     ----------
@@ -72,52 +68,70 @@ def lm_evaluations(
     tokenizer : transformers.PreTrainedTokenizerBase
     batch_size : int
 
-    Returns
-    -------
-    dict
-        Name of the task to a function from a model to its metrics.
-
     Raises
     ------
     MissingExtraError
         lm-eval is not installed.
     OptionError
-        A task is unknown, cannot be loaded, or runs code that nobody allowed.
+        A task is unknown, or marked to run code that nobody allowed.
     """
-    if not options[TASKS]:
-        return {}
-    try:
-        require("lm_eval", "lm-eval")
-    except MissingExtraError as error:
-        raise MissingExtraError(f"{error}, or {TASKS}=[], which leaves it out") from error
-    manager = _manager(options)
-    for name in options[TASKS]:
-        _check_task(manager, name, options)
-    evaluation = partial(_evaluated, options=options, manager=manager, tokenizer=tokenizer, batch_size=batch_size)
-    return {name: partial(evaluation, name=name) for name in options[TASKS]}
+
+    def __init__(self, options: Mapping[str, Any], tokenizer: Any, batch_size: int) -> None:
+        self._options = options
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._manager: Any = None
+        names = options[TASKS]
+        if not names:
+            return
+        try:
+            require("lm_eval", "lm-eval")
+        except MissingExtraError as error:
+            raise MissingExtraError(f"{error}, or {TASKS}=[], which leaves it out") from error
+        check_folder(options[INCLUDE])
+        unsafe = unsafe_tasks(names, options[INCLUDE])
+        for name in names:
+            _check_code(name, options, unsafe=name in unsafe)
+
+    @property
+    def functions(self) -> dict[str, Callable[[nn.Module], dict[str, float]]]:
+        """Return the name of each task with a function from a model to its metrics."""
+        return {name: partial(self._evaluate, name) for name in self._options[TASKS]}
+
+    def load(self) -> None:
+        """Load the tasks and their data, to see that they can be.
+
+        Raises
+        ------
+        OptionError
+            A task cannot be loaded, or has code in it that nobody allowed.
+        """
+        names = self._options[TASKS]
+        if self._manager is None and names:
+            manager = task_manager(names, self._options[INCLUDE])
+            for name in names:
+                _load_task(manager, name, self._options)
+            self._manager = manager
+
+    def _evaluate(self, name: str, model: nn.Module) -> dict[str, float]:
+        """Evaluate a model by one task."""
+        self.load()
+        lm_eval, models = require("lm_eval", "lm-eval"), require("lm_eval.models.huggingface", "lm-eval")
+        fewshot = self._options[FEWSHOT]
+        found = lm_eval.simple_evaluate(
+            # It changes the tokenizer's padding.
+            models.HFLM(pretrained=model, tokenizer=copy.deepcopy(self._tokenizer), batch_size=self._batch_size),
+            tasks=[name],
+            task_manager=self._manager,
+            limit=self._options[LIMIT],
+            num_fewshot=fewshot.get(name) if isinstance(fewshot, dict) else fewshot,
+            log_samples=False,
+            confirm_run_unsafe_code=self._options[UNSAFE],
+        )
+        return _metrics(found["results"], name)
 
 
-def _manager(options: Mapping[str, Any]) -> Any:
-    """Return what knows the tasks.
-
-    lm-eval's own are thousands of files, and are read only where a task is not in the given folder.
-    """
-    tasks = require("lm_eval.tasks", "lm-eval")
-    folder = options[INCLUDE]
-    if folder is not None:
-        if not Path(folder).is_dir():
-            raise OptionError(f"{INCLUDE} is {folder!r}, and no folder; accepted: a folder of lm-eval's YAML files")
-        own = tasks.TaskManager(include_path=folder, include_defaults=False)
-        if set(options[TASKS]) <= set(own.all_subtasks):
-            return own
-    return tasks.TaskManager(include_path=folder)
-
-
-def _check_task(manager: Any, name: str, options: Mapping[str, Any]) -> None:
-    if name not in manager.all_tasks:
-        near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-        raise OptionError(f"{TASKS} has {name!r}; accepted: {', '.join(near) or 'names of lm-eval ls tasks'}")
-    _check_code(name, options, unsafe=bool((manager.task_index[name].cfg or {}).get("unsafe_code")))
+def _load_task(manager: Any, name: str, options: Mapping[str, Any]) -> None:
     try:
         tasks = manager.load([name])["tasks"].values()
     except Exception as error:  # tasks have code and data of their own, from anywhere
@@ -136,26 +150,6 @@ def _check_code(name: str, options: Mapping[str, Any], *, unsafe: bool) -> None:
             f"{TASKS} has {name!r}, which runs code that the model writes, on this machine; accepted: "
             f"{UNSAFE}=true with {_ALLOWED}=1 in the environment, or {TASKS} without it"
         )
-
-
-def _evaluated(
-    model: nn.Module, *, name: str, options: Mapping[str, Any], manager: Any, tokenizer: Any, batch_size: int
-) -> dict[str, float]:
-    """Evaluate a model by one task."""
-    lm_eval, models = require("lm_eval", "lm-eval"), require("lm_eval.models.huggingface", "lm-eval")
-    fewshot = options[FEWSHOT]
-    found = lm_eval.simple_evaluate(
-        # It changes the tokenizer's padding.
-        models.HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size),
-        tasks=[name],
-        task_manager=manager,
-        limit=options[LIMIT],
-        num_fewshot=fewshot.get(name) if isinstance(fewshot, dict) else fewshot,
-        log_samples=False,
-        confirm_run_unsafe_code=options[UNSAFE],
-    )
-    # Of several processes the first one has the result.
-    return {} if found is None else _metrics(found["results"], name)
 
 
 def _metrics(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, float]:

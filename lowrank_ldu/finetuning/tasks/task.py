@@ -47,6 +47,8 @@ class LoadedTask:
     evaluations : mapping
         Name to a function from the finished model to metrics, for what no rows of a split tell. They are run once, as
         the rows of `others` are.
+    load_evaluations : callable, optional
+        Loads what they need. It is called before training where they will be run.
     callbacks : callable, optional
         callbacks(folder), a list of transformers' TrainerCallback; what they write belongs in the run's folder.
     counts_items : bool
@@ -68,6 +70,7 @@ class LoadedTask:
     others: Mapping[str, Any] = field(default_factory=dict)
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     evaluations: Mapping[str, Callable[[nn.Module], dict[str, float]]] = field(default_factory=dict)
+    load_evaluations: Callable[[], None] | None = None
     callbacks: Callable[[Path], list[Any]] | None = None
     counts_items: bool = False
 
