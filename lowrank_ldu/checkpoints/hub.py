@@ -97,8 +97,7 @@ def find(name: str) -> Place:
         # The library passes on its transport's errors, and versions of it use different packages for transport.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(
-            f"{name}: cannot be found or fetched ({reason}); with HF_HUB_OFFLINE=1 in the environment the local cache "
-            "is read"
+            f"{name}: cannot be fetched ({reason}); with HF_HUB_OFFLINE=1 in the environment the local cache is read"
         ) from error
     if file is not None and file not in files:
         raise CheckpointError(f"{name}: there is no file {file!r} among its {len(files)} files")

@@ -18,6 +18,7 @@ from lowrank_ldu.checkpoints.hub import PREFIX, find
 from lowrank_ldu.checkpoints.reader import CheckpointReader
 from lowrank_ldu.checkpoints.remote.address import check_url, scheme_of
 from lowrank_ldu.checkpoints.remote.path import RemotePath, remote_path
+from lowrank_ldu.checkpoints.remote.web_files import WebFiles
 from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import LISTING
@@ -369,6 +370,11 @@ def _open_subdirectories(path: Place) -> MultiFileReader:
         with reader:
             stored |= {f"{folder.name}/{name}": info for name, info in reader.stored.items()}
             ignored |= {f"{folder.name}/{name}": what for name, what in reader.ignored.items()}
+    if not stored and not ignored and isinstance(path, RemotePath):
+        raise CheckpointError(
+            f"{path}: no checkpoint is there; accepted: a {SAFETENSORS_SUFFIX} file, an index of shards, or a folder "
+            f"(a web server lists no files: there the names {', '.join(WebFiles.names)} are looked for)"
+        )
     if not stored and not ignored:
         looked_for = ", ".join(f"*{suffix}" for suffix in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, *INDEX_SUFFIXES))
         raise CheckpointError(

@@ -7,12 +7,15 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+# Of the environment; the loopback is not to be asked for by them.
+PROXIES = [name for lower in ("http_proxy", "https_proxy", "all_proxy") for name in (lower, lower.upper())]
+
 
 class RangeServer:
     """Serve files by ranges.
 
-    `misbehave(path, start)` returns what a request is answered with: None (as it should be), a status, or one of the
-    words in `Handler`.
+    `misbehave(path, start)` returns what a request is answered with: None (as it should be), a status, the place of a
+    redirect in a tuple, "whole", "silence", or a key of `CHANGES`.
     """
 
     def __init__(self, files=()):
@@ -28,9 +31,7 @@ class RangeServer:
         self.start()
 
     def start(self):
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Server(("127.0.0.1", self._port), Handler)
         self._server.owner = self
         self._port = self._server.server_address[1]
         self._open = set()
@@ -58,6 +59,14 @@ class RangeServer:
 
     def etag(self, content):
         return f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_):
+        """Say nothing: clients hang up on what they do not take."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -111,50 +120,42 @@ class Handler(BaseHTTPRequestHandler):
         marks = {"ETag": owner.etag(content)} if owner.etags else {}
         if owner.modified:
             marks["Last-Modified"] = owner.modified
+        total = len(content)
         if action == "silence":
             owner.release.wait(20)
             self.close_connection = True
-            return
-        if action == "whole" or last is None:
-            self._head(200, marks | {"Content-Length": str(len(content))})
+        elif action == "whole" or last is None:
+            self._head(200, marks | {"Content-Length": str(total)})
             self._send(content)
-            return
-        total = len(content)
-        if first >= total:
+        elif first >= total:
             self._head(416, marks | {"Content-Range": f"bytes */{total}", "Content-Length": "0"})
-            return
-        last = min(last, total - 1)
-        body = content[first : last + 1]
-        said = {"Content-Range": f"bytes {first}-{last}/{total}", "Content-Length": str(len(body))}
-        if action == "shifted":
-            said["Content-Range"] = f"bytes {first + 1}-{last + 1}/{total}"
-        elif action == "longer":  # the answer's range is what was asked for, and its length is another
-            body += b"more"
-            said["Content-Length"] = str(len(body))
-        elif action == "endless":  # more than is said, without a length
-            del said["Content-Length"]
-            body += b"more" * 1000
-            self.close_connection = True
-        elif action == "brief":  # less than is said, without a length
-            del said["Content-Length"]
-            body = body[: len(body) // 2]
-            self.close_connection = True
-        elif action == "no range":
-            del said["Content-Range"]
-        elif action == "no size":
-            said["Content-Range"] = f"bytes {first}-{last}/*"
-        elif action == "compressed":
-            said["Content-Encoding"] = "gzip"
-        elif action == "cut":
-            body = body[: len(body) // 2]
-            self.close_connection = True
-        if self.close_connection:
-            said["Connection"] = "close"
-        self._head(206, marks | said)
-        self._send(body)
+        else:
+            last = min(last, total - 1)
+            body = content[first : last + 1]
+            said = {"Content-Range": f"bytes {first}-{last}/{total}", "Content-Length": str(len(body))}
+            changes, body = CHANGES.get(action, lambda *_: ({}, body))(body, first, last, total)
+            said = {name: value for name, value in (marks | said | changes).items() if value is not None}
+            self.close_connection = self.close_connection or action in CLOSING
+            self._head(206, said | ({"Connection": "close"} if self.close_connection else {}))
+            self._send(body)
 
     def _send(self, body):
         for start in range(0, len(body), 2**16):
             part = body[start : start + 2**16]
             self.wfile.write(part)
             self.server.owner.sent += len(part)
+
+
+# What is said and given otherwise than asked for.
+CHANGES = {
+    "shifted": lambda body, first, last, total: ({"Content-Range": f"bytes {first + 1}-{last + 1}/{total}"}, body),
+    "no range": lambda body, *_: ({"Content-Range": None}, body),
+    "no size": lambda body, first, last, _: ({"Content-Range": f"bytes {first}-{last}/*"}, body),
+    "longer": lambda body, *_: ({"Content-Length": str(len(body) + 4)}, body + b"more"),
+    # Without a length: more, and less, than the range.
+    "endless": lambda body, *_: ({"Content-Length": None}, body + bytes(2**16)),
+    "brief": lambda body, *_: ({"Content-Length": None}, body[: len(body) // 2]),
+    "compressed": lambda body, *_: ({"Content-Encoding": "gzip"}, body),
+    "cut": lambda body, *_: ({}, body[: len(body) // 2]),
+}
+CLOSING = ("endless", "brief", "cut")

@@ -9,6 +9,8 @@ from lowrank_ldu.checkpoints.remote.faults import changed
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lowrank_ldu.checkpoints.remote.address import Address
 
 
@@ -36,17 +38,16 @@ class Files(Protocol):
     Everything raises `Fault`.
     """
 
+    names: Sequence[str]  # to be asked for in folders that cannot be listed
+
     def look(self, address: Address) -> State:
         """Return the state of a file that is there."""
 
     def fill(self, address: Address, start: int, buffer: memoryview, known: State) -> None:
         """Read a range into a buffer, of the file in a known state."""
 
-    def entries(self, address: Address) -> list[tuple[str, bool | None]]:
-        """Return the names in a folder, and which are folders themselves.
-
-        None beside a name means that it may be there: it has to be asked for.
-        """
+    def entries(self, address: Address) -> dict[str, bool] | None:
+        """Return the names in a folder, and which are folders themselves; None where it cannot be listed."""
 
 
 def check_same(seen: State, known: State) -> None:

@@ -35,15 +35,15 @@ class HubFiles(WebFiles):
         self._root = root
         self._files = files
 
-    def entries(self, address: Address) -> list[tuple[str, bool | None]]:
+    def entries(self, address: Address) -> dict[str, bool]:
         """Return the names in a folder, and which are folders."""
         folder = f"{address.shown}/".removeprefix(f"{self._root.shown}/")
-        found: dict[str, bool | None] = {}
+        found = {}
         for file in self._files:
             if file.startswith(folder):
                 name, below, _ = file.removeprefix(folder).partition("/")
                 found[name] = bool(below)
-        return list(found.items())
+        return found
 
 
 def hub_path(repository: str, commit: str, files: Sequence[str]) -> RemotePath:
@@ -55,9 +55,9 @@ def hub_path(repository: str, commit: str, files: Sequence[str]) -> RemotePath:
     files : sequence of str
         What is in it.
     """
-    from huggingface_hub import constants, hf_hub_url  # noqa: PLC0415  # an extra's
+    from huggingface_hub import hf_hub_url  # noqa: PLC0415  # an extra's
 
     name = "a"
-    url = hf_hub_url(repository, name, revision=commit, endpoint=constants.ENDPOINT)
+    url = hf_hub_url(repository, name, revision=commit)
     root = Address(f"{HUB}://{repository}@{commit}", url.removesuffix(f"/{name}"))
     return RemotePath(root, Server(HubFiles(root, commit, files)))

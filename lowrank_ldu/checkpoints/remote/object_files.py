@@ -10,7 +10,7 @@ from lowrank_ldu.checkpoints.remote.files import EXTRA, State, check_same, libra
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lowrank_ldu.checkpoints.remote.address import Address
 
@@ -38,6 +38,8 @@ class ObjectFiles:
         What is opened, for messages.
     scheme : str
     """
+
+    names: Sequence[str] = ()
 
     def __init__(self, shown: str, scheme: str) -> None:
         self._credentials = _OF_AMAZON if _LIBRARIES[scheme] == "s3fs" else _OF_GOOGLE
@@ -75,17 +77,16 @@ class ObjectFiles:
             raise Fault("the answer ended too early", again=True)
         buffer[:] = content
 
-    def entries(self, address: Address) -> list[tuple[str, bool | None]]:
+    def entries(self, address: Address) -> dict[str, bool]:
         """Return the names in a folder, and which are folders."""
         with self._faults():
             listed = self._system.ls(address.asked, detail=True)
         # Of a folder itself some stores list an entry without a name.
-        names: dict[str, bool | None] = {
+        return {
             entry["name"].rstrip("/").rpartition("/")[2]: entry["type"] == "directory"
             for entry in listed
             if entry["name"].strip("/") != address.asked.strip("/")
         }
-        return list(names.items())
 
     @contextmanager
     def _faults(self) -> Iterator[None]:

@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.remote.files import Files, State
     from lowrank_ldu.untrusted import Limit
 
-# What is asked for in a folder of a web server, which lists none: names of transformers and PEFT.
-NAMES = (
-    *("model.safetensors.index.json", "model.safetensors"),
-    *("adapter_config.json", "adapter_model.safetensors"),
-)
-
 
 class Server:
     """Hold what is known of one checkpoint's files.
@@ -43,8 +37,8 @@ class Server:
         As given.
     states : dict of str to State, or None
         Of files that were looked at; None where there is none.
-    listed : dict of str to bool
-        What a listing had, and whether it is a folder.
+    listed : dict of str to dict, or None
+        Of folders that were listed, the names in them and whether they are folders; None where that cannot be.
     paths : dict of str to RemotePath
         By their text.
     kept : dict of str to object
@@ -54,7 +48,7 @@ class Server:
     def __init__(self, files: Files) -> None:
         self.files = files
         self.states: dict[str, State | None] = {}
-        self.listed: dict[str, bool] = {}
+        self.listed: dict[str, dict[str, bool] | None] = {}
         self.paths: dict[str, RemotePath] = {}
         self.kept: dict[str, Any] = {}
 
@@ -114,21 +108,25 @@ class RemotePath:
         return self._server.paths[shown]
 
     def is_file(self) -> bool:
-        """Say whether there is such a file: it was listed, or is looked at once."""
-        folder = self._server.listed.get(str(self))
-        return not folder if folder is not None else self._state() is not None
+        """Say whether there is such a file.
+
+        The listing of its folder says so, where there is one; otherwise it is looked at, once.
+        """
+        listed = self._server.listed.get(str(self.parent))
+        return self._state() is not None if listed is None else listed.get(self.name, True) is False
 
     def is_dir(self) -> bool:
         """Say whether this was listed as a folder."""
-        return self._server.listed.get(str(self), False)
+        return (self._server.listed.get(str(self.parent)) or {}).get(self.name, False)
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """Yield what is in the folder."""
-        for name, is_folder in ask(str(self), lambda: self._server.files.entries(self.address)):
-            path = self / name
-            if is_folder is not None:
-                self._server.listed[str(path)] = is_folder
-            if is_folder is not None or path.is_file():
+        """Yield what is in the folder, which is listed once."""
+        key, server = str(self), self._server
+        if key not in server.listed:
+            server.listed[key] = ask(key, lambda: server.files.entries(self.address))
+        listed = server.listed[key]
+        for path in map(self.__truediv__, server.files.names if listed is None else listed):
+            if listed is not None or path.is_file():
                 yield path
 
     def state(self) -> State:
@@ -224,5 +222,5 @@ def remote_path(url: str) -> RemotePath:
     """
     address = address_of(url)
     scheme = scheme_of(url)
-    files = ObjectFiles(address.shown, scheme) if scheme in OBJECTS else WebFiles(address.shown, names=NAMES)
+    files = ObjectFiles(address.shown, scheme) if scheme in OBJECTS else WebFiles(address.shown)
     return RemotePath(address, Server(files))

@@ -26,10 +26,7 @@ _PART = 2**20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _EMPTY = re.compile(r"bytes \*/0")
 _CREDENTIALS = "sign the URL anew, or put user and password of the host into ~/.netrc"
-_NO_RANGES = (
-    "the server does not give ranges (it answers with the whole file), so nothing can be read there without a copy; "
-    "download the file, and give its path"
-)
+_COPY = "download the file, and give its path"
 
 
 class WebFiles:
@@ -39,8 +36,6 @@ class WebFiles:
     ----------
     shown : str
         What is opened, for messages.
-    names : sequence of str
-        What may be in a folder, since a web server lists none.
     headers : mapping of str to str, optional
         Of every request; credentials are not sent on to other hosts.
     credentials : str
@@ -49,18 +44,22 @@ class WebFiles:
         The version of all files, where the address itself says it; their marks are then not looked at.
     """
 
+    # Of transformers and PEFT.
+    names: Sequence[str] = (
+        *("model.safetensors.index.json", "model.safetensors"),
+        *("adapter_config.json", "adapter_model.safetensors"),
+    )
+
     def __init__(
         self,
         shown: str,
         *,
-        names: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
         credentials: str = _CREDENTIALS,
         commit: str = "",
     ) -> None:
         fsspec = library(shown, "fsspec", EXTRA)
         self._aiohttp = library(shown, "aiohttp", EXTRA)
-        self._names = names
         self._headers = dict(headers or {})
         self._credentials = credentials
         self._commit = commit
@@ -78,9 +77,9 @@ class WebFiles:
         """Read a range into a buffer, of the file in a known state."""
         self._ask(address, start, buffer, known)
 
-    def entries(self, address: Address) -> list[tuple[str, bool | None]]:  # noqa: ARG002  # the same in all
-        """Return the names that may be in a folder."""
-        return [(name, None) for name in self._names]
+    def entries(self, address: Address) -> dict[str, bool] | None:  # noqa: ARG002  # the same of all
+        """Return None: a web server lists no folders."""
+        return None
 
     def _ask(self, address: Address, start: int, buffer: memoryview, known: State | None) -> State:
         from fsspec.asyn import sync  # noqa: PLC0415  # an extra's
@@ -134,19 +133,17 @@ class WebFiles:
         if answer.status not in {200, 206}:
             raise fault_of_status(answer.status, self._credentials)
         if head.get("Content-Encoding", "identity") not in {"identity", ""}:
-            raise Fault("the server compresses its answers unasked; download the file, and give its path")
+            raise Fault(f"the server compresses its answers unasked; {_COPY}")
         length = head.get("Content-Length", "")
         if answer.status == 200:
             # A whole file that was asked for whole may come so.
             if known is None or start or end != known.size or length != str(end):
-                raise Fault(_NO_RANGES, status=200)
+                raise Fault(f"the server does not give ranges (it answers with the whole file); {_COPY}")
             state, size = State(end, self._version(head)), end
         else:
             state, size = self._ranged(head, start, end, known)
         if length and length != str(size):
-            raise Fault(
-                f"the server answers {size} bytes with a length of {length[:20]}; download the file", status=206
-            )
+            raise Fault(f"the server answers {size} bytes with a length of {length[:20]}; {_COPY}")
         if known is not None:
             check_same(state, known)
         return state, size
@@ -156,18 +153,14 @@ class WebFiles:
         found = _CONTENT_RANGE.fullmatch(said)
         if found is None:
             raise Fault(
-                f"the server does not say which bytes it gives, of how many (Content-Range is {said[:60]!r}); download "
-                "the file, and give its path"
+                f"the server does not say which bytes it gives, of how many (Content-Range is {said[:60]!r}); {_COPY}"
             )
         first, last, total = map(int, found.groups())
         state = State(total, self._version(head))
         if known is not None:
             check_same(state, known)
         if (first, last) != (start, min(end, total) - 1) or (known is not None and end > total):
-            raise Fault(
-                f"the server gives bytes {first} to {last} of {total} for {start} to {end - 1}; download the file, and "
-                "give its path"
-            )
+            raise Fault(f"the server gives bytes {first} to {last} of {total} for {start} to {end - 1}; {_COPY}")
         return state, last + 1 - first
 
     def _version(self, head: Mapping[str, str]) -> str:
@@ -190,7 +183,7 @@ async def _read_body(answer: Any, buffer: memoryview) -> None:
     place = 0
     async for part in answer.content.iter_chunked(_PART):
         if place + len(part) > len(buffer):
-            raise Fault("the server gives more bytes than it says; download the file, and give its path")
+            raise Fault(f"the server gives more bytes than it says; {_COPY}")
         buffer[place : place + len(part)] = part
         place += len(part)
     if place < len(buffer):
