@@ -16,7 +16,7 @@ from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader, lora_config
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.hub import PREFIX, find
 from lowrank_ldu.checkpoints.reader import CheckpointReader
-from lowrank_ldu.checkpoints.remote.address import check_url, scheme_of
+from lowrank_ldu.checkpoints.remote.address import HUB, check_url, scheme_of
 from lowrank_ldu.checkpoints.remote.path import RemotePath, remote_path
 from lowrank_ldu.checkpoints.remote.web_files import WebFiles
 from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
@@ -107,7 +107,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
 
 def _find(url: str) -> Place:
     check_url(url)
-    return find(url) if url.startswith(PREFIX) else remote_path(url)
+    return find(PREFIX + url.partition("://")[2]) if scheme_of(url) == HUB else remote_path(url)
 
 
 def open_remote(path: RemotePath) -> CheckpointReader:

@@ -156,7 +156,8 @@ class TestWhatIsRead:
             (f"{other.url}/bytes?signature=hush",) if path.endswith("tensors") else None
         )
         try:
-            with open_checkpoint(server.url + PATH) as reader:
+            other.needs = lambda request: "Authorization" not in request.headers
+            with open_checkpoint(f"http://me:hush@{server.host}{PATH}?hush") as reader:
                 assert torch.equal(reader.load("a"), TENSORS["a"])
                 assert {info.file for info in reader.tensors} == {server.url + PATH}
             other.misbehave = lambda path, start: 500

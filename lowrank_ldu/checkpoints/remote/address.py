@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from lowrank_ldu.errors import CheckpointError
 
@@ -62,17 +62,17 @@ class Address:
     @property
     def name(self) -> str:
         """Return the last component."""
-        return unquote(self.shown.rstrip("/").rpartition("/")[2])
+        return self.shown.rpartition("/")[2]
 
     def joined(self, name: str) -> Address:
         """Return the place of a name below this one."""
         below = quote(name) if self.is_web else name
-        return replace(self, shown=f"{self.shown.rstrip('/')}/{name}", asked=f"{self.asked.rstrip('/')}/{below}")
+        return replace(self, shown=f"{self.shown}/{name}", asked=f"{self.asked}/{below}")
 
     @property
     def parent(self) -> Address:
         """Return the place above."""
-        shown, asked = (text.rstrip("/").rpartition("/")[0] for text in (self.shown, self.asked))
+        shown, asked = (text.rpartition("/")[0] for text in (self.shown, self.asked))
         return replace(self, shown=shown, asked=asked)
 
 
@@ -120,10 +120,12 @@ def address_of(url: str) -> Address:
     check_url(url)
     parts = _split(url)
     if parts.scheme not in WEB:
-        bucket = parts.netloc + parts.path
-        return Address(f"{parts.scheme}://{bucket}", bucket)
-    asked = f"{parts.scheme}://{parts.netloc}{parts.path}"
-    return Address(_shown(parts), asked, f"?{parts.query}" if parts.query else "")
+        key = (parts.netloc + parts.path).rstrip("/")
+        return Address(f"{parts.scheme}://{key}", key)
+    path = parts.path.rstrip("/")
+    host = parts.netloc.rpartition("@")[2]
+    query = f"?{parts.query}" if parts.query else ""
+    return Address(f"{parts.scheme}://{host}{path}", f"{parts.scheme}://{parts.netloc}{path}", query)
 
 
 def _split(url: str) -> SplitResult:
@@ -140,7 +142,3 @@ def _split(url: str) -> SplitResult:
             f"number, or spaces); accepted: {_ACCEPTED}"
         )
     return parts
-
-
-def _shown(parts: SplitResult) -> str:
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
