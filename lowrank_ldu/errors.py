@@ -25,6 +25,13 @@ class CheckpointError(UserError):
     """
 
 
+class RemoteError(CheckpointError):
+    """Say that a server does not give a checkpoint's bytes.
+
+    The message names the URL without secrets. What was begun can go on later: no tensor is to blame.
+    """
+
+
 class AdapterError(UserError):
     """Say that an adapter is unreadable or does not fit.
 

@@ -248,13 +248,22 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         It cannot be read.
     """
     with open_regular(path) as file:
-        length = int.from_bytes(read_exactly(file, LENGTH_BYTES), "little")
-        if length > HEADER.size:
-            raise ValueError(f"header larger than {HEADER.size} bytes")
+        length = header_length(read_exactly(file, LENGTH_BYTES))
         header = strict_json(read_exactly(file, length), HEADER)
     if not isinstance(header, dict):
         raise ValueError("header is no object")  # noqa: TRY004  # what the file holds, not what was passed
     return header, LENGTH_BYTES + length
+
+
+def header_length(first: bytes | bytearray) -> int:
+    """Return the length of a safetensors header, by the file's first bytes.
+
+    Raises `ValueError` if it is longer than any that is read.
+    """
+    length = int.from_bytes(first, "little")
+    if length > HEADER.size:
+        raise ValueError(f"header larger than {HEADER.size} bytes")
+    return length
 
 
 def _parts(stream: IO[bytes], size: int) -> Iterator[bytes]:

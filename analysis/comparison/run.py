@@ -15,7 +15,7 @@ from lowrank_ldu.analysis.options import CompareOptions
 from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.environment import Environment, describe_environment
-from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError
+from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError, RemoteError
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -136,6 +136,8 @@ def compare_checkpoints(
 def _load(info: TensorInfo, base: CheckpointReader, tuned: CheckpointReader) -> tuple[torch.Tensor, torch.Tensor] | str:
     try:
         return base.load(info.name), tuned.load(info.name)
+    except RemoteError:  # which says nothing of the tensor
+        raise
     except (CheckpointError, MemoryError) as error:
         return describe_error(error)
 

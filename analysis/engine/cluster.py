@@ -6,6 +6,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ import lowrank_ldu
 from lowrank_ldu.analysis.engine.resources import limit_threads
 from lowrank_ldu.analysis.engine.survey import load, timed_analysis
 from lowrank_ldu.checkpoints.file_states import file_states
+from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.errors import CheckpointError, ClusterError, WorkerError
 
@@ -41,9 +43,9 @@ class Source:
     version : str
         Of this package.
     path : str
-        Of the checkpoint, absolute.
-    files : tuple of (str, int, int)
-        Path, size and time of change of each file that holds tensors.
+        Of the checkpoint, absolute; or its URL.
+    files : tuple of (str, str, str)
+        Path, size, and time of change or mark of the content of each file that holds tensors.
     """
 
     version: str
@@ -52,9 +54,21 @@ class Source:
 
     @classmethod
     def of(cls, reader: CheckpointReader) -> Source:
-        """Return the source of an open checkpoint."""
+        """Return the source of an open checkpoint.
+
+        Raises
+        ------
+        ClusterError
+            Its URL holds secrets, which the scheduler and the logs of workers would see.
+        """
+        path = reader.path
+        if isinstance(path, RemotePath) and path.address.has_secrets:
+            raise ClusterError(
+                f"{path}: was opened with a query or with user information, which workers must not be sent; accepted: "
+                "the local engine, or a URL without them, and credentials in the environment of each worker"
+            )
         files = ((file, *map(str, state)) for file, state in file_states(reader).items())
-        return cls(lowrank_ldu.__version__, str(reader.path.absolute()), tuple(files))
+        return cls(lowrank_ldu.__version__, str(path.absolute() if isinstance(path, Path) else path), tuple(files))
 
 
 def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -> tuple[MatrixAnalysis | str, float]:

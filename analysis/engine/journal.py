@@ -50,13 +50,13 @@ class Origin:
         Of this package.
     options : dict
         Of the survey, but for the number of threads.
-    files : dict of str to list of int
+    files : dict of str to list of int or str
         As of `lowrank_ldu.checkpoints.file_states.file_states`.
     """
 
     version: str
     options: dict[str, Any]
-    files: dict[str, list[int]]
+    files: dict[str, list[int | str]]
 
     @classmethod
     def of(cls, reader: CheckpointReader, options: SurveyOptions) -> Origin:

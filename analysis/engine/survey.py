@@ -12,7 +12,7 @@ from lowrank_ldu.analysis.engine.threads import Threads
 from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, analyze_matrix
 from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
 from lowrank_ldu.environment import physical_memory
-from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.errors import CheckpointError, RemoteError
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
@@ -132,9 +132,17 @@ def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[tuple
 
 
 def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
-    """Load a tensor, or return why it cannot be read."""
+    """Load a tensor, or return why it cannot be read.
+
+    Raises
+    ------
+    RemoteError
+        A server does not give it, which says nothing of the tensor: the survey is to go on later.
+    """
     try:
         return reader.load(info.name)
+    except RemoteError:
+        raise
     except (CheckpointError, MemoryError) as error:
         return describe_error(error)
 

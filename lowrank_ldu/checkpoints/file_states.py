@@ -5,19 +5,22 @@ It shows whether they are the files that results belong to.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS
+from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS, is_there
+from lowrank_ldu.checkpoints.remote.path import RemotePath
 
 if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.reader import CheckpointReader
+    from lowrank_ldu.checkpoints.remote.path import Place
 
 
-def file_states(reader: CheckpointReader) -> dict[str, list[int]]:
+def file_states(reader: CheckpointReader) -> dict[str, list[int | str]]:
     """Return the size and time of each file of weights.
 
-    Sizes are in bytes, times of the last change in nanoseconds. The files are those that say what the weights are.
+    Sizes are in bytes, times of the last change in nanoseconds. Of a file on a server it is the version, the ETag or
+    the time that the server gave when it was opened, where it gives one. The files are those that say what the weights
+    are.
 
     Those that hold tensors, and the model's configuration beside them where there is one.
 
@@ -27,13 +30,17 @@ def file_states(reader: CheckpointReader) -> dict[str, list[int]]:
 
     Returns
     -------
-    dict of str to list of int
-        By absolute path, links followed.
+    dict of str to list of int or str
+        By absolute path, links followed, or by URL without secrets.
     """
-    states = {}
-    files = {Path(info.file) for info in reader.tensors}
+    files = {reader.place(info) for info in reader.tensors}
     beside = {folder / name for folder in {file.parent for file in files} for name in CONFIGURATIONS}
-    for file in sorted(files | {file for file in beside if file.is_file()}):
-        stat = file.stat()
-        states[str(file.resolve())] = [stat.st_size, stat.st_mtime_ns]
-    return states
+    return dict(sorted(_state(file) for file in files | {file for file in beside if is_there(file)}))
+
+
+def _state(file: Place) -> tuple[str, list[int | str]]:
+    if isinstance(file, RemotePath):
+        state = file.state()
+        return str(file), [state.size, state.version]
+    stat = file.stat()
+    return str(file.resolve()), [stat.st_size, stat.st_mtime_ns]

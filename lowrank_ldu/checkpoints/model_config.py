@@ -6,20 +6,30 @@ The configuration is beside the weights. It is read as data, and believed where 
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.checkpoints.remote.faults import DeniedError
 from lowrank_ldu.checkpoints.safe_reading import read_json
-from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.errors import CheckpointError, RemoteError
 from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
-    from lowrank_ldu.checkpoints.reader import TensorInfo
+    from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints.remote.path import Place
 
 # How the weights were quantized stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
 CONFIGURATIONS = ("config.json", "quantize_config.json", "quant_config.json")
 _CONFIG, *_QUANTIZATIONS = CONFIGURATIONS
 _MOST_INTEGER = 2**31
+
+
+def is_there(path: Place) -> bool:
+    """Say whether a configuration can be read."""
+    try:
+        return path.is_file()
+    except DeniedError:
+        # Stores that list nothing to strangers say so of what is not there.
+        return False
 
 
 class Section:
@@ -77,10 +87,10 @@ class ModelConfig:
 
     Parameters
     ----------
-    folder : pathlib.Path
+    folder : pathlib.Path or RemotePath
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self._folder = folder
 
     @cached_property
@@ -100,19 +110,28 @@ class ModelConfig:
     def _read(self, name: str) -> Section | None:
         path = self._folder / name
         try:
-            value = read_json(path, "configuration", CONFIGURATION, lenient=True) if path.is_file() else None
+            value = read_json(path, "configuration", CONFIGURATION, lenient=True) if is_there(path) else None
+        except RemoteError:
+            # Without it weights would be taken for others: a server that fails is no file that is missing.
+            raise
         except (CheckpointError, OSError):
             return None
         return Section(value) if isinstance(value, dict) and value else None
 
 
 class ModelConfigs:
-    """Hold the configurations in the folders of a checkpoint."""
+    """Hold the configurations in the folders of a checkpoint.
 
-    def __init__(self) -> None:
-        self._known: dict[Path, ModelConfig] = {}
+    Parameters
+    ----------
+    reader : CheckpointReader
+    """
+
+    def __init__(self, reader: CheckpointReader) -> None:
+        self._reader = reader
+        self._known: dict[Place, ModelConfig] = {}
 
     def of(self, info: TensorInfo) -> ModelConfig:
         """Return the configuration beside the file that holds a tensor."""
-        folder = Path(info.file).parent
+        folder = self._reader.place(info).parent
         return self._known.setdefault(folder, ModelConfig(folder))

@@ -1,6 +1,6 @@
 """Open a checkpoint by its path.
 
-The path is a file, a folder, an index of shards, or a name on the hub.
+The path is a file, a folder, an index of shards, a URL, or a name on the hub.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.checkpoints.formats import READERS, SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES
 from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader, lora_config
-from lowrank_ldu.checkpoints.hub import PREFIX, fetch
+from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
+from lowrank_ldu.checkpoints.hub import PREFIX, find
 from lowrank_ldu.checkpoints.reader import CheckpointReader
+from lowrank_ldu.checkpoints.remote.address import HUB, check_url, scheme_of
+from lowrank_ldu.checkpoints.remote.path import RemotePath, remote_path
+from lowrank_ldu.checkpoints.remote.web_files import WebFiles
 from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import LISTING
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from lowrank_ldu.checkpoints.reader import TensorInfo
+    from lowrank_ldu.checkpoints.remote.path import Place
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 
@@ -37,8 +42,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     path : str or os.PathLike
         A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that ``torch.save`` wrote; ``.gguf``; ``.onnx``;
         ``.weights.h5`` or ``.h5`` of Keras; ``.npy`` or ``.npz``; an index of shards (``.safetensors.index.json``,
-        ``.bin.index.json``); a directory that holds safetensors or torch files, or folders with them; or ``hf://OWNER/NAME``
-        or ``hf://OWNER/NAME@REVISION`` on the Hugging Face hub, which is fetched to the local cache.
+        ``.bin.index.json``); a directory that holds safetensors or torch files, or folders with them; or, of
+        safetensors, ``https://``, ``s3://`` or ``gs://`` and the place of a file, an index or a directory, and
+        ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION`` on the Hugging Face hub, which are read by ranges.
 
     Returns
     -------
@@ -50,7 +56,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     TypeError
         If `path` is no path.
     CheckpointError
-        If nothing is there, if it is none of these, if it is damaged, or if reading it would mean running code.
+        If nothing is there, if it is none of these, if it is damaged, or if reading it would mean running code;
+        `RemoteError`, which is one, if a server does not give it.
 
     Examples
     --------
@@ -74,7 +81,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
         raise TypeError(f"path is a {type(path).__name__}; accepted: a path, as a str or a pathlib.Path")
     if str(path) == "":
         raise CheckpointError("the name of the checkpoint is empty; accepted: a file, a directory, or hf://OWNER/NAME")
-    path = fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
+    if scheme_of(str(path)) is not None:
+        found = _find(str(path))
+        if isinstance(found, RemotePath):
+            return open_remote(found)
+        path = found
+    path = Path(path)
     try:
         is_directory = path.is_dir()
         is_file = path.is_file()
@@ -93,16 +105,42 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {accepted}, or a directory")
 
 
-def open_file(path: Path, suffix: str = "") -> CheckpointReader:
+def _find(url: str) -> Place:
+    check_url(url)
+    return find(PREFIX + url.partition("://")[2]) if scheme_of(url) == HUB else remote_path(url)
+
+
+def open_remote(path: RemotePath) -> CheckpointReader:
+    """Open safetensors on a server.
+
+    Parameters
+    ----------
+    path : RemotePath
+        A file, an index of shards, or a folder with the one or the other.
+    """
+    if path.name.lower().endswith(INDEX_SUFFIXES):
+        return open_index(path)
+    return open_file(path) if path.suffix.lower() in (*SUFFIXES, *_OTHER_FILES) else open_directory(path)
+
+
+def open_file(path: Place, suffix: str = "") -> CheckpointReader:
     """Open one file that holds tensors.
 
     Parameters
     ----------
-    path : pathlib.Path
+    path : pathlib.Path or RemotePath
         Its suffix tells the format.
     suffix : str
         Of the format that a file of an unknown suffix is of, where that is known.
     """
+    if isinstance(path, RemotePath):
+        known = path.suffix.lower() if path.suffix.lower() in READERS else suffix
+        if known != SAFETENSORS_SUFFIX:
+            raise CheckpointError(
+                f"{path}: only safetensors can be read on a server, by ranges; accepted: {SAFETENSORS_SUFFIX}, its "
+                "index, or a folder of them; download the file, and give its path"
+            )
+        return SafetensorsReader(path)
     reader = READERS.get(path.suffix.lower()) or READERS.get(suffix)
     if reader is None:
         raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
@@ -114,13 +152,13 @@ class MultiFileReader(CheckpointReader):
 
     Parameters
     ----------
-    path : pathlib.Path
+    path : pathlib.Path or RemotePath
         What was opened: an index or a directory.
     stored : mapping of str to TensorInfo
         For every name the tensor that it stands for, as its own file lists it.
     ignored : mapping of str to str
         What the files hold besides plain tensors.
-    files : sequence of pathlib.Path
+    files : sequence of pathlib.Path or RemotePath
         The files beside an index, or of one folder.
     suffix : str
         Of the format of files with an unknown suffix.
@@ -129,22 +167,22 @@ class MultiFileReader(CheckpointReader):
     ----------
     stored, files
         As given.
-    directory : pathlib.Path, optional
+    directory : pathlib.Path or RemotePath, optional
         The directory, where one was opened; `path` may be an index in it.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         stored: Mapping[str, TensorInfo],
         ignored: Mapping[str, str],
-        files: Sequence[Path] = (),
+        files: Sequence[Place] = (),
         suffix: str = "",
     ) -> None:
         super().__init__(path, (replace(info, name=name) for name, info in stored.items()), ignored)
         self.stored = dict(stored)
         self.files = tuple(files)
-        self.directory: Path | None = None
+        self.directory: Place | None = None
         self._suffix = suffix
         self._file: CheckpointReader | None = None
 
@@ -152,7 +190,7 @@ class MultiFileReader(CheckpointReader):
         stored = self.stored[info.name]
         if self._file is None or str(self._file.path) != stored.file:
             self._close_file()
-            self._file = open_file(Path(stored.file), self._suffix)
+            self._file = open_file(self.place(stored), self._suffix)
         return self._file.load(stored.name)
 
     def _close_file(self) -> None:
@@ -166,7 +204,7 @@ class MultiFileReader(CheckpointReader):
         self._close_file()
 
 
-def _list_files(files: Iterable[Path], suffix: str = "") -> tuple[list[TensorInfo], dict[str, str]]:
+def _list_files(files: Iterable[Place], suffix: str = "") -> tuple[list[TensorInfo], dict[str, str]]:
     """Return the tensors of all files, and other contents.
 
     Other contents are called ``file name:name``. One file is opened after another.
@@ -180,12 +218,12 @@ def _list_files(files: Iterable[Path], suffix: str = "") -> tuple[list[TensorInf
     return tensors, ignored
 
 
-def open_index(path: Path) -> MultiFileReader:
+def open_index(path: Place) -> MultiFileReader:
     """Open the checkpoint that an index describes.
 
     Parameters
     ----------
-    path : pathlib.Path
+    path : pathlib.Path or RemotePath
         A JSON file with an object ``weight_map`` from the name of each tensor to the shard that holds it, a path
         relative to the folder of the index.
 
@@ -232,7 +270,7 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:5])}{more}"
 
 
-def _read_weight_map(path: Path) -> dict[str, str]:
+def _read_weight_map(path: Place) -> dict[str, str]:
     index = read_json(path, "JSON index", LISTING)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
@@ -243,13 +281,15 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
+# Suffixes that no folder's name ends in; of other files the suffix is seen when they are opened.
+_OTHER_FILES = (".json", ".zip", ".ckpt", ".tar", ".gz", ".msgpack", ".pkl")
 # Names that transformers gives the weights of a model or their index, and PEFT those of an adapter.
 _MODEL, _ADAPTER = "model.safetensors", "adapter_model."
 # Files that training loops leave beside a model; none of them holds weights.
 _NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 
 
-def open_directory(path: Path) -> CheckpointReader:
+def open_directory(path: Place) -> CheckpointReader:
     """Open the checkpoint in a directory.
 
     The first of these that is there is read: the safetensors index, all safetensors files, the index of ``.bin``
@@ -261,8 +301,8 @@ def open_directory(path: Path) -> CheckpointReader:
 
     Parameters
     ----------
-    path : pathlib.Path
-        The directory.
+    path : pathlib.Path or RemotePath
+        The directory. Of a web server, which lists none, files are known by the names that transformers and PEFT give.
 
     Returns
     -------
@@ -285,13 +325,13 @@ def open_directory(path: Path) -> CheckpointReader:
     return reader if config is None else LoraReader(path, config, reader)
 
 
-def _is_model(path: Path) -> bool:
+def _is_model(path: Place) -> bool:
     """Return whether a directory holds a model's weights and no adapter's."""
     names = [entry.name for entry in path.iterdir()]
     return any(name.startswith(_MODEL) for name in names) and not any(name.startswith(_ADAPTER) for name in names)
 
 
-def _open_own_files(path: Path) -> MultiFileReader | None:
+def _open_own_files(path: Place) -> MultiFileReader | None:
     """Return a reader of a directory's own checkpoint.
 
     None if the directory itself holds none.
@@ -315,7 +355,7 @@ def _open_own_files(path: Path) -> MultiFileReader | None:
     return _open_files(path, chosen) if chosen else None
 
 
-def _open_subdirectories(path: Path) -> MultiFileReader:
+def _open_subdirectories(path: Place) -> MultiFileReader:
     stored: dict[str, TensorInfo] = {}
     ignored: dict[str, str] = {}
     closed: dict[str, str] = {}
@@ -330,6 +370,11 @@ def _open_subdirectories(path: Path) -> MultiFileReader:
         with reader:
             stored |= {f"{folder.name}/{name}": info for name, info in reader.stored.items()}
             ignored |= {f"{folder.name}/{name}": what for name, what in reader.ignored.items()}
+    if not stored and not ignored and isinstance(path, RemotePath):
+        raise CheckpointError(
+            f"{path}: no checkpoint is there; accepted: a {SAFETENSORS_SUFFIX} file, an index of shards, or a folder "
+            f"(a web server lists no files: there the names {', '.join(WebFiles.names)} are looked for)"
+        )
     if not stored and not ignored:
         looked_for = ", ".join(f"*{suffix}" for suffix in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, *INDEX_SUFFIXES))
         raise CheckpointError(
@@ -340,17 +385,18 @@ def _open_subdirectories(path: Path) -> MultiFileReader:
     return MultiFileReader(path, stored, ignored | closed)
 
 
-def _entries(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+def _entries(path: Place) -> list[Place]:
+    entries: Iterable[Place] = path.iterdir()
+    return sorted((entry for entry in entries if not entry.name.startswith(".")), key=str)
 
 
-def _find_index(files: list[Path], suffix: str, preferred: str) -> Path | None:
+def _find_index(files: list[Place], suffix: str, preferred: str) -> Place | None:
     found = [file for file in files if file.name.endswith(suffix)]
     named = [file for file in found if file.name == preferred + suffix]
     return (named or found)[0] if named or len(found) == 1 else None
 
 
-def _open_files(path: Path, files: list[Path]) -> MultiFileReader:
+def _open_files(path: Place, files: list[Place]) -> MultiFileReader:
     tensors, ignored = _list_files(files)
     stored = {info.name: info for info in tensors}
     if len(stored) < len(tensors):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
     from types import TracebackType
 
     import torch
+
+    from lowrank_ldu.checkpoints.remote.path import Place
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class TensorInfo:
         torch's short name of the type that is loaded (``"float32"``, ``"bfloat16"``, ``"int64"``,
         ``"float8_e4m3fn"``); for a type that torch has no tensors of, the name the file gives it (``"F6_E2M3"``).
     file : str
-        Path of the file that holds the values.
+        Path of the file that holds the values, or its URL without secrets.
     nbytes : int
         Size of the values, in bytes, as they are stored.
     stored_as : str
@@ -62,15 +65,15 @@ class CheckpointReader(ABC):
 
     Attributes
     ----------
-    path : pathlib.Path
-        What was opened: a file or a directory.
+    path : pathlib.Path or RemotePath
+        What was opened: a file or a directory, here or on a server.
     tensors : list of TensorInfo
         Every tensor that can be loaded, in file order.
     ignored : dict of str to str
         What the files hold besides plain tensors: name, and what it is (``{"epoch": "int"}``).
     """
 
-    def __init__(self, path: Path, tensors: Iterable[TensorInfo], ignored: Mapping[str, str]) -> None:
+    def __init__(self, path: Place, tensors: Iterable[TensorInfo], ignored: Mapping[str, str]) -> None:
         self.path = path
         self.tensors = list(tensors)
         self.ignored = dict(ignored)
@@ -113,6 +116,10 @@ class CheckpointReader(ABC):
             hint = f"close names: {', '.join(map(repr, close))}" if close else f"it has {len(self.tensors)} tensors"
             raise CheckpointError(f"{self.path}: no tensor {name!r}; {hint}")
         return info
+
+    def place(self, info: TensorInfo) -> Place:
+        """Return the file that holds a tensor of this checkpoint."""
+        return self.path.file(info.file) if isinstance(self.path, RemotePath) else Path(info.file)
 
     @abstractmethod
     def _read(self, info: TensorInfo) -> torch.Tensor:

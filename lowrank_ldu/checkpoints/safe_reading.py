@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu import untrusted
-from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.checkpoints.remote.path import RemotePath
+from lowrank_ldu.errors import CheckpointError, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from lowrank_ldu.checkpoints.remote.path import Place
 
 
 # Errors that libraries raise on damaged or hostile bytes, since they do not check them first.
@@ -61,7 +64,7 @@ _LONGEST_REASON = 300
 
 
 @contextmanager
-def refused_as(path: Path, what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+def refused_as(path: Place, what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turn errors of a library into the one error of readers.
 
     Raises
@@ -78,11 +81,10 @@ def refused_as(path: Path, what: str, errors: tuple[type[Exception], ...]) -> It
         raise CheckpointError(f"{path}: not a readable {what} ({reason}); {likely_cause(path)}") from error
 
 
-def likely_cause(path: Path) -> str:
+def likely_cause(path: Place) -> str:
     """Guess why a file is not what its name promises."""
     try:
-        with path.open("rb") as file:
-            head = file.read(64).lstrip()
+        head = _beginning(path).lstrip()
     except OSError as error:
         return f"it cannot be opened ({error.strerror})"
     if not head:
@@ -94,7 +96,14 @@ def likely_cause(path: Path) -> str:
     return "it is truncated, damaged, or not of the format that its name says"
 
 
-def read_json(path: Path, what: str, limit: untrusted.Limit, *, lenient: bool = False) -> Any:
+def _beginning(path: Place) -> bytes:
+    if isinstance(path, RemotePath):
+        return bytes(path.read_range(0, min(path.state().size, 64)))
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def read_json(path: Place, what: str, limit: untrusted.Limit, *, lenient: bool = False) -> Any:
     """Return the value that a JSON file holds.
 
     Parameters
@@ -111,10 +120,11 @@ def read_json(path: Path, what: str, limit: untrusted.Limit, *, lenient: bool = 
         It cannot be read, is too large, or is no JSON that says one thing.
     """
     with refused_as(path, what, (OSError, ValueError)):
-        return untrusted.read_json(path, limit, lenient=lenient)
+        text = path.read_text(limit) if isinstance(path, RemotePath) else untrusted.read_text(path, limit)
+        return untrusted.strict_json(text, limit, lenient=lenient)
 
 
-def stored_range(path: Path, name: str, start: int, size: int) -> bytearray:
+def stored_range(path: Place, name: str, start: int, size: int) -> bytearray | memoryview:
     """Read the bytes of a tensor from their range.
 
     Raises
@@ -123,22 +133,29 @@ def stored_range(path: Path, name: str, start: int, size: int) -> bytearray:
         The file ends before them, cannot be read, or has a hole where they are said to be.
     """
     with _range_of(path, name):
+        if isinstance(path, RemotePath):
+            return path.read_range(start, size)
         return untrusted.read_range(path, start, size)
 
 
-def stored_parts(path: Path, name: str, start: int, size: int) -> Iterator[bytes]:
+def stored_parts(path: Place, name: str, start: int, size: int) -> Iterator[bytes]:
     """Yield the bytes of a tensor part by part.
 
     The errors are those of `stored_range`.
     """
     with _range_of(path, name):
-        yield from untrusted.range_parts(path, start, size)
+        if isinstance(path, RemotePath):
+            yield bytes(path.read_range(start, size))
+        else:
+            yield from untrusted.range_parts(path, start, size)
 
 
 @contextmanager
-def _range_of(path: Path, name: str) -> Iterator[None]:
+def _range_of(path: Place, name: str) -> Iterator[None]:
     try:
         yield
+    except RemoteError:
+        raise
     except untrusted.ShortFileError as error:
         raise CheckpointError(
             f"{path}: tensor {name!r} {error}; the file has been changed since it was opened"
@@ -147,7 +164,7 @@ def _range_of(path: Path, name: str) -> Iterator[None]:
         raise CheckpointError(f"{path}: tensor {name!r} cannot be read ({reason_of(error)})") from error
 
 
-def empty_tensor(path: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def empty_tensor(path: Place, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Return a tensor without values.
 
     Raises

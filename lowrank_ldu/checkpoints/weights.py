@@ -57,7 +57,7 @@ class WeightsReader(CheckpointReader):
 
     def __init__(self, reader: CheckpointReader) -> None:
         self._reader = reader
-        configs = ModelConfigs()
+        configs = ModelConfigs(reader)
         stored = Stored(reader, configs.of)
         quantized = find_quantized(stored)
         roles = {

@@ -26,7 +26,7 @@ from lowrank_ldu.cli.options import (
     options_of,
     prefer_huge_pages,
 )
-from lowrank_ldu.errors import OutputError
+from lowrank_ldu.errors import OutputError, RemoteError
 from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def analyze(
                     )
                 with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
                     write_report(analysis, folder)
-            except (KeyboardInterrupt, SystemExit, OutputError):
+            except (KeyboardInterrupt, SystemExit, OutputError, RemoteError):
                 if journal.exists():
                     say(f"{journal.name} has the results so far; --resume goes on from there", err=True)
                 raise

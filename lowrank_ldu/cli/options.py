@@ -33,7 +33,10 @@ def choice(accepted: Sequence[str], **others: Any) -> Any:
     return typer.Option(metavar=f"<{bar.join(accepted)}>", autocompletion=completed, **others)
 
 
-CHECKPOINT = "A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index, a directory, or hf://OWNER/NAME."
+CHECKPOINT = (
+    "A .safetensors, .pt, .bin, .gguf, .onnx, .h5 or .npz file, an index, a directory, hf://OWNER/NAME, or the URL of "
+    "safetensors (https, s3, gs)."
+)
 
 Rank = Annotated[
     list[int] | None,

@@ -1,13 +1,18 @@
-"""Names on the hub: what is fetched of a repository, and what is said when it cannot be. Nothing is reached."""
+"""Names on the hub: what is read and fetched of a repository, and what is said when it cannot be.
+
+The hub is a server on the loopback.
+"""
 
 import os
 import subprocess
 import sys
+import traceback
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from range_server import PROXIES, RangeServer
+from safetensors.torch import save, save_file
 from weights import weight
 
 from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
@@ -24,7 +29,21 @@ def online(monkeypatch):
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch, online):  # noqa: ARG001
+def server(monkeypatch, online):  # noqa: ARG001
+    """The hub's own server."""
+    server = RangeServer()
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("lowrank_ldu.checkpoints.remote.faults.sleep", lambda _: None)
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_hush")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch, server):
     """A repository of given files; returns what was asked for."""
     asked = {}
 
@@ -43,25 +62,75 @@ def repository(tmp_path, monkeypatch, online):  # noqa: ARG001
             folder = tmp_path / revision
             folder.mkdir()
             for file in allow_patterns:
-                if file.endswith(".safetensors"):
-                    save_file({"w": weight(3, 4)}, folder / file)
-                elif file.endswith(".bin"):
+                if file.endswith(".bin"):
                     torch.save({"w": weight(3, 4)}, folder / file)
             return str(folder)
 
         monkeypatch.setattr(hub, "snapshot_download", download)
+        for file in files:
+            if file.endswith(".safetensors"):
+                server.files[f"/owner/name/resolve/{SHA}/{file}"] = save({"w": weight(3, 4)})
         return asked
 
     return serve
 
 
-def test_safetensors_are_preferred(repository):
+def test_safetensors_are_preferred_and_not_fetched(repository, server):
     asked = repository("README.md", "model.safetensors", "pytorch_model.bin", "tf_model.h5")
     with open_checkpoint("hf://owner/name@v1.0") as reader:
         assert torch.equal(reader.load("w"), weight(3, 4))
-        assert reader.path.name == SHA
-    assert (asked["name"], asked["revision"], asked["commit"]) == ("owner/name", "v1.0", SHA)
-    assert asked["files"] == ["model.safetensors"]
+        assert str(reader.path) == f"hf://owner/name@{SHA}"
+    assert asked == {"name": "owner/name", "revision": "v1.0"}
+    assert {path for path, _ in server.requests} == {f"/owner/name/resolve/{SHA}/model.safetensors"}
+
+
+def test_the_token_is_sent_to_the_hub_alone(repository, server):
+    """Bytes come from another host, by a redirect that is signed."""
+    repository("model.safetensors")
+    other = RangeServer({"/bytes": server.files.pop(f"/owner/name/resolve/{SHA}/model.safetensors")})
+    server.needs = lambda request: request.headers.get("Authorization") == "Bearer hf_hush"
+    other.needs = lambda request: "Authorization" not in request.headers
+    server.misbehave = lambda path, start: (f"{other.url}/bytes?signature=hush",)
+    try:
+        with open_checkpoint("hf://owner/name") as reader:
+            assert torch.equal(reader.load("w"), weight(3, 4))
+        other.misbehave = lambda path, start: 403
+        with pytest.raises(CheckpointError, match=r"safetensors: the server refuses access \(403\); accept") as caught:
+            open_checkpoint("hf://owner/name")
+        assert str(caught.value).startswith(f"hf://owner/name@{SHA}/model.safetensors: ")
+        assert "hush" not in "".join(traceback.format_exception(caught.value))
+    finally:
+        other.stop()
+
+
+def test_one_file(repository, server):
+    repository("one/a.safetensors", "b.safetensors", "c.bin")
+    for name in ("hf://owner/name/one/a.safetensors", "hf://owner/name@refs/pr/1/one/a.safetensors"):
+        with open_checkpoint(name) as reader:
+            assert str(reader.path) == f"hf://owner/name@{SHA}/one/a.safetensors"
+    assert {path for path, _ in server.requests} == {f"/owner/name/resolve/{SHA}/one/a.safetensors"}
+    with pytest.raises(CheckpointError, match="there is no file 'd.safetensors' among its 3 files"):
+        open_checkpoint("hf://owner/name@main/d.safetensors")
+
+
+def test_a_folder_of_folders(repository):
+    repository("model_index.json", "unet/a.safetensors", "vae/a.safetensors")
+    with open_checkpoint("hf://owner/name") as reader:
+        assert [info.name for info in reader.tensors] == ["unet/w", "vae/w"]
+        assert torch.equal(reader.load("vae/w"), weight(3, 4))
+
+
+def test_what_is_in_the_cache_is_read_there(repository, server, tmp_path, monkeypatch):
+    repository("model.safetensors", "config.json")
+    cached = {}
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda _, file, revision: cached.get((file, revision)))
+    with open_checkpoint("hf://owner/name") as reader:
+        assert str(reader.path).startswith("hf://")
+    for file in ("model.safetensors", "config.json"):
+        cached[file, SHA] = str(tmp_path / file)
+        (tmp_path / file).write_bytes(server.files.get(f"/owner/name/resolve/{SHA}/{file}", b"{}"))
+    with open_checkpoint("hf://owner/name") as reader:
+        assert reader.path == tmp_path
 
 
 def test_torch_files_where_there_are_no_others(repository):
@@ -69,18 +138,24 @@ def test_torch_files_where_there_are_no_others(repository):
     with open_checkpoint("hf://owner/name") as reader:
         assert [info.name for info in reader.tensors] == ["w"]
     assert asked["files"] == ["pytorch_model.bin", "config.json"]
+    assert (asked["downloaded"], asked["commit"]) == ("owner/name", SHA)
 
 
 def test_names_that_are_patterns(repository):
-    asked = repository("model[1].safetensors", "*.safetensors")
+    asked = repository("model[1].bin", "*.bin")
     open_checkpoint("hf://owner/name").close()
-    assert asked["files"] == ["model[[]1].safetensors", "[*].safetensors"]
+    assert asked["files"] == ["model[[]1].bin", "[*].bin"]
 
 
-def test_adapters_come_with_their_configuration(repository):
-    asked = repository("adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
-    open_checkpoint("hf://owner/name").close()
-    assert asked["files"] == ["adapter_model.safetensors", "adapter_config.json"]
+def test_adapters_come_with_their_configuration(repository, server):
+    repository("adapter_config.json", "adapter_model.safetensors", "tokenizer.json")
+    folder = f"/owner/name/resolve/{SHA}"
+    server.files[f"{folder}/adapter_config.json"] = b'{"peft_type": "LORA", "lora_alpha": 4}'
+    server.files[f"{folder}/adapter_model.safetensors"] = save(
+        {"a.lora_A.weight": weight(2, 5), "a.lora_B.weight": weight(4, 2)}
+    )
+    with open_checkpoint("hf://owner/name") as reader:
+        torch.testing.assert_close(reader.load("a"), 2 * weight(4, 2) @ weight(2, 5))
 
 
 def test_no_weights(repository):
@@ -89,7 +164,9 @@ def test_no_weights(repository):
         open_checkpoint("hf://owner/name")
 
 
-@pytest.mark.parametrize("name", ["hf://bert", "hf://", "hf://a/b/c", "hf://a/../b", "hf://a/b@", "hf://a b/c"])
+@pytest.mark.parametrize(
+    "name", ["hf://bert", "hf://", "hf://a/b/c", "hf://a/../b", "hf://a/b@", "hf://a b/c", "hf://a/b/c.bin"]
+)
 def test_names(name):
     with pytest.raises(CheckpointError, match="not a name on the hub; accepted: hf://OWNER/NAME"):
         open_checkpoint(name)

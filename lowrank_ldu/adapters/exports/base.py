@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lowrank_ldu.adapters.exports.architecture import Architecture, architecture_of
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader, torch_dtype
 from lowrank_ldu.checkpoints.opening import INDEX_SUFFIXES, MultiFileReader
+from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.checkpoints.writer import stored
 from lowrank_ldu.errors import CheckpointError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints.remote.path import Place
     from lowrank_ldu.checkpoints.writer import Entry
 
 _INDEX = INDEX_SUFFIXES[0]
@@ -57,8 +59,9 @@ class BaseModel:
     """
 
     def __init__(self, reader: CheckpointReader) -> None:
-        self.path = reader.path if not isinstance(reader, MultiFileReader) else reader.directory or reader.path
-        self.index = reader.path if reader.path.name.endswith(_INDEX) else None
+        place = reader.path if not isinstance(reader, MultiFileReader) else reader.directory or reader.path
+        self.path = _here(place)
+        self.index = _here(reader.path) if reader.path.name.endswith(_INDEX) else None
         paths = _safetensors_files(reader, self.path)
         self.root = self.path if self.path.is_dir() else self.path.parent
         self.files = {path.relative_to(self.root).as_posix(): _opened(path) for path in sorted(paths)}
@@ -109,7 +112,7 @@ class BaseModel:
 
 def _safetensors_files(reader: CheckpointReader, path: Path) -> tuple[Path, ...]:
     if isinstance(reader, SafetensorsReader):
-        return (reader.path,)
+        return (path,)
     if not isinstance(reader, MultiFileReader) or not (reader.directory or reader.path.name.endswith(_INDEX)):
         raise CheckpointError(
             f"{path}: accepted: a .safetensors file, an index of shards, or a folder with one of them"
@@ -123,7 +126,17 @@ def _safetensors_files(reader: CheckpointReader, path: Path) -> tuple[Path, ...]
             )
         for index in indices:
             _check_regular(index)
-    return reader.files
+    return tuple(map(_here, reader.files))
+
+
+def _here(place: Place) -> Path:
+    """Return a place as a path on this machine."""
+    if isinstance(place, RemotePath):
+        raise CheckpointError(
+            f"{place}: is on a server; accepted: a base model on this machine; download it, and give its path "
+            "(what `hf download` has brought to the local cache is read there, by the same name)"
+        )
+    return place
 
 
 def _opened(path: Path) -> SafetensorsReader:

@@ -51,6 +51,8 @@ class Hdf5Reader(CheckpointReader):
         If the file is missing or not a whole HDF5 file, or if h5py is not installed.
     """
 
+    path: Path
+
     def __init__(self, path: Path) -> None:
         self._library = library_for(path, "h5py")
         with refused_as(path, "HDF5 file", LIBRARY_ERRORS), ExitStack() as opened:

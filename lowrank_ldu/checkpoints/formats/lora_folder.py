@@ -16,9 +16,9 @@ from lowrank_ldu.patterns import Patterns
 from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
+
+    from lowrank_ldu.checkpoints.remote.path import Place
 
 _CONFIG = "adapter_config.json"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>|embedding_)(?P<letter>[AB])(\.weight)?")
@@ -39,7 +39,7 @@ class _Pair(NamedTuple):
     embedding: bool
 
 
-def lora_config(path: Path) -> dict[str, Any] | None:
+def lora_config(path: Place) -> dict[str, Any] | None:
     """Return the configuration of a folder's LoRA adapter.
 
     None if there is none, or one of another method.
@@ -65,7 +65,7 @@ class LoraReader(CheckpointReader):
 
     Parameters
     ----------
-    path : pathlib.Path
+    path : pathlib.Path or RemotePath
         The folder.
     config : dict
         Of `lora_config`.
@@ -78,7 +78,7 @@ class LoraReader(CheckpointReader):
         An option that the updates depend on is not what PEFT accepts.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], reader: CheckpointReader) -> None:
+    def __init__(self, path: Place, config: dict[str, Any], reader: CheckpointReader) -> None:
         self._reader = reader
         try:
             pairs, ignored = _pairs(config, reader.tensors)

@@ -62,6 +62,8 @@ class NumpyReader(CheckpointReader):
         If the file is missing or damaged, or if an array is larger than the file says that it can be.
     """
 
+    path: Path
+
     def __init__(self, path: Path) -> None:
         self._arrays: dict[str, _Array] = {}
         found: dict[str, TensorInfo | str] = {}
@@ -129,6 +131,7 @@ class NumpyReader(CheckpointReader):
         array = self._arrays[info.name]
         if info.nbytes == 0:
             return empty_tensor(self.path, info.name, info.shape, getattr(torch, info.dtype))
+        values: bytearray | memoryview
         if array.member:
             values = self._unpacked(info, array)
         else:

@@ -5,19 +5,22 @@ Here are the names of its dtypes, too.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.checkpoints.safe_reading import empty_tensor, refused_as, stored_parts, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import safetensors_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from lowrank_ldu.checkpoints.remote.path import Place
 
 # torch's names of the format's dtypes. Those of less than a byte have none: torch packs two of them into one entry.
 DTYPES = {
@@ -66,8 +69,11 @@ class Header(NamedTuple):
     start: int
 
 
-def read_header(path: Path) -> Header:
-    """Read the header of a safetensors file.
+_Contents = tuple[list[TensorInfo], dict[str, int], dict[str, str]]
+
+
+def read_header(path: Place) -> Header:
+    """Read the header of a safetensors file, here or on a server.
 
     Raises
     ------
@@ -77,7 +83,12 @@ def read_header(path: Path) -> Header:
         It has a key twice, of which the library takes the last one, or is no such file any more.
     OSError
         The file cannot be read.
+    RemoteError
+        The server does not give it.
     """
+    if isinstance(path, RemotePath):
+        with path.as_header() as local:
+            return read_header(local)
     # The library checks the header against the file. It is not asked for the values: its torch side maps the whole
     # file as private memory, which Linux refuses for a file larger than the machine's memory.
     with safe_open(path, framework="numpy"):
@@ -95,7 +106,7 @@ class SafetensorsReader(CheckpointReader):
 
     Parameters
     ----------
-    path : pathlib.Path
+    path : pathlib.Path or RemotePath
         The file.
 
     Attributes
@@ -109,15 +120,10 @@ class SafetensorsReader(CheckpointReader):
         If the file is missing, or is not a whole and valid safetensors file.
     """
 
-    def __init__(self, path: Path) -> None:
-        with refused_as(path, "safetensors file", HEADER_ERRORS):
-            entries, self.metadata, values = read_header(path)
-        self._starts = {name: values + entry["data_offsets"][0] for name, entry in entries.items()}
-        tensors = []
-        for name, entry in entries.items():
-            start, end = entry["data_offsets"]
-            dtype = DTYPES.get(entry["dtype"], entry["dtype"])
-            tensors.append(TensorInfo(name, tuple(entry["shape"]), dtype, str(path), end - start))
+    def __init__(self, path: Place) -> None:
+        # Readers of shards come and go; a header on a server is read once for all of them.
+        contents: _Contents = path.once(partial(_contents, path)) if isinstance(path, RemotePath) else _contents(path)
+        tensors, self._starts, self.metadata = contents
         super().__init__(path, tensors, {})
 
     def parts(self, name: str) -> Iterator[bytes]:
@@ -139,6 +145,18 @@ class SafetensorsReader(CheckpointReader):
             return empty_tensor(self.path, info.name, info.shape, dtype)
         values = stored_range(self.path, info.name, self._starts[info.name], info.nbytes)
         return torch.frombuffer(values, dtype=dtype).reshape(info.shape)
+
+
+def _contents(path: Place) -> _Contents:
+    """Return the tensors of a file, where each begins, and its metadata."""
+    with refused_as(path, "safetensors file", HEADER_ERRORS):
+        entries, metadata, values = read_header(path)
+    tensors = []
+    for name, entry in entries.items():
+        start, end = entry["data_offsets"]
+        dtype = DTYPES.get(entry["dtype"], entry["dtype"])
+        tensors.append(TensorInfo(name, tuple(entry["shape"]), dtype, str(path), end - start))
+    return tensors, {name: values + entry["data_offsets"][0] for name, entry in entries.items()}, metadata
 
 
 def torch_dtype(info: TensorInfo) -> torch.dtype:

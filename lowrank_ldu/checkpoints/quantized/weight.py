@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.errors import CheckpointError, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -78,6 +78,8 @@ class Stored:
             return None
         try:
             return self._reader.load(name)
+        except RemoteError:
+            raise
         except (CheckpointError, MemoryError):
             return None
 
