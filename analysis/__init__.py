@@ -19,7 +19,7 @@ from lowrank_ldu.errors import (
 )
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.checkpoint import Analysis, analyze_checkpoint
+    from lowrank_ldu.analysis.checkpoint import analyze, analyze_checkpoint
     from lowrank_ldu.analysis.claims import examine_claims
     from lowrank_ldu.analysis.claims.report import write_claims
     from lowrank_ldu.analysis.claims.verdict import Claim, Finding, MatrixCase, verdict
@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation
     from lowrank_ldu.analysis.measures.spectrum import Spectrum
     from lowrank_ldu.analysis.options import CompareOptions, ComputeDtype, Mode, SurveyOptions
+    from lowrank_ldu.analysis.report.frame_columns import FrameColumn, frame_columns
     from lowrank_ldu.analysis.report.headlines import headlines
     from lowrank_ldu.analysis.report.page import write_report
     from lowrank_ldu.analysis.report.panel import Panel
     from lowrank_ldu.analysis.report.scope import Scope, headline_scope
+    from lowrank_ldu.analysis.result import Analysis
 
 __all__ = [
     "Analysis",
@@ -54,6 +56,7 @@ __all__ = [
     "Curve",
     "Engine",
     "Finding",
+    "FrameColumn",
     "InitializationChange",
     "JournalError",
     "MatrixAnalysis",
@@ -74,11 +77,13 @@ __all__ = [
     "SummaryRow",
     "SurveyOptions",
     "TensorResult",
+    "analyze",
     "analyze_checkpoint",
     "compare_checkpoints",
     "comparison_headlines",
     "connect",
     "examine_claims",
+    "frame_columns",
     "headline_scope",
     "headlines",
     "lock_journal",
@@ -91,7 +96,7 @@ __all__ = [
 
 # The module of each name, imported at its first use: torch, matplotlib and pyarrow take seconds.
 _HOMES = {
-    "Analysis": "checkpoint",
+    "analyze": "checkpoint",
     "analyze_checkpoint": "checkpoint",
     "examine_claims": "claims",
     "write_claims": "claims.report",
@@ -123,11 +128,14 @@ _HOMES = {
     "ComputeDtype": "options",
     "Mode": "options",
     "SurveyOptions": "options",
+    "FrameColumn": "report.frame_columns",
+    "frame_columns": "report.frame_columns",
     "headlines": "report.headlines",
     "write_report": "report.page",
     "Panel": "report.panel",
     "Scope": "report.scope",
     "headline_scope": "report.scope",
+    "Analysis": "result",
 }
 
 

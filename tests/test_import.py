@@ -45,8 +45,8 @@ def test_the_face_of_the_analysis_has_what_it_lists():
     assert dir(lowrank_ldu.analysis) == sorted(lowrank_ldu.analysis.__all__)
     for name in lowrank_ldu.analysis.__all__:
         assert getattr(lowrank_ldu.analysis, name).__name__ == name or name in {"ComputeDtype", "Mode"}
-    with pytest.raises(AttributeError, match="has no attribute 'analyze'"):
-        _ = lowrank_ldu.analysis.analyze
+    with pytest.raises(AttributeError, match="has no attribute 'analyse'"):
+        _ = lowrank_ldu.analysis.analyse
 
 
 def test_the_layer_imports_neither_analysis_nor_fine_tuning(tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.checkpoint import Analysis
 from lowrank_ldu.analysis.claims.initialization import initialization
 from lowrank_ldu.analysis.claims.orthogonality import orthogonality
 from lowrank_ldu.analysis.claims.speed import speed
 from lowrank_ldu.analysis.claims.storage import storage
 from lowrank_ldu.analysis.claims.structure import structure
+from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from lowrank_ldu.analysis.report.scope import Scope
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.analysis.result import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from markupsafe import Markup
 
 from lowrank_ldu.analysis.comparison.run import CheckpointComparison
 from lowrank_ldu.analysis.comparison.summary import comparison_headlines, summary_rows
-from lowrank_ldu.analysis.document import json_document
+from lowrank_ldu.analysis.document import json_document, results_as_tensors
 from lowrank_ldu.analysis.measures.curves import sample_ranks
 from lowrank_ldu.analysis.report.columns import Column, cells
 from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band
@@ -232,7 +231,7 @@ def write_comparison(comparison: CheckpointComparison, folder: str | os.PathLike
     check_instance(comparison, "comparison", CheckpointComparison)
     folder = Path(folder)
     write_table(comparison, folder / "compare.csv")
-    document = json_document("lowrank-ldu comparison 1", asdict(comparison))
+    document = json_document("lowrank-ldu comparison 1", results_as_tensors(comparison))
     (folder / "compare.json").write_text(document, encoding="utf-8")
     (folder / "compare.html").write_text(render_comparison(comparison), encoding="utf-8")
 

@@ -40,7 +40,7 @@ class CheckpointComparison:
     environment : Environment
     seconds : float
         Wall-clock time.
-    tensors : list of PairResult
+    results : list of PairResult
         Every name of either checkpoint, in the order of the base, then of the tuned one.
     """
 
@@ -49,12 +49,12 @@ class CheckpointComparison:
     options: CompareOptions
     environment: Environment
     seconds: float
-    tensors: list[PairResult]
+    results: list[PairResult]
 
     @property
     def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
         """Changed matrices, each with its comparison."""
-        return [(tensor, tensor.comparison) for tensor in self.tensors if tensor.comparison is not None]
+        return [(tensor, tensor.comparison) for tensor in self.results if tensor.comparison is not None]
 
     @property
     def headline_rank(self) -> int:
@@ -67,12 +67,12 @@ class CheckpointComparison:
     @property
     def others(self) -> list[PairResult]:
         """Everything else, each with a reason."""
-        return [tensor for tensor in self.tensors if tensor.comparison is None]
+        return [tensor for tensor in self.results if tensor.comparison is None]
 
     @property
     def unchanged(self) -> list[PairResult]:
         """Matrices that are equal in every entry."""
-        return [tensor for tensor in self.tensors if tensor.status == "unchanged"]
+        return [tensor for tensor in self.results if tensor.status == "unchanged"]
 
 
 def compare_checkpoints(

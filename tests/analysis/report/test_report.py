@@ -68,7 +68,7 @@ def test_figures_has_a_row_for_each_tensor_method_and_rank(folder, analysis):
 
 def test_tensors_has_a_row_for_each_tensor(folder, analysis):
     rows = {row["tensor"]: row for row in read_csv(folder / "tensors.csv")}
-    assert list(rows) == [cell(tensor.name) for tensor in analysis.tensors]
+    assert list(rows) == [cell(tensor.name) for tensor in analysis.results]
     assert rows["convolution"]["shape"] == "6x3x2x2"
     assert (rows["convolution"]["m"], rows["convolution"]["n"]) == ("6", "12")
     assert rows["bias"]["analyzed"] == "False"
@@ -110,9 +110,9 @@ def test_parquet_keeps_infinity_and_whole_numbers(folder, analysis):
 
 
 def test_names_that_are_not_unicode_are_written(analysis, tmp_path):
-    tensors = [dataclasses.replace(tensor, name=f"layers.0.{tensor.name}\udc80") for tensor in analysis.tensors]
-    write_report(dataclasses.replace(analysis, tensors=tensors), tmp_path)
-    written = [f"layers.0.{tensor.name}\\udc80" for tensor in analysis.tensors]
+    tensors = [dataclasses.replace(tensor, name=f"layers.0.{tensor.name}\udc80") for tensor in analysis.results]
+    write_report(dataclasses.replace(analysis, results=tensors), tmp_path)
+    written = [f"layers.0.{tensor.name}\\udc80" for tensor in analysis.results]
     assert [row["tensor"] for row in read_csv(tmp_path / "tensors.csv")] == [cell(name) for name in written]
     assert parquet.read_table(tmp_path / "tensors.parquet")["tensor"].to_pylist() == written
     assert written[-1] in "".join(Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
@@ -148,7 +148,7 @@ def test_json_is_strict_and_reads_back(folder, analysis):
     content = json.loads((folder / "analysis.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert content["options"]["ranks"] == [3, 8]
     assert set(content["environment"]["versions"]) == {"lowrank_ldu", "torch", "numpy", "scipy", "python"}
-    assert [tensor["name"] for tensor in content["tensors"]] == [tensor.name for tensor in analysis.tensors]
+    assert [tensor["name"] for tensor in content["tensors"]] == [tensor.name for tensor in analysis.results]
     (tall,) = (tensor["analysis"] for tensor in content["tensors"] if tensor["name"] == "tall")
     expected = next(matrix for tensor, matrix in analysis.matrices if tensor.name == "tall")
     assert tall["measurements"][0]["diagnostics"] == dataclasses.asdict(expected.measurements[0].diagnostics)
