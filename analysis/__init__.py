@@ -1,7 +1,8 @@
 """Analyze checkpoints, compare two of them, and test the paper's claims.
 
-`analyze_checkpoint`, `compare_checkpoints` and `examine_claims` compute; `write_report`, `write_comparison` and
-`write_claims` write what they return. The other names are options, results and errors.
+`analyze` takes a checkpoint, a module or a state dict, and returns an `Analysis`: pandas frames, plots, files.
+`compare_checkpoints` and `examine_claims` compute, `write_comparison` and `write_claims` write what they return. The
+other names are options, results and errors.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.errors import (
     CheckpointError,
     ClusterError,
+    DocumentError,
     JournalError,
     NothingToAnalyzeError,
     NothingToCompareError,
@@ -54,6 +56,7 @@ __all__ = [
     "CompareOptions",
     "ComputeDtype",
     "Curve",
+    "DocumentError",
     "Engine",
     "Finding",
     "FrameColumn",
