@@ -1,8 +1,8 @@
 """Analyze checkpoints, compare two of them, and test the paper's claims.
 
 `analyze` takes a checkpoint, a module or a state dict, and returns an `Analysis`: pandas frames, plots, files.
-`compare_checkpoints` and `examine_claims` compute, `write_comparison` and `write_claims` write what they return. The
-other names are options, results and errors.
+`compare` and `examine_claims` do likewise for two of them, and for the paper's claims. The other names are options,
+results, what these consist of, and errors.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from lowrank_ldu.errors import (
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.checkpoint import analyze, analyze_checkpoint
     from lowrank_ldu.analysis.claims import examine_claims
+    from lowrank_ldu.analysis.claims.examined import Claims
     from lowrank_ldu.analysis.claims.report import write_claims
     from lowrank_ldu.analysis.claims.verdict import Claim, Finding, MatrixCase, verdict
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.comparison.pairs import PairResult
     from lowrank_ldu.analysis.comparison.report import write_comparison
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison, compare_checkpoints
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison, compare, compare_checkpoints
     from lowrank_ldu.analysis.comparison.summary import SummaryRow, comparison_headlines, summary_rows
     from lowrank_ldu.analysis.engine.cluster import connect
     from lowrank_ldu.analysis.engine.executor import Progress
@@ -52,6 +53,7 @@ __all__ = [
     "CheckpointComparison",
     "CheckpointError",
     "Claim",
+    "Claims",
     "ClusterError",
     "CompareOptions",
     "ComputeDtype",
@@ -82,6 +84,7 @@ __all__ = [
     "TensorResult",
     "analyze",
     "analyze_checkpoint",
+    "compare",
     "compare_checkpoints",
     "comparison_headlines",
     "connect",
@@ -103,6 +106,7 @@ _HOMES = {
     "analyze_checkpoint": "checkpoint",
     "examine_claims": "claims",
     "write_claims": "claims.report",
+    "Claims": "claims.examined",
     "Claim": "claims.verdict",
     "Finding": "claims.verdict",
     "MatrixCase": "claims.verdict",
@@ -111,6 +115,7 @@ _HOMES = {
     "PairResult": "comparison.pairs",
     "write_comparison": "comparison.report",
     "CheckpointComparison": "comparison.run",
+    "compare": "comparison.run",
     "compare_checkpoints": "comparison.run",
     "SummaryRow": "comparison.summary",
     "comparison_headlines": "comparison.summary",

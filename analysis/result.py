@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.engine.survey import TensorResult  # noqa: TC001  # documents are decoded by the annotations
+from lowrank_ldu.analysis.framed import Framed
 from lowrank_ldu.analysis.options import SurveyOptions  # noqa: TC001  # likewise
 from lowrank_ldu.environment import Environment  # noqa: TC001  # likewise
 
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
-    from lowrank_ldu.analysis.report.frame_columns import FrameName
     from lowrank_ldu.analysis.report.plots import Factor
     from lowrank_ldu.decomposition import Pivoting
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Framed):
     """Results of a survey.
 
     Attributes
@@ -208,13 +207,7 @@ class Analysis:
 
         return analysis_html(self)
 
-    def _frame(self, name: FrameName) -> pd.DataFrame:
-        if name not in self._frames:
-            from lowrank_ldu.analysis.report.frames import frame_of  # noqa: PLC0415
+    def _build(self, name: str) -> pd.DataFrame:
+        from lowrank_ldu.analysis.report.frames import analysis_frame  # noqa: PLC0415  # pandas takes a while
 
-            self._frames[name] = frame_of(self, name)
-        return self._frames[name].copy()  # which may be changed
-
-    @cached_property
-    def _frames(self) -> dict[FrameName, pd.DataFrame]:
-        return {}
+        return analysis_frame(self, name)

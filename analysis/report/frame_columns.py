@@ -1,9 +1,9 @@
-"""Define the columns of an analysis's frames and tables."""
+"""Define the columns of frames, which tables on disk have too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Literal, get_type_hints
 
 from lowrank_ldu.diagnostics import Diagnostics
 from lowrank_ldu.validation import check_choice
@@ -11,8 +11,7 @@ from lowrank_ldu.validation import check_choice
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FrameName = Literal["tensors", "figures", "curves", "targets"]
-FRAME_NAMES: tuple[FrameName, ...] = get_args(FrameName)
+Kind = Literal["analysis", "comparison", "claims"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ _UNITS = {
     "seconds": "s", "frobenius_norm": "weight", "spectral_norm": "weight", "smallest_pivot": "weight",
     "largest_pivot": "weight", "factor_bytes": "bytes", "dense_bytes": "bytes", "factor_flops": "operations",
     "apply_flops": "operations", "dense_apply_flops": "operations", "pivot": "weight",
+    "base_norm": "weight", "update_norm": "weight",
     "largest_singular_value": "weight", "smallest_singular_value": "weight", "svd_seconds": "s",
     "spectral_entropy": "nats",
 }  # fmt: skip
@@ -67,7 +67,7 @@ def _diagnostics() -> dict[str, str]:
     return dtypes
 
 
-FRAME_COLUMNS: dict[FrameName, tuple[FrameColumn, ...]] = {
+_OF_ANALYSIS = {
     "tensors": _columns({
         "tensor": "string", "layer": "Int64", "module": "string", "shape": "string", "dtype": "string",
         "analyzed": "bool", "reason": "string", "seconds": "float64", "m": "Int64", "n": "Int64",
@@ -89,14 +89,47 @@ FRAME_COLUMNS: dict[FrameName, tuple[FrameColumn, ...]] = {
         "rank": "Int64", "looked_at": "int64",
     }),
 }  # fmt: skip
+_OF_COMPARISON = {
+    "tensors": _columns({
+        "tensor": "string", "layer": "Int64", "module": "string", "status": "string", "reason": "string",
+        "base_shape": "string", "tuned_shape": "string", "base_dtype": "string", "tuned_dtype": "string",
+        "m": "Int64", "n": "Int64", "base_norm": "float64", "update_norm": "float64", "relative_norm": "float64",
+        "stable_rank": "float64", "effective_rank": "float64", "largest_singular_value": "float64",
+    }),
+    "figures": _columns(
+        _KEYS | {
+            "rank": "int64", "explained": "float64", "random_expected": "float64", "independent_terms": "Int64",
+            "trained_numbers": "int64",
+        }
+    ),
+}  # fmt: skip
+_OF_CLAIMS = {
+    "findings": _columns({
+        "claim": "string", "test": "string", "rank": "Int64", "matrices": "int64", "held": "int64",
+        "verdict": "string", "measured": "string",
+    }),
+    "figures": _columns({
+        "claim": "string", "test": "string", "full_rank": "bool", "rank": "int64", "tensor": "string", "holds": "bool",
+        "figure": "string", "value": "float64",
+    }),
+}  # fmt: skip
+FRAME_COLUMNS: dict[Kind, dict[str, tuple[FrameColumn, ...]]] = {
+    "analysis": _OF_ANALYSIS,
+    "comparison": _OF_COMPARISON,
+    "claims": _OF_CLAIMS,
+}
 
 
-def frame_columns(name: FrameName) -> tuple[FrameColumn, ...]:
-    """Return the columns of a frame of `Analysis`.
+def frame_columns(name: str, of: Kind = "analysis") -> tuple[FrameColumn, ...]:
+    """Return the columns of a frame.
 
     Parameters
     ----------
-    name : {"tensors", "figures", "curves", "targets"}
+    name : str
+        "tensors", "figures", "curves" or "targets" of an analysis; "tensors" or "figures" of a comparison; "findings"
+        or "figures" of claims.
+    of : {"analysis", "comparison", "claims"}
+        What has the frame.
 
     Raises
     ------
@@ -108,5 +141,6 @@ def frame_columns(name: FrameName) -> tuple[FrameColumn, ...]:
     >>> [(column.name, column.dtype, column.unit) for column in frame_columns("curves")][3:]
     [('rank', 'int64', ''), ('error', 'float64', ''), ('refit_error', 'float64', ''), ('pivot', 'float64', 'weight')]
     """
-    check_choice(name, "name", FRAME_COLUMNS)
-    return FRAME_COLUMNS[name]
+    check_choice(of, "of", FRAME_COLUMNS)
+    check_choice(name, "name", FRAME_COLUMNS[of])
+    return FRAME_COLUMNS[of][name]

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
-    from lowrank_ldu.analysis.report.frame_columns import FrameColumn, FrameName
+    from lowrank_ldu.analysis.report.frame_columns import FrameColumn, Kind
     from lowrank_ldu.analysis.result import Analysis
 
 
-def frame_of(analysis: Analysis, name: FrameName) -> pd.DataFrame:
+def analysis_frame(analysis: Analysis, name: str) -> pd.DataFrame:
     """Return a frame of an analysis.
 
     Parameters
@@ -29,18 +29,29 @@ def frame_of(analysis: Analysis, name: FrameName) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
+        The columns of `frame_columns`.
+    """
+    return build_frame("analysis", name, _ROWS[name](analysis))
+
+
+def build_frame(kind: Kind, name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows as a frame of typed columns.
+
+    Parameters
+    ----------
+    kind : {"analysis", "comparison", "claims"}
+    name : str
+        Of the frame.
+    rows : iterable of mapping of str to object
+        What a row lacks, and None, are missing in it.
+
+    Returns
+    -------
+    pandas.DataFrame
         The columns of `frame_columns`, whose units are in `attrs["units"]`. Texts that UTF-8 has no place for, as names
         out of pickles may be, have a backslash and their number instead.
     """
-    return build_frame(FRAME_COLUMNS[name], _ROWS[name](analysis))
-
-
-def build_frame(columns: Iterable[FrameColumn], rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return rows as a frame of typed columns.
-
-    What a row lacks, and None, are missing in it.
-    """
-    columns, rows = list(columns), list(rows)
+    columns, rows = FRAME_COLUMNS[kind][name], list(rows)
     frame = pd.DataFrame({column.name: _series([row.get(column.name) for row in rows], column) for column in columns})
     frame.attrs["units"] = {column.name: column.unit for column in columns if column.unit}
     return frame

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
     from lowrank_ldu.analysis.result import Analysis
 
 _SEPARATOR = re.compile(r"[./]")
@@ -34,8 +35,8 @@ class ModulePlace:
     layer: int | None
 
 
-def places_of(analysis: Analysis) -> dict[str, ModulePlace]:
-    """Return the place of every tensor of an analysis.
+def places_of(analysis: Analysis | CheckpointComparison) -> dict[str, ModulePlace]:
+    """Return the place of every tensor of an analysis or comparison.
 
     Its matrices tell whether layers are counted in several places.
     """

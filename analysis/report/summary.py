@@ -25,7 +25,8 @@ def analysis_text(analysis: Analysis) -> str:
     options, count = analysis.options, len(analysis.matrices)
     ranks = f"ranks {', '.join(map(str, options.ranks))}{' and full' if options.mode == 'exact' else ''}"
     lines = [
-        f"Analysis of {_title(analysis)}: {count} matrices, {len(analysis.skipped)} others, {_time(analysis.seconds)}",
+        f"Analysis of {_title(analysis)}: {count} matrices, {len(analysis.skipped)} others, "
+        + time_in_words(analysis.seconds),
         f"{ranks}; {', '.join(options.pivoting)} pivoting; mode {options.mode}",
         *([_errors(analysis)] if count else []),
         "frames: tensors, figures, curves, targets; save(folder) writes the report",
@@ -37,7 +38,8 @@ def _title(analysis: Analysis) -> str:
     return printable(PurePath(analysis.checkpoint).name)
 
 
-def _time(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
+    """Return seconds with a unit, whatever they are."""
     return duration(seconds) if math.isfinite(seconds) else figure(seconds)
 
 
@@ -60,27 +62,57 @@ def analysis_html(analysis: Analysis) -> str:
 
     Everything from the checkpoint is escaped.
     """
-    table, rows, sentences = [], [], []
+    table = []
     if analysis.matrices:
         first = analysis.options.pivoting[0]
         wanted = {"recommended", "SVD error", f"{first} error", f"{first} refit", "near-best error"}
         table = [column for column in columns(analysis.options, analysis.headline_rank) if column.label in wanted]
-        rows = [(tensor, matrix, cells(table, matrix)) for tensor, matrix in analysis.matrices[:_MOST_ROWS]]
-        sentences = headlines(analysis)
-    return page_template("summary.html.j2").render(
-        title=f"LDU of {_title(analysis)}",
-        headlines=sentences,
-        headings=["tensor", "shape", "dtype", *(column.label for column in table)],
-        rows=[
-            [tensor.name, f"{matrix.m} x {matrix.n}", tensor.dtype, *(cell.text for cell in shown)]
-            for tensor, matrix, shown in rows
+    return notebook_html(
+        f"LDU of {_title(analysis)}, at rank {analysis.headline_rank}",
+        headlines(analysis) if analysis.matrices else [],
+        [column.label for column in table],
+        [
+            (tensor.name, f"{matrix.m} x {matrix.n}", tensor.dtype, [cell.text for cell in cells(table, matrix)])
+            for tensor, matrix in analysis.matrices
         ],
-        caption=f"At rank {analysis.headline_rank}." if rows else "",
-        more=_more(len(analysis.matrices) - len(rows), len(analysis.skipped)),
+        others=len(analysis.skipped),
+        what="not analyzed",
     )
 
 
-def _more(matrices: int, skipped: int) -> str:
-    counts = {"more matrices": matrices, "tensors that were not analyzed": skipped}
-    parts = [f"{count} {what}" for what, count in counts.items() if count]
-    return f"{' and '.join(parts)} are in .tensors." if parts else ""
+def notebook_html(
+    title: str,
+    sentences: list[str],
+    headings: list[str],
+    rows: list[tuple[str, str, str, list[str]]],
+    *,
+    others: int,
+    what: str,
+) -> str:
+    """Return results as HTML for a notebook.
+
+    Everything given is escaped.
+
+    Parameters
+    ----------
+    title : str
+    sentences : list of str
+    headings : list of str
+        Of the cells of each row.
+    rows : list of tuple of (str, str, str, list of str)
+        Name, shape, dtype and cells of each matrix, of which the first ones are shown.
+    others : int
+        How many tensors there are beside them.
+    what : str
+        What these are.
+    """
+    more = max(len(rows) - _MOST_ROWS, 0)
+    counts = {"more matrices": more, f"tensors that were {what}": others}
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    return page_template("summary.html.j2").render(
+        title=title,
+        headlines=sentences,
+        headings=["tensor", "shape", "dtype", *headings],
+        rows=[[*row[:3], *row[3]] for row in rows[:_MOST_ROWS]],
+        more=f"{' and '.join(parts)} are in .tensors." if parts else "",
+    )

@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.frame_columns import FRAME_NAMES
-from lowrank_ldu.analysis.report.frames import frame_of
+from lowrank_ldu.analysis.report.frame_columns import FRAME_COLUMNS
 from lowrank_ldu.formatting import cell
 
 if TYPE_CHECKING:
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 def write_tables(analysis: Analysis, folder: Path) -> None:
     """Write each frame of an analysis as CSV and as Parquet."""
-    for name in FRAME_NAMES:
-        write_frame(frame_of(analysis, name), folder, name)
+    for name in FRAME_COLUMNS["analysis"]:
+        write_frame(getattr(analysis, name), folder, name)
 
 
 def write_frame(frame: pd.DataFrame, folder: Path, name: str) -> None:

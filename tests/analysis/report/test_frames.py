@@ -11,10 +11,11 @@ import pytest
 
 from lowrank_ldu import Diagnostics
 from lowrank_ldu.analysis import analyze_checkpoint, frame_columns
-from lowrank_ldu.analysis.report.frame_columns import FRAME_NAMES
+from lowrank_ldu.analysis.report.frame_columns import FRAME_COLUMNS
 from lowrank_ldu.analysis.report.tables import write_tables
 from lowrank_ldu.formatting import cell
 
+FRAME_NAMES = list(FRAME_COLUMNS["analysis"])
 PAGE = Path(__file__).parents[3] / "docs" / "analysis.md"
 
 
@@ -58,6 +59,8 @@ def test_the_page_has_every_column(name):
 def test_unknown_frames_are_refused():
     with pytest.raises(ValueError, match="name is 'measures'; accepted: 'tensors', 'figures', 'curves', 'targets'"):
         frame_columns("measures")
+    with pytest.raises(ValueError, match="of is 'survey'; accepted: 'analysis', 'comparison', 'claims'"):
+        frame_columns("figures", of="survey")
 
 
 def test_figures_have_a_row_for_each_measurement(analysis):
