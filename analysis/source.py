@@ -81,6 +81,7 @@ def _check_mapping(source: Mapping[Any, Any], name: str) -> None:
 
 def _configuration(module: nn.Module) -> dict[str, Any]:
     """Return a model's configuration as its file has it."""
-    to_dict = getattr(getattr(module, "config", None), "to_dict", None)
-    values = to_dict() if callable(to_dict) else None
+    config = getattr(module, "config", None)
+    to_dict = getattr(config, "to_dict", None)  # of transformers; in diffusers the configuration is a dict itself
+    values = to_dict() if callable(to_dict) else config
     return values if isinstance(values, dict) else {}

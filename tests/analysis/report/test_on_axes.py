@@ -91,6 +91,13 @@ def test_other_places_are_refused(analysis, name):
         getattr(analysis, name)(plt.figure())
 
 
+@pytest.mark.parametrize("name", PLOTS)
+def test_an_analysis_without_matrices_has_no_plots(analysis, name):
+    with pytest.raises(ValueError, match="the analysis has no matrices"):
+        getattr(dataclasses.replace(analysis, results=[]), name)()
+    assert plt.get_fignums() == []
+
+
 def test_choices_are_named(analysis):
     with pytest.raises(ValueError, match="pivoting is 'rook'; accepted: 'partial', 'complete'"):
         analysis.plot_errors(pivoting="rook")
