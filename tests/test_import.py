@@ -35,8 +35,8 @@ def test_factoring_a_numpy_array_imports_no_framework(tmp_path):
 def test_the_face_of_the_analysis_imports_no_framework_until_it_is_used(tmp_path):
     packages, _ = modules_after("import lowrank_ldu.analysis as a; a.JournalError", tmp_path)
     assert not packages & (HEAVY | {"pyarrow", "jinja2"})
-    packages, _ = modules_after("from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint", tmp_path)
-    assert not packages & {"matplotlib", "pyarrow", "jinja2", "transformers", "peft", "typer"}
+    packages, _ = modules_after("from lowrank_ldu.analysis import Analysis, analyze, compare", tmp_path)
+    assert not packages & {"matplotlib", "pandas", "pyarrow", "jinja2", "transformers", "peft", "typer"}
 
 
 def test_the_face_of_the_analysis_has_what_it_lists():

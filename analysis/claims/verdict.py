@@ -77,6 +77,9 @@ class Finding:
         """What follows from the cases, by `verdict`."""
         return verdict([case.holds for case in self.cases])
 
+    def __repr__(self) -> str:
+        return f"Finding {self.test}, {self.place}: {self.verdict} ({self.measured or 'nothing measured'})"
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -159,5 +159,8 @@ def test_representations_are_short_and_harmless(comparison, claims):
         assert "script" not in page.elements
         assert "\x1b" not in repr(held) + held._repr_html_()
     assert HOSTILE.replace("\x1b", "\\x1b") in "".join(Page(comparison._repr_html_()).text)
+    for inner in (comparison.results, comparison.matrices, [finding for claim in claims for finding in claim.findings]):
+        assert all(len(repr(each)) < 400 for each in inner)
+        assert "\x1b" not in repr(inner)
     assert "0 matrices changed" in repr(dataclasses.replace(comparison, results=[]))
     assert dataclasses.replace(comparison, results=[])._repr_html_()
