@@ -1,7 +1,8 @@
 """Analyze checkpoints, compare two of them, and test the paper's claims.
 
-`analyze_checkpoint`, `compare_checkpoints` and `examine_claims` compute; `write_report`, `write_comparison` and
-`write_claims` write what they return. The other names are options, results and errors.
+`analyze` takes a checkpoint, a module or a state dict, and returns an `Analysis`: pandas frames, plots, files.
+`compare` and `examine_claims` do likewise for two of them, and for the paper's claims. The other names are options,
+results, what these consist of, and errors.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.errors import (
     CheckpointError,
     ClusterError,
+    DocumentError,
     JournalError,
     NothingToAnalyzeError,
     NothingToCompareError,
@@ -19,14 +21,15 @@ from lowrank_ldu.errors import (
 )
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.checkpoint import Analysis, analyze_checkpoint
+    from lowrank_ldu.analysis.checkpoint import analyze, analyze_checkpoint
     from lowrank_ldu.analysis.claims import examine_claims
+    from lowrank_ldu.analysis.claims.examined import Claims
     from lowrank_ldu.analysis.claims.report import write_claims
     from lowrank_ldu.analysis.claims.verdict import Claim, Finding, MatrixCase, verdict
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.comparison.pairs import PairResult
     from lowrank_ldu.analysis.comparison.report import write_comparison
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison, compare_checkpoints
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison, compare, compare_checkpoints
     from lowrank_ldu.analysis.comparison.summary import SummaryRow, comparison_headlines, summary_rows
     from lowrank_ldu.analysis.engine.cluster import connect
     from lowrank_ldu.analysis.engine.executor import Progress
@@ -38,22 +41,27 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation
     from lowrank_ldu.analysis.measures.spectrum import Spectrum
     from lowrank_ldu.analysis.options import CompareOptions, ComputeDtype, Mode, SurveyOptions
+    from lowrank_ldu.analysis.report.frame_columns import FrameColumn, frame_columns
     from lowrank_ldu.analysis.report.headlines import headlines
     from lowrank_ldu.analysis.report.page import write_report
     from lowrank_ldu.analysis.report.panel import Panel
     from lowrank_ldu.analysis.report.scope import Scope, headline_scope
+    from lowrank_ldu.analysis.result import Analysis
 
 __all__ = [
     "Analysis",
     "CheckpointComparison",
     "CheckpointError",
     "Claim",
+    "Claims",
     "ClusterError",
     "CompareOptions",
     "ComputeDtype",
     "Curve",
+    "DocumentError",
     "Engine",
     "Finding",
+    "FrameColumn",
     "InitializationChange",
     "JournalError",
     "MatrixAnalysis",
@@ -74,11 +82,14 @@ __all__ = [
     "SummaryRow",
     "SurveyOptions",
     "TensorResult",
+    "analyze",
     "analyze_checkpoint",
+    "compare",
     "compare_checkpoints",
     "comparison_headlines",
     "connect",
     "examine_claims",
+    "frame_columns",
     "headline_scope",
     "headlines",
     "lock_journal",
@@ -91,10 +102,11 @@ __all__ = [
 
 # The module of each name, imported at its first use: torch, matplotlib and pyarrow take seconds.
 _HOMES = {
-    "Analysis": "checkpoint",
+    "analyze": "checkpoint",
     "analyze_checkpoint": "checkpoint",
     "examine_claims": "claims",
     "write_claims": "claims.report",
+    "Claims": "claims.examined",
     "Claim": "claims.verdict",
     "Finding": "claims.verdict",
     "MatrixCase": "claims.verdict",
@@ -103,6 +115,7 @@ _HOMES = {
     "PairResult": "comparison.pairs",
     "write_comparison": "comparison.report",
     "CheckpointComparison": "comparison.run",
+    "compare": "comparison.run",
     "compare_checkpoints": "comparison.run",
     "SummaryRow": "comparison.summary",
     "comparison_headlines": "comparison.summary",
@@ -123,11 +136,14 @@ _HOMES = {
     "ComputeDtype": "options",
     "Mode": "options",
     "SurveyOptions": "options",
+    "FrameColumn": "report.frame_columns",
+    "frame_columns": "report.frame_columns",
     "headlines": "report.headlines",
     "write_report": "report.page",
     "Panel": "report.panel",
     "Scope": "report.scope",
     "headline_scope": "report.scope",
+    "Analysis": "result",
 }
 
 

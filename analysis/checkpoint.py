@@ -1,78 +1,94 @@
-"""Analyze a whole checkpoint, with a journal if one is wanted."""
+"""Analyze a whole checkpoint or model, with a journal if one is wanted."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from lowrank_ldu.analysis.engine.executor import list_reasons
 from lowrank_ldu.analysis.engine.journal import Journal, Origin
-from lowrank_ldu.analysis.engine.survey import TensorResult, survey
+from lowrank_ldu.analysis.engine.survey import survey
 from lowrank_ldu.analysis.engine.threads import describe_threads
 from lowrank_ldu.analysis.options import SurveyOptions
-from lowrank_ldu.checkpoints.weights import open_weights
-from lowrank_ldu.environment import Environment, describe_environment
-from lowrank_ldu.errors import JournalError, NothingToAnalyzeError
-from lowrank_ldu.validation import check_instance
+from lowrank_ldu.analysis.result import Analysis
+from lowrank_ldu.analysis.source import is_in_memory, open_source
+from lowrank_ldu.environment import describe_environment
+from lowrank_ldu.errors import JournalError, NothingToAnalyzeError, OptionError
+from lowrank_ldu.validation import check_instance, given_fields, shows_fields
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
-    from pathlib import Path
 
     from lowrank_ldu.analysis.engine.executor import Progress
-    from lowrank_ldu.analysis.engine.survey import Engine
-    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.engine.survey import Engine, TensorResult
+    from lowrank_ldu.analysis.source import Source
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """Results of a survey.
+@shows_fields(SurveyOptions)
+def analyze(
+    source: Source,
+    *,
+    options: SurveyOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    engine: Engine | None = None,
+    **fields: Any,
+) -> Analysis:
+    """Analyze every matrix of a checkpoint, module or state dict.
 
-    Attributes
+    Nothing is written but the journal, if one is asked for: `Analysis.save` writes the report.
+
+    Parameters
     ----------
-    checkpoint : str
-        The path that was opened.
-    options : SurveyOptions
-    environment : Environment
-    seconds : float
-        Wall-clock time of the survey, of all its parts if it was continued.
-    tensors : list of TensorResult
-        Every tensor in the order of the checkpoint, then what is not a plain tensor.
+    source : str, os.PathLike, torch.nn.Module or mapping of str to torch.Tensor
+        A checkpoint by its path, or ``hf://OWNER/NAME`` on the hub; or a model in memory, by its module or its state
+        dict. Tensors in memory may be on any device, quantized or combined, as in files; they are never changed, and
+        tied ones are analyzed once.
+    options : SurveyOptions, optional
+        How to analyze it, in place of keywords.
+    progress : callable, optional
+        As for `analyze_checkpoint`, which this calls, like `journal`, `resume` and `engine`.
+    **fields
+        Those of `SurveyOptions`, with its defaults: `ranks`, `pivoting`, `mode`, `targets`, `select`, `exclude`,
+        `dtype`, `seed`, `threads`.
+
+    Returns
+    -------
+    Analysis
+
+    Raises
+    ------
+    TypeError
+        `source` is none of these, `options` is no `SurveyOptions` or is given beside fields, or a field is unknown.
+    OptionError
+        An option is out of its range, or a journal or an engine is given with a model in memory.
+    CheckpointError, JournalError, NothingToAnalyzeError
+        As for `analyze_checkpoint`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> weights = {"a.weight": torch.diag(torch.tensor([4.0, 3.0, 2.0])), "a.bias": torch.zeros(3)}
+    >>> analysis = analyze(weights, ranks=2, pivoting="complete", threads=1)
+    >>> figures = analysis.figures
+    >>> figures.loc[figures["rank"] == 2, ["method", "frobenius_error"]].round(3).to_dict("list")["method"]
+    ['ldu', 'pissa_quick', 'pissa_exact', 'ldu_lowrank', 'svd']
     """
-
-    checkpoint: str
-    options: SurveyOptions
-    environment: Environment
-    seconds: float
-    tensors: list[TensorResult]
-
-    @property
-    def matrices(self) -> list[tuple[TensorResult, MatrixAnalysis]]:
-        """Analyzed tensors, each with its analysis."""
-        return [(tensor, tensor.analysis) for tensor in self.tensors if tensor.analysis is not None]
-
-    @property
-    def headline_rank(self) -> int:
-        """Rank of the summaries.
-
-        The largest one asked for that is below the full rank of some matrix.
-        """
-        return self.options.headline_rank(max(min(matrix.m, matrix.n) for _, matrix in self.matrices))
-
-    @property
-    def skipped(self) -> list[TensorResult]:
-        """Tensors that were not analyzed."""
-        return [tensor for tensor in self.tensors if tensor.analysis is None]
+    chosen = given_fields(SurveyOptions, options, fields)
+    return analyze_checkpoint(source, chosen, progress, journal=journal, resume=resume, engine=engine)
 
 
 def analyze_checkpoint(
-    path: str | os.PathLike[str],
+    path: Source,
     options: SurveyOptions,
     progress: Callable[[Progress], None] | None = None,
     *,
-    journal: Path | None = None,
+    journal: str | os.PathLike[str] | None = None,
     resume: bool = False,
     engine: Engine | None = None,
 ) -> Analysis:
@@ -80,12 +96,12 @@ def analyze_checkpoint(
 
     Parameters
     ----------
-    path : str or os.PathLike
-        As for `lowrank_ldu.checkpoints.weights.open_weights`.
+    path : str, os.PathLike, torch.nn.Module or mapping of str to torch.Tensor
+        As for `analyze`.
     options : SurveyOptions
     progress : callable, optional
         As for `lowrank_ldu.analysis.engine.survey.survey`.
-    journal : pathlib.Path, optional
+    journal : str or os.PathLike, optional
         Where to keep results as they come. The file is left for the caller, who removes it when the analysis is saved.
     resume : bool
         Go on where the journal that is there ends, if there is one.
@@ -100,7 +116,10 @@ def analyze_checkpoint(
     Raises
     ------
     TypeError
-        `options` is no `SurveyOptions`.
+        `options` is no `SurveyOptions`, or `path` is nothing that can be opened.
+    OptionError
+        A journal or an engine is given with a model in memory: no file tells them what their results belong to. Or
+        `resume` is given without a journal.
     CheckpointError
         The checkpoint cannot be read.
     JournalError
@@ -109,15 +128,16 @@ def analyze_checkpoint(
         No tensor of it could be analyzed.
     """
     check_instance(options, "options", SurveyOptions)
+    _check_keeping(path, journal, engine, resume=resume)
     start = time.perf_counter()
     environment = describe_environment(describe_threads(options.threads) if engine is None else engine.description)
-    with open_weights(path) as reader:
+    with open_source(path) as reader:
         order = {name: place for place, name in enumerate([*(info.name for info in reader.tensors), *reader.ignored])}
         opened = str(reader.path)
         if journal is None:
             results, before = list(survey(reader, options, progress, engine=engine)), 0.0
         else:
-            with Journal(journal, Origin.of(reader, options), resume=resume) as kept:
+            with Journal(Path(journal), Origin.of(reader, options), resume=resume) as kept:
                 results, before = list(kept.results), kept.seconds
                 unknown = [result.name for result in results if result.name not in order]
                 if unknown:
@@ -135,6 +155,17 @@ def analyze_checkpoint(
     if not analysis.matrices:
         raise NothingToAnalyzeError(f"{opened}: {_nothing_analyzed(results)}")
     return analysis
+
+
+def _check_keeping(path: Source, journal: object, engine: Engine | None, *, resume: bool) -> None:
+    if resume and journal is None:
+        raise OptionError("resume is True without a journal; accepted: journal=PATH, that of the survey to go on with")
+    for name, value in (("journal", journal), ("engine", engine)):
+        if value is not None and is_in_memory(path):
+            raise OptionError(
+                f"{name} is given with a {'module' if isinstance(path, nn.Module) else 'state dict'} in memory; "
+                f"accepted: {name}=None, or the path of a checkpoint"
+            )
 
 
 def _nothing_analyzed(results: list[TensorResult]) -> str:

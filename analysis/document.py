@@ -7,7 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.result import Analysis
+
+ANALYSIS_FORMAT = "lowrank-ldu analysis 1"
+_Record = TypeVar("_Record")
 
 _NOTE = (
     "JSON has no infinite numbers: they are the strings 'inf', '-inf' and 'nan', which float() in Python reads. "
@@ -61,3 +71,27 @@ def floats_of(value: Any) -> Any:
     if isinstance(value, list):
         return [floats_of(item) for item in value]
     return value
+
+
+def results_as_tensors(held: Analysis | CheckpointComparison) -> dict[str, Any]:
+    """Return results as a dict, with the list called "tensors" that documents have."""
+    content = asdict(held)
+    return content | {"tensors": content.pop("results")}
+
+
+def decoded_record(record: dict[str, Any], kind: type[_Record], numbers: tuple[str, ...] = ()) -> _Record:
+    """Rebuild a dataclass from its record in a document.
+
+    Only the fields in `numbers` have texts that stand for numbers: a tensor may be called "inf".
+
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        The record has other fields, or values of other types.
+    """
+    content = record | {name: floats_of(record[name]) for name in numbers}
+    decoded = msgspec.convert(content, kind, str_keys=True)
+    # The library passes over fields that are unknown, or missing where there is a default.
+    if finite_json(asdict(decoded)) != record:  # type: ignore[call-overload]  # every kind is a dataclass
+        raise ValueError("its fields are others")
+    return decoded

@@ -53,6 +53,13 @@ class OutputError(UserError):
     """
 
 
+class DocumentError(UserError):
+    """Say that saved results cannot be read.
+
+    The message names the file.
+    """
+
+
 class JournalError(UserError):
     """Say that a journal cannot be continued.
 

@@ -173,12 +173,12 @@ def range_parts(path: Path, start: int, size: int) -> Iterator[bytes]:
         yield from _parts(file, size)
 
 
-def read_json(path: Path, limit: Limit, *, lenient: bool = False) -> Any:
+def read_json(path: Path, limit: Limit, *, lenient: bool = False, surrogates: bool = False) -> Any:
     """Return the value that a JSON file holds.
 
     Raises `OSError`, and what `strict_json` does.
     """
-    return strict_json(read_text(path, limit), limit, lenient=lenient)
+    return strict_json(read_text(path, limit), limit, lenient=lenient, surrogates=surrogates)
 
 
 def read_text(path: Path, limit: Limit) -> bytes:
@@ -194,7 +194,7 @@ def read_text(path: Path, limit: Limit) -> bytes:
     return bytes(content)
 
 
-def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False) -> Any:
+def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False, surrogates: bool = False) -> Any:
     """Return the one value of a JSON text, within limits.
 
     Parameters
@@ -205,6 +205,8 @@ def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False)
     lenient : bool
         Take what transformers takes in the files that it writes and people edit: of several equal keys the last one,
         and numbers that are not finite.
+    surrogates : bool
+        Take halves of surrogate pairs, as names out of pickles have them.
 
     Raises
     ------
@@ -227,7 +229,7 @@ def strict_json(text: bytes | bytearray, limit: Limit, *, lenient: bool = False)
     decoded = text.decode("utf-8-sig")
     try:
         value = (json.JSONDecoder() if lenient else _STRICT).decode(decoded)
-        if not lenient and _ESCAPED_SURROGATE.search(decoded):
+        if not lenient and not surrogates and _ESCAPED_SURROGATE.search(decoded):
             # Text with half a pair can be neither printed nor written.
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:

@@ -21,6 +21,7 @@ import numpy as np
 from lowrank_ldu.backend import Array, ArrayType, Backend, backend_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Record = TypeVar("_Record")
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -303,6 +304,72 @@ def explain_keywords(hints: Mapping[str, str]) -> Callable[[_Function], _Functio
             return function(*args, **kwargs)
 
         return cast("_Function", call)
+
+    return decorate
+
+
+def given_fields(kind: type[_Record], options: _Record | None, fields: Mapping[str, Any]) -> _Record:
+    """Return the options of a call, given whole or by keyword.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass of options.
+    options : object, optional
+        Of that kind.
+    fields : mapping of str to object
+        Its fields, in place of `options`.
+
+    Raises
+    ------
+    TypeError
+        `options` is of another kind, or fields are given beside it; or what `kind` raises.
+    """
+    if options is None:
+        return kind(**fields)
+    if not isinstance(options, kind):
+        raise TypeError(f"options is {shown(options)}; accepted: {kind.__name__}, or its fields by keyword")
+    if fields:
+        raise TypeError(f"options is given beside {', '.join(fields)}; accepted: options, or its fields by keyword")
+    return options
+
+
+def shows_fields(kind: type) -> Callable[[_Function], _Function]:
+    """Show the fields of a dataclass in a function's signature.
+
+    Parameters
+    ----------
+    kind : type
+        Of the options that the function takes as `**fields`, which `help` and completion would show as that.
+
+    Returns
+    -------
+    callable
+        A decorator, which returns the same function.
+
+    Examples
+    --------
+    >>> import dataclasses
+    >>> @dataclasses.dataclass
+    ... class Options:
+    ...     rank: int = 8
+    >>> @shows_fields(Options)
+    ... def make(layer, **fields): ...
+    >>> inspect.signature(make)
+    <Signature (layer, *, rank: 'int' = 8)>
+    """
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        taken = {each.name for each in own}
+        shared = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, each in inspect.signature(kind).parameters.items()
+            if name not in taken
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+        return function
 
     return decorate
 

@@ -35,8 +35,8 @@ def test_factoring_a_numpy_array_imports_no_framework(tmp_path):
 def test_the_face_of_the_analysis_imports_no_framework_until_it_is_used(tmp_path):
     packages, _ = modules_after("import lowrank_ldu.analysis as a; a.JournalError", tmp_path)
     assert not packages & (HEAVY | {"pyarrow", "jinja2"})
-    packages, _ = modules_after("from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint", tmp_path)
-    assert not packages & {"matplotlib", "pyarrow", "jinja2", "transformers", "peft", "typer"}
+    packages, _ = modules_after("from lowrank_ldu.analysis import Analysis, analyze, compare", tmp_path)
+    assert not packages & {"matplotlib", "pandas", "pyarrow", "jinja2", "transformers", "peft", "typer"}
 
 
 def test_the_face_of_the_analysis_has_what_it_lists():
@@ -45,8 +45,8 @@ def test_the_face_of_the_analysis_has_what_it_lists():
     assert dir(lowrank_ldu.analysis) == sorted(lowrank_ldu.analysis.__all__)
     for name in lowrank_ldu.analysis.__all__:
         assert getattr(lowrank_ldu.analysis, name).__name__ == name or name in {"ComputeDtype", "Mode"}
-    with pytest.raises(AttributeError, match="has no attribute 'analyze'"):
-        _ = lowrank_ldu.analysis.analyze
+    with pytest.raises(AttributeError, match="has no attribute 'analyse'"):
+        _ = lowrank_ldu.analysis.analyse
 
 
 def test_the_layer_imports_neither_analysis_nor_fine_tuning(tmp_path):

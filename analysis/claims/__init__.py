@@ -2,65 +2,80 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.checkpoint import Analysis
+from lowrank_ldu.analysis.checkpoint import analyze
+from lowrank_ldu.analysis.claims.examined import Claims
 from lowrank_ldu.analysis.claims.initialization import initialization
 from lowrank_ldu.analysis.claims.orthogonality import orthogonality
 from lowrank_ldu.analysis.claims.speed import speed
 from lowrank_ldu.analysis.claims.storage import storage
 from lowrank_ldu.analysis.claims.structure import structure
-from lowrank_ldu.validation import check_instance
+from lowrank_ldu.analysis.options import SurveyOptions
+from lowrank_ldu.analysis.result import Analysis
+from lowrank_ldu.validation import shows_fields
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.claims.verdict import Claim
+    from collections.abc import Callable
+
+    from lowrank_ldu.analysis.engine.executor import Progress
+    from lowrank_ldu.analysis.source import Source
 
 __all__ = ["examine_claims"]
 
 
-def examine_claims(analysis: Analysis) -> list[Claim]:
-    """Test the claims of arXiv 2410.13618 on an analyzed checkpoint.
+@shows_fields(SurveyOptions)
+def examine_claims(
+    source: Analysis | Source,
+    *,
+    options: SurveyOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **fields: Any,
+) -> Claims:
+    """Test the claims of arXiv 2410.13618 on a checkpoint's weights.
 
     Parameters
     ----------
-    analysis : Analysis
-        With partial pivoting, which is the paper's; other strategies are taken as remedies.
+    source : Analysis, str, os.PathLike, torch.nn.Module or mapping of str to torch.Tensor
+        An analysis with partial pivoting, which is the paper's; other strategies are taken as remedies. Anything else
+        is analyzed first, by `lowrank_ldu.analysis.analyze`.
+    options : SurveyOptions, optional
+        How to analyze it, in place of keywords; not with an analysis, which has its own.
+    progress : callable, optional
+        As for `analyze`.
+    **fields
+        Those of `SurveyOptions`, with its defaults.
 
     Returns
     -------
-    list of Claim
-        Verdicts follow from the figures in `analysis` alone.
+    Claims
+        A sequence of `Claim`. Verdicts follow from the figures of the analysis alone.
 
     Raises
     ------
     TypeError
-        `analysis` is no `Analysis`.
+        Options are given with an analysis; or as for `analyze`.
     ValueError
         The analysis has no partial pivoting.
 
     Examples
     --------
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> import numpy as np
-    >>> from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.savez(Path(folder, "model.npz"), weight=np.diag([4.0, 3.0, 2.0, 1.0]))
-    ...     analysis = analyze_checkpoint(Path(folder, "model.npz"), SurveyOptions(ranks=(2,)))
-    >>> claims = examine_claims(analysis)
+    >>> import torch
+    >>> claims = examine_claims({"weight": torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))}, ranks=2)
     >>> [(finding.place, finding.verdict) for finding in claims[1].findings]
     [('rank 2', 'holds'), ('full rank', 'holds')]
     """
-    check_instance(analysis, "analysis", Analysis)
+    if not isinstance(source, Analysis):
+        analysis = analyze(source, options=options, progress=progress, **fields)
+    elif options is not None or fields:
+        given = ", ".join([*([] if options is None else ["options"]), *fields])
+        raise TypeError(f"{given} is given with an Analysis; accepted: with a source that is to be analyzed")
+    else:
+        analysis = source
     if "partial" not in analysis.options.pivoting:
         raise ValueError(
             f"pivoting is {', '.join(analysis.options.pivoting)}; accepted: an analysis with partial pivoting, the "
             "paper's"
         )
-    return [
-        speed(analysis),
-        orthogonality(analysis),
-        structure(analysis),
-        initialization(analysis),
-        storage(analysis),
-    ]
+    examined = (speed, orthogonality, structure, initialization, storage)
+    return Claims(analysis, tuple(examine(analysis) for examine in examined))

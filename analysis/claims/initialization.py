@@ -19,8 +19,8 @@ from lowrank_ldu.initialization import INITIALIZATIONS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
+    from lowrank_ldu.analysis.result import Analysis
 
 # About the effect of rounding every entry to float32 and summing some hundred of them.
 LARGEST_CHANGE = 1e-6

@@ -16,7 +16,7 @@ from lowrank_ldu.analysis.claims.verdict import (
 from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.result import Analysis
 
 # Orthonormal vectors computed in float32 have a defect of about 1e-6.
 LARGEST_DEFECT = 1e-3

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.checkpoint import Analysis
 from lowrank_ldu.analysis.document import json_document
 from lowrank_ldu.analysis.report.templating import page_template
+from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.formatting import duration, figure
 from lowrank_ldu.validation import check_instance
 

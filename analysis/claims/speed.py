@@ -18,8 +18,8 @@ from lowrank_ldu.formatting import duration, figure
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.result import Analysis
 
 
 def speed(analysis: Analysis) -> Claim:

@@ -19,8 +19,8 @@ from lowrank_ldu.formatting import figure
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import Measurement
+    from lowrank_ldu.analysis.result import Analysis
 
 # "Considerably less" is taken as at most half. Packed triangles save at most half of the factors, so the verdict on
 # memory does not depend on packing.

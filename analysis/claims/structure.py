@@ -18,7 +18,7 @@ from lowrank_ldu.formatting import figure
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.result import Analysis
     from lowrank_ldu.decomposition import Pivoting
     from lowrank_ldu.diagnostics import Diagnostics
 

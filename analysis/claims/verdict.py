@@ -11,8 +11,8 @@ from lowrank_ldu.analysis.report.scope import Scope
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.analysis.result import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
 
@@ -76,6 +76,9 @@ class Finding:
     def verdict(self) -> str:
         """What follows from the cases, by `verdict`."""
         return verdict([case.holds for case in self.cases])
+
+    def __repr__(self) -> str:
+        return f"Finding {self.test}, {self.place}: {self.verdict} ({self.measured or 'nothing measured'})"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lowrank_ldu.analysis.measures.curves import sample_ranks
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, summarize_spectrum
 from lowrank_ldu.decomposition import Pivoting, ldu, svd
 from lowrank_ldu.diagnostics import Expression, Target, express
+from lowrank_ldu.formatting import figure
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import CompareOptions
@@ -68,6 +69,9 @@ class MatrixComparison:
     def least_lora(self) -> int:
         """Numbers that LoRA of rank 1 trains: m + n."""
         return self.m + self.n
+
+    def __repr__(self) -> str:
+        return f"MatrixComparison {self.m} x {self.n}: update of relative norm {figure(self.relative_norm)}"
 
     def random(self, independent: int) -> float:
         """Return the expected share of a random update in a space.

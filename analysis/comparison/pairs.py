@@ -45,6 +45,9 @@ class PairResult:
     reason: str | None = None
     comparison: MatrixComparison | None = None
 
+    def __repr__(self) -> str:
+        return f"PairResult {self.name!r}: {self.status}, {self.comparison or self.reason}"
+
 
 @dataclass(frozen=True)
 class Pair:

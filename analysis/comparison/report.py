@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,11 @@ from markupsafe import Markup
 
 from lowrank_ldu.analysis.comparison.run import CheckpointComparison
 from lowrank_ldu.analysis.comparison.summary import comparison_headlines, summary_rows
-from lowrank_ldu.analysis.document import json_document
+from lowrank_ldu.analysis.document import json_document, results_as_tensors
 from lowrank_ldu.analysis.measures.curves import sample_ranks
 from lowrank_ldu.analysis.report.columns import Column, cells
 from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band
-from lowrank_ldu.analysis.report.tables import write_csv
+from lowrank_ldu.analysis.report.tables import write_frame
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.validation import check_instance
 
@@ -24,59 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.analysis.comparison.pairs import PairResult
     from lowrank_ldu.decomposition import Pivoting
 
     _Value = Callable[[MatrixComparison], float | None]
     _CurveOf = Callable[[MatrixComparison], list[float | None]]
-
-TABLE_COLUMNS = (
-    "tensor", "shape", "m", "n", "base_dtype", "tuned_dtype",
-    "base_norm", "update_norm", "relative_norm", "stable_rank", "effective_rank", "largest_singular_value",
-    "pivoting", "rank", "independent_terms",
-    "ldu_explained", "random_expected", "svd_basis_explained", "lora_explained", "lora_rank_1_explained",
-    "ldu_numbers", "lora_numbers", "lora_rank_1_numbers", "lora_rank_at_equal_numbers",
-)  # fmt: skip
-
-
-def write_table(comparison: CheckpointComparison, path: Path) -> None:
-    """Write a row for each matrix, pivoting and rank."""
-    rows = (row for tensor, matrix in comparison.matrices for row in _rows(tensor, matrix))
-    write_csv(path, list(TABLE_COLUMNS), rows)
-
-
-def _rows(tensor: PairResult, matrix: MatrixComparison) -> Iterator[dict[str, object]]:
-    shared = {
-        "tensor": tensor.name,
-        "shape": "x".join(map(str, tensor.base_shape or ())),
-        "m": matrix.m,
-        "n": matrix.n,
-        "base_dtype": tensor.base_dtype,
-        "tuned_dtype": tensor.tuned_dtype,
-        "base_norm": matrix.base_norm,
-        "update_norm": matrix.update_norm,
-        "relative_norm": matrix.relative_norm,
-        "stable_rank": matrix.spectrum.stable_rank,
-        "effective_rank": matrix.spectrum.effective_rank,
-        "largest_singular_value": matrix.spectrum.largest,
-        "lora_rank_1_explained": matrix.spectrum.energy[1],
-        "lora_rank_1_numbers": matrix.least_lora,
-    }
-    for pivoting, terms in matrix.ldu.items():
-        for rank, explained in terms.explained.items():
-            yield {
-                **shared,
-                "pivoting": pivoting,
-                "rank": rank,
-                "independent_terms": terms.independent[rank],
-                "ldu_explained": explained,
-                "random_expected": matrix.random(terms.independent[rank]),
-                "svd_basis_explained": matrix.svd.explained[rank],
-                "lora_explained": matrix.spectrum.energy[rank],
-                "ldu_numbers": rank + 1,
-                "lora_numbers": rank * matrix.least_lora,
-                "lora_rank_at_equal_numbers": (rank + 1) / matrix.least_lora,
-            }
 
 
 def comparison_columns(strategies: Iterable[Pivoting], rank: int) -> list[Column[MatrixComparison]]:
@@ -220,7 +170,8 @@ def _limit(panel: Panel, *, logarithmic: bool) -> None:
 def write_comparison(comparison: CheckpointComparison, folder: str | os.PathLike[str]) -> None:
     """Write a comparison into an existing folder.
 
-    The files are compare.csv, compare.json and compare.html; those of an earlier comparison are replaced.
+    The frame of its figures as compare.csv and .parquet, that of its tensors as compare-tensors.csv and .parquet,
+    compare.json and compare.html; those of an earlier comparison are replaced.
 
     Raises
     ------
@@ -231,8 +182,9 @@ def write_comparison(comparison: CheckpointComparison, folder: str | os.PathLike
     """
     check_instance(comparison, "comparison", CheckpointComparison)
     folder = Path(folder)
-    write_table(comparison, folder / "compare.csv")
-    document = json_document("lowrank-ldu comparison 1", asdict(comparison))
+    write_frame(comparison.figures, folder, "compare")
+    write_frame(comparison.tensors, folder, "compare-tensors")
+    document = json_document("lowrank-ldu comparison 1", results_as_tensors(comparison))
     (folder / "compare.json").write_text(document, encoding="utf-8")
     (folder / "compare.html").write_text(render_comparison(comparison), encoding="utf-8")
 

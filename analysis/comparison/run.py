@@ -5,43 +5,51 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
 from lowrank_ldu.analysis.engine.executor import describe_error, list_reasons, work_through
 from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
+from lowrank_ldu.analysis.framed import Framed
 from lowrank_ldu.analysis.options import CompareOptions
 from lowrank_ldu.analysis.selection import as_matrix
-from lowrank_ldu.checkpoints.weights import open_weights
+from lowrank_ldu.analysis.source import open_source
 from lowrank_ldu.environment import Environment, describe_environment
 from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError, RemoteError
-from lowrank_ldu.validation import check_matrix
+from lowrank_ldu.files import whole_folder
+from lowrank_ldu.validation import check_matrix, given_fields, shows_fields
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    import pandas as pd
     import torch
 
     from lowrank_ldu.analysis.engine.executor import Progress
+    from lowrank_ldu.analysis.source import Source
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
 
 @dataclass(frozen=True)
-class CheckpointComparison:
+class CheckpointComparison(Framed):
     """Results of a comparison.
 
     Attributes
     ----------
     base, tuned : str
-        The paths that were opened.
+        The paths that were opened, or what was compared in memory.
     options : CompareOptions
     environment : Environment
     seconds : float
         Wall-clock time.
-    tensors : list of PairResult
+    results : list of PairResult
         Every name of either checkpoint, in the order of the base, then of the tuned one.
+    tensors, figures : pandas.DataFrame
+        The same as tables, new ones each time: a row for each name; for each changed matrix, method and rank.
+        `lowrank_ldu.analysis.frame_columns` has their columns, which `save` writes too.
     """
 
     base: str
@@ -49,12 +57,12 @@ class CheckpointComparison:
     options: CompareOptions
     environment: Environment
     seconds: float
-    tensors: list[PairResult]
+    results: list[PairResult]
 
     @property
     def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
         """Changed matrices, each with its comparison."""
-        return [(tensor, tensor.comparison) for tensor in self.tensors if tensor.comparison is not None]
+        return [(tensor, tensor.comparison) for tensor in self.results if tensor.comparison is not None]
 
     @property
     def headline_rank(self) -> int:
@@ -67,17 +75,110 @@ class CheckpointComparison:
     @property
     def others(self) -> list[PairResult]:
         """Everything else, each with a reason."""
-        return [tensor for tensor in self.tensors if tensor.comparison is None]
+        return [tensor for tensor in self.results if tensor.comparison is None]
 
     @property
     def unchanged(self) -> list[PairResult]:
         """Matrices that are equal in every entry."""
-        return [tensor for tensor in self.tensors if tensor.status == "unchanged"]
+        return [tensor for tensor in self.results if tensor.status == "unchanged"]
+
+    @property
+    def tensors(self) -> pd.DataFrame:
+        """A row for each name of either checkpoint."""
+        return self._frame("tensors")
+
+    @property
+    def figures(self) -> pd.DataFrame:
+        """A row for each changed matrix, method and rank."""
+        return self._frame("figures")
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the report into a folder, whole or not at all.
+
+        Parameters
+        ----------
+        folder : str or os.PathLike
+            Made if it is not there; the folder that it is in has to be. What is written is said at
+            `lowrank_ldu.analysis.write_comparison`.
+        overwrite : bool
+            Replace files of the same names in it; others stay. Without it the folder has to be empty.
+
+        Raises
+        ------
+        OutputError
+            The folder is not empty, without `overwrite`, or cannot be written.
+        """
+        from lowrank_ldu.analysis.comparison.report import write_comparison  # noqa: PLC0415
+
+        with whole_folder(Path(folder), overwrite=overwrite) as made:
+            write_comparison(self, made)
+
+    def __repr__(self) -> str:
+        from lowrank_ldu.analysis.comparison.shown import comparison_text  # noqa: PLC0415
+
+        return comparison_text(self)
+
+    def _repr_html_(self) -> str:
+        from lowrank_ldu.analysis.comparison.shown import comparison_html  # noqa: PLC0415
+
+        return comparison_html(self)
+
+    def _build(self, name: str) -> pd.DataFrame:
+        from lowrank_ldu.analysis.comparison.frames import comparison_frame  # noqa: PLC0415  # pandas takes a while
+
+        return comparison_frame(self, name)
+
+
+@shows_fields(CompareOptions)
+def compare(
+    base: Source,
+    tuned: Source,
+    *,
+    options: CompareOptions | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    **fields: Any,
+) -> CheckpointComparison:
+    """Compare a fine-tuned checkpoint, module or state dict with its base.
+
+    Nothing is written: `CheckpointComparison.save` writes the report.
+
+    Parameters
+    ----------
+    base, tuned : str, os.PathLike, torch.nn.Module or mapping of str to torch.Tensor
+        As for `lowrank_ldu.analysis.analyze`; one may be on disk and the other in memory.
+    options : CompareOptions, optional
+        How to compare them, in place of keywords.
+    progress : callable, optional
+        As for `compare_checkpoints`, which this calls.
+    **fields
+        Those of `CompareOptions`, with its defaults: `ranks`, `pivoting`, `select`, `exclude`, `seed`, `threads`.
+
+    Returns
+    -------
+    CheckpointComparison
+
+    Raises
+    ------
+    TypeError
+        `base` or `tuned` is none of these, `options` is no `CompareOptions` or is given beside fields, or a field is
+        unknown.
+    OptionError, CheckpointError, NothingToCompareError
+        As for `compare_checkpoints`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> base = {"w": torch.diag(torch.tensor([4.0, 3.0, 2.0]))}
+    >>> comparison = compare(base, {"w": 2 * base["w"]}, ranks=2, pivoting="complete", threads=1)
+    >>> comparison.figures.query("method == 'ldu'")[["rank", "explained"]].round(3).values.tolist()
+    [[2.0, 0.862], [3.0, 1.0]]
+    """
+    return compare_checkpoints(base, tuned, given_fields(CompareOptions, options, fields), progress)
 
 
 def compare_checkpoints(
-    base: str | os.PathLike[str],
-    tuned: str | os.PathLike[str],
+    base: Source,
+    tuned: Source,
     options: CompareOptions,
     progress: Callable[[Progress], None] | None = None,
 ) -> CheckpointComparison:
@@ -87,8 +188,8 @@ def compare_checkpoints(
 
     Parameters
     ----------
-    base, tuned : str or os.PathLike
-        As for `lowrank_ldu.checkpoints.weights.open_weights`. Tensors are matched by name; the formats may differ.
+    base, tuned : str, os.PathLike, torch.nn.Module or mapping of str to torch.Tensor
+        As for `lowrank_ldu.analysis.analyze`. Tensors are matched by name; the formats may differ.
     options : CompareOptions
         With `threads` = 1 a single pair of weights is in memory at any time; with more, at most that many.
     progress : callable, optional
@@ -110,7 +211,7 @@ def compare_checkpoints(
     if not isinstance(options, CompareOptions):  # a survey's have more, which would be ignored
         raise OptionError(f"options is a {type(options).__name__}; accepted: CompareOptions")
     start = time.perf_counter()
-    with open_weights(base) as base_reader, open_weights(tuned) as tuned_reader:
+    with open_source(base, "base") as base_reader, open_source(tuned, "tuned") as tuned_reader:
         pairs = {pair.name: pair for pair in pair_up(base_reader, tuned_reader)}
         results = leave_out(list(pairs.values()), options)
         chosen = [pair.base for name, pair in pairs.items() if name not in results and pair.base is not None]

@@ -11,13 +11,12 @@ import stat
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Self
 
-import msgspec
 from filelock import BaseFileLock, FileLock, Timeout
 
 import lowrank_ldu
-from lowrank_ldu.analysis.document import finite_json, floats_of
+from lowrank_ldu.analysis.document import decoded_record, finite_json
 from lowrank_ldu.analysis.engine.survey import TensorResult
 from lowrank_ldu.checkpoints.file_states import file_states
 from lowrank_ldu.errors import JournalError
@@ -156,7 +155,7 @@ class Journal:
                 if number == 0:
                     self._check(record)
                 else:
-                    result = _decoded(record["result"], TensorResult, numbers=("analysis",))
+                    result = decoded_record(record["result"], TensorResult, numbers=("analysis",))
                     if result.name in names:
                         raise JournalError(
                             f"{self.path}: line {number + 1} has a second result of {result.name!r}; remove the file "
@@ -183,7 +182,7 @@ class Journal:
 
     def _check(self, record: dict[str, Any]) -> None:
         del record["crc32"]
-        difference = _decoded(record, Origin).difference(self._origin)
+        difference = decoded_record(record, Origin).difference(self._origin)
         if difference is not None:
             raise JournalError(f"{self.path}: cannot be continued: {difference}; remove the file to begin anew")
 
@@ -249,9 +248,6 @@ def lock_journal(path: Path) -> Iterator[None]:
         _let_go(lock)
 
 
-_Record = TypeVar("_Record", Origin, TensorResult)
-
-
 def _line(record: dict[str, Any]) -> bytes:
     text = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
     return b'%s,"crc32":"%08x"}\n' % (text[:-1], zlib.crc32(text))
@@ -301,21 +297,3 @@ def _locked(path: Path) -> BaseFileLock:
     except OSError as error:
         raise JournalError(f"{path}: cannot be written ({error.strerror})") from error
     return lock
-
-
-def _decoded(record: dict[str, Any], kind: type[_Record], numbers: tuple[str, ...] = ()) -> _Record:
-    """Rebuild a dataclass from its record.
-
-    Only the fields in `numbers` have texts that stand for numbers: a tensor may be called "inf".
-
-    Raises
-    ------
-    LookupError, TypeError, ValueError
-        The record has other fields, or values of other types.
-    """
-    content = record | {name: floats_of(record[name]) for name in numbers}
-    decoded = msgspec.convert(content, kind, str_keys=True)
-    # The library passes over fields that are unknown, or missing where there is a default.
-    if finite_json(asdict(decoded)) != record:
-        raise ValueError("its fields are others")
-    return decoded

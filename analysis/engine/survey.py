@@ -53,6 +53,13 @@ class TensorResult:
     analysis: MatrixAnalysis | None = None
     seconds: float | None = None
 
+    def __repr__(self) -> str:
+        shape = None if self.shape is None else "x".join(map(str, self.shape)) or "scalar"
+        text = f"TensorResult {self.name!r}, {shape}, {self.dtype}: "
+        if self.analysis is None:
+            return f"{text}{self.reason}"
+        return f"{text}{len(self.analysis.measurements)} measurements; {self.analysis.recommendation.reason}"
+
 
 class Engine(Protocol):
     """Run surveys elsewhere than in this process's threads."""

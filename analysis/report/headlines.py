@@ -11,8 +11,8 @@ from lowrank_ldu.formatting import duration, figure, interval
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.analysis.result import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
 

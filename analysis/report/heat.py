@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, Normalize, to_hex
+from matplotlib.figure import Figure
 
 from lowrank_ldu.analysis.report.panel import Panel, plain
-from lowrank_ldu.analysis.report.places import module_places
+from lowrank_ldu.analysis.report.places import places_of
 from lowrank_ldu.analysis.report.scope import headline_matrices
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.checkpoint import Analysis
+    from lowrank_ldu.analysis.report.panel import Place
+    from lowrank_ldu.analysis.result import Analysis
 
 SHADES: Colormap = colormaps["RdBu_r"]
 # In powers of two: from a quarter to four times the error of the zero matrix.
@@ -91,10 +93,10 @@ class HeatMap:
 def heat_map(analysis: Analysis) -> HeatMap:
     """Arrange the errors by layer and module type.
 
-    Names tell both (`module_places`). Matrices that the headline rank is low for, with the first pivoting.
+    Names tell both (`places_of`). Matrices that the headline rank is low for, with the first pivoting.
     """
     chosen = headline_matrices(analysis)
-    found = module_places(tensor.name for tensor, _ in chosen)
+    found = places_of(analysis)
     errors: dict[tuple[str, int | None], dict[str, tuple[float, float]]] = {}
     for tensor, matrix in chosen:
         figures = matrix.at("ldu", analysis.headline_rank, analysis.options.pivoting[0]).diagnostics
@@ -125,10 +127,15 @@ def _cell(named: dict[str, tuple[float, float]]) -> HeatCell:
     )
 
 
+def heat_title(analysis: Analysis) -> str:
+    """Return what the heat map shows, for its title."""
+    return f"LDU error, {analysis.options.pivoting[0]}, rank {analysis.headline_rank}"
+
+
 _CELL = 0.24  # inches
 
 
-def heat_panel(heat: HeatMap, title: str) -> Panel:
+def heat_panel(heat: HeatMap, title: str, place: Place = Figure) -> Panel:
     """Draw a heat map that has cells.
 
     A row for each module type and a column for each layer.
@@ -137,7 +144,7 @@ def heat_panel(heat: HeatMap, title: str) -> Panel:
     for (module, layer), cell in heat.cells.items():
         values[heat.modules.index(module), heat.layers.index(layer)] = power_of_two(cell.error)
     size = (max(4.8, 2.6 + _CELL * len(heat.layers)), max(2.4, 1.5 + _CELL * len(heat.modules)))
-    panel = Panel("heat-map", title, "layer", "", size)
+    panel = Panel("heat-map", title, "layer", "", size, place=place)
     image = panel.axes.pcolormesh(values, cmap=SHADES, norm=SCALE, edgecolors="white", linewidth=0.5)
     panel.axes.invert_yaxis()
     panel.axes.grid(visible=False)

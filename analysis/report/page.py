@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from lowrank_ldu.analysis.checkpoint import Analysis
-from lowrank_ldu.analysis.document import json_document
+from lowrank_ldu.analysis.document import ANALYSIS_FORMAT, json_document, results_as_tensors
 from lowrank_ldu.analysis.report.columns import cells, columns
 from lowrank_ldu.analysis.report.headlines import headlines
 from lowrank_ldu.analysis.report.heat import heat_map, ink, shade
 from lowrank_ldu.analysis.report.panel import COLORS
 from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.scope import svd_name
-from lowrank_ldu.analysis.report.tables import write_figure_table, write_tensor_table
+from lowrank_ldu.analysis.report.tables import write_tables
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.views import view_of
+from lowrank_ldu.analysis.result import Analysis
+from lowrank_ldu.files import whole_folder
 from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 def write_report(analysis: Analysis, folder: str | os.PathLike[str], sections: Sequence[Markup] = ()) -> None:
     """Write the files of a report into an existing folder.
 
-    `figures.csv` has a row for each tensor, method and rank; `tensors.csv` a row for each tensor, the skipped ones
-    too; both are there as `.parquet` too. `analysis.json` holds everything; `report.html` is a page that needs nothing
-    else; `figures` has the plots over all matrices as PNG and SVG.
+    The frames of the analysis as `tensors`, `figures`, `curves` and `targets`, each as `.csv` and `.parquet`;
+    `analysis.json`, which holds everything and which `Analysis.load` reads; `report.html`, a page that needs nothing
+    else; in `figures` the plots over all matrices as PNG and SVG.
 
     Parameters
     ----------
@@ -52,8 +52,7 @@ def write_report(analysis: Analysis, folder: str | os.PathLike[str], sections: S
     """
     check_instance(analysis, "analysis", Analysis)
     folder = Path(folder)
-    write_figure_table(analysis, folder)
-    write_tensor_table(analysis, folder)
+    write_tables(analysis, folder)
     (folder / "analysis.json").write_text(analysis_json(analysis), encoding="utf-8")
     plots = draw_plots(analysis)
     (folder / "figures").mkdir(exist_ok=True)
@@ -61,12 +60,31 @@ def write_report(analysis: Analysis, folder: str | os.PathLike[str], sections: S
     (folder / "report.html").write_text(render_report(analysis, plots, sections), encoding="utf-8")
 
 
+def save_report(
+    analysis: Analysis, folder: str | os.PathLike[str], *, overwrite: bool, otherwise: str = "overwrite=True"
+) -> None:
+    """Write a report, whole or not at all.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    folder : str or os.PathLike
+        Made if it is not there.
+    overwrite : bool
+        Replace files of the same names in it.
+    otherwise : str
+        What the caller's user gives to have files replaced, for the message.
+    """
+    with whole_folder(Path(folder), overwrite=overwrite, otherwise=otherwise) as made:
+        write_report(analysis, made)
+
+
 def analysis_json(analysis: Analysis) -> str:
     """Return the analysis as strict JSON.
 
-    Each dataclass is an object with the names of its fields.
+    Each dataclass is an object with the names of its fields, but for the results, which are "tensors".
     """
-    return json_document("lowrank-ldu analysis 1", asdict(analysis))
+    return json_document(ANALYSIS_FORMAT, results_as_tensors(analysis))
 
 
 def render_report(analysis: Analysis, plots: Plots, sections: Sequence[Markup] = ()) -> str:

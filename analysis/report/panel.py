@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -18,11 +19,12 @@ from matplotlib.ticker import LogFormatter
 from lowrank_ldu.formatting import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
-    from matplotlib.axes import Axes
+
+    Place = Axes | Callable[..., Figure]
 
 # Okabe and Ito's palette, told apart with every common kind of color vision.
 COLORS = {
@@ -133,18 +135,36 @@ class Panel:
         With the unit in brackets, where there is one.
     size : tuple of float
         Width and height in inches. Text keeps its size, so wide panels are hard to read on narrow screens.
+    place : matplotlib.axes.Axes or callable
+        Where to draw: a caller's axes, whose figure keeps its size and its look; or what makes a figure, as
+        `matplotlib.figure.Figure` does, or `matplotlib.pyplot.figure` for one that is shown.
     """
 
     def __init__(
-        self, name: str, title: str, x_label: str, y_label: str, size: tuple[float, float] = (4.8, 3.7)
+        self,
+        name: str,
+        title: str,
+        x_label: str,
+        y_label: str,
+        size: tuple[float, float] = (4.8, 3.7),
+        *,
+        place: Place = Figure,
     ) -> None:
         self._name, self._title = name, title
-        with mpl.rc_context(_LOOK):
-            self.figure = Figure(figsize=size, layout="constrained")
-            self.axes: Axes = self.figure.subplots()
+        self._is_callers = isinstance(place, Axes)
+        if isinstance(place, Axes):
+            self.axes = place
+        else:
+            with mpl.rc_context(_LOOK):
+                self.axes = place(figsize=size, layout="constrained").subplots()
         self.axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
         self.axes.set_xlabel(x_label)
         self.axes.set_ylabel(y_label)
+
+    @property
+    def figure(self) -> Any:
+        """Figure that the axes are in; of a caller's axes perhaps a part of one."""
+        return self.axes.figure
 
     def scatter(self, x: Sequence[float], y: Sequence[float], method: str, label: str | None) -> None:
         """Draw points with the look of a method."""
@@ -155,19 +175,16 @@ class Panel:
     def add_legend(self, markerscale: float = 1.0) -> None:
         """Add the legend below the axes, where it hides no data.
 
+        A caller's figure may have no room there: it goes where matplotlib finds the most in the axes.
+
         Its markers are `markerscale` times as large as those drawn.
         """
         handles, labels = self.axes.get_legend_handles_labels()
-        legend = self.figure.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=2,
-            frameon=False,
-            fontsize=10,
-            handletextpad=0.5,
-            markerscale=markerscale,
-        )
+        look: dict[str, Any] = {"fontsize": 10, "handletextpad": 0.5, "markerscale": markerscale}
+        if self._is_callers:
+            legend = self.axes.legend(handles, labels, **look)
+        else:
+            legend = self.figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, **look)
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1.0)  # points are pale where they are many

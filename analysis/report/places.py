@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.result import Analysis
+
 _SEPARATOR = re.compile(r"[./]")
 _PARTS = re.compile(r"(?:\[[^\[\]]*\])+$")
 _NUMBERED = re.compile(r"(.+)_(\d+)")
@@ -32,14 +35,23 @@ class ModulePlace:
     layer: int | None
 
 
-def module_places(names: Iterable[str]) -> dict[str, ModulePlace]:
+def places_of(analysis: Analysis | CheckpointComparison) -> dict[str, ModulePlace]:
+    """Return the place of every tensor of an analysis or comparison.
+
+    Its matrices tell whether layers are counted in several places.
+    """
+    matrices = [tensor.name for tensor, _ in analysis.matrices]
+    return module_places((tensor.name for tensor in analysis.results), among=matrices)
+
+
+def module_places(names: Iterable[str], among: Iterable[str] | None = None) -> dict[str, ModulePlace]:
     """Return the place of each tensor of one checkpoint.
 
     Names are taken apart at dots and slashes. The layer is the first component that is a number; where none is, the
     number at the end of the first component such as "layers_3". The module type is what comes after the layer, without
     a last "weight" or "kernel" and with "*" for further numbers, those of experts say, and for the numbers of parts.
     If layers are counted in more than one place of the model, in an encoder and a decoder say, what comes before the
-    number goes before the type.
+    number goes before the type; names in `among` tell that, if it is given.
 
     Examples
     --------
@@ -51,7 +63,8 @@ def module_places(names: Iterable[str]) -> dict[str, ModulePlace]:
     1 mlp.experts.*.up
     """
     split = {name: _split(name) for name in names}
-    prefixes = {found[0] for found in split.values() if found is not None}
+    counted = split.values() if among is None else map(_split, among)
+    prefixes = {found[0] for found in counted if found is not None}
     result = {}
     for name, found in split.items():
         if found is None:

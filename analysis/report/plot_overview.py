@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from lowrank_ldu.analysis.report.panel import COLORS, MARKERS, Panel, plain
-from lowrank_ldu.analysis.report.places import module_places
+from lowrank_ldu.analysis.report.places import places_of
 from lowrank_ldu.analysis.report.scope import headline_matrices, svd_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.report.panel import Place
+    from lowrank_ldu.analysis.result import Analysis
 
 # In points, which are the unit of the vertical axis.
 _WIDTH, _MARGINS = 5.2 * 72, 100.0
@@ -28,7 +30,7 @@ _LONGEST_HEADING = 52
 _LEAST, _GREATEST = 1e-2, 1e2
 
 
-def overview_panel(analysis: Analysis) -> Panel:
+def overview_panel(analysis: Analysis, place: Place = Figure) -> Panel:
     """Draw a row of errors for each matrix.
 
     By module type, at the headline rank.
@@ -43,6 +45,7 @@ def overview_panel(analysis: Analysis) -> Panel:
         "relative Frobenius error",
         "",
         (_WIDTH / 72, (height + _MARGINS) / 72),
+        place=place,
     )
     rows: list[float] = []
     top = 0.0
@@ -105,7 +108,7 @@ def _groups(analysis: Analysis) -> list[tuple[str, list[MatrixAnalysis]]]:
     The types are in the checkpoint's order, and each in the order of its layers.
     """
     chosen = headline_matrices(analysis)
-    found = module_places(tensor.name for tensor, _ in chosen)
+    found = places_of(analysis)
     groups: dict[str, list[tuple[int, MatrixAnalysis]]] = {}
     for tensor, matrix in chosen:
         place = found[tensor.name]

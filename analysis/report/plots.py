@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from lowrank_ldu.analysis.measures.curves import sample_ranks
-from lowrank_ldu.analysis.report.heat import heat_map, heat_panel
+from lowrank_ldu.analysis.report.heat import heat_map, heat_panel, heat_title
 from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band, drawable_logarithm
 from lowrank_ldu.analysis.report.plot_overview import overview_panel
 from lowrank_ldu.analysis.report.scope import best_name, svd_name
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.report.panel import Place
+    from lowrank_ldu.analysis.result import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
 
@@ -28,15 +30,16 @@ def error_panels(analysis: Analysis) -> list[Panel]:
 
     LDU, its refit and SVD on one scale: the median over matrices and a band.
     """
-    panels = [_panel(pivoting, analysis) for pivoting in analysis.options.pivoting]
+    panels = [error_panel(analysis, pivoting) for pivoting in analysis.options.pivoting]
     top = max(panel.axes.get_ylim()[1] for panel in panels)
     for panel in panels:
         panel.axes.set_ylim(0, top)
     return panels
 
 
-def _panel(pivoting: Pivoting, analysis: Analysis) -> Panel:
-    panel = Panel(f"error-{pivoting}", f"LDU, {pivoting} pivoting", "rank r", "relative Frobenius error")
+def error_panel(analysis: Analysis, pivoting: Pivoting, place: Place = Figure) -> Panel:
+    """Draw the errors along the rank for one pivoting."""
+    panel = Panel(f"error-{pivoting}", f"LDU, {pivoting} pivoting", "rank r", "relative Frobenius error", place=place)
     matrices = [matrix for _, matrix in analysis.matrices]
     largest = max(matrix.curve_ranks[-1] for matrix in matrices)
     grid = sample_ranks(largest)
@@ -54,75 +57,91 @@ def _panel(pivoting: Pivoting, analysis: Analysis) -> Panel:
     return panel
 
 
-def pivot_panels(analysis: Analysis) -> list[Panel]:
-    """Draw the pivots of each matrix, for each pivoting.
+def pivot_panel(analysis: Analysis, pivoting: Pivoting, place: Place = Figure) -> Panel:
+    """Draw the pivots of each matrix for one pivoting.
 
-    All panels have the same scale.
+    The scale is that of the pivots of all.
     """
     matrices = [matrix for _, matrix in analysis.matrices]
     curves = [curve for matrix in matrices for curve in matrix.curves.values()]
     drawn = drawable_logarithm(pivot for curve in curves for pivot in curve.pivot)
     drawn = drawn[~np.isnan(drawn)]
-    panels = []
-    for pivoting in analysis.options.pivoting:
-        panel = Panel(f"pivots-{pivoting}", f"Pivots, {pivoting} pivoting", "step", "|pivot| (unit of the weight)")
-        for matrix in matrices:
-            panel.axes.plot(
-                matrix.curve_ranks,
-                drawable_logarithm(matrix.curves[pivoting].pivot),
-                color=COLORS[pivoting],
-                alpha=max(0.15, min(0.8, 6 / len(matrices))),
-                linewidth=1,
-            )
-        panel.make_logarithmic(y=True)
-        if drawn.size:
-            panel.axes.set_ylim(drawn.min() / 1.5, drawn.max() * 1.5)
-        panel.mark_ranks(analysis.options.ranks, max(matrix.curve_ranks[-1] for matrix in matrices))
-        panels.append(panel)
-    return panels
+    title = f"Pivots, {pivoting} pivoting"
+    panel = Panel(f"pivots-{pivoting}", title, "step", "|pivot| (unit of the weight)", place=place)
+    for matrix in matrices:
+        panel.axes.plot(
+            matrix.curve_ranks,
+            drawable_logarithm(matrix.curves[pivoting].pivot),
+            color=COLORS[pivoting],
+            alpha=max(0.15, min(0.8, 6 / len(matrices))),
+            linewidth=1,
+        )
+    panel.make_logarithmic(y=True)
+    if drawn.size:
+        panel.axes.set_ylim(drawn.min() / 1.5, drawn.max() * 1.5)
+    panel.mark_ranks(analysis.options.ranks, max(matrix.curve_ranks[-1] for matrix in matrices))
+    return panel
 
 
-def time_panels(analysis: Analysis) -> list[Panel]:
-    """Draw the times and the speeds of all matrices.
+def time_panel(analysis: Analysis, place: Place = Figure) -> Panel:
+    """Draw the time that each matrix took, in milliseconds."""
+    title = f"Time to factor, rank {analysis.headline_rank}"
+    panel = Panel("times", title, _ENTRIES, "time (ms)", place=place)
+    for method, (label, seconds) in _seconds(analysis).items():
+        panel.scatter(_sizes(analysis), [1e3 * spent for spent in seconds], method, label)
+    panel.make_logarithmic(x=True, y=True)
+    panel.add_legend()
+    return panel
 
-    In milliseconds, and as the factor by which the SVD is slower.
-    """
+
+def speed_panel(analysis: Analysis, place: Place = Figure) -> Panel:
+    """Draw the factor by which the SVD is slower, for each matrix."""
+    times = _seconds(analysis)
+    name, exact = times.pop("svd")
+    title = f"Speed against {name}, rank {analysis.headline_rank}"
+    panel = Panel("speeds", title, _ENTRIES, "time of SVD / time", place=place)
+    for method, (label, seconds) in times.items():
+        panel.scatter(_sizes(analysis), [svd / spent for svd, spent in zip(exact, seconds, strict=True)], method, label)
+    panel.axes.axhline(1.0, color="#666666", linewidth=1.2, linestyle=":", label=f"as fast as {name}")
+    panel.make_logarithmic(x=True, y=True)
+    panel.add_legend()
+    return panel
+
+
+_ENTRIES = "entries of the matrix (m n)"
+
+
+def _sizes(analysis: Analysis) -> list[int]:
+    return [matrix.size for _, matrix in analysis.matrices]
+
+
+def _seconds(analysis: Analysis) -> dict[str, tuple[str, list[float]]]:
+    """Return the label and the seconds of each method at the headline rank."""
     rank = analysis.headline_rank
     matrices = [matrix for _, matrix in analysis.matrices]
-    entries = [matrix.size for matrix in matrices]
-    exact = [matrix.svd_seconds for matrix in matrices]
-    name = svd_name(matrices)
-    series = {"svd": (name, exact)}
+    series = {"svd": (svd_name(matrices), [matrix.svd_seconds for matrix in matrices])}
     for method, label in (("pissa", "quick PiSSA"), ("ldu_lowrank", "near-best LDU")):
         series[method] = (label, [matrix.at(method, rank).seconds for matrix in matrices])
     for pivoting in analysis.options.pivoting:
         series[pivoting] = (
             f"LDU {pivoting}", [matrix.at("ldu", rank, pivoting).seconds for matrix in matrices]
         )  # fmt: skip
-    times = Panel("times", f"Time to factor, rank {rank}", "entries of the matrix (m n)", "time (ms)")
-    speeds = Panel("speeds", f"Speed against {name}, rank {rank}", "entries of the matrix (m n)", "time of SVD / time")
-    for method, (label, seconds) in series.items():
-        times.scatter(entries, [1e3 * spent for spent in seconds], method, label)
-        if method != "svd":
-            speeds.scatter(entries, [svd / spent for svd, spent in zip(exact, seconds, strict=True)], method, label)
-    speeds.axes.axhline(1.0, color="#666666", linewidth=1.2, linestyle=":", label=f"as fast as {name}")
-    for panel in (times, speeds):
-        panel.make_logarithmic(x=True, y=True)
-        panel.add_legend()
-    return [times, speeds]
+    return series
 
 
-_PANELS = (
-    ("condition_left", "Left factor L", "cond(L)"),
-    ("condition_right", "Right factor U", "cond(U)"),
-    ("condition_gram", "Metric of the diagonal, G", "cond(G)"),
-)
+Factor = Literal["left", "right", "gram"]
+_CONDITIONS: dict[Factor, tuple[str, str]] = {
+    "left": ("Left factor L", "cond(L)"),
+    "right": ("Right factor U", "cond(U)"),
+    "gram": ("Metric of the diagonal, G", "cond(G)"),
+}
+FACTORS = tuple(_CONDITIONS)
 _SPREAD = 0.6
 _BAR = 0.07
 
 
-def conditioning_panels(analysis: Analysis) -> list[Panel]:
-    """Draw the condition numbers of L, U and G.
+def conditioning_panel(analysis: Analysis, factor: Factor, place: Place = Figure) -> Panel:
+    """Draw the condition numbers of L, U or G.
 
     A point for each matrix and a bar at the median, for each pivoting and rank.
     """
@@ -131,19 +150,18 @@ def conditioning_panels(analysis: Analysis) -> list[Panel]:
     if all(matrix.svd_niter is None for _, matrix in analysis.matrices):
         ranks.append(None)  # other surveys stop before the full rank
     strategies = analysis.options.pivoting
-    panels = []
-    for name, title, label in _PANELS:
-        panel = Panel(name.replace("_", "-"), title, "rank r", label)
-        for place, rank in enumerate(ranks):
-            for number, pivoting in enumerate(strategies):
-                center = place + _SPREAD * ((number + 0.5) / len(strategies) - 0.5)
-                _draw(panel, center, _values(analysis, name, pivoting, rank), pivoting, labeled=place == 0)
-        panel.make_logarithmic(y=True)
-        panel.axes.set_xticks(range(len(ranks)), [str(rank or "full") for rank in ranks])
-        panel.axes.set_xlim(-0.5, len(ranks) - 0.5)
-        panel.add_legend()
-        panels.append(panel)
-    return panels
+    title, label = _CONDITIONS[factor]
+    panel = Panel(f"condition-{factor}", title, "rank r", label, place=place)
+    for at, rank in enumerate(ranks):
+        for number, pivoting in enumerate(strategies):
+            center = at + _SPREAD * ((number + 0.5) / len(strategies) - 0.5)
+            values = _values(analysis, f"condition_{factor}", pivoting, rank)
+            _draw(panel, center, values, pivoting, labeled=at == 0)
+    panel.make_logarithmic(y=True)
+    panel.axes.set_xticks(range(len(ranks)), [str(rank or "full") for rank in ranks])
+    panel.axes.set_xlim(-0.5, len(ranks) - 0.5)
+    panel.add_legend()
+    return panel
 
 
 def _values(analysis: Analysis, name: str, pivoting: Pivoting, rank: int | None) -> list[float]:
@@ -190,12 +208,11 @@ class Plots:
 def draw_plots(analysis: Analysis) -> Plots:
     """Draw all plots."""
     heat = heat_map(analysis)
-    title = f"LDU error, {analysis.options.pivoting[0]}, rank {analysis.headline_rank}"
     return Plots(
         overview=[overview_panel(analysis)],
-        heat=[heat_panel(heat, title)] if heat.cells else [],
+        heat=[heat_panel(heat, heat_title(analysis))] if heat.cells else [],
         errors=error_panels(analysis),
-        pivots=pivot_panels(analysis),
-        conditioning=conditioning_panels(analysis),
-        times=time_panels(analysis),
+        pivots=[pivot_panel(analysis, pivoting) for pivoting in analysis.options.pivoting],
+        conditioning=[conditioning_panel(analysis, factor) for factor in FACTORS],
+        times=[time_panel(analysis), speed_panel(analysis)],
     )

@@ -11,10 +11,10 @@ from lowrank_ldu.formatting import interval
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.engine.survey import TensorResult
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
     from lowrank_ldu.analysis.measures.recommendation import NeededRank
+    from lowrank_ldu.analysis.result import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
 

@@ -11,8 +11,8 @@ from lowrank_ldu.diagnostics import Diagnostics
 from lowrank_ldu.formatting import duration, figure, interval
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.checkpoint import Analysis
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.analysis.result import Analysis
 
 # Fields of the whole matrix, or shown in the heading of the column.
 _NOT_OF_A_RANK = {

@@ -18,9 +18,11 @@ from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
+
+    from lowrank_ldu.checkpoints.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,18 @@ class WeightsReader(CheckpointReader):
     ----------
     reader : CheckpointReader
         Of the tensors as they are stored; closed with this one.
+    config_of : callable, optional
+        From a tensor to its model's configuration; what is in the file's folder if not given.
 
     Notes
     -----
     The rules of `parts_of`, `transposed_names` and `find_quantized`.
     """
 
-    def __init__(self, reader: CheckpointReader) -> None:
+    def __init__(self, reader: CheckpointReader, config_of: Callable[[TensorInfo], ModelConfig] | None = None) -> None:
         self._reader = reader
-        configs = ModelConfigs(reader)
-        stored = Stored(reader, configs.of)
+        config_of = config_of or ModelConfigs(reader).of
+        stored = Stored(reader, config_of)
         quantized = find_quantized(stored)
         roles = {
             name: f"{role} of {found.info.name!r}"
@@ -74,7 +78,7 @@ class WeightsReader(CheckpointReader):
         turned = transposed_names(found.info for found in listed)
         self._sources: dict[str, _Source] = {}
         for found in listed:
-            parts = parts_of(found.info, configs.of(found.info), transposed=found.info.name in turned)
+            parts = parts_of(found.info, config_of(found.info), transposed=found.info.name in turned)
             for source in _sources(found, parts, stored):
                 self._sources.setdefault(source.part.info.name, source)
         # The next weight, if they are loaded in order: the tensors that it needs are kept.

@@ -167,7 +167,8 @@ def analyze(
     beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, lock_journal, write_report  # noqa: PLC0415
+    from lowrank_ldu.analysis import SurveyOptions, lock_journal, write_report  # noqa: PLC0415
+    from lowrank_ldu.analysis import analyze as analyze_source  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.files import check_target, whole_folder  # noqa: PLC0415
 
@@ -197,8 +198,8 @@ def analyze(
         with lock_journal(journal):
             try:
                 with _engine(scheduler) as used, show_progress() as progress:
-                    analysis = analyze_checkpoint(
-                        checkpoint, options, progress, journal=journal, resume=resume, engine=used
+                    analysis = analyze_source(
+                        checkpoint, options=options, progress=progress, journal=journal, resume=resume, engine=used
                     )
                 with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
                     write_report(analysis, folder)

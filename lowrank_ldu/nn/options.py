@@ -5,7 +5,6 @@ Layers, PEFT's configuration and files share them.
 
 from __future__ import annotations
 
-import inspect
 import re
 from copy import copy
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +26,7 @@ from lowrank_ldu.validation import (
     check_rank,
     explain_keywords,
     shown,
+    shows_fields,
 )
 
 if TYPE_CHECKING:
@@ -315,14 +315,10 @@ def takes_options(function: _Function) -> _Function:
 
     Examples
     --------
+    >>> import inspect
     >>> @takes_options
     ... def make(layer, rank=None, **fields): ...
     >>> list(inspect.signature(make).parameters)[:4]
     ['layer', 'rank', 'alpha', 'init']
     """
-    signature = inspect.signature(function)
-    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    taken = {each.name for each in own}
-    shared = [each for name, each in inspect.signature(AdapterOptions).parameters.items() if name not in taken]
-    function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
-    return function
+    return shows_fields(AdapterOptions)(function)

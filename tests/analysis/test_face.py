@@ -35,10 +35,11 @@ def test_options_of_another_kind(checkpoint, options):
 
 def test_results_of_another_kind(analysis, comparison, tmp_path):
     refused = {
-        "analysis is of type str; accepted: Analysis": lambda: examine_claims("model.safetensors"),
+        "ranks is given with an Analysis; accepted: with a source": lambda: examine_claims(analysis, ranks=3),
+        "source is a int; accepted: a path": lambda: examine_claims(3),
         "analysis is of type CheckpointComparison; accepted: Analysis": lambda: write_report(comparison, tmp_path),
         "comparison is of type Analysis; accepted: CheckpointComparison": lambda: write_comparison(analysis, tmp_path),
-        "analysis is of type list; accepted: Analysis": lambda: write_claims(
+        "analysis is of type Claims; accepted: Analysis": lambda: write_claims(
             analysis, examine_claims(analysis), tmp_path
         ),
     }

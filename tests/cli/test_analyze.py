@@ -20,7 +20,8 @@ from lowrank_ldu.analysis.engine import survey as survey_module
 from lowrank_ldu.cli.app import app
 
 FILES = [
-    "analysis.json", "figures", "figures.csv", "figures.parquet", "report.html", "tensors.csv", "tensors.parquet",
+    "analysis.json", "curves.csv", "curves.parquet", "figures", "figures.csv", "figures.parquet", "report.html",
+    "targets.csv", "targets.parquet", "tensors.csv", "tensors.parquet",
 ]  # fmt: skip
 MAIN = [sys.executable, "-P", "-W", "error", "-c", "from lowrank_ldu.cli import main; main()"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -12,7 +12,9 @@ from lowrank_ldu.analysis import CompareOptions, compare_checkpoints
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.nn import inject, lowrank_layers, unload
 
-FILES = ["compare.csv", "compare.html", "compare.json"]
+FILES = [
+    "compare-tensors.csv", "compare-tensors.parquet", "compare.csv", "compare.html", "compare.json", "compare.parquet",
+]  # fmt: skip
 
 
 def matrix(m, n, seed=0):

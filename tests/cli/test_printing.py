@@ -78,7 +78,7 @@ def test_any_encoding(tmp_path, encoding):
     assert f"error: {name}: no such file" in errors
     stored = json.loads((tmp_path / "odd" / "analysis.json").read_text(encoding="utf-8"))
     assert [tensor["name"] for tensor in stored["tensors"]] == ["a\ud800b", "\udcff"]
-    assert "a\\ud800b,ldu," in (tmp_path / "odd" / "figures.csv").read_text(encoding="utf-8")
+    assert "a\\ud800b,,a\\ud800b,ldu," in (tmp_path / "odd" / "figures.csv").read_text(encoding="utf-8")
 
 
 @pytest.fixture

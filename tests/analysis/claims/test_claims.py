@@ -214,14 +214,14 @@ def test_change_is_that_of_the_weights(W, init, data):
 def with_seconds(analysis, **seconds):
     """The same analysis as it comes from a machine on which each method takes these seconds."""
     tensors = []
-    for tensor in analysis.tensors:
+    for tensor in analysis.results:
         measurements = [
             dataclasses.replace(item, seconds=seconds.get(item.diagnostics.method, 1.0))
             for item in tensor.analysis.measurements
         ]
         matrix = dataclasses.replace(tensor.analysis, measurements=measurements, svd_seconds=seconds["svd"])
         tensors.append(dataclasses.replace(tensor, analysis=matrix))
-    return dataclasses.replace(analysis, tensors=tensors)
+    return dataclasses.replace(analysis, results=tensors)
 
 
 @pytest.mark.parametrize(

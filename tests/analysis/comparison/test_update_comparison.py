@@ -75,7 +75,7 @@ def test_every_tensor_has_a_comparison_or_a_reason(checkpoints):
     }
     assert others["bad"][1].startswith("the tuned tensor holds 1 entries that are not finite, the first at (1, 2): nan")
     assert others["overflow"][1].startswith("the update holds 4 entries that are not finite")
-    (half,) = (tensor for tensor in comparison.tensors if tensor.name == "half")
+    (half,) = (tensor for tensor in comparison.results if tensor.name == "half")
     assert (half.base_dtype, half.tuned_dtype) == ("bfloat16", "float32")
     assert [tensor.name for tensor in comparison.unchanged] == ["unchanged"]
 

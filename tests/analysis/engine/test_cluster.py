@@ -84,7 +84,7 @@ def without_times(analysis):
             return {key: strip(item) for key, item in value.items() if "seconds" not in str(key)}
         return [strip(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return [strip(dataclasses.asdict(tensor)) for tensor in analysis.tensors]
+    return [strip(dataclasses.asdict(tensor)) for tensor in analysis.results]
 
 
 def names_in(journal):

@@ -52,9 +52,9 @@ def same(one, other):
 def test_every_number_comes_back(checkpoint, journal):
     first = analyze(checkpoint, journal)
     again = analyze(checkpoint, journal)
-    assert same([dataclasses.asdict(result) for result in first.tensors], list(map(dataclasses.asdict, again.tensors)))
+    assert same([dataclasses.asdict(result) for result in first.results], list(map(dataclasses.asdict, again.results)))
     assert again.seconds > first.seconds - 0.1
-    assert [type(result.analysis) for result in first.tensors] == [type(result.analysis) for result in again.tensors]
+    assert [type(result.analysis) for result in first.results] == [type(result.analysis) for result in again.results]
 
 
 def test_a_line_that_is_not_whole_is_done_again(checkpoint, journal):
@@ -65,7 +65,7 @@ def test_a_line_that_is_not_whole_is_done_again(checkpoint, journal):
     for keep in (len(content) - 1, len(content) - len(lines[-1]) // 2, len(lines[0]) // 2, 0):
         journal.write_bytes(content[:keep])
         again = analyze(checkpoint, journal)
-        assert [result.name for result in again.tensors] == [result.name for result in first.tensors]
+        assert [result.name for result in again.results] == [result.name for result in first.results]
         assert [line.count(b"seconds") > 0 for line in journal.read_bytes().splitlines()] == [False, True, True, True]
 
 

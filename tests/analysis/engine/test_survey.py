@@ -285,7 +285,7 @@ def test_progress_counts_up_to_all_of_the_work(checkpoint, options):
 def test_results_come_in_the_order_of_the_checkpoint(checkpoint, options):
     with open_checkpoint(checkpoint) as reader:
         names = [info.name for info in reader.tensors]
-    assert [result.name for result in analyze_checkpoint(checkpoint, options).tensors] == names
+    assert [result.name for result in analyze_checkpoint(checkpoint, options).results] == names
 
 
 def test_what_is_not_a_tensor_is_listed(tmp_path, options):
@@ -382,7 +382,7 @@ def test_real_weights_overshoot_as_documented():
     options = SurveyOptions(ranks=(64,), select=r"layer\.0\.attention\.self.*weight", threads=1)
     analysis = analyze_checkpoint(minilm.checkpoint(), options)
     assert len(analysis.matrices) == 3
-    assert len(analysis.tensors) == 104
+    assert len(analysis.results) == 104
     for _, matrix in analysis.matrices:
         partial, complete = (matrix.at("ldu", 64, pivoting).diagnostics for pivoting in ("partial", "complete"))
         assert 1.8 < partial.frobenius_error < 2.6
