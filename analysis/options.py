@@ -93,17 +93,20 @@ class SurveyOptions(_Options):
     Attributes
     ----------
     ranks : tuple of int
-        Ranks to measure, at least 1 each; the full rank of each matrix is always measured too. Stored in ascending
-        order, each once.
+        Ranks to measure, at least 1 each; in mode "exact" the full rank of each matrix too. Stored in ascending order,
+        each once.
     pivoting : tuple of str
         Pivoting strategies of LDU, as for `lowrank_ldu.ldu`. Stored each once.
     select, exclude : str or None
         Regular expressions, searched anywhere in the name: analyze only the tensors that match `select`, and none
         that match `exclude`.
-    mode : {"exact", "cheap"}
+    mode : {"exact", "cheap", "fast"}
         "exact": the whole SVD of every matrix, and LDU to the full rank. "cheap": neither; the leading singular values
         are those of a randomized SVD, with bounds, and ranks are measured as far as they are asked for. A matrix whose
-        smaller side is hardly larger than the largest rank is analyzed exactly in both.
+        smaller side is hardly larger than the largest rank is analyzed exactly in both. "fast": as far as they are
+        asked for, without PiSSA and without times but those of the largest rank; all singular values come from a Gram
+        matrix where the smaller side has at most 1,024 rows, or else the leading ones from the sketch of the near-best
+        LDU.
     targets : tuple of float
         Relative Frobenius errors: the smallest rank that reaches each is looked for. Positive. Stored in descending
         order, each once.
@@ -139,6 +142,11 @@ class SurveyOptions(_Options):
         object.__setattr__(self, "targets", _checked_targets(self.targets))
         if self.dtype is not None:
             _check_choices("dtype", (self.dtype,), COMPUTE_DTYPES)
+
+    @property
+    def has_times(self) -> bool:
+        """Whether methods are timed, and PiSSA, whose point is its time, is measured."""
+        return self.mode != "fast"
 
 
 @dataclass(frozen=True, kw_only=True)

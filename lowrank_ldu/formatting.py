@@ -93,14 +93,16 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def duration(seconds: float) -> str:
-    """Return seconds with a unit that suits them.
+def duration(seconds: float | None) -> str:
+    """Return seconds with a unit that suits them; a hyphen for none.
 
     Examples
     --------
     >>> [duration(x) for x in (0.00042, 0.051, 12.3, 754.0)]
     ['420 µs', '51.0 ms', '12.3 s', '12 min 34 s']
     """
+    if seconds is None:
+        return figure(None)
     if seconds < 1e-3:
         return f"{figure(seconds * 1e6)} µs"
     if seconds < 1:

@@ -13,6 +13,7 @@ from lowrank_ldu.analysis.claims.storage import storage
 from lowrank_ldu.analysis.claims.structure import structure
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.result import Analysis
+from lowrank_ldu.errors import OptionError
 from lowrank_ldu.validation import shows_fields
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def examine_claims(
     ------
     TypeError
         Options are given with an analysis; or as for `analyze`.
+    OptionError
+        The analysis is in another mode than "exact".
     ValueError
         The analysis has no partial pivoting.
 
@@ -72,6 +75,11 @@ def examine_claims(
         raise TypeError(f"{given} is given with an Analysis; accepted: with a source that is to be analyzed")
     else:
         analysis = source
+    if analysis.options.mode != "exact":
+        raise OptionError(
+            f"mode is {analysis.options.mode!r}; accepted: an analysis in mode 'exact', whose factors reach the full "
+            "rank and are timed"
+        )
     if "partial" not in analysis.options.pivoting:
         raise ValueError(
             f"pivoting is {', '.join(analysis.options.pivoting)}; accepted: an analysis with partial pivoting, the "

@@ -28,10 +28,10 @@ def speed(analysis: Analysis) -> Claim:
     The exact SVD and quick PiSSA; all seconds are those of the analysis.
     """
 
-    def exact(matrix: MatrixAnalysis, _: int) -> float:
+    def exact(matrix: MatrixAnalysis, _: int) -> float | None:
         return matrix.svd_seconds
 
-    def quick(matrix: MatrixAnalysis, rank: int) -> float:
+    def quick(matrix: MatrixAnalysis, rank: int) -> float | None:
         return matrix.at("pissa", rank).seconds
 
     findings = []
@@ -48,11 +48,15 @@ def speed(analysis: Analysis) -> Claim:
     )
 
 
-def _finding(test: str, place: NamedScope, other: str, seconds_of: Callable[[MatrixAnalysis, int], float]) -> Finding:
+def _finding(
+    test: str, place: NamedScope, other: str, seconds_of: Callable[[MatrixAnalysis, int], float | None]
+) -> Finding:
     cases = []
     for name, matrix, item in place.ldu():
         rank = item.diagnostics.rank
         ours, theirs = item.seconds, seconds_of(matrix, rank)
+        if ours is None or theirs is None:
+            continue
         figures = {"ldu_seconds": ours, f"{other}_seconds": theirs, f"{other}_over_ldu": theirs / ours}
         cases.append(MatrixCase(name, rank, figures, ours < theirs))
     typical = medians(cases)

@@ -104,6 +104,11 @@ class MatrixAnalysis:
     recommendation: Recommendation
 
     @property
+    def reaches_full_rank(self) -> bool:
+        """Whether LDU was measured to the full rank."""
+        return self.curve_ranks[-1] == min(self.m, self.n)
+
+    @property
     def size(self) -> int:
         """Number of entries of the matrix."""
         return self.m * self.n

@@ -85,12 +85,15 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
             lambda matrix: least_error(matrix, rank)[1],
             show=lambda matrix: interval(*least_error(matrix, rank)),
         ),
-        Column(
-            "PiSSA error",
-            "The same for quick PiSSA: randomized SVD with 4 power iterations and no oversampling.",
-            lambda matrix: matrix.at("pissa", rank).diagnostics.frobenius_error,
-        ),
     ]
+    if options.has_times:
+        listed.append(
+            Column(
+                "PiSSA error",
+                "The same for quick PiSSA: randomized SVD with 4 power iterations and no oversampling.",
+                lambda matrix: matrix.at("pissa", rank).diagnostics.frobenius_error,
+            )
+        )
     listed.append(
         Column(
             "near-best error",
@@ -100,9 +103,12 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
         )
     )
     for pivoting in options.pivoting:
-        listed += _of_strategy(pivoting, rank)
+        of_strategy = list(_of_strategy(pivoting, rank))
+        listed += of_strategy if options.has_times else of_strategy[:-1]
     for error in options.targets:
         listed += _of_target(error, options.pivoting)
+    if not options.has_times:
+        return listed
     listed += [
         Column(
             "near-best time",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.scope import Scope, headline_scope, least_error, svd_name
+from lowrank_ldu.analysis.report.scope import Scope, headline_scope, least_error, seconds_of, seconds_of_svd, svd_name
 from lowrank_ldu.formatting import duration, figure, interval
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ def headlines(analysis: Analysis) -> list[str]:
         )
     sentences += [_error_sentence(scope, pivoting) for pivoting in analysis.options.pivoting]
     if scope.rank is not None:
-        sentences.append(_near_best_sentence(scope, scope.rank))
+        sentences.append(_near_best_sentence(scope, scope.rank, timed=analysis.options.has_times))
     sentences.append(_recommendation_sentence(matrices, max(analysis.options.targets)))
     sentences.append(_conditioning_sentence(_conditioning_scope(scope, matrices), analysis.options.pivoting))
-    sentences.append(_time_sentence(scope, analysis))
+    if analysis.options.has_times:
+        sentences.append(_time_sentence(scope, analysis))
     sentences.append(_tie_sentence(scope, analysis.options.pivoting))
     return sentences
 
@@ -59,12 +60,13 @@ def _error_sentence(scope: Scope, pivoting: Pivoting) -> str:
     )
 
 
-def _near_best_sentence(scope: Scope, rank: int) -> str:
+def _near_best_sentence(scope: Scope, rank: int, *, timed: bool) -> str:
     found = [matrix.at("ldu_lowrank", rank) for matrix in scope.matrices]
     error = _median(item.diagnostics.frobenius_error for item in found)
+    took = f", and takes {duration(median(seconds_of(found)))} to compute" if timed else ""
     return (
         f"At {scope.place} the near-best LDU, that of nearly the best matrix of this rank, has a median relative error "
-        f"of {error}, and takes {duration(median(item.seconds for item in found))} to compute."
+        f"of {error}{took}."
     )
 
 
@@ -83,7 +85,7 @@ def _conditioning_scope(scope: Scope, matrices: list[MatrixAnalysis]) -> Scope:
 
     Otherwise those that the headlines are about.
     """
-    return Scope(matrices, None) if all(matrix.svd_niter is None for matrix in matrices) else scope
+    return Scope(matrices, None) if all(matrix.reaches_full_rank for matrix in matrices) else scope
 
 
 def _conditioning_sentence(scope: Scope, strategies: Iterable[Pivoting]) -> str:
@@ -99,10 +101,8 @@ def _conditioning_sentence(scope: Scope, strategies: Iterable[Pivoting]) -> str:
 
 def _time_sentence(scope: Scope, analysis: Analysis) -> str:
     def times_as_long(measurements: Iterable[Measurement]) -> str:
-        return _median(
-            matrix.svd_seconds / measurement.seconds
-            for matrix, measurement in zip(scope.matrices, measurements, strict=True)
-        )
+        pairs = zip(seconds_of_svd(scope.matrices), seconds_of(measurements), strict=True)
+        return _median(svd / spent for svd, spent in pairs)
 
     ratios = [
         f"{times_as_long(scope.ldu(pivoting))} times as long as LDU with {pivoting} pivoting"

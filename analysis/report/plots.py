@@ -13,7 +13,8 @@ from lowrank_ldu.analysis.measures.curves import sample_ranks
 from lowrank_ldu.analysis.report.heat import heat_map, heat_panel, heat_title
 from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band, drawable_logarithm
 from lowrank_ldu.analysis.report.plot_overview import overview_panel
-from lowrank_ldu.analysis.report.scope import best_name, svd_name
+from lowrank_ldu.analysis.report.scope import best_name, seconds_of, seconds_of_svd, svd_name
+from lowrank_ldu.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,15 +118,15 @@ def _sizes(analysis: Analysis) -> list[int]:
 
 def _seconds(analysis: Analysis) -> dict[str, tuple[str, list[float]]]:
     """Return the label and the seconds of each method at the headline rank."""
+    if not analysis.options.has_times:
+        raise OptionError(f"mode is {analysis.options.mode!r}, which times nothing; accepted: 'exact' or 'cheap'")
     rank = analysis.headline_rank
     matrices = [matrix for _, matrix in analysis.matrices]
-    series = {"svd": (svd_name(matrices), [matrix.svd_seconds for matrix in matrices])}
+    series = {"svd": (svd_name(matrices), seconds_of_svd(matrices))}
     for method, label in (("pissa", "quick PiSSA"), ("ldu_lowrank", "near-best LDU")):
-        series[method] = (label, [matrix.at(method, rank).seconds for matrix in matrices])
+        series[method] = (label, seconds_of(matrix.at(method, rank) for matrix in matrices))
     for pivoting in analysis.options.pivoting:
-        series[pivoting] = (
-            f"LDU {pivoting}", [matrix.at("ldu", rank, pivoting).seconds for matrix in matrices]
-        )  # fmt: skip
+        series[pivoting] = (f"LDU {pivoting}", seconds_of(matrix.at("ldu", rank, pivoting) for matrix in matrices))
     return series
 
 
@@ -147,7 +148,7 @@ def conditioning_panel(analysis: Analysis, factor: Factor, place: Place = Figure
     """
     largest = max(min(matrix.m, matrix.n) for _, matrix in analysis.matrices)
     ranks: list[int | None] = [rank for rank in analysis.options.ranks if rank < largest]
-    if all(matrix.svd_niter is None for _, matrix in analysis.matrices):
+    if all(matrix.reaches_full_rank for _, matrix in analysis.matrices):
         ranks.append(None)  # other surveys stop before the full rank
     strategies = analysis.options.pivoting
     title, label = _CONDITIONS[factor]
@@ -214,5 +215,5 @@ def draw_plots(analysis: Analysis) -> Plots:
         errors=error_panels(analysis),
         pivots=[pivot_panel(analysis, pivoting) for pivoting in analysis.options.pivoting],
         conditioning=[conditioning_panel(analysis, factor) for factor in FACTORS],
-        times=[time_panel(analysis), speed_panel(analysis)],
+        times=[time_panel(analysis), speed_panel(analysis)] if analysis.options.has_times else [],
     )

@@ -92,6 +92,16 @@ def needed_in_words(needed: NeededRank, matrix: MatrixAnalysis) -> str:
     return f"≤ {needed.rank}" if needed.method == "svd" and matrix.svd_niter is not None else str(needed.rank)
 
 
+def seconds_of(measurements: Iterable[Measurement]) -> list[float]:
+    """Return the times of measurements that have one."""
+    return [item.seconds for item in measurements if item.seconds is not None]
+
+
+def seconds_of_svd(matrices: Iterable[MatrixAnalysis]) -> list[float]:
+    """Return the times of the SVDs that were timed."""
+    return [matrix.svd_seconds for matrix in matrices if matrix.svd_seconds is not None]
+
+
 def svd_name(matrices: Iterable[MatrixAnalysis]) -> str:
     """Name the SVD: exact, randomized, or of both kinds."""
     kinds = {matrix.svd_niter is None for matrix in matrices}

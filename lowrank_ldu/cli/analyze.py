@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _REASONS_SHOWN = 4
 # As in `lowrank_ldu.analysis.options`, which is not imported for help.
-MODES = ("exact", "cheap")
+MODES = ("fast", "exact", "cheap")
 COMPUTE_DTYPES = ("float32", "float64")
 
 
@@ -72,6 +72,8 @@ def show_summary(analysis: Analysis, out: Path) -> None:
 
 
 def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:
+    from lowrank_ldu.analysis.report.scope import seconds_of, seconds_of_svd  # noqa: PLC0415
+
     for pivoting in analysis.options.pivoting:
         measurements = scope.ldu(pivoting)
         figures = [item.diagnostics for item in measurements]
@@ -81,23 +83,30 @@ def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:
             figure(median(item.refit_frobenius_error for item in figures)),
             str(sum(item.frobenius_error > 1 for item in figures)),
             figure(median(item.condition_gram for item in figures)),
-            duration(median(item.seconds for item in measurements)),
+            duration(_median(seconds_of(measurements))),
         )
     if scope.rank is not None:  # these are run at the ranks asked for only
-        for label, method in (("near-best LDU", "ldu_lowrank"), ("quick PiSSA", "pissa")):
+        methods = [("near-best LDU", "ldu_lowrank"), *([("quick PiSSA", "pissa")] * analysis.options.has_times)]
+        for label, method in methods:
             found = [matrix.at(method, scope.rank) for matrix in scope.matrices]
             yield (
                 label,
                 figure(median(item.diagnostics.frobenius_error for item in found)),
                 *("",) * 3,
-                duration(median(item.seconds for item in found)),
+                duration(_median(seconds_of(found))),
             )
     best = [item.diagnostics.svd_frobenius_error for item in scope.ldu(analysis.options.pivoting[0])]
-    seconds = median(matrix.svd_seconds for matrix in scope.matrices)
+    seconds = _median(seconds_of_svd(scope.matrices))
     # Of a randomized SVD it is a bound from above.
     exact = all(matrix.svd_niter is None for matrix in scope.matrices)
-    label, least = ("exact SVD", "") if exact else ("randomized SVD", "at most ")
+    label, least = (
+        ("exact SVD" if analysis.options.has_times else "SVD", "") if exact else ("randomized SVD", "at most ")
+    )
     yield (label, f"{least}{figure(median(best))}", *("",) * 3, duration(seconds))
+
+
+def _median(seconds: list[float]) -> float | None:
+    return median(seconds) if seconds else None
 
 
 def count_of(matrices: int) -> str:
@@ -132,7 +141,7 @@ def analyze(
         choice(
             MODES,
             help="exact: the whole SVD, LDU to the full rank. cheap: leading singular values with bounds, LDU to the "
-            "largest rank asked for.",
+            "largest rank asked for. fast: as cheap, from one sketch, without PiSSA and times.",
         ),
     ] = "exact",
     target_error: Annotated[

@@ -186,8 +186,9 @@ def _square(block: Array, backend: Backend) -> _Host:
     What is in its memory is multiplied by NumPy, whose product of a matrix with itself takes half the operations.
     """
     if in_host_memory(block):
-        host = np.asarray(backend.to_numpy(block))
-        return host.T @ host
+        block = backend.to_numpy(block)
+        product: _Host = block.T @ block
+        return product
     return np.asarray(backend.to_numpy(backend.xp.matrix_transpose(block) @ block))
 
 

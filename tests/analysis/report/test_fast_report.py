@@ -1,0 +1,48 @@
+"""Reports of fast mode: what is not measured is missing in them, and nothing else."""
+
+import pytest
+import torch
+
+from lowrank_ldu.analysis import Analysis, analyze, examine_claims
+from lowrank_ldu.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        f"layers.{layer}.{name}.weight": torch.randn(40, 30, generator=generator)
+        for layer in (0, 1)
+        for name in ("q", "v")
+    }
+    return analyze(weights, ranks=(2, 8), mode="fast", threads=1)
+
+
+def test_the_page_has_neither_times_nor_pissa(analysis, tmp_path):
+    analysis.save(tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "PiSSA error" not in page
+    assert "<h2>Time</h2>" not in page
+    assert "near-best error" in page
+    assert not list((tmp_path / "report" / "figures").glob("times*"))
+    assert list((tmp_path / "report" / "figures").glob("error-partial*"))
+    assert Analysis.load(tmp_path / "report") == analysis
+
+
+def test_frames_have_what_was_measured(analysis):
+    figures = analysis.figures
+    assert set(figures["method"]) == {"ldu", "ldu_lowrank", "svd"}
+    assert sorted(set(figures["rank"])) == [2, 8]
+    ldu = figures[figures["method"] == "ldu"]
+    assert ldu.loc[ldu["rank"] == 8, "seconds"].notna().all()
+    assert ldu.loc[ldu["rank"] == 2, "seconds"].isna().all()
+    assert figures["frobenius_error"].notna().all()
+    assert "fast" in repr(analysis)
+
+
+def test_what_needs_times_or_the_full_rank_is_refused(analysis):
+    with pytest.raises(OptionError, match="mode is 'fast', which times nothing; accepted: 'exact' or 'cheap'"):
+        analysis.plot_times()
+    with pytest.raises(OptionError, match="mode is 'fast'; accepted: an analysis in mode 'exact'"):
+        examine_claims(analysis)
+    assert analysis.plot_errors() is not None
