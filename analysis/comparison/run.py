@@ -221,6 +221,7 @@ def compare_checkpoints(
                 options.threads,
                 lambda info: _load(info, base_reader, tuned_reader),
                 lambda info, loaded: _compare(pairs[info.name], loaded, options),
+                give_up=lambda: _give_up(base_reader, tuned_reader),
             ),
             progress,
         ):
@@ -241,6 +242,11 @@ def _load(info: TensorInfo, base: CheckpointReader, tuned: CheckpointReader) -> 
         raise
     except (CheckpointError, MemoryError) as error:
         return describe_error(error)
+
+
+def _give_up(*readers: CheckpointReader) -> None:
+    for reader in readers:
+        reader.give_up()
 
 
 def _compare(pair: Pair, loaded: list[tuple[torch.Tensor, torch.Tensor] | str], options: CompareOptions) -> PairResult:

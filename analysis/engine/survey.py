@@ -135,6 +135,7 @@ def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[tuple
         lambda info: load(reader, info),
         lambda info, loaded: timed_analysis(info, loaded, options),
         bytes_per_entry(options),
+        reader.give_up,
     )
 
 

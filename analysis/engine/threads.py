@@ -45,6 +45,8 @@ class Threads(Generic[_Loaded, _Outcome]):
         worker's arguments may outlive its result for a moment, and with them the weight.
     each : int
         Bytes for each entry of a matrix that its analysis takes at its peak.
+    give_up : callable, optional
+        Ends the loading that a thread is at, where it may take long. Called if the iterator of `run` ends early.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Threads(Generic[_Loaded, _Outcome]):
         load: Callable[[TensorInfo], _Loaded],
         analyze: Callable[[TensorInfo, list[_Loaded]], _Outcome],
         each: int = BYTES_PER_ENTRY,
+        give_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._threads = threads
         self._load = load
         self._analyze = analyze
         self._each = each
+        self._give_up = give_up
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
         """Count the tensors that are worked on at the same time."""
@@ -71,7 +75,7 @@ class Threads(Generic[_Loaded, _Outcome]):
 
         An exception of a callable ends the iteration.
         """
-        reading, stopped = Lock(), False
+        reading, stopped, whole = Lock(), False, False
 
         def work(info: TensorInfo) -> tuple[TensorInfo, _Outcome]:
             with reading:
@@ -94,13 +98,17 @@ class Threads(Generic[_Loaded, _Outcome]):
             try:
                 for outcome in outcomes:  # noqa: UP028  # `yield from` would close them, with the warning
                     yield outcome
+                whole = True
             finally:
+                stopped = True
+                if not whole:
+                    self._give_up()
                 # Linear algebra cannot be interrupted, and stopping does not wait for it. The caller may close the
                 # reader next, however: no thread may be reading then.
                 with _without_warnings():
                     outcomes.close()
                 with reading:
-                    stopped = True
+                    pass
 
 
 @contextmanager

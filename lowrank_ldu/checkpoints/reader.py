@@ -125,6 +125,11 @@ class CheckpointReader(ABC):
     def _read(self, info: TensorInfo) -> torch.Tensor:
         """Read the values of a tensor of this checkpoint."""
 
+    def give_up(self) -> None:
+        """End a reading from a server that another thread is at; it fails."""
+        if isinstance(self.path, RemotePath):
+            self.path.give_up()
+
     def close(self) -> None:
         """Let go of the files; closing again does nothing."""
         self._closed = True

@@ -461,6 +461,7 @@ class TestObjectStores:
                 "no credentials for it .*; set AWS_ACCESS_KEY_ID",
                 1,
             ),
+            (OSError("Forbidden: hush"), r"refuses access \(403\)", 1),
             (OSError("hush"), r"cannot be read \(OSError\), asked 4 times", 4),
             (type("ConnectTimeoutError", (Exception,), {})("hush"), "ConnectTimeoutError.*asked 4 times", 4),
             (type("HttpError", (Exception,), {"code": 403})("hush"), r"refuses access \(403\)", 1),

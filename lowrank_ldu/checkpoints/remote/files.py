@@ -49,6 +49,9 @@ class Files(Protocol):
     def entries(self, address: Address) -> dict[str, bool] | None:
         """Return the names in a folder, and which are folders themselves; None where it cannot be listed."""
 
+    def give_up(self) -> None:
+        """End the request that another thread is at, where that can be done."""
+
 
 def check_same(seen: State, known: State) -> None:
     """Refuse a file that is in another state than before.

@@ -20,6 +20,7 @@ _OF_AMAZON = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or FSSPEC_S3_ANON=true for public buckets"
 )
 _OF_GOOGLE = "set GOOGLE_APPLICATION_CREDENTIALS; for public buckets FSSPEC_GS_TOKEN=anon"
+_ABSENT = "there is no such file or folder, or none that these credentials show; check the address"
 # Of a mark of the content, in results; none is so long.
 _LONGEST_MARK = 300
 # The strongest first; stores differ in names and in what they have.
@@ -60,7 +61,7 @@ class ObjectFiles:
         with self._faults():
             information = self._system.info(address.asked)
         if information.get("type") != "file" or not isinstance(information.get("size"), int):
-            raise Fault("there is no such file; check the address", status=404)
+            raise Fault(_ABSENT, status=404)
         return State(information["size"], _mark(information))
 
     def fill(self, address: Address, start: int, buffer: memoryview, known: State) -> None:
@@ -88,6 +89,9 @@ class ObjectFiles:
             if entry["name"].strip("/") != address.asked.strip("/")
         }
 
+    def give_up(self) -> None:
+        """Do nothing: the libraries' requests cannot be ended."""
+
     @contextmanager
     def _faults(self) -> Iterator[None]:
         """Turn what the libraries raise into faults.
@@ -99,7 +103,7 @@ class ObjectFiles:
         except (CheckpointError, Fault):
             raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise Fault("there is no such file or folder; check the address", status=404) from None
+            raise Fault(_ABSENT, status=404) from None
         except PermissionError:
             raise fault_of_status(403, self._credentials) from None
         except Exception as error:  # noqa: BLE001  # each library has errors of its own, and of its transport
@@ -110,6 +114,8 @@ class ObjectFiles:
         if "credential" in kind.lower():
             return Fault(f"there are no credentials for it ({kind}); {self._credentials}", status=401)
         status = next((found for name in ("status", "code") if type(found := getattr(error, name, None)) is int), None)
+        if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs's own
+            status = 403
         if status is not None:
             return fault_of_status(status, self._credentials)
         if isinstance(error, OSError) or "Connect" in kind or "Timeout" in kind:

@@ -139,7 +139,7 @@ class RemotePath:
         """
         found = self._state()
         if found is None:
-            raise AbsentError(f"{self}: the server has no such file; check the address")
+            raise AbsentError(f"{self}: the server has no such file, or does not show it; check the address")
         return found
 
     def _state(self) -> State | None:
@@ -169,6 +169,10 @@ class RemotePath:
         if size:
             ask(str(self), lambda: self._server.files.fill(self.address, start, buffer, known))
         return buffer
+
+    def give_up(self) -> None:
+        """End a reading that another thread is at, where that can be done."""
+        self._server.files.give_up()
 
     def read_text(self, limit: Limit) -> bytes:
         """Read a file of JSON whole, at most one byte more than the limit."""

@@ -6,7 +6,9 @@ asked here is checked by the answer's head before its body is read.
 
 from __future__ import annotations
 
+import asyncio
 import re
+from concurrent.futures import CancelledError, wait
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 
@@ -15,6 +17,7 @@ from lowrank_ldu.checkpoints.remote.files import EXTRA, State, check_same, libra
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
 
     from lowrank_ldu.checkpoints.remote.address import Address
 
@@ -63,6 +66,7 @@ class WebFiles:
         self._headers = dict(headers or {})
         self._credentials = credentials
         self._commit = commit
+        self._running: Future[State] | None = None
         # Proxies and ~/.netrc. A password from there beside a token of our own would be an error of aiohttp's.
         trusted = not self._headers or bool(getproxies())
         self._session = fsspec.filesystem("https", skip_instance_cache=True, client_kwargs={"trust_env": trusted})
@@ -81,14 +85,24 @@ class WebFiles:
         """Return None: a web server lists no folders."""
         return None
 
-    def _ask(self, address: Address, start: int, buffer: memoryview, known: State | None) -> State:
-        from fsspec.asyn import sync  # noqa: PLC0415  # an extra's
+    def give_up(self) -> None:
+        """End the request that another thread is at, if one is."""
+        if self._running is not None:
+            self._running.cancel()
 
+    def _ask(self, address: Address, start: int, buffer: memoryview, known: State | None) -> State:
         aiohttp = self._aiohttp
+        running = asyncio.run_coroutine_threadsafe(self._answer(address, start, buffer, known), self._session.loop)
+        self._running = running
         try:
-            state: State = sync(self._session.loop, self._answer, address, start, buffer, known)
+            # A second at a time, for Ctrl-C to be seen where waiting hides it.
+            while not wait((running,), timeout=1).done:
+                pass
+            return running.result()
         except Fault:
             raise
+        except CancelledError:
+            raise Fault("the reading was given up") from None
         # Nothing of their messages is passed on: they have whole URLs in them.
         except aiohttp.TooManyRedirects:
             raise Fault("the server redirects without end; check the address") from None
@@ -102,7 +116,8 @@ class WebFiles:
             raise Fault(f"the server cannot be reached ({type(error).__name__})", again=True) from None
         except ValueError as error:
             raise Fault(f"the request cannot be made ({type(error).__name__}); check the address") from None
-        return state
+        finally:
+            running.cancel()
 
     async def _answer(self, address: Address, start: int, buffer: memoryview, known: State | None) -> State:
         session = await self._session.set_session()

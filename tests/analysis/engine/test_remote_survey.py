@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from range_server import PROXIES, RangeServer
@@ -12,6 +14,7 @@ from weights import weight
 
 from lowrank_ldu.analysis import CompareOptions, SurveyOptions, analyze_checkpoint, compare_checkpoints
 from lowrank_ldu.analysis.engine import cluster
+from lowrank_ldu.analysis.engine.survey import survey
 from lowrank_ldu.checkpoints import open_weights
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.errors import ClusterError, JournalError, RemoteError, WorkerError
@@ -147,6 +150,28 @@ def test_a_file_that_is_changed_during_a_survey(server, url, tmp_path):
         analyze_checkpoint(url, OPTIONS, journal=journal)
     with pytest.raises(JournalError, match="has been changed since; remove the file to begin anew"):
         analyze_checkpoint(url, OPTIONS, journal=journal, resume=True)
+
+
+def test_a_reading_that_takes_long_is_given_up(server, url):
+    """Ctrl-C need not wait for a server that says nothing."""
+    silent, left = threading.Event(), [None]
+
+    def misbehave(_path, start):
+        if start <= 8 or left:
+            return left.pop() if start > 8 else None
+        silent.set()
+        return "silence"
+
+    server.misbehave = misbehave
+    with open_weights(url) as reader:
+        results = survey(reader, OPTIONS)
+        assert [next(results).name for _ in range(2)] == ["bias", "w0"]
+        assert silent.wait(10)
+        start = time.monotonic()
+        results.close()
+        assert time.monotonic() - start < 5  # of a minute of silence
+        server.misbehave = lambda path, start: None
+        assert reader.load("w3").shape == (9, 9)
 
 
 def test_another_configuration_between_two_parts(server, url, tmp_path):
