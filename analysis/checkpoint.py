@@ -46,8 +46,8 @@ def analyze(
     Parameters
     ----------
     source : str, os.PathLike, torch.nn.Module or mapping of str to torch.Tensor
-        A checkpoint by its path, or ``hf://OWNER/NAME`` on the hub; or a model in memory, by its module or its state
-        dict. Tensors in memory may be on any device, quantized or combined, as in files; they are never changed, and
+        A checkpoint by its path, or ``hf://OWNER/NAME`` on the hub, or another URL; or a model in memory, by its module
+        or its state dict. Tensors in memory may be on any device, quantized or combined, as in files; they are never changed, and
         tied ones are analyzed once.
     options : SurveyOptions, optional
         How to analyze it, in place of keywords.

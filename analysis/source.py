@@ -16,7 +16,7 @@ from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.validation import shown
 
 Source = str | os.PathLike[str] | nn.Module | Mapping[str, Any]
-_ACCEPTED = "a path, hf://OWNER/NAME, a torch.nn.Module, or a state dict (a mapping of str to torch.Tensor)"
+_ACCEPTED = "a path, hf://OWNER/NAME or another URL, a torch.nn.Module, or a state dict (a mapping of str to torch.Tensor)"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -31,7 +31,7 @@ def open_source(source: Source, name: str = "source") -> WeightsReader:
     Parameters
     ----------
     source : str, os.PathLike, nn.Module or mapping of str to torch.Tensor
-        A path as for `lowrank_ldu.checkpoints.open_weights`, or a model in memory, whose tensors may be on any device.
+        A path or URL as for `lowrank_ldu.checkpoints.open_weights`, or a model in memory, whose tensors may be on any device.
         Of a module it is what its `state_dict()` holds. What is combined or quantized is taken apart as in files, by
         the module's `config` where a file's would be.
     name : str

@@ -86,9 +86,10 @@ def pivot_panel(analysis: Analysis, pivoting: Pivoting, place: Place = Figure) -
 
 def time_panel(analysis: Analysis, place: Place = Figure) -> Panel:
     """Draw the time that each matrix took, in milliseconds."""
+    times = _seconds(analysis)  # before there is a figure, which an error would leave
     title = f"Time to factor, rank {analysis.headline_rank}"
     panel = Panel("times", title, _ENTRIES, "time (ms)", place=place)
-    for method, (label, seconds) in _seconds(analysis).items():
+    for method, (label, seconds) in times.items():
         panel.scatter(_sizes(analysis), [1e3 * spent for spent in seconds], method, label)
     panel.make_logarithmic(x=True, y=True)
     panel.add_legend()

@@ -223,7 +223,7 @@ def test_configurations_are_the_models_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (3, r"source is a int; accepted: a path, hf://OWNER/NAME, a torch.nn.Module, or a state dict"),
+        (3, r"source is a int; accepted: a path, hf://OWNER/NAME or another URL, a torch.nn.Module, or a state dict"),
         (None, "source is a NoneType"),
         (weight(3, 3), r"source is a Tensor; accepted: .*, \{'weight': tensor\} say"),
         (b"model.safetensors", "source is a bytes"),
