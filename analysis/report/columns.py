@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from lowrank_ldu.analysis.report.advice import advice_of
 from lowrank_ldu.analysis.report.scope import energy, least_error, needed_in_words
 from lowrank_ldu.formatting import duration, figure, interval
 
@@ -60,12 +61,19 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
     listed: list[Column[MatrixAnalysis]] = [
         Column(
             "recommended",
-            "The pivoting whose leading terms, with a refitted diagonal, reach a relative error of "
-            f"{max(options.targets):g} with the smallest rank, and that rank; no saving where its factors are "
-            "larger than the weight. The view of the matrix says why.",
-            lambda matrix: matrix.recommendation.rank,
-            show=_recommended,
+            f"What reaches a relative error of {max(options.targets):g} with the fewest numbers, and its rank: LDU with "
+            "a refitted diagonal, or the SVD, which the near-best LDU comes close to; or the weight is kept, where no "
+            "factors are smaller than it. The view of the matrix says more.",
+            lambda matrix: advice_of(matrix).rank,
+            show=lambda matrix: advice_of(matrix).short,
         ),
+        Column(
+            "size left",
+            "Numbers of the recommended factors over those of the weight.",
+            lambda matrix: advice_of(matrix).share,
+            write=lambda share: f"{share:.0%}",
+        ),
+        *(column for error in options.targets for column in _of_target(error, options.pivoting)),
         Column("stable rank", "‖W‖²_F / ‖W‖²_2, from 1 to k = min(m, n).", lambda matrix: matrix.spectrum.stable_rank),
         Column(
             "effective rank",
@@ -105,8 +113,6 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
     for pivoting in options.pivoting:
         of_strategy = list(_of_strategy(pivoting, rank))
         listed += of_strategy if options.has_times else of_strategy[:-1]
-    for error in options.targets:
-        listed += _of_target(error, options.pivoting)
     if not options.has_times:
         return listed
     listed += [
@@ -125,13 +131,6 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
         ),
     ]
     return listed
-
-
-def _recommended(matrix: MatrixAnalysis) -> str:
-    advice = matrix.recommendation
-    if advice.rank is None:
-        return f"{advice.pivoting}, > {matrix.curve_ranks[-1]}"
-    return f"{advice.pivoting}, {advice.rank}{'' if advice.pays else ': no saving'}"
 
 
 def _of_target(error: float, strategies: Iterable[Pivoting]) -> Iterator[Column[MatrixAnalysis]]:

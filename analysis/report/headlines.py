@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.report.advice import verdict
 from lowrank_ldu.analysis.report.scope import Scope, headline_scope, least_error, seconds_of, seconds_of_svd, svd_name
 from lowrank_ldu.formatting import duration, figure, interval
 
@@ -21,7 +22,7 @@ def headlines(analysis: Analysis) -> list[str]:
     rank = analysis.headline_rank
     matrices = [matrix for _, matrix in analysis.matrices]
     scope = headline_scope(analysis)
-    sentences: list[str] = []
+    sentences = [verdict(matrices, max(analysis.options.targets))]
     if len(scope.matrices) < len(matrices):
         sentences.append(
             f"{len(scope.matrices)} of {len(matrices)} matrices have a full rank above {rank}; what is said about rank "
@@ -30,7 +31,6 @@ def headlines(analysis: Analysis) -> list[str]:
     sentences += [_error_sentence(scope, pivoting) for pivoting in analysis.options.pivoting]
     if scope.rank is not None:
         sentences.append(_near_best_sentence(scope, scope.rank, timed=analysis.options.has_times))
-    sentences.append(_recommendation_sentence(matrices, max(analysis.options.targets)))
     sentences.append(_conditioning_sentence(_conditioning_scope(scope, matrices), analysis.options.pivoting))
     if analysis.options.has_times:
         sentences.append(_time_sentence(scope, analysis))
@@ -67,16 +67,6 @@ def _near_best_sentence(scope: Scope, rank: int, *, timed: bool) -> str:
     return (
         f"At {scope.place} the near-best LDU, that of nearly the best matrix of this rank, has a median relative error "
         f"of {error}{took}."
-    )
-
-
-def _recommendation_sentence(matrices: list[MatrixAnalysis], target: float) -> str:
-    reached = [matrix.recommendation for matrix in matrices if matrix.recommendation.rank is not None]
-    pays = sum(advice.pays for advice in reached)
-    return (
-        f"A relative error of {target:g} is reached by LDU with a refitted diagonal in {len(reached)} of "
-        f"{len(matrices)} matrices at a rank that was looked at, in {pays} of them with factors that are smaller "
-        "than the weight."
     )
 
 

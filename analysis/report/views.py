@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.report.advice import advice_of
 from lowrank_ldu.analysis.report.chart import Chart, Series, draw_chart
 from lowrank_ldu.analysis.report.scope import best_name, energy, least_error, needed_in_words, svd_name
 from lowrank_ldu.diagnostics import Diagnostics
@@ -60,7 +61,7 @@ def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
     figures = [(name.replace("_", " "), [figure(getattr(item, name)) for item in records]) for name in _OF_A_RANK]
     figures.append(("time", [duration(measurement.seconds) for measurement in matrix.measurements]))
     return View(
-        advice=_advice(matrix),
+        advice=advice_of(matrix).text,
         svd=best_name([matrix]),
         needed=_needed(matrix),
         facts=_facts(matrix),
@@ -68,12 +69,6 @@ def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
         methods=[_method(measurement) for measurement in matrix.measurements],
         figures=figures,
     )
-
-
-def _advice(matrix: MatrixAnalysis) -> str:
-    advice = matrix.recommendation
-    rank = f"more than {matrix.curve_ranks[-1]} terms" if advice.rank is None else f"rank {advice.rank}"
-    return f"{advice.pivoting} pivoting, {rank}, the diagonal refitted, factors stored in {advice.storage}"
 
 
 def _needed(matrix: MatrixAnalysis) -> list[tuple[str, list[str]]]:

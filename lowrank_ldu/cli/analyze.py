@@ -46,7 +46,7 @@ def show_summary(analysis: Analysis, out: Path) -> None:
     Medians over the matrices, what was skipped, and where the report is.
     """
     console = SafeConsole()
-    from lowrank_ldu.analysis import headline_scope  # noqa: PLC0415
+    from lowrank_ldu.analysis import headline_scope, headlines  # noqa: PLC0415
 
     scope = headline_scope(analysis)
     table = Table(title=f"Medians over {count_of(len(scope.matrices))}, at {scope.place}", title_justify="left")
@@ -56,12 +56,7 @@ def show_summary(analysis: Analysis, out: Path) -> None:
     for row in _rows(scope, analysis):
         table.add_row(*row)
     console.print(table)
-    target = max(analysis.options.targets)
-    advice = [matrix.recommendation for _, matrix in analysis.matrices]
-    console.print(
-        f"LDU with a refitted diagonal reaches a relative error of {target:g} with factors smaller than the weight in "
-        f"{sum(item.pays for item in advice)} of {count_of(len(advice))}.",
-    )
+    console.print(headlines(analysis)[0])
     console.print(f"{count_of(len(analysis.matrices))} analyzed in {duration(analysis.seconds)}.")
     if analysis.skipped:
         counts = Counter(result.reason for result in analysis.skipped)

@@ -14,6 +14,7 @@ from half_precision import assert_as_near, assert_within, gamma, references
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from range_server import PROXIES, RangeServer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import nn
@@ -530,3 +531,19 @@ def test_a_folder_whose_name_the_library_does_not_take(base, tmp_path, export):
 def test_tensors_that_a_base_has_not(base):
     with pytest.raises(CheckpointError, match=r"no tensor 'other'; it has \d+ tensors"):
         open_checkpoint(base).load("other")
+
+
+def test_bases_on_a_server_are_refused(monkeypatch):
+    pytest.importorskip("aiohttp")
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    server = RangeServer({"/m/model.safetensors": save({"a": torch.ones(2, 2)})})
+    try:
+        for url in (f"{server.url}/m/model.safetensors", f"{server.url}/m"):
+            with (
+                open_checkpoint(url) as reader,
+                pytest.raises(CheckpointError, match="is on a server; accepted: a base model on this machine"),
+            ):
+                BaseModel(reader)
+    finally:
+        server.stop()
