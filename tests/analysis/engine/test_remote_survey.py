@@ -66,7 +66,7 @@ def test_figures_are_those_of_the_file(server, url, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(server.files[PATH])
     there, here = analyze_checkpoint(url, OPTIONS), analyze_checkpoint(tmp_path / "model.safetensors", OPTIONS)
     assert there.checkpoint == server.url + PATH
-    assert [tensor.name for tensor in there.tensors] == [tensor.name for tensor in here.tensors]
+    assert [tensor.name for tensor in there.results] == [tensor.name for tensor in here.results]
     for (_, one), (_, other) in zip(there.matrices, here.matrices, strict=True):
         assert one.at("ldu", 4, "partial").diagnostics == other.at("ldu", 4, "partial").diagnostics
 
