@@ -62,8 +62,8 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
         Column(
             "recommended",
             f"What reaches a relative error of {max(options.targets):g} with the fewest numbers, and its rank: LDU "
-            "with a refitted diagonal, or the SVD, which the near-best LDU comes close to; or the weight is kept, where no "
-            "factors are smaller than it. The view of the matrix says more.",
+            "with a refitted diagonal, or the SVD, which the near-best LDU comes close to. The weight is kept where "
+            "no factors are smaller than it. The view of the matrix says more.",
             lambda matrix: advice_of(matrix).rank,
             show=lambda matrix: advice_of(matrix).short,
         ),
