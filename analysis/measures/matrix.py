@@ -103,6 +103,10 @@ class MatrixAnalysis:
     needed: list[NeededRank]
     recommendation: Recommendation
 
+    def __repr__(self) -> str:
+        ranks = ", ".join(str(rank) for rank in sorted({each.diagnostics.rank for each in self.measurements}))
+        return f"MatrixAnalysis {self.m} x {self.n}, at ranks {ranks}\n  {self.recommendation.reason}"
+
     @property
     def reaches_full_rank(self) -> bool:
         """Whether LDU was measured to the full rank."""

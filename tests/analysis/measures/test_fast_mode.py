@@ -151,6 +151,8 @@ def test_times_and_pissa_are_left_out():
     assert {each.diagnostics.method for each in fast.measurements} == {"ldu", "ldu_lowrank"}
     timed = [each.diagnostics.rank for each in fast.measurements if each.seconds is not None]
     assert timed == [RANKS[-1]] * 2
+    assert repr(fast).startswith("MatrixAnalysis 40 x 30, at ranks 2, 8, 16\n  ")
+    assert len(repr(fast)) < 400
     with pytest.raises(KeyError, match="'pissa', 8"):
         fast.at("pissa", 8)
 
