@@ -441,6 +441,8 @@ def test_a_base_of_every_dtype_is_merged_without_a_change_elsewhere(tmp_path, sh
 MERGE = """
 import resource, sys
 from pathlib import Path
+import numpy
+import scipy.linalg
 import torch
 from lowrank_ldu.adapters import export_merged, read_adapter
 from lowrank_ldu.checkpoints import open_checkpoint
@@ -451,7 +453,10 @@ def mebibytes(of):
 torch.set_num_threads(1)
 folder, base, most = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 adapter = read_adapter(folder / "adapter")
-torch.linalg.lu_factor(torch.eye(64))  # what the library sets up once
+# What libraries set up once: torch's, NumPy's and SciPy's linear algebra have buffers of their own.
+torch.linalg.lu_factor(torch.eye(64))
+numpy.linalg.eigvalsh(numpy.ones((512, 512)) @ numpy.ones((512, 512)))
+scipy.linalg.cholesky(numpy.eye(512))
 used = mebibytes("VmData:")
 limit = int((used + most) * 2**20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

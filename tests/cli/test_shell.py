@@ -58,7 +58,7 @@ def test_words_of_choices_are_those_of_the_library():
     ("line", "expected"),
     [
         ("lowrank-ldu an", {"analyze"}),
-        ("lowrank-ldu analyze --mode ", {"exact", "cheap"}),
+        ("lowrank-ldu analyze --mode ", {"fast", "exact", "cheap"}),
         ("lowrank-ldu analyze x --pivoting r", {"rook", "randomized"}),
         ("lowrank-ldu analyze x --engine ", {"local", "dask"}),
         ("lowrank-ldu bench --preset l", {"llama"}),

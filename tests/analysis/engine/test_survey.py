@@ -323,7 +323,7 @@ def test_nothing_to_analyze_says_why(tmp_path, options):
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is 9223372036854775808; accepted: at most"),
         ({"threads": 0}, "threads is 0"),
-        ({"mode": "fast"}, "mode is 'fast'; accepted: exact, cheap"),
+        ({"mode": "quick"}, "mode is 'quick'; accepted: fast, exact, cheap"),
         ({"dtype": "float16"}, "dtype is 'float16'; accepted: float32, float64"),
         ({"targets": ()}, "targets is empty"),
         ({"targets": (0.5, 0.0)}, "targets holds 0.0; accepted: relative errors"),
