@@ -73,14 +73,14 @@ def verdict(matrices: Sequence[MatrixAnalysis], target: float) -> str:
     by_ldu = sum(each.choice == "ldu" for each in advice)
     if not smaller:
         return (
-            f"At a relative error of {target:g} none of {len(advice)} matrices gets smaller by any factorization that "
+            f"At a relative error of {target:g}, none of {len(advice)} matrices gets smaller by any factorization that "
             "was looked at: keep the weights."
         )
     whole = sum(matrix.size for matrix in matrices)
     left = sum(each.share * matrix.size for each, matrix in zip(advice, matrices, strict=True))
     typical = median(each.share for each in smaller)
     return (
-        f"At a relative error of {target:g} {len(smaller)} of {len(advice)} matrices get smaller, to {typical:.0%} of "
+        f"At a relative error of {target:g}, {len(smaller)} of {len(advice)} matrices get smaller, to {typical:.0%} of "
         f"their numbers (median), and all together to {left / whole:.0%}: "
         f"{by_ldu} by LDU of the weight itself, {len(smaller) - by_ldu} by the SVD or the near-best LDU alone."
     )

@@ -133,6 +133,7 @@ def digits_cache(tmp_path_factory):
     patch.undo()
 
 
+@pytest.mark.longer
 def test_digits_need_no_download_and_their_network_is_kept(digits_cache, tmp_path, monkeypatch):
     choice = Choice(settings={"num_train_epochs": 6})
     (result,) = run_recipe(load_recipe("digits"), tmp_path / "out", choice, seeds=[0])

@@ -231,6 +231,7 @@ def test_what_is_not_reported_loads_no_task(base, tmp_path, monkeypatch):
         run(base, tmp_path / "unsafe", ["colors_unsafe"], tests=False)
 
 
+@pytest.mark.longer
 def test_a_comparison_evaluates_what_it_reports(base, tmp_path, monkeypatch):
     evaluated = []
 
