@@ -10,6 +10,7 @@ from torch import nn
 
 from lowrank_ldu.analysis.engine.executor import list_reasons
 from lowrank_ldu.analysis.engine.journal import Journal, Origin
+from lowrank_ldu.analysis.engine.shapes import with_times
 from lowrank_ldu.analysis.engine.survey import survey
 from lowrank_ldu.analysis.engine.threads import describe_threads
 from lowrank_ldu.analysis.options import SurveyOptions
@@ -150,6 +151,8 @@ def analyze_checkpoint(
                     if result.analysis is not None:
                         # Failures are not kept: they may be for want of memory, and are tried again.
                         kept.append(result, time.perf_counter() - start)
+    if options.has_times:
+        results = with_times(results, options, progress)
     results.sort(key=lambda result: order[result.name])
     analysis = Analysis(opened, options, environment, before + time.perf_counter() - start, results)
     if not analysis.matrices:

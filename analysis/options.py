@@ -104,7 +104,7 @@ class SurveyOptions(_Options):
         "exact": the whole SVD of every matrix, and LDU to the full rank. "cheap": neither; the leading singular values
         are those of a randomized SVD, with bounds, and ranks are measured as far as they are asked for. A matrix whose
         smaller side is hardly larger than the largest rank is analyzed exactly in both. "fast": as far as they are
-        asked for, without PiSSA and without times but those of the largest rank; all singular values come from a Gram
+        asked for, without PiSSA and without times where they are not asked for; all singular values come from a Gram
         matrix where the smaller side has at most 1,024 rows, or else the leading ones from the sketch of the near-best
         LDU.
     targets : tuple of float
@@ -117,6 +117,8 @@ class SurveyOptions(_Options):
         Draws the sketches of randomized pivoting and of quick PiSSA, and random starts of the diagonal; at least 0.
     threads : int
         Cores to use, from 1 to 1024.
+    times : bool or None
+        Whether methods are timed, once for each shape, on a random matrix. None: in modes "exact" and "cheap".
 
     A single rank, strategy or error may be given for a tuple of one.
 
@@ -131,9 +133,10 @@ class SurveyOptions(_Options):
     (8,)
     """
 
-    mode: Mode = "exact"
+    mode: Mode = "fast"
     targets: tuple[float, ...] = (0.5, 0.1)
     dtype: ComputeDtype | None = None
+    times: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,10 +145,17 @@ class SurveyOptions(_Options):
         object.__setattr__(self, "targets", _checked_targets(self.targets))
         if self.dtype is not None:
             _check_choices("dtype", (self.dtype,), COMPUTE_DTYPES)
+        if self.times is not None and not isinstance(self.times, bool):
+            raise OptionError(f"times is {self.times!r}; accepted: True, False or None")
 
     @property
     def has_times(self) -> bool:
-        """Whether methods are timed, and PiSSA, whose point is its time, is measured."""
+        """Whether methods are timed."""
+        return self.mode != "fast" if self.times is None else self.times
+
+    @property
+    def has_pissa(self) -> bool:
+        """Whether PiSSA is measured."""
         return self.mode != "fast"
 
 

@@ -53,6 +53,11 @@ class Analysis(Framed):
         return [(tensor, tensor.analysis) for tensor in self.results if tensor.analysis is not None]
 
     @property
+    def has_times(self) -> bool:
+        """Whether methods were timed at the shape of some matrix."""
+        return any(matrix.svd_seconds is not None for _, matrix in self.matrices)
+
+    @property
     def headline_rank(self) -> int:
         """Rank of the summaries.
 

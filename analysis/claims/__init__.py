@@ -45,7 +45,7 @@ def examine_claims(
     progress : callable, optional
         As for `analyze`.
     **fields
-        Those of `SurveyOptions`, with its defaults.
+        Those of `SurveyOptions`, with its defaults, but for `mode`, which is "exact".
 
     Returns
     -------
@@ -57,7 +57,7 @@ def examine_claims(
     TypeError
         Options are given with an analysis; or as for `analyze`.
     OptionError
-        The analysis is in another mode than "exact".
+        The analysis is in another mode than "exact", or without times.
     ValueError
         The analysis has no partial pivoting.
 
@@ -69,16 +69,18 @@ def examine_claims(
     [('rank 2', 'holds'), ('full rank', 'holds')]
     """
     if not isinstance(source, Analysis):
+        if options is None:
+            fields = {"mode": "exact", **fields}
         analysis = analyze(source, options=options, progress=progress, **fields)
     elif options is not None or fields:
         given = ", ".join([*([] if options is None else ["options"]), *fields])
         raise TypeError(f"{given} is given with an Analysis; accepted: with a source that is to be analyzed")
     else:
         analysis = source
-    if analysis.options.mode != "exact":
+    if analysis.options.mode != "exact" or not analysis.options.has_times:
         raise OptionError(
-            f"mode is {analysis.options.mode!r}; accepted: an analysis in mode 'exact', whose factors reach the full "
-            "rank and are timed"
+            f"mode is {analysis.options.mode!r} and times is {analysis.options.times}; accepted: an analysis with "
+            "mode='exact', whose factors reach the full rank, and with times"
         )
     if "partial" not in analysis.options.pivoting:
         raise ValueError(

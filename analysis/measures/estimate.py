@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, zero_spectrum
-from lowrank_ldu.analysis.measures.timing import timed
 from lowrank_ldu.decomposition import svd
 from lowrank_ldu.decomposition.gram import blocks_of_rows
 from lowrank_ldu.diagnostics import Target
@@ -202,13 +201,10 @@ class Estimate:
     spectrum : Spectrum
     target : Target
         The matrix with its leading singular values, for the figures of factorizations.
-    seconds : float
-        Of the randomized SVD, without its bound.
     """
 
     spectrum: Spectrum
     target: Target
-    seconds: float
 
 
 def sketch_width(ranks: Sequence[int]) -> int:
@@ -235,10 +231,10 @@ def estimate_spectrum(W: torch.Tensor, ranks: Sequence[int], seed: int) -> Estim
     seed : int
         Draws the sketch and the start of the bound's iteration.
     """
-    factors, seconds = timed(svd, W, sketch_width(ranks), niter=NITER, oversampling=0, seed=seed)
+    factors = svd(W, sketch_width(ranks), niter=NITER, oversampling=0, seed=seed)
     largest = float(W.abs().max())
     if largest == 0.0:
-        return Estimate(zero_spectrum(ranks), Target(W, leading_values=factors.diagonal), seconds)
+        return Estimate(zero_spectrum(ranks), Target(W, leading_values=factors.diagonal))
     # By a power of two, which is exact, to entries whose squares neither overflow nor vanish.
     scale = 2.0 ** math.frexp(largest)[1]
     lower, upper = value_bounds(W / scale, factors.right.T, max(ranks), seed)
@@ -259,5 +255,4 @@ def estimate_spectrum(W: torch.Tensor, ranks: Sequence[int], seed: int) -> Estim
             energy_bound={rank: min(float(at_most[rank - 1]), held_ + rest, 1.0) for rank, held_ in energy.items()},
         ),
         target,
-        seconds,
     )

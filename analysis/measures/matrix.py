@@ -14,7 +14,6 @@ from lowrank_ldu.analysis.measures.estimate import NITER, estimate_spectrum, ske
 from lowrank_ldu.analysis.measures.initialization_change import InitializationChange, initialization_changes
 from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation, needed_ranks, recommend
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, leading_spectrum, summarize_spectrum
-from lowrank_ldu.analysis.measures.timing import timed
 from lowrank_ldu.decomposition import Pivoting, ldu, ldu_lowrank, pissa, svd
 from lowrank_ldu.decomposition.krylov import Sketch
 from lowrank_ldu.decomposition.ldu_lowrank import near_best
@@ -46,7 +45,8 @@ class Measurement:
     ----------
     diagnostics : Diagnostics
     seconds : float or None
-        To compute the factors of that rank alone. None where mode "fast" has them from those of a higher rank.
+        To compute the factors of that rank alone, of a matrix of this shape (`lowrank_ldu.analysis.measures.timing`).
+        None if methods were not timed.
     exact : bool
         PiSSA only: from the exact SVD, whose time is part of `seconds`.
     starts : dict of str to InitializationChange
@@ -55,7 +55,7 @@ class Measurement:
     """
 
     diagnostics: Diagnostics
-    seconds: float | None
+    seconds: float | None = None
     exact: bool = False
     starts: dict[Initialization, InitializationChange] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class MatrixAnalysis:
     spectrum : Spectrum
         Its energy is at the ranks measured.
     svd_seconds : float or None
-        Of the SVD, vectors included. None in mode "fast", which needs none.
+        Of the SVD of a matrix of this shape, vectors included. None if methods were not timed.
     svd_niter : int or None
         Power iterations of the SVD; None if all singular values are known.
     measurements : list of Measurement
@@ -246,7 +246,7 @@ def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAn
         m=m,
         n=n,
         spectrum=known.spectrum,
-        svd_seconds=known.seconds,
+        svd_seconds=None,
         svd_niter=None if exact else NITER,
         measurements=measurements,
         curve_ranks=curve_ranks,
@@ -270,20 +270,18 @@ class _Known:
 
     spectrum: Spectrum
     target: Target
-    seconds: float | None
     pissa: list[Measurement] = field(default_factory=list)
     near_best: list[Measurement] = field(default_factory=list)
 
 
 def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
-    exact, seconds = timed(svd, W)
-    # The SVD that a user would take is timed. The yardstick is computed in float64, to be right for small errors too.
+    exact = svd(W)
+    # The yardstick is computed in float64, to be right for small errors too.
     values = torch.linalg.svdvals(W.to(torch.float64))
     target = Target(W, singular_values=values)
-    leading, split_seconds = timed(split_evenly, exact.truncate(asked[-1]))
-    examination = Examination(target, leading)
-    measured = [Measurement(examination.at(rank), seconds + split_seconds, exact=True) for rank in asked]
-    return _Known(summarize_spectrum(values, ranks), target, seconds, measured)
+    examination = Examination(target, split_evenly(exact.truncate(asked[-1])))
+    measured = [Measurement(examination.at(rank), exact=True) for rank in asked]
+    return _Known(summarize_spectrum(values, ranks), target, measured)
 
 
 def _quickly(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
@@ -307,14 +305,13 @@ def _quickly(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
         if len(values) == k
         else leading_spectrum(values, target.frobenius_norm, asked),
         target,
-        seconds=None,
-        near_best=[Measurement(figures, None) for figures in examined],
+        near_best=[Measurement(figures) for figures in examined],
     )
 
 
 def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
     estimate = estimate_spectrum(W, asked, seed)
-    return _Known(estimate.spectrum, estimate.target, estimate.seconds)
+    return _Known(estimate.spectrum, estimate.target)
 
 
 def _ldu(
@@ -329,17 +326,14 @@ def _ldu(
 ) -> tuple[list[Measurement], Curve, list[NeededRank], Diagnostics]:
     """Measure the leading terms of one LDU factorization.
 
-    The time at lower ranks is that of stopping there. In mode "fast" it is not measured, nor are starts.
+    In mode "fast" starts are measured at the largest rank alone.
 
     The last of what is returned are the figures at the rank that the largest target needs with the best diagonal, or at
     the largest rank if it is not reached.
     """
     seed = options.seed
     fast = options.mode == "fast"
-    seconds: list[float | None] = [None] * (len(ranks) - 1)
-    if not fast:
-        seconds = [timed(ldu, W, rank, pivoting=pivoting, seed=seed)[1] for rank in ranks[:-1]]
-    factors, last_seconds = timed(ldu, W, ranks[-1], pivoting=pivoting, seed=seed)
+    factors = ldu(W, ranks[-1], pivoting=pivoting, seed=seed)
     examination = Examination(target, factors)
     figures = [examination.at(rank) for rank in ranks]
     starts = initialization_changes(
@@ -352,8 +346,7 @@ def _ldu(
     )
     without: list[dict[Initialization, InitializationChange]] = [{}] * (len(ranks) - len(starts))
     measurements = [
-        Measurement(measured, duration, starts=changes)
-        for measured, duration, changes in zip(figures, [*seconds, last_seconds], [*without, *starts], strict=True)
+        Measurement(measured, starts=changes) for measured, changes in zip(figures, [*without, *starts], strict=True)
     ]
     errors, refit_errors = examination.curve()
     curve = Curve(
@@ -375,10 +368,10 @@ def _ldu(
 
 
 def _pissa(W: torch.Tensor, target: Target, rank: int, seed: int) -> Measurement:
-    factors, seconds = timed(pissa, W, rank, niter=PISSA_ITERATIONS, seed=seed)
-    return Measurement(Examination(target, factors).at(rank), seconds)
+    factors = pissa(W, rank, niter=PISSA_ITERATIONS, seed=seed)
+    return Measurement(Examination(target, factors).at(rank))
 
 
 def _near_best(W: torch.Tensor, target: Target, rank: int, seed: int) -> Measurement:
-    factors, seconds = timed(ldu_lowrank, W, rank, seed=seed)
-    return Measurement(Examination(target, factors).at(rank), seconds)
+    factors = ldu_lowrank(W, rank, seed=seed)
+    return Measurement(Examination(target, factors).at(rank))

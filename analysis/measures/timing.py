@@ -1,30 +1,126 @@
-"""Time a computation."""
+"""Time the methods of an analysis once for each shape."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from lowrank_ldu.analysis.measures.estimate import NITER, sketch_width
+from lowrank_ldu.analysis.measures.matrix import PISSA_ITERATIONS
+from lowrank_ldu.decomposition import ldu, ldu_lowrank, pissa, svd
+from lowrank_ldu.decomposition.pissa import split_evenly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.decomposition import SVD, Pivoting
 
-_SHORT = 0.002
+# Seconds below which a run is repeated, for the best of three: short runs scatter.
+_SHORT = 0.05
 
 
-def timed(
-    compute: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
-) -> tuple[_Result, float]:
-    """Return `compute(*args, **kwargs)` and its seconds.
+@dataclass(frozen=True)
+class Problem:
+    """Identify matrices whose factorizations take the same time.
 
-    The best of three runs where one is under 2 ms.
+    Attributes
+    ----------
+    m, n : int
+    dtype : str
+        That they are factored in.
+    svd_niter : int or None
+        Power iterations of the SVD; None for the whole one.
     """
 
-    def once() -> tuple[_Result, float]:
+    m: int
+    n: int
+    dtype: str
+    svd_niter: int | None
+
+    @classmethod
+    def of(cls, matrix: MatrixAnalysis) -> Problem:
+        """Return the problem that a matrix was."""
+        return cls(matrix.m, matrix.n, matrix.measurements[0].diagnostics.dtype, matrix.svd_niter)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Identify a method at a rank; the fields are those of a measurement's figures."""
+
+    name: str
+    pivoting: str | None
+    rank: int
+    exact: bool
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> Method:
+        """Return the method that was measured."""
+        figures = measurement.diagnostics
+        return cls(figures.method, figures.pivoting, figures.rank, measurement.exact)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Hold the seconds of the SVD and of each method."""
+
+    svd: float
+    methods: dict[Method, float]
+
+    def put_into(self, matrix: MatrixAnalysis) -> MatrixAnalysis:
+        """Return the analysis of a matrix with these times."""
+        timed = [replace(item, seconds=self.methods[Method.of(item)]) for item in matrix.measurements]
+        return replace(matrix, svd_seconds=self.svd, measurements=timed)
+
+
+def time_methods(problem: Problem, methods: set[Method], ranks: tuple[int, ...], seed: int) -> Times:
+    """Time each method on a random matrix of a shape.
+
+    Its entries are standard normal: of a matrix of full rank no method can stop early. Runs of less than 50 ms are
+    made three times, and the best counts.
+
+    Parameters
+    ----------
+    problem : Problem
+    methods : set of Method
+    ranks : tuple of int
+        Those that were asked for: the randomized SVD serves the largest.
+    seed : int
+        Of the matrix, and of sketches.
+    """
+    size = problem.m, problem.n
+    W = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=getattr(torch, problem.dtype))
+    options: dict[str, Any] = {}
+    if problem.svd_niter is not None:
+        width = sketch_width([min(rank, *size) for rank in ranks])
+        options = {"rank": width, "niter": NITER, "oversampling": 0, "seed": seed}
+    factors, svd_seconds = _timed(lambda: svd(W, **options))
+
+    def seconds_of(method: Method) -> float:
+        if method.name == "ldu":
+            return _timed(lambda: ldu(W, method.rank, pivoting=cast("Pivoting", method.pivoting), seed=seed))[1]
+        if method.name == "ldu_lowrank":
+            return _timed(lambda: ldu_lowrank(W, method.rank, seed=seed))[1]
+        if method.exact:
+            return svd_seconds + _split_seconds(factors, method.rank)
+        return _timed(lambda: pissa(W, method.rank, niter=PISSA_ITERATIONS, seed=seed))[1]
+
+    return Times(svd_seconds, {method: seconds_of(method) for method in methods})
+
+
+def _split_seconds(factors: SVD, rank: int) -> float:
+    return _timed(lambda: split_evenly(factors.truncate(rank)))[1]
+
+
+def _timed(compute: Callable[[], Any]) -> tuple[Any, float]:
+    """Return a result and its seconds."""
+
+    def once() -> tuple[Any, float]:
         start = time.perf_counter()
-        result = compute(*args, **kwargs)
+        result = compute()
         return result, time.perf_counter() - start
 
     result, seconds = once()

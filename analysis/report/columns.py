@@ -94,7 +94,7 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
             show=lambda matrix: interval(*least_error(matrix, rank)),
         ),
     ]
-    if options.has_times:
+    if options.has_pissa:
         listed.append(
             Column(
                 "PiSSA error",
@@ -115,21 +115,28 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
         listed += of_strategy if options.has_times else of_strategy[:-1]
     if not options.has_times:
         return listed
-    listed += [
+    listed.append(
         Column(
             "near-best time",
-            "Time to compute the near-best LDU.",
+            "Time to compute the near-best LDU of a random matrix of this shape, by one thread, as of all times.",
             lambda matrix: matrix.at("ldu_lowrank", rank).seconds,
             duration,
-        ),
-        Column("PiSSA time", "Time to compute quick PiSSA.", lambda matrix: matrix.at("pissa", rank).seconds, duration),
+        )
+    )
+    if options.has_pissa:
+        listed.append(
+            Column(
+                "PiSSA time", "Time to compute quick PiSSA.", lambda matrix: matrix.at("pissa", rank).seconds, duration
+            )
+        )
+    listed.append(
         Column(
             "SVD time",
             "Time of the exact or randomized SVD, vectors included.",
             lambda matrix: matrix.svd_seconds,
             duration,
-        ),
-    ]
+        )
+    )
     return listed
 
 

@@ -30,9 +30,9 @@ def headlines(analysis: Analysis) -> list[str]:
         )
     sentences += [_error_sentence(scope, pivoting) for pivoting in analysis.options.pivoting]
     if scope.rank is not None:
-        sentences.append(_near_best_sentence(scope, scope.rank, timed=analysis.options.has_times))
+        sentences.append(_near_best_sentence(scope, scope.rank))
     sentences.append(_conditioning_sentence(_conditioning_scope(scope, matrices), analysis.options.pivoting))
-    if analysis.options.has_times:
+    if seconds_of_svd(scope.matrices):
         sentences.append(_time_sentence(scope, analysis))
     sentences.append(_tie_sentence(scope, analysis.options.pivoting))
     return sentences
@@ -60,10 +60,11 @@ def _error_sentence(scope: Scope, pivoting: Pivoting) -> str:
     )
 
 
-def _near_best_sentence(scope: Scope, rank: int, *, timed: bool) -> str:
+def _near_best_sentence(scope: Scope, rank: int) -> str:
     found = [matrix.at("ldu_lowrank", rank) for matrix in scope.matrices]
     error = _median(item.diagnostics.frobenius_error for item in found)
-    took = f", and takes {duration(median(seconds_of(found)))} to compute" if timed else ""
+    seconds = seconds_of(found)
+    took = f", and takes {duration(median(seconds))} to compute" if seconds else ""
     return (
         f"At {scope.place} the near-best LDU, that of nearly the best matrix of this rank, has a median relative error "
         f"of {error}{took}."
@@ -91,18 +92,21 @@ def _conditioning_sentence(scope: Scope, strategies: Iterable[Pivoting]) -> str:
 
 def _time_sentence(scope: Scope, analysis: Analysis) -> str:
     def times_as_long(measurements: Iterable[Measurement]) -> str:
-        pairs = zip(seconds_of_svd(scope.matrices), seconds_of(measurements), strict=True)
-        return _median(svd / spent for svd, spent in pairs)
+        pairs = zip(scope.matrices, measurements, strict=True)
+        return _median(
+            matrix.svd_seconds / item.seconds
+            for matrix, item in pairs
+            if matrix.svd_seconds is not None and item.seconds is not None
+        )
 
     ratios = [
         f"{times_as_long(scope.ldu(pivoting))} times as long as LDU with {pivoting} pivoting"
         for pivoting in analysis.options.pivoting
     ]
-    quick = times_as_long(matrix.at("pissa", analysis.headline_rank) for matrix in scope.matrices)
-    return (
-        f"At {scope.place} {svd_name(scope.matrices)} takes {', '.join(ratios)}, and {quick} times as long as quick "
-        "PiSSA (medians)."
-    )
+    if analysis.options.has_pissa:
+        quick = times_as_long(matrix.at("pissa", analysis.headline_rank) for matrix in scope.matrices)
+        ratios.append(f"{quick} times as long as quick PiSSA")
+    return f"At {scope.place} {svd_name(scope.matrices)} takes {', and '.join(ratios)} (medians)."
 
 
 def _tie_sentence(scope: Scope, strategies: Iterable[Pivoting]) -> str:

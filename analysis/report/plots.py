@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lowrank_ldu.analysis.measures.curves import sample_ranks
+from lowrank_ldu.analysis.measures.timing import Problem
 from lowrank_ldu.analysis.report.heat import heat_map, heat_panel, heat_title
 from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band, drawable_logarithm
 from lowrank_ldu.analysis.report.plot_overview import overview_panel
-from lowrank_ldu.analysis.report.scope import best_name, seconds_of, seconds_of_svd, svd_name
+from lowrank_ldu.analysis.report.scope import best_name, svd_name
 from lowrank_ldu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -85,25 +86,26 @@ def pivot_panel(analysis: Analysis, pivoting: Pivoting, place: Place = Figure) -
 
 
 def time_panel(analysis: Analysis, place: Place = Figure) -> Panel:
-    """Draw the time that each matrix took, in milliseconds."""
+    """Draw the time that each shape takes, in milliseconds."""
     times = _seconds(analysis)  # before there is a figure, which an error would leave
     title = f"Time to factor, rank {analysis.headline_rank}"
     panel = Panel("times", title, _ENTRIES, "time (ms)", place=place)
     for method, (label, seconds) in times.items():
-        panel.scatter(_sizes(analysis), [1e3 * spent for spent in seconds], method, label)
+        panel.scatter(_sizes(seconds), [1e3 * spent for spent in seconds.values()], method, label)
     panel.make_logarithmic(x=True, y=True)
     panel.add_legend()
     return panel
 
 
 def speed_panel(analysis: Analysis, place: Place = Figure) -> Panel:
-    """Draw the factor by which the SVD is slower, for each matrix."""
+    """Draw the factor by which the SVD is slower, for each shape."""
     times = _seconds(analysis)
     name, exact = times.pop("svd")
     title = f"Speed against {name}, rank {analysis.headline_rank}"
     panel = Panel("speeds", title, _ENTRIES, "time of SVD / time", place=place)
     for method, (label, seconds) in times.items():
-        panel.scatter(_sizes(analysis), [svd / spent for svd, spent in zip(exact, seconds, strict=True)], method, label)
+        factors = [exact[problem] / spent for problem, spent in seconds.items()]
+        panel.scatter(_sizes(seconds), factors, method, label)
     panel.axes.axhline(1.0, color="#666666", linewidth=1.2, linestyle=":", label=f"as fast as {name}")
     panel.make_logarithmic(x=True, y=True)
     panel.add_legend()
@@ -113,21 +115,27 @@ def speed_panel(analysis: Analysis, place: Place = Figure) -> Panel:
 _ENTRIES = "entries of the matrix (m n)"
 
 
-def _sizes(analysis: Analysis) -> list[int]:
-    return [matrix.size for _, matrix in analysis.matrices]
+def _sizes(seconds: dict[Problem, float]) -> list[int]:
+    return [problem.m * problem.n for problem in seconds]
 
 
-def _seconds(analysis: Analysis) -> dict[str, tuple[str, list[float]]]:
-    """Return the label and the seconds of each method at the headline rank."""
-    if not analysis.options.has_times:
-        raise OptionError(f"mode is {analysis.options.mode!r}, which times nothing; accepted: 'exact' or 'cheap'")
+def _seconds(analysis: Analysis) -> dict[str, tuple[str, dict[Problem, float]]]:
+    """Return the label of each method and its seconds for each shape, at the headline rank."""
+    if not analysis.has_times:
+        raise OptionError(f"times is {analysis.options.times}, and nothing was timed; accepted: times=True")
     rank = analysis.headline_rank
-    matrices = [matrix for _, matrix in analysis.matrices]
-    series = {"svd": (svd_name(matrices), seconds_of_svd(matrices))}
-    for method, label in (("pissa", "quick PiSSA"), ("ldu_lowrank", "near-best LDU")):
-        series[method] = (label, seconds_of(matrix.at(method, rank) for matrix in matrices))
+    matrices = {Problem.of(matrix): matrix for _, matrix in analysis.matrices if matrix.svd_seconds is not None}
+
+    def of(seconds: Callable[[MatrixAnalysis], float | None]) -> dict[Problem, float]:
+        return {problem: spent for problem, matrix in matrices.items() if (spent := seconds(matrix)) is not None}
+
+    series = {"svd": (svd_name(matrices.values()), of(lambda matrix: matrix.svd_seconds))}
+    if analysis.options.has_pissa:
+        series["pissa"] = ("quick PiSSA", of(lambda matrix: matrix.at("pissa", rank).seconds))
+    series["ldu_lowrank"] = ("near-best LDU", of(lambda matrix: matrix.at("ldu_lowrank", rank).seconds))
     for pivoting in analysis.options.pivoting:
-        series[pivoting] = (f"LDU {pivoting}", seconds_of(matrix.at("ldu", rank, pivoting) for matrix in matrices))
+        seconds = of(lambda matrix, pivoting=pivoting: matrix.at("ldu", rank, pivoting).seconds)  # type: ignore[misc]
+        series[pivoting] = (f"LDU {pivoting}", seconds)
     return series
 
 
@@ -216,5 +224,5 @@ def draw_plots(analysis: Analysis) -> Plots:
         errors=error_panels(analysis),
         pivots=[pivot_panel(analysis, pivoting) for pivoting in analysis.options.pivoting],
         conditioning=[conditioning_panel(analysis, factor) for factor in FACTORS],
-        times=[time_panel(analysis), speed_panel(analysis)] if analysis.options.has_times else [],
+        times=[time_panel(analysis), speed_panel(analysis)] if analysis.has_times else [],
     )

@@ -81,7 +81,7 @@ def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:
             duration(_median(seconds_of(measurements))),
         )
     if scope.rank is not None:  # these are run at the ranks asked for only
-        methods = [("near-best LDU", "ldu_lowrank"), *([("quick PiSSA", "pissa")] * analysis.options.has_times)]
+        methods = [("near-best LDU", "ldu_lowrank"), *([("quick PiSSA", "pissa")] * analysis.options.has_pissa)]
         for label, method in methods:
             found = [matrix.at(method, scope.rank) for matrix in scope.matrices]
             yield (
@@ -94,9 +94,7 @@ def _rows(scope: Scope, analysis: Analysis) -> Iterator[tuple[str, ...]]:
     seconds = _median(seconds_of_svd(scope.matrices))
     # Of a randomized SVD it is a bound from above.
     exact = all(matrix.svd_niter is None for matrix in scope.matrices)
-    label, least = (
-        ("exact SVD" if analysis.options.has_times else "SVD", "") if exact else ("randomized SVD", "at most ")
-    )
+    label, least = ("exact SVD", "") if exact else ("randomized SVD", "at most ")
     yield (label, f"{least}{figure(median(best))}", *("",) * 3, duration(seconds))
 
 
@@ -135,10 +133,18 @@ def analyze(
         str,
         choice(
             MODES,
-            help="exact: the whole SVD, LDU to the full rank. cheap: leading singular values with bounds, LDU to the "
-            "largest rank asked for. fast: as cheap, from one sketch, without PiSSA and times.",
+            help="fast: singular values by the cheapest way, LDU to the largest rank asked for. exact: PiSSA and "
+            "spectral errors too, LDU to the full rank. cheap: leading singular values with bounds, PiSSA.",
         ),
-    ] = "exact",
+    ] = "fast",
+    times: Annotated[
+        bool | None,
+        typer.Option(
+            "--times/--no-times",
+            help="Time the methods once for each shape.",
+            show_default="but in mode fast",
+        ),
+    ] = None,
     target_error: Annotated[
         list[float] | None,
         typer.Option(
@@ -194,6 +200,7 @@ def analyze(
             mode=cast("Mode", mode),
             targets=tuple(target_error or SurveyOptions.targets),
             dtype=cast("ComputeDtype | None", dtype),
+            times=times,
         )
         # Before the hours of work, not after them; and nothing is made yet that a kill would leave.
         check_target(out, overwrite=overwrite, otherwise="--overwrite")

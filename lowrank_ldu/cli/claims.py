@@ -92,6 +92,7 @@ def claims(
             exclude=exclude,
             seed=seed,
             threads=threads,
+            mode="exact",
         )
         with (
             nullcontext() if out is None else whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder

@@ -1,0 +1,65 @@
+"""Time methods once for each shape that was analyzed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.engine.executor import work_through
+from lowrank_ldu.analysis.engine.resources import bytes_per_entry
+from lowrank_ldu.analysis.engine.threads import Threads
+from lowrank_ldu.analysis.measures.timing import Method, Problem, Times, time_methods
+from lowrank_ldu.checkpoints import TensorInfo
+from lowrank_ldu.environment import physical_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lowrank_ldu.analysis.engine.executor import Progress
+    from lowrank_ldu.analysis.engine.survey import TensorResult
+    from lowrank_ldu.analysis.options import SurveyOptions
+
+
+def with_times(
+    results: Sequence[TensorResult], options: SurveyOptions, progress: Callable[[Progress], None] | None = None
+) -> list[TensorResult]:
+    """Return results with the times of methods on matrices of their shapes.
+
+    One after another, by one thread of this process, so that nothing else of it is in their way. Shapes that only
+    workers with more memory could analyze have no times.
+
+    Parameters
+    ----------
+    results : sequence of TensorResult
+    options : SurveyOptions
+    progress : callable, optional
+        As of `survey`: shapes take the places of tensors.
+    """
+    methods: dict[Problem, set[Method]] = {}
+    for result in results:
+        if result.analysis is not None:
+            found = methods.setdefault(Problem.of(result.analysis), set())
+            found.update(map(Method.of, result.analysis.measurements))
+    most = physical_memory() // 2 // bytes_per_entry(options)
+    problems = {_described(problem): problem for problem in methods if problem.m * problem.n <= most}
+
+    def compute(_: TensorInfo, loaded: list[Problem]) -> tuple[Problem, Times]:
+        problem = loaded.pop()
+        return problem, time_methods(problem, methods[problem], options.ranks, options.seed)
+
+    executor = Threads(1, lambda info: problems[info], compute, bytes_per_entry(options))
+    times = dict(outcome for _, outcome in work_through(problems, executor, progress))
+    return [
+        replace(result, analysis=times[Problem.of(result.analysis)].put_into(result.analysis))
+        if result.analysis is not None and Problem.of(result.analysis) in times
+        else result
+        for result in results
+    ]
+
+
+def _described(problem: Problem) -> TensorInfo:
+    """Return a problem as what can be worked through."""
+    how = "" if problem.svd_niter is None else ", randomized SVD"
+    name = f"times at {problem.m} x {problem.n}, {problem.dtype}{how}"
+    return TensorInfo(name, (problem.m, problem.n), problem.dtype, file="", nbytes=math.prod((problem.m, problem.n, 8)))
