@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_reason
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.options import CompareOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
@@ -22,7 +25,7 @@ class PairResult:
     Attributes
     ----------
     name : str
-        As the checkpoints have it.
+        As the base has it, or the tuned checkpoint where the base lacks it.
     status : str
         "compared", "unchanged" (a matrix that is equal in every entry), "only in the base", "only in the tuned
         checkpoint", or "not compared".
@@ -78,22 +81,81 @@ class Pair:
         )
 
 
-def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> list[Pair]:
-    """Pair every name of either checkpoint.
+@dataclass(frozen=True)
+class Prefixes:
+    """Hold what names of one side have before those of the other.
 
-    Names of the base come first, in its order.
+    One of them at most is not empty.
+
+    Attributes
+    ----------
+    base, tuned : str
+        As ``"bert."``.
+    """
+
+    base: str = ""
+    tuned: str = ""
+
+
+def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> tuple[list[Pair], Prefixes]:
+    """Pair every name of either checkpoint, and say what prefix was left out.
+
+    Names of the base come first, in its order. Where a name has no partner, one that differs by the prefix alone that
+    most names differ by is its partner: a wrapper around a model puts one before every name. Updates of an adapter are
+    called as modules, and are those of their weights.
     """
     of_base = {info.name: info for info in base.tensors}
-    of_tuned = {info.name: info for info in tuned.tensors}
+    weights = {info.name: info.name for info in tuned.tensors}
+    if tuned.holds_updates:
+        weights = {name: name if name in of_base else f"{name}.weight" for name in weights}
+    prefixes = _prefixes(of_base, set(weights.values()))
+    renamed = _without_prefix(of_base, set(weights.values()), prefixes)
+    of_tuned = {renamed.get(weights[info.name], weights[info.name]): info for info in tuned.tensors}
     names = dict.fromkeys([*of_base, *of_tuned, *base.ignored, *tuned.ignored])
-    return [
+    pairs = [
         Pair(name, of_base.get(name), of_tuned.get(name), base.ignored.get(name), tuned.ignored.get(name))
         for name in names
     ]
+    return pairs, prefixes
 
 
-def leave_out(pairs: list[Pair], options: CompareOptions) -> dict[str, PairResult]:
-    """Return results for pairs that cannot be compared, by name."""
+def _prefixes(base: Collection[str], tuned: Collection[str]) -> Prefixes:
+    """Return the prefix by which most names without a partner differ."""
+    alone_in_base, alone_in_tuned = set(base) - set(tuned), set(tuned) - set(base)
+    found: Counter[Prefixes] = Counter()
+    found.update(Prefixes(tuned=prefix) for prefix in _beginnings(alone_in_tuned, alone_in_base))
+    found.update(Prefixes(base=prefix) for prefix in _beginnings(alone_in_base, alone_in_tuned))
+    # Of equally frequent ones the shortest: the same for every order of names.
+    return min(
+        found, key=lambda each: (-found[each], len(each.base + each.tuned), each.base, each.tuned), default=Prefixes()
+    )
+
+
+def _beginnings(names: Collection[str], others: Collection[str]) -> Iterator[str]:
+    """Yield what stands before another name, for each dot in each name that one stands behind."""
+    for name in names:
+        place = name.find(".")
+        while place >= 0:
+            if name[place + 1 :] in others:
+                yield name[: place + 1]
+            place = name.find(".", place + 1)
+
+
+def _without_prefix(base: Collection[str], tuned: Collection[str], prefixes: Prefixes) -> dict[str, str]:
+    """Return the base's name of each tuned one that differs by the prefix."""
+    renamed = {}
+    for name in set(tuned) - set(base):
+        other = prefixes.base + name.removeprefix(prefixes.tuned)
+        if other != name and other in base and other not in tuned:
+            renamed[name] = other
+    return renamed
+
+
+def leave_out(pairs: list[Pair], options: CompareOptions, *, updates: bool = False) -> dict[str, PairResult]:
+    """Return results for pairs that cannot be compared, by name.
+
+    With `updates` the tuned side has those of an adapter, which leaves other weights as they are.
+    """
     results: dict[str, PairResult] = {}
     for pair in pairs:
         unwanted = name_reason(pair.name, options)
@@ -103,6 +165,8 @@ def leave_out(pairs: list[Pair], options: CompareOptions) -> dict[str, PairResul
             reason = _mismatch(pair.base, pair.tuned)
             if reason is not None:
                 results[pair.name] = pair.result("not compared", reason)
+        elif updates and pair.base is not None and pair.tuned_is is None:
+            results[pair.name] = pair.result("unchanged", "the adapter does not change it")
         else:
             results[pair.name] = _one_sided(pair, pairs)
     return results

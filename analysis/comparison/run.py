@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
-from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, leave_out, pair_up
+from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, Prefixes, leave_out, pair_up
 from lowrank_ldu.analysis.engine.executor import describe_error, list_reasons, work_through
 from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
 from lowrank_ldu.analysis.framed import Framed
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.source import Source
-    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints import CheckpointReader
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class CheckpointComparison(Framed):
         Wall-clock time.
     results : list of PairResult
         Every name of either checkpoint, in the order of the base, then of the tuned one.
+    prefixes : Prefixes
+        What names of one side have before those of the other.
+    updates : bool
+        Whether the tuned side is an adapter, whose updates were measured as they are.
     tensors, figures : pandas.DataFrame
         The same as tables, new ones each time: a row for each name; for each changed matrix, method and rank.
         `lowrank_ldu.analysis.frame_columns` has their columns, which `save` writes too.
@@ -58,6 +62,8 @@ class CheckpointComparison(Framed):
     environment: Environment
     seconds: float
     results: list[PairResult]
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    updates: bool = False
 
     @property
     def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
@@ -189,7 +195,8 @@ def compare_checkpoints(
     Parameters
     ----------
     base, tuned : str, os.PathLike, torch.nn.Module or mapping of str to torch.Tensor
-        As for `lowrank_ldu.analysis.analyze`. Tensors are matched by name; the formats may differ.
+        As for `lowrank_ldu.analysis.analyze`. Tensors are matched by name, but for a prefix that all of one side have;
+        the formats may differ. `tuned` may be the folder of a LoRA adapter: its updates are measured.
     options : CompareOptions
         With `threads` = 1 a single pair of weights is in memory at any time; with more, at most that many.
     progress : callable, optional
@@ -212,15 +219,16 @@ def compare_checkpoints(
         raise OptionError(f"options is a {type(options).__name__}; accepted: CompareOptions")
     start = time.perf_counter()
     with open_source(base, "base") as base_reader, open_source(tuned, "tuned") as tuned_reader:
-        pairs = {pair.name: pair for pair in pair_up(base_reader, tuned_reader)}
-        results = leave_out(list(pairs.values()), options)
+        listed, prefixes = pair_up(base_reader, tuned_reader)
+        pairs, updates = {pair.name: pair for pair in listed}, tuned_reader.holds_updates
+        results = leave_out(listed, options, updates=updates)
         chosen = [pair.base for name, pair in pairs.items() if name not in results and pair.base is not None]
         for info, outcome in work_through(
             chosen,
             Threads(
                 options.threads,
-                lambda info: _load(info, base_reader, tuned_reader),
-                lambda info, loaded: _compare(pairs[info.name], loaded, options),
+                lambda info: _load(pairs[info.name], base_reader, tuned_reader),
+                lambda info, loaded: _compare(pairs[info.name], loaded, options, updates=updates),
                 give_up=lambda: _give_up(base_reader, tuned_reader),
             ),
             progress,
@@ -229,15 +237,17 @@ def compare_checkpoints(
         opened = str(base_reader.path), str(tuned_reader.path)
     ordered = [results[name] for name in pairs]
     environment = describe_environment(describe_threads(options.threads))
-    comparison = CheckpointComparison(*opened, options, environment, time.perf_counter() - start, ordered)
+    seconds = time.perf_counter() - start
+    comparison = CheckpointComparison(*opened, options, environment, seconds, ordered, prefixes, updates)
     if not comparison.matrices:
         raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_nothing_compared(ordered)}")
     return comparison
 
 
-def _load(info: TensorInfo, base: CheckpointReader, tuned: CheckpointReader) -> tuple[torch.Tensor, torch.Tensor] | str:
+def _load(pair: Pair, base: CheckpointReader, tuned: CheckpointReader) -> tuple[torch.Tensor, torch.Tensor] | str:
+    assert pair.base is not None and pair.tuned is not None  # noqa: S101, PT018  # others are left out
     try:
-        return base.load(info.name), tuned.load(info.name)
+        return base.load(pair.base.name), tuned.load(pair.tuned.name)
     except RemoteError:  # which says nothing of the tensor
         raise
     except (CheckpointError, MemoryError) as error:
@@ -249,7 +259,9 @@ def _give_up(*readers: CheckpointReader) -> None:
         reader.give_up()
 
 
-def _compare(pair: Pair, loaded: list[tuple[torch.Tensor, torch.Tensor] | str], options: CompareOptions) -> PairResult:
+def _compare(
+    pair: Pair, loaded: list[tuple[torch.Tensor, torch.Tensor] | str], options: CompareOptions, *, updates: bool
+) -> PairResult:
     tensors = loaded.pop()
     if isinstance(tensors, str):
         return pair.result("not compared", tensors)
@@ -259,7 +271,7 @@ def _compare(pair: Pair, loaded: list[tuple[torch.Tensor, torch.Tensor] | str], 
         tuned, _ = check_matrix(as_matrix(tensors[1], orders[1]), "the tuned tensor")
         del tensors
         # In float64 if either is. Half precision has been widened to float32 before, so that no difference is lost.
-        update, _ = check_matrix(tuned - base, "the update")
+        update, _ = check_matrix(tuned if updates else tuned - base, "the update")
     except ValueError as error:
         return pair.result("not compared", str(error))
     del tuned

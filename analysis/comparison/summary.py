@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
+    from lowrank_ldu.analysis.comparison.pairs import Prefixes
     from lowrank_ldu.analysis.comparison.run import CheckpointComparison
     from lowrank_ldu.decomposition import Pivoting
 
@@ -130,6 +131,9 @@ def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
             f"effective rank of {effective} (medians, least and greatest)."
         )
     ]
+    if comparison.updates:
+        sentences.append("The tuned side is an adapter: its updates are measured, and all other weights are unchanged.")
+    sentences += _prefix_sentences(comparison.prefixes)
     sentences += [_full_rank_sentence(matrices, pivoting) for pivoting in comparison.options.pivoting]
     singular = Spread.of(matrix.svd.explained[matrix.full_rank] for matrix in matrices)
     sentences.append(f"A diagonal between all of the base's singular vectors can express {singular}.")
@@ -140,6 +144,14 @@ def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
         f"is, which can express {Spread.of(matrix.spectrum.energy[1] for matrix in matrices)}."
     )
     return sentences
+
+
+def _prefix_sentences(prefixes: Prefixes) -> list[str]:
+    return [
+        f"Names of the {side} are compared without the {prefix!r} that they have before those of the other side."
+        for side, prefix in (("base", prefixes.base), ("tuned checkpoint", prefixes.tuned))
+        if prefix
+    ]
 
 
 def _full_rank_sentence(matrices: list[MatrixComparison], pivoting: Pivoting) -> str:

@@ -71,7 +71,11 @@ class CheckpointReader(ABC):
         Every tensor that can be loaded, in file order.
     ignored : dict of str to str
         What the files hold besides plain tensors: name, and what it is (``{"epoch": "int"}``).
+    holds_updates : bool
+        Whether the tensors are updates of a model's weights, as of an adapter.
     """
+
+    holds_updates = False
 
     def __init__(self, path: Place, tensors: Iterable[TensorInfo], ignored: Mapping[str, str]) -> None:
         self.path = path

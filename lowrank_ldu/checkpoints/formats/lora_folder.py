@@ -78,6 +78,8 @@ class LoraReader(CheckpointReader):
         An option that the updates depend on is not what PEFT accepts.
     """
 
+    holds_updates = True
+
     def __init__(self, path: Place, config: dict[str, Any], reader: CheckpointReader) -> None:
         self._reader = reader
         try:
