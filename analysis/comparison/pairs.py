@@ -100,9 +100,9 @@ class Prefixes:
 def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> tuple[list[Pair], Prefixes]:
     """Pair every name of either checkpoint, and say what prefix was left out.
 
-    Names of the base come first, in its order. Where a name has no partner, one that differs by the prefix alone that
-    most names differ by is its partner: a wrapper around a model puts one before every name. Updates of an adapter are
-    called as modules, and are those of their weights.
+    Names of the base come first, in its order. A wrapper around a model puts a prefix before every name: where more
+    names differ by one than are equal, it is left out. Updates of an adapter are called as modules, and are those of
+    their weights.
     """
     of_base = {info.name: info for info in base.tensors}
     weights = {info.name: info.name for info in tuned.tensors}
@@ -120,15 +120,15 @@ def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> tuple[list[Pair]
 
 
 def _prefixes(base: Collection[str], tuned: Collection[str]) -> Prefixes:
-    """Return the prefix by which most names without a partner differ."""
+    """Return the prefix by which more names differ than are equal."""
     alone_in_base, alone_in_tuned = set(base) - set(tuned), set(tuned) - set(base)
     found: Counter[Prefixes] = Counter()
     found.update(Prefixes(tuned=prefix) for prefix in _beginnings(alone_in_tuned, alone_in_base))
     found.update(Prefixes(base=prefix) for prefix in _beginnings(alone_in_base, alone_in_tuned))
     # Of equally frequent ones the shortest: the same for every order of names.
-    return min(
-        found, key=lambda each: (-found[each], len(each.base + each.tuned), each.base, each.tuned), default=Prefixes()
-    )
+    order = {each: (-found[each], len(each.base + each.tuned), each.base, each.tuned) for each in found}
+    best = min(found, key=order.__getitem__, default=Prefixes())
+    return best if found[best] > len(set(base) & set(tuned)) else Prefixes()
 
 
 def _beginnings(names: Collection[str], others: Collection[str]) -> Iterator[str]:

@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def options():
-    return SurveyOptions(ranks=(3, 8), threads=1)
+    return SurveyOptions(ranks=(3, 8), mode="exact", threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from lowrank_ldu.decomposition import PIVOTING
 
 @pytest.fixture(scope="module")
 def analysis(checkpoint):
-    return analyze_checkpoint(checkpoint, SurveyOptions(ranks=(3,), threads=1))
+    return analyze_checkpoint(checkpoint, SurveyOptions(ranks=(3,), mode="exact", threads=1))
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,7 @@ def test_claims_are_a_sequence_with_frames(claims, tmp_path):
 
 
 def test_claims_of_an_analysis_are_its_own(checkpoint, claims):
-    analysis = analyze(checkpoint, ranks=(3,), threads=1)
+    analysis = analyze(checkpoint, ranks=(3,), mode="exact", threads=1)
     examined = examine_claims(analysis)
     assert examined.analysis is analysis
     assert [claim.rule for claim in examined] == [claim.rule for claim in claims]

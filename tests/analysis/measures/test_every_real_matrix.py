@@ -23,7 +23,9 @@ STEPS = 64
 
 @pytest.fixture(scope="module")
 def analysis():
-    return analyze_checkpoint(minilm.checkpoint(), SurveyOptions(ranks=RANKS, pivoting=("partial", "complete")))
+    return analyze_checkpoint(
+        minilm.checkpoint(), SurveyOptions(ranks=RANKS, mode="exact", pivoting=("partial", "complete"))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def analysis(tmp_path_factory):
     state = {f"layers.{layer}.{HOSTILE}": weight(9, 7, seed=layer) for layer in range(3)}
     path = tmp_path_factory.mktemp("axes") / "<b>model.safetensors"
     save_file({**state, "bias": weight(3), "embed": weight(8, 6)}, path)
-    return analyze(path, ranks=(2, 4), threads=1)
+    return analyze(path, ranks=(2, 4), mode="exact", threads=1)
 
 
 @pytest.fixture(autouse=True)
