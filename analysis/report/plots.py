@@ -122,7 +122,11 @@ def _sizes(seconds: dict[Problem, float]) -> list[int]:
 def _seconds(analysis: Analysis) -> dict[str, tuple[str, dict[Problem, float]]]:
     """Return the label of each method and its seconds for each shape, at the headline rank."""
     if not analysis.has_times:
-        raise OptionError(f"times is {analysis.options.times}, and nothing was timed; accepted: times=True")
+        options = analysis.options
+        raise OptionError(
+            f"mode is {options.mode!r} and times is {options.times}, so that nothing was timed; accepted: an analysis "
+            "with times=True"
+        )
     rank = analysis.headline_rank
     matrices = {Problem.of(matrix): matrix for _, matrix in analysis.matrices if matrix.svd_seconds is not None}
 

@@ -43,7 +43,7 @@ def test_a_common_prefix_is_left_out(prefix):
 
 def test_names_that_are_equal_stay_partners():
     base, tuned = model(0), model(1)
-    # Three are equal, and one of the others would fit another with a prefix.
+    # Three are equal, and one of the others would fit another with a prefix: that is not what all of them have.
     comparison = compare(base | {"head.weight": weight(4, 5)}, tuned | {"a.head.weight": weight(4, 5)}, **OPTIONS)
     assert (comparison.prefixes.base, comparison.prefixes.tuned) == ("", "")
     assert {tensor.name: tensor.status for tensor in comparison.others} == {

@@ -88,17 +88,13 @@ def test_figures_are_those_of_numpy(checkpoint, options):
                 np.sqrt(np.sum(values[rank:] ** 2) / np.sum(values**2)), rel=1e-4, abs=1e-6
             )
             assert figures.condition_left == pytest.approx(np.linalg.cond(left), rel=1e-3)
-            assert measured.seconds > 0
     quick = analysis.at("pissa", 3).diagnostics
     assert quick.svd_frobenius_error <= quick.frobenius_error < 1
-    assert analysis.svd_seconds > 0
     exact = analysis.at("pissa", 3, exact=True)
     assert exact.diagnostics.frobenius_error == pytest.approx(exact.diagnostics.svd_frobenius_error, rel=1e-5)
-    assert exact.seconds > analysis.svd_seconds
     # Its sketch spans the whole of a matrix as small as this.
     near_best = analysis.at("ldu_lowrank", 3)
     assert near_best.diagnostics.frobenius_error == pytest.approx(near_best.diagnostics.svd_frobenius_error, rel=1e-5)
-    assert near_best.seconds > 0
 
 
 def test_ranks_above_the_full_one_are_clipped_and_the_full_one_is_measured(checkpoint, options):

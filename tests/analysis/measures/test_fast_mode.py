@@ -145,12 +145,9 @@ def test_a_gram_matrix_gives_singular_values_and_vectors():
         np.testing.assert_allclose(turned @ turned.T, np.diag(expected**2), atol=1e-12 * expected[0] ** 2)
 
 
-def test_times_and_pissa_are_left_out():
+def test_pissa_is_left_out():
     fast, _ = analyses(weight(40, 30, 0))
-    assert fast.svd_seconds is None
     assert {each.diagnostics.method for each in fast.measurements} == {"ldu", "ldu_lowrank"}
-    timed = [each.diagnostics.rank for each in fast.measurements if each.seconds is not None]
-    assert timed == [RANKS[-1]] * 2
     assert repr(fast).startswith("MatrixAnalysis 40 x 30, at ranks 2, 8, 16\n  ")
     assert len(repr(fast)) < 400
     with pytest.raises(KeyError, match="'pissa', 8"):
