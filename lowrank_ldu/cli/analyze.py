@@ -38,6 +38,7 @@ _REASONS_SHOWN = 4
 # As in `lowrank_ldu.analysis.options`, which is not imported for help.
 MODES = ("fast", "exact", "cheap")
 COMPUTE_DTYPES = ("float32", "float64")
+_YES_NO = ("yes", "no")
 
 
 def show_summary(analysis: Analysis, out: Path) -> None:
@@ -51,10 +52,12 @@ def show_summary(analysis: Analysis, out: Path) -> None:
     scope = headline_scope(analysis)
     table = Table(title=f"Medians over {count_of(len(scope.matrices))}, at {scope.place}", title_justify="left")
     table.add_column("method")
-    for heading in ("error", "after refit", "error > 1", "cond(G)", "time"):
+    headings = ("error", "after refit", "error > 1", "cond(G)", "time")
+    shown = len(headings) - (not analysis.has_times)
+    for heading in headings[:shown]:
         table.add_column(heading, justify="right")
     for row in _rows(scope, analysis):
-        table.add_row(*row)
+        table.add_row(*row[: shown + 1])
     console.print(table)
     console.print(headlines(analysis)[0])
     console.print(f"{count_of(len(analysis.matrices))} analyzed in {duration(analysis.seconds)}.")
@@ -138,12 +141,8 @@ def analyze(
         ),
     ] = "fast",
     times: Annotated[
-        bool | None,
-        typer.Option(
-            "--times/--no-times",
-            help="Time the methods once for each shape.",
-            show_default="but in mode fast",
-        ),
+        str | None,
+        choice(_YES_NO, help="Time the methods, once for each shape.", show_default="no in mode fast, yes in others"),
     ] = None,
     target_error: Annotated[
         list[float] | None,
@@ -188,6 +187,8 @@ def analyze(
         fail(f"--scheduler is given with --engine {engine.value}; accepted: with --engine dask")
     if engine is EngineKind.DASK and threads is not None:
         fail("--threads is given with --engine dask, whose workers have their own; accepted: with --engine local")
+    if times not in {None, *_YES_NO}:
+        fail(f"--times is {times!r}; accepted: {', '.join(_YES_NO)}")
     with readable_errors():
         options = options_of(
             SurveyOptions,
@@ -200,7 +201,7 @@ def analyze(
             mode=cast("Mode", mode),
             targets=tuple(target_error or SurveyOptions.targets),
             dtype=cast("ComputeDtype | None", dtype),
-            times=times,
+            times=None if times is None else times == "yes",
         )
         # Before the hours of work, not after them; and nothing is made yet that a kill would leave.
         check_target(out, overwrite=overwrite, otherwise="--overwrite")

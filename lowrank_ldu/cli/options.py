@@ -40,9 +40,7 @@ CHECKPOINT = (
 
 Rank = Annotated[
     list[int] | None,
-    typer.Option(
-        metavar="<int>", help="Rank to measure; repeat for more. The full rank is measured too.", show_default="8, 64"
-    ),
+    typer.Option(metavar="<int>", help="Rank to measure; repeat for more.", show_default="8, 64"),
 ]
 PivotingNames = Annotated[
     list[str] | None,

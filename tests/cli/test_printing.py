@@ -52,7 +52,7 @@ def test_any_encoding(tmp_path, encoding):
         "    try:\n        main()\n    except SystemExit as exit:\n        print('exit', exit.code)\n"
     )
     commands = [
-        "analyze base.safetensors --rank 2 --threads 1 --out analyzed",
+        "analyze base.safetensors --rank 2 --threads 1 --out analyzed --times yes",
         "claims base.safetensors --rank 2 --threads 1",
         "compare base.safetensors tuned.safetensors --rank 2 --threads 1 --out compared",
         "export nowhere --to lora --base base.safetensors --out exported",
