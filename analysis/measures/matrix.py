@@ -23,7 +23,7 @@ from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
 from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
 from lowrank_ldu.diagnostics.record import times_power_of_two
 from lowrank_ldu.initialization import Initialization  # noqa: TC001  # journals are decoded by the annotations
-from lowrank_ldu.validation import check_matrix
+from lowrank_ldu.validation import check_count, check_matrix
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -128,7 +128,7 @@ class MatrixAnalysis:
         KeyError
             It was not measured; the message lists what was.
         """
-        wanted = (method, pivoting, min(rank, self.m, self.n), exact)
+        wanted = (method, pivoting, min(check_count(rank, "rank"), self.m, self.n), exact)
         for measurement in self.measurements:
             if _key(measurement) == wanted:
                 return measurement
