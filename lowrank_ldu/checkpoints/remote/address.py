@@ -34,6 +34,21 @@ def scheme_of(path: str) -> str | None:
     return None if found is None else found[1].lower()
 
 
+_USER = re.compile(r"(?<=://)[^\s/'\"]*@")
+_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
+
+
+def without_secrets(text: str) -> str:
+    """Return a message of others with the URLs in it as they may be shown.
+
+    Examples
+    --------
+    >>> without_secrets("Error 404 for url 'https://me:word@host/a?signature=123'.")
+    "Error 404 for url 'https://host/a'."
+    """
+    return _QUERY.sub(r"\1", _USER.sub("", text))
+
+
 def check_no_url(path: str) -> None:
     """Refuse a path that is no file here and was meant as a URL.
 
