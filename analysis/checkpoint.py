@@ -18,7 +18,7 @@ from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.analysis.source import is_in_memory, open_source
 from lowrank_ldu.environment import describe_environment
 from lowrank_ldu.errors import JournalError, NothingToAnalyzeError, OptionError
-from lowrank_ldu.validation import check_instance, given_fields, shows_fields
+from lowrank_ldu.validation import check_flag, check_instance, check_path, given_fields, shown, shows_fields
 
 if TYPE_CHECKING:
     import os
@@ -129,7 +129,7 @@ def analyze_checkpoint(
         No tensor of it could be analyzed.
     """
     check_instance(options, "options", SurveyOptions)
-    _check_keeping(path, journal, engine, resume=resume)
+    _check_keeping(path, journal, engine, resume=check_flag(resume, "resume"))
     start = time.perf_counter()
     environment = describe_environment(describe_threads(options.threads) if engine is None else engine.description)
     with open_source(path) as reader:
@@ -169,6 +169,10 @@ def _check_keeping(path: Source, journal: object, engine: Engine | None, *, resu
                 f"{name} is given with a {'module' if isinstance(path, nn.Module) else 'state dict'} in memory; "
                 f"accepted: {name}=None, or the path of a checkpoint"
             )
+    if journal is not None:
+        check_path(journal, "journal")
+    if engine is not None and not hasattr(engine, "executor"):
+        raise TypeError(f"engine is {shown(engine)}; accepted: what lowrank_ldu.analysis.connect gives, or None")
 
 
 def _nothing_analyzed(results: list[TensorResult]) -> str:

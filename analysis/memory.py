@@ -47,7 +47,7 @@ class MemoryReader(CheckpointReader):
             self._values[name] = value.detach()
             problem = _problem(value, tensors, name)
             if not problem and not _has_own_operations(value):
-                place = (value.data_ptr(), value.device, value.dtype, value.shape, value.stride())
+                place = (value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), value.is_neg())
                 first = known.setdefault(place, name) if value.numel() else name
                 problem = "" if first == name else f"the same tensor as {first!r}"
             infos.append(_info(name, value, title, problem))
@@ -58,7 +58,7 @@ class MemoryReader(CheckpointReader):
         with torch.no_grad():
             if value.is_quantized or _has_own_operations(value):
                 value = value.dequantize()
-            return value.as_subclass(torch.Tensor).to("cpu")
+            return value.as_subclass(torch.Tensor).to("cpu").resolve_neg()
 
     def close(self) -> None:
         """Let go of the tensors."""

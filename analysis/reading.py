@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.document import ANALYSIS_FORMAT, decoded_record, floats_of
@@ -12,9 +11,11 @@ from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.environment import Environment
 from lowrank_ldu.errors import DocumentError
 from lowrank_ldu.untrusted import Limit, check_regular, read_json
+from lowrank_ldu.validation import check_path
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
 ANALYSIS_FILE = "analysis.json"
 _KIND, _, _VERSION = ANALYSIS_FORMAT.rpartition(" ")
@@ -41,7 +42,7 @@ def load_analysis(path: str | os.PathLike[str]) -> Analysis:
     DocumentError
         There is no such document, it is damaged, or it is of another version.
     """
-    file = Path(path)
+    file = check_path(path, "folder")
     try:
         file = file / ANALYSIS_FILE if file.is_dir() else file
         check_regular(file)

@@ -11,9 +11,11 @@ import inspect
 import math
 import numbers
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -215,6 +217,16 @@ def check_flag(value: object, name: str) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} is {shown(value)}; accepted: True or False")
     return bool(value)
+
+
+def check_path(value: object, name: str) -> Path:
+    """Return a path, and refuse what is none.
+
+    TypeError names the argument and its type.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} is a {type(value).__name__}; accepted: a path, as a str or a pathlib.Path")
+    return Path(value)
 
 
 def check_instance(value: object, name: str, accepted: type) -> None:

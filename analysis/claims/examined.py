@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from lowrank_ldu.analysis.claims.verdict import Claim, Finding
 from lowrank_ldu.analysis.framed import Framed
 from lowrank_ldu.files import whole_folder
+from lowrank_ldu.validation import check_flag, check_path
 
 if TYPE_CHECKING:
     import os
@@ -77,7 +77,8 @@ class Claims(Framed, Sequence[Claim]):
         """
         from lowrank_ldu.analysis.claims.report import write_claims  # noqa: PLC0415
 
-        with whole_folder(Path(folder), overwrite=overwrite) as made:
+        overwrite = check_flag(overwrite, "overwrite")
+        with whole_folder(check_path(folder, "folder"), overwrite=overwrite) as made:
             write_claims(self.claims, self.analysis, made)
 
     def __repr__(self) -> str:

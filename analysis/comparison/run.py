@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
@@ -19,7 +18,7 @@ from lowrank_ldu.analysis.source import open_source
 from lowrank_ldu.environment import Environment, describe_environment
 from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError, RemoteError
 from lowrank_ldu.files import whole_folder
-from lowrank_ldu.validation import check_matrix, given_fields, shows_fields
+from lowrank_ldu.validation import check_flag, check_matrix, check_path, given_fields, shows_fields
 
 if TYPE_CHECKING:
     import os
@@ -116,7 +115,8 @@ class CheckpointComparison(Framed):
         """
         from lowrank_ldu.analysis.comparison.report import write_comparison  # noqa: PLC0415
 
-        with whole_folder(Path(folder), overwrite=overwrite) as made:
+        overwrite = check_flag(overwrite, "overwrite")
+        with whole_folder(check_path(folder, "folder"), overwrite=overwrite) as made:
             write_comparison(self, made)
 
     def __repr__(self) -> str:

@@ -18,6 +18,7 @@ from lowrank_ldu.checkpoints.file_states import file_states
 from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.errors import CheckpointError, ClusterError, WorkerError
+from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -142,6 +143,7 @@ def connect(scheduler: str) -> Iterator[Cluster]:
     ClusterError
         Dask is not installed, there is no scheduler at that address, or it has no workers.
     """
+    check_instance(scheduler, "scheduler", str)
     with _quiet("distributed.client"), _client(scheduler) as client:
         try:
             client.wait_for_workers(1, timeout=WORKERS_SECONDS)

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from lowrank_ldu.analysis.selection import matrix_shape
+from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,6 +80,8 @@ def work_through(
     tuple of TensorInfo and its outcome
         As they are finished. What the executor raises ends the iteration.
     """
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is {shown(progress)}; accepted: a callable, or None")
     waiting = _in_order(tensors)
     if not waiting:
         return
@@ -107,7 +110,7 @@ def describe_error(error: Exception) -> str:
     return f"error: {str(error) or type(error).__name__}"
 
 
-def list_reasons(reasons: Sequence[str], shown: int = 3) -> str:
+def list_reasons(reasons: Sequence[str], count: int = 3) -> str:
     """Join the first reasons and count the others.
 
     Examples
@@ -115,8 +118,8 @@ def list_reasons(reasons: Sequence[str], shown: int = 3) -> str:
     >>> list_reasons(["a", "b", "c", "d", "e"])
     'a; b; c; and 2 other reasons'
     """
-    more = f"; and {len(reasons) - shown} other reasons" if len(reasons) > shown else ""
-    return f"{'; '.join(reasons[:shown])}{more}"
+    more = f"; and {len(reasons) - count} other reasons" if len(reasons) > count else ""
+    return f"{'; '.join(reasons[:count])}{more}"
 
 
 def _in_order(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:

@@ -22,7 +22,7 @@ from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
 from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
 from lowrank_ldu.diagnostics.record import times_power_of_two
 from lowrank_ldu.initialization import Initialization  # noqa: TC001  # journals are decoded by the annotations
-from lowrank_ldu.validation import check_matrix
+from lowrank_ldu.validation import check_count, check_matrix
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -33,6 +33,9 @@ _WHOLE_SPECTRUM = 1024
 # Share of the largest singular value down to which those by the Gram matrix of float32 have three digits. Where one is
 # below, all are computed without squaring.
 _ROUNDED = 1e-6
+# Share of the energy of a matrix that the values of a sketch in float32 have to leave: products of float32 have it to
+# about 1e-6, which would be all of the error where less is left. Then they are computed in float64.
+_LITTLE = 1e-2
 # As in PEFT's "pissa_niter_4", the quick start that its users take.
 PISSA_ITERATIONS = 4
 
@@ -125,7 +128,7 @@ class MatrixAnalysis:
         KeyError
             It was not measured; the message lists what was.
         """
-        wanted = (method, pivoting, min(rank, self.m, self.n), exact)
+        wanted = (method, pivoting, min(check_count(rank, "rank"), self.m, self.n), exact)
         for measurement in self.measurements:
             if _key(measurement) == wanted:
                 return measurement
@@ -295,10 +298,15 @@ def _quickly(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
     host, backend = check_matrix(W.numpy())
     found = near_best(host, asked[-1], Sketch(seed=seed), backend, whole=whole)
     values = np.ldexp(found.values, found.exponent)
-    if whole and not (len(values) == k and values[-1] > _ROUNDED * values[0]):
+    if (whole or len(values) == k) and not (len(values) == k and values[-1] > _ROUNDED * values[0]):
         values = np.linalg.svdvals(host.astype(np.float64))
-    # A lower bound of a smaller value may round to more than that of a larger one.
-    target = Target(host, leading_values=np.minimum.accumulate(values))
+    target = _with_leading(host, values)
+    if host.dtype == np.float32 and len(values) < k:
+        rest = target.scaled_frobenius_norm**2 - float(np.sum(target.scaled_values**2))
+        if rest < _LITTLE * target.scaled_frobenius_norm**2:
+            again = near_best(host.astype(np.float64), asked[-1], Sketch(seed=seed), backend)
+            values = np.ldexp(again.values, again.exponent)
+            target = _with_leading(host, values)
     examined = [Examination(target, found.factor(rank), projected=True).at(rank) for rank in asked]
     return _Known(
         summarize_spectrum(torch.from_numpy(values), asked)
@@ -307,6 +315,11 @@ def _quickly(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
         target,
         near_best=[Measurement(figures) for figures in examined],
     )
+
+
+def _with_leading(host: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> Target:
+    # A lower bound of a smaller value may round to more than that of a larger one.
+    return Target(host, leading_values=np.minimum.accumulate(values))
 
 
 def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:

@@ -58,12 +58,14 @@ def advice_of(matrix: MatrixAnalysis) -> Advice:
             f"{low_rank:.0%} of the weight's numbers{nothing}"
         )
         return Advice("low rank", svd.rank, low_rank, f"SVD, {'≤ ' if at_most else ''}{svd.rank}", text)
-    known = (
-        f"the SVD needs {at_most}{svd.rank}"
-        if svd.rank is not None
-        else f"the SVD's rank is not known up to {svd.looked_at}"
-    )
-    return Advice("keep", None, 1.0, "keep", f"keep the weight: {known}, which saves nothing{nothing}")
+    if svd.rank is None:
+        text = (
+            f"keep the weight, as far as is known: no rank up to {svd.looked_at} is known to be enough for the SVD, "
+            f"and larger ones were not looked at{nothing}"
+        )
+        return Advice("keep", None, 1.0, f"keep; none up to {svd.looked_at}", text)
+    text = f"keep the weight: the SVD needs {at_most}{svd.rank}, which saves nothing{nothing}"
+    return Advice("keep", None, 1.0, "keep", text)
 
 
 def verdict(matrices: Sequence[MatrixAnalysis], target: float) -> str:
@@ -71,10 +73,16 @@ def verdict(matrices: Sequence[MatrixAnalysis], target: float) -> str:
     advice = [advice_of(matrix) for matrix in matrices]
     smaller = [each for each in advice if each.choice != "keep"]
     by_ldu = sum(each.choice == "ldu" for each in advice)
+    unknown = sum(
+        each.choice == "keep" and next(item for item in matrix.needed if item.method == "svd").rank is None
+        for each, matrix in zip(advice, matrices, strict=True)
+    )
+    # What was not looked at is not said to save nothing.
+    open_ones = f" For {unknown} of {len(advice)} no rank that was looked at is known to be enough." if unknown else ""
     if not smaller:
         return (
             f"At a relative error of {target:g}, none of {len(advice)} matrices gets smaller by any factorization that "
-            "was looked at: keep the weights."
+            f"was looked at: keep the weights{', as far as is known' if unknown else ''}.{open_ones}"
         )
     whole = sum(matrix.size for matrix in matrices)
     left = sum(each.share * matrix.size for each, matrix in zip(advice, matrices, strict=True))
@@ -83,6 +91,7 @@ def verdict(matrices: Sequence[MatrixAnalysis], target: float) -> str:
         f"At a relative error of {target:g}, {len(smaller)} of {len(advice)} matrices get smaller, to {typical:.0%} of "
         f"their numbers (median), and all together to {left / whole:.0%}: "
         f"{by_ldu} by LDU of the weight itself, {len(smaller) - by_ldu} by the SVD or the near-best LDU alone."
+        f"{open_ones}"
     )
 
 

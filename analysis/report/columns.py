@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lowrank_ldu.analysis.report.advice import advice_of
-from lowrank_ldu.analysis.report.scope import energy, least_error, needed_in_words
+from lowrank_ldu.analysis.report.scope import energy, least_error, needed_in_words, stable_rank
 from lowrank_ldu.formatting import duration, figure, interval
 
 if TYPE_CHECKING:
@@ -74,7 +74,12 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
             write=lambda share: f"{share:.0%}",
         ),
         *(column for error in options.targets for column in _of_target(error, options.pivoting)),
-        Column("stable rank", "‖W‖²_F / ‖W‖²_2, from 1 to k = min(m, n).", lambda matrix: matrix.spectrum.stable_rank),
+        Column(
+            "stable rank",
+            "‖W‖²_F / ‖W‖²_2, from 1 to k = min(m, n).",
+            lambda matrix: matrix.spectrum.stable_rank,
+            show=stable_rank,
+        ),
         Column(
             "effective rank",
             "exp of the entropy of the singular values scaled to sum 1, from 1 to k.",

@@ -19,7 +19,7 @@ from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.views import view_of
 from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.files import whole_folder
-from lowrank_ldu.validation import check_instance
+from lowrank_ldu.validation import check_flag, check_instance, check_path
 
 if TYPE_CHECKING:
     import os
@@ -75,7 +75,8 @@ def save_report(
     otherwise : str
         What the caller's user gives to have files replaced, for the message.
     """
-    with whole_folder(Path(folder), overwrite=overwrite, otherwise=otherwise) as made:
+    overwrite = check_flag(overwrite, "overwrite")
+    with whole_folder(check_path(folder, "folder"), overwrite=overwrite, otherwise=otherwise) as made:
         write_report(analysis, made)
 
 

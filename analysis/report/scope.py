@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.formatting import interval
+from lowrank_ldu.formatting import figure, interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,6 +75,11 @@ def least_error(matrix: MatrixAnalysis, rank: int) -> tuple[float, float]:
         return high, high
     # Both come from the same bounds of the energy; where they meet, rounding may exchange them.
     return min(math.sqrt(max(1.0 - matrix.spectrum.energy_bound[rank], 0.0)), high), high
+
+
+def stable_rank(matrix: MatrixAnalysis) -> str:
+    """Return the stable rank in words: an upper bound where the largest singular value is a lower one."""
+    return f"{'' if matrix.svd_niter is None else '≤ '}{figure(matrix.spectrum.stable_rank)}"
 
 
 def energy(matrix: MatrixAnalysis, rank: int) -> str:

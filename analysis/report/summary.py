@@ -25,7 +25,8 @@ def analysis_text(analysis: Analysis) -> str:
     options, count = analysis.options, len(analysis.matrices)
     ranks = f"ranks {', '.join(map(str, options.ranks))}{' and full' if options.mode == 'exact' else ''}"
     lines = [
-        f"Analysis of {_title(analysis)}: {count} matrices, {len(analysis.skipped)} others, "
+        f"Analysis of {_title(analysis)}: {count} {'matrix' if count == 1 else 'matrices'}, "
+        f"{len(analysis.skipped)} {'other' if len(analysis.skipped) == 1 else 'others'}, "
         + time_in_words(analysis.seconds),
         f"{ranks}; {', '.join(options.pivoting)} pivoting; mode {options.mode}",
         *([_errors(analysis)] if count else []),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.report.advice import advice_of
 from lowrank_ldu.analysis.report.chart import Chart, Series, draw_chart
-from lowrank_ldu.analysis.report.scope import best_name, energy, least_error, needed_in_words, svd_name
+from lowrank_ldu.analysis.report.scope import best_name, energy, least_error, needed_in_words, stable_rank, svd_name
 from lowrank_ldu.diagnostics import Diagnostics
 from lowrank_ldu.formatting import duration, figure, interval
 
@@ -84,9 +84,9 @@ def _facts(matrix: MatrixAnalysis) -> list[tuple[str, str]]:
     facts = [
         ("computed in", whole.dtype),
         ("‖W‖_F", figure(whole.frobenius_norm)),
-        ("largest singular value", figure(spectrum.largest)),
+        ("largest singular value", f"{'≥ ' if matrix.svd_niter is not None else ''}{figure(spectrum.largest)}"),
         ("smallest singular value", figure(spectrum.smallest)),
-        ("stable rank", figure(spectrum.stable_rank)),
+        ("stable rank", stable_rank(matrix)),
         ("effective rank", figure(spectrum.effective_rank)),
         ("entropy of the spectrum", figure(spectrum.entropy)),
         *((f"energy at rank {rank}", energy(matrix, rank)) for rank in spectrum.energy),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS
+from lowrank_ldu.checkpoints.remote.address import without_secrets
 from lowrank_ldu.checkpoints.remote.hub_files import hub_path
 from lowrank_ldu.errors import CheckpointError
 
@@ -93,12 +94,12 @@ def find(name: str) -> Place:
             place = _cached(repository, commit, wanted) or hub_path(repository, commit, files)
     except CheckpointError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # raised anew, without its secrets
         # The library passes on its transport's errors, and versions of it use different packages for transport.
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(without_secrets(str(error)).split())[:300] or type(error).__name__
         raise CheckpointError(
             f"{name}: cannot be fetched ({reason}); with HF_HUB_OFFLINE=1 in the environment the local cache is read"
-        ) from error
+        ) from (error if without_secrets(str(error)) == str(error) else None)  # a traceback would show them
     if file is not None and file not in files:
         raise CheckpointError(f"{name}: there is no file {file!r} among its {len(files)} files")
     return place if file is None else place / file

@@ -5,7 +5,6 @@ The path is a file, a folder, an index of shards, a URL, or a name on the hub.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
@@ -16,14 +15,16 @@ from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader, lora_config
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.hub import PREFIX, find
 from lowrank_ldu.checkpoints.reader import CheckpointReader
-from lowrank_ldu.checkpoints.remote.address import HUB, check_url, scheme_of
+from lowrank_ldu.checkpoints.remote.address import HUB, check_no_url, check_url, scheme_of
 from lowrank_ldu.checkpoints.remote.path import RemotePath, remote_path
 from lowrank_ldu.checkpoints.remote.web_files import WebFiles
 from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import LISTING
+from lowrank_ldu.validation import check_path
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Mapping, Sequence
 
     import torch
@@ -77,8 +78,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     >>> weight.dtype
     torch.bfloat16
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path is a {type(path).__name__}; accepted: a path, as a str or a pathlib.Path")
+    check_path(path, "path")
     if str(path) == "":
         raise CheckpointError("the name of the checkpoint is empty; accepted: a file, a directory, or hf://OWNER/NAME")
     if scheme_of(str(path)) is not None:
@@ -86,6 +86,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
         if isinstance(found, RemotePath):
             return open_remote(found)
         path = found
+    check_no_url(str(path))
     path = Path(path)
     try:
         is_directory = path.is_dir()

@@ -6,8 +6,11 @@ from lowrank_ldu.analysis import (
     Analysis,
     CompareOptions,
     SurveyOptions,
+    analyze,
     analyze_checkpoint,
+    compare,
     compare_checkpoints,
+    connect,
     examine_claims,
     write_claims,
     write_comparison,
@@ -47,6 +50,35 @@ def test_results_of_another_kind(analysis, comparison, tmp_path):
         with pytest.raises(TypeError, match=message):
             call()
     assert not list(tmp_path.iterdir())
+
+
+def test_arguments_of_another_kind(checkpoint, analysis, comparison, tmp_path):
+    out = tmp_path / "out"
+    claims = examine_claims(analysis)
+    refused = {
+        "folder is a int; accepted: a path": [
+            *(lambda result=result: result.save(3) for result in (analysis, comparison, claims)),
+            lambda: Analysis.load(3),
+        ],
+        # It would count as True.
+        "overwrite is 'no'; accepted: True or False": [
+            lambda result=result: result.save(out, overwrite="no") for result in (analysis, comparison, claims)
+        ],
+        "resume is 'no'; accepted: True or False": [lambda: analyze(checkpoint, journal=out, resume="no")],
+        "journal is a int; accepted: a path": [lambda: analyze(checkpoint, journal=3)],
+        "engine is 'dask'; accepted: what lowrank_ldu.analysis.connect": [lambda: analyze(checkpoint, engine="dask")],
+        "progress is 3; accepted: a callable": [
+            lambda: analyze(checkpoint, progress=3, threads=1),
+            lambda: compare(checkpoint, checkpoint, progress=3, threads=1),
+        ],
+        "scheduler is of type int; accepted: str": [lambda: connect(3).__enter__()],
+        "rank is '3'; accepted: an integer": [lambda: analysis.matrices[0][1].at("ldu", "3", "partial")],
+    }
+    for message, calls in refused.items():
+        for call in calls:
+            with pytest.raises(TypeError, match=message):
+                call()
+    assert not out.exists()
 
 
 def test_folders_as_text(analysis, comparison, tmp_path):

@@ -146,6 +146,16 @@ def freed():
     return tensor
 
 
+def test_views_of_opposite_sign_have_their_own_numbers():
+    # Torch keeps such a view as the same numbers and a mark.
+    numbers = torch.complex(weight(6, 5), weight(6, 5, seed=1))
+    weights = {"a": numbers.imag, "b": numbers.conj().imag}
+    assert weights["b"].is_neg()
+    with open_source(weights) as reader:
+        assert torch.equal(reader.load("b"), -weight(6, 5, seed=1))
+    assert reasons(weights) == {"a": None, "b": None}
+
+
 def test_what_cannot_be_read_is_refused_by_name():
     packed = nn.Parameter(torch.ones(8, 2, dtype=torch.bfloat16))
     packed.quant_state = SimpleNamespace()

@@ -201,3 +201,17 @@ def test_from_the_cache_without_a_network(tmp_path):
     ).stdout.splitlines()
     assert shown[0] == SHA
     assert shown[1].startswith("hf://owner/other: cannot be fetched (")
+
+
+def test_passwords_of_a_mirror_are_not_shown(online, monkeypatch):  # noqa: ARG001
+    server = RangeServer()
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://me:hush@{server.host}")
+    server.misbehave = lambda path, start: 404
+    try:
+        with pytest.raises(CheckpointError, match=rf"404.*http://{server.host}/api/models/a/b") as caught:
+            open_checkpoint("hf://a/b")
+    finally:
+        server.stop()
+    assert "hush" not in "".join(traceback.format_exception(caught.value))

@@ -5,6 +5,7 @@ import logging
 import struct
 import sys
 import traceback
+from pathlib import Path
 
 import numpy as np
 import packers
@@ -284,6 +285,12 @@ class TestWhatIsRefused:
         server.stop()
         refused(f"http://me:hush@{server.host}{PATH}?hush", rf"^{server.url}{PATH}: the server cannot be reached \(")
 
+    @pytest.mark.parametrize("place", ["ftp://me:hush@host/m", "http://[hush/m"])
+    def test_redirects_to_what_is_no_web_server(self, server, pauses, place):
+        server.misbehave = lambda path, start: (place,)
+        refused(server.url + PATH, r"the server cannot be trusted or named \(.*\); check the address")
+        assert pauses == []
+
     def test_redirects_without_end(self, server):
         server.misbehave = lambda path, start: (f"{server.url}{PATH}?hush",)
         refused(server.url + PATH, "redirects without end")
@@ -376,6 +383,12 @@ class TestWhatIsRefused:
     )
     def test_urls(self, url, message):
         refused(url, message, kind=CheckpointError)
+
+    @pytest.mark.parametrize("start", ["", " ", "'"])
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_urls_that_are_not_written_as_one(self, start, kind):
+        url = f"{start}HTTPS:/me:hush@host/m.safetensors?token={'hush' * 99}"
+        refused(kind(url), "is a https:// URL that is not written as one .*; accepted: a str", kind=CheckpointError)
 
     def test_libraries_that_are_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "aiohttp", None)

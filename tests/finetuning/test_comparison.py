@@ -278,6 +278,14 @@ def test_unknown_names_are_refused_and_near_ones_named(recipe, names, options, m
         select_entries(recipe, names, **options)
 
 
+def test_each_accepted_method_is_named_once():
+    # Entries of this recipe have names of methods.
+    with pytest.raises(OptionError, match="method is 'zzzzzz'; accepted: ") as caught:
+        select_entries(load_recipe("digits"), ["zzzzzz"])
+    names = str(caught.value).partition("accepted: ")[2].split(", ")
+    assert len(set(names)) == len(names) > 1
+
+
 def test_wrong_options_are_found_before_anything_is_trained(recipe, tmp_path):
     selection = select_entries(recipe, ["lora-1"])
     for options, message in (

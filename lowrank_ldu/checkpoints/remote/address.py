@@ -5,6 +5,7 @@ Queries sign requests, and user information holds passwords: neither is ever sho
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from urllib.parse import SplitResult, quote, urlsplit
@@ -16,6 +17,8 @@ OBJECTS = ("s3", "s3a", "gs", "gcs")
 HUB = "hf"
 # One letter before the colon is a drive of Windows.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+# What is left of one by pathlib, which takes a slash, or by quotes and spaces before it.
+_MISSHAPEN = re.compile(r"(?<![A-Za-z0-9+.-])(https?|s3a?|gs|gcs|hf)://?[^/]", re.IGNORECASE)
 _ACCEPTED = "https://HOST/FILE, s3://BUCKET/KEY, gs://BUCKET/KEY, hf://OWNER/NAME, or a path on this machine"
 
 
@@ -29,6 +32,37 @@ def scheme_of(path: str) -> str | None:
     """
     found = _URL.match(path)
     return None if found is None else found[1].lower()
+
+
+_USER = re.compile(r"(?<=://)[^\s/'\"]*@")
+_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
+
+
+def without_secrets(text: str) -> str:
+    """Return a message of others with the URLs in it as they may be shown.
+
+    Examples
+    --------
+    >>> without_secrets("Error 404 for url 'https://me:word@host/a?signature=123'.")
+    "Error 404 for url 'https://host/a'."
+    """
+    return _QUERY.sub(r"\1", _USER.sub("", text))
+
+
+def check_no_url(path: str) -> None:
+    """Refuse a path that is no file here and was meant as a URL.
+
+    Raises
+    ------
+    CheckpointError
+        The message does not have the path, which may hold a password.
+    """
+    found = _MISSHAPEN.search(path)
+    if found is not None and not os.path.lexists(path):
+        raise CheckpointError(
+            f"the checkpoint is a {found[1].lower()}:// URL that is not written as one (as a pathlib.Path, with one "
+            f"slash, or with spaces or quotes before it); accepted: a str, {_ACCEPTED}"
+        )
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,10 @@ class WebFiles:
         # Nothing of their messages is passed on: they have whole URLs in them.
         except aiohttp.TooManyRedirects:
             raise Fault("the server redirects without end; check the address") from None
-        except (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError) as error:
+        except (
+            *(aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
+            *(aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError),
+        ) as error:
             raise Fault(f"the server cannot be trusted or named ({type(error).__name__}); check the address") from None
         except TimeoutError:
             raise Fault("the server does not answer in time", again=True) from None

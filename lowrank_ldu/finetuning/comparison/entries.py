@@ -139,7 +139,7 @@ def select_entries(
         accepted = ", ".join(recipe.comparisons) or f"--methods with some of {', '.join(METHODS)}"
         raise OptionError(f"recipe {recipe.name} has no entries to compare; accepted: {accepted}")
     entries = tuple(
-        _entry(recipe, name, own.get(name, {"method": name}), table, known=[*own, *METHODS])
+        _entry(recipe, name, own.get(name, {"method": name}), table, known=list(dict.fromkeys([*own, *METHODS])))
         for name in dict.fromkeys(names or own)
     )
     titles = Counter(entry.title for entry in entries)

@@ -104,6 +104,33 @@ def test_a_sketch_bounds_the_energy(seed, decay, tall):
         assert figures.frobenius_error <= 1.1 * best + 1e-3
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-4)])
+def test_a_sketch_has_the_digits_of_a_small_error(monkeypatch, dtype, tolerance):
+    # In float32 the share of the energy would be right to 1e-7, which is what is left here.
+    values = np.append([3.0, 2.0, 1.0], np.full(197, 1e-4))
+    generator = np.random.default_rng(0)
+    left, right = (np.linalg.qr(generator.standard_normal((size, 200)))[0] for size in (220, 200))
+    W = torch.from_numpy((left * values) @ right.T).to(dtype)
+    monkeypatch.setattr(module, "_WHOLE_SPECTRUM", 0)
+    fast = analyze_matrix(W, SurveyOptions(ranks=(2, 8), pivoting="partial", mode="fast"))
+    values = np.linalg.svdvals(W.to(torch.float64).numpy())
+    best = np.linalg.norm(values[8:]) / np.linalg.norm(values)
+    found = fast.at("ldu_lowrank", 8).diagnostics
+    assert fast.svd_niter is not None
+    assert best * (1 - 1e-6) <= found.svd_frobenius_error <= best * (1 + tolerance)
+    assert found.svd_frobenius_error <= found.frobenius_error * (1 + 1e-4)
+    assert fast.spectrum.energy[8] - 1e-12 <= 1 - best**2 <= fast.spectrum.energy_bound[8] + 1e-12
+
+
+def test_all_values_of_a_larger_matrix_are_computed_without_squaring_where_some_are_small(monkeypatch):
+    W = weight(60, 50, seed=5, decay=0.6)
+    monkeypatch.setattr(module, "_WHOLE_SPECTRUM", 0)
+    fast = analyze_matrix(W, SurveyOptions(ranks=(20,), pivoting="partial", mode="fast"))
+    assert fast.svd_niter is None
+    values = np.linalg.svdvals(W.numpy().astype(np.float64))
+    assert fast.spectrum.smallest == pytest.approx(values[-1], rel=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-40, 1e37])
 @pytest.mark.parametrize("rank", [0, 3, 30])
 def test_low_rank_and_extreme_numbers(scale, rank):

@@ -69,6 +69,20 @@ def test_the_verdict_counts_and_sums():
     assert "keep the weights" in verdict([matrices[1]], 0.5)
 
 
+def test_ranks_that_were_not_looked_at_are_not_said_to_save_nothing():
+    W = weight(60, 60, 1.0)
+    W[:, 30:] *= 0.1  # half of the values are enough, which cheap mode does not look at
+    matrix = analyzed(W, mode="cheap")
+    advice = advice_of(matrix)
+    assert (advice.choice, advice.share, advice.short) == ("keep", 1.0, "keep; none up to 4")
+    assert "saves nothing" not in advice.text
+    assert "no rank up to 4 is known to be enough" in advice.text
+    assert "as far as is known. For 1 of 1 no rank that was looked at is known to be enough." in verdict([matrix], 0.5)
+    both = verdict([matrix, analyzed(weight(60, 60, 0.3), mode="cheap")], 0.5)
+    assert "1 of 2 matrices get smaller" in both
+    assert both.endswith("alone. For 1 of 2 no rank that was looked at is known to be enough.")
+
+
 def test_the_first_headline_and_the_first_columns_answer_the_question():
     from lowrank_ldu.analysis import headlines
     from lowrank_ldu.analysis.report.columns import columns

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from lowrank_ldu.analysis import Analysis, analyze, examine_claims
+from lowrank_ldu.analysis.report.columns import columns
+from lowrank_ldu.analysis.report.views import view_of
 from lowrank_ldu.errors import OptionError
+from lowrank_ldu.formatting import figure
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +47,14 @@ def test_what_needs_times_or_the_full_rank_is_refused(analysis):
     with pytest.raises(OptionError, match="mode is 'fast' and times is None; accepted: an analysis with mode='exact'"):
         examine_claims(analysis)
     assert analysis.plot_errors() is not None
+
+
+def test_bounds_are_shown_as_such():
+    weights = {"w": torch.randn(40, 30, generator=torch.Generator().manual_seed(0))}
+    for mode, low, high in (("exact", "", ""), ("fast", "", ""), ("cheap", "≥ ", "≤ ")):
+        analysis = analyze(weights, ranks=2, mode=mode, threads=1)
+        ((_, matrix),) = analysis.matrices
+        facts = dict(view_of(matrix, analysis).facts)
+        assert facts["largest singular value"] == f"{low}{figure(matrix.spectrum.largest)}"
+        shown = {column.label: column.cell(matrix).text for column in columns(analysis.options, 2)}
+        assert facts["stable rank"] == shown["stable rank"] == f"{high}{figure(matrix.spectrum.stable_rank)}"
