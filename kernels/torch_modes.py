@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _Marked = TypeVar("_Marked", bound="Callable[..., object]")
 
 __all__ = [
-    "autocast_dtype", "cast", "constant_result", "has_values", "is_dispatched", "is_exporting", "is_fake", "is_stand_in", "known_true",
-    "transformed", "without_autocast",
+    "autocast_dtype", "cast", "constant_result", "has_values", "is_dispatched", "is_exporting", "is_fake",
+    "is_stand_in", "known_true", "transformed", "without_autocast",
 ]  # fmt: skip
 
 # torch 2.7 and later have it.
