@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from lowrank_ldu.kernels.measured import DTYPES, Figures, present_figures
+from lowrank_ldu.kernels.torch_modes import constant_result
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,12 @@ def _figures() -> Figures | None:
 
 
 # torch.compile takes these for what they are, constants of the process.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _threads() -> int:
     return torch.get_num_threads()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _gpu(device: torch.device) -> tuple[int, int]:
     """Return the key of `_GPUS` and the number of multiprocessors."""
     properties = torch.cuda.get_device_properties(device)

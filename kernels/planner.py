@@ -34,7 +34,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lowrank_ldu.kernels import packed
 from lowrank_ldu.kernels.cores import block_size
@@ -43,7 +42,7 @@ from lowrank_ldu.kernels.machine import Machine
 from lowrank_ldu.kernels.measured import present_figures
 from lowrank_ldu.kernels.plans import IMPLEMENTATIONS, PLANS, Plan
 from lowrank_ldu.kernels.skeleton import amplification_of, largest_amplification
-from lowrank_ldu.kernels.torch_modes import transformed
+from lowrank_ldu.kernels.torch_modes import known_true, transformed
 from lowrank_ldu.kernels.triton_kernels.availability import interpreted, obstacle
 
 if TYPE_CHECKING:
@@ -242,9 +241,9 @@ def _works(problem: Problem) -> dict[str, list[tuple[float, float]]]:
     hybrid = [base, update]
     usable = problem.amplification is not None and problem.device.type == "cpu"
     inverse = [(gathered[0] + 6 * r**3, gathered[1] + r * n), *_CALLS]
-    hybrid += inverse if usable and statically_known_true(gathering_pays(T, r, n)) else [right]
+    hybrid += inverse if usable and known_true(gathering_pays(T, r, n)) else [right]
     if to_x or to_delta:
-        back = usable and problem.columns and to_x and statically_known_true(gathering_pays(T, r, m))
+        back = usable and problem.columns and to_x and known_true(gathering_pays(T, r, m))
         hybrid += [*(inverse if back else [left]), (0.0, 3 * T * r)]
     if to_x:
         hybrid += [base, update]
@@ -439,7 +438,7 @@ def _choose(problem: Problem, plan: Plan, machine: Machine | None) -> Choice:
     least = possible[best]
     for name, cost in possible.items():
         weighed = cost * _TIE if name in _SUMMING else cost
-        if statically_known_true(weighed < least):
+        if known_true(weighed < least):
             best, least = name, weighed
     return Choice(best, possible, reasons)  # type: ignore[arg-type]  # names are plans
 

@@ -1,5 +1,6 @@
 """Hypothesis profiles, and each test on each array library."""
 
+import gc
 import os
 import signal
 
@@ -44,6 +45,21 @@ def pytest_collection_modifyitems(items):
             word in name for word in HALF_NAMES
         ):
             item.add_marker("half")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_modules_are_not_collected():
+    """Leave what is alive out of garbage collection.
+
+    The modules of torch and transformers are millions of objects, which every collection would look through.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    # Libraries report what is left over at the end of the process.
+    gc.unfreeze()
 
 
 @pytest.fixture(params=LIBRARIES, ids=repr)

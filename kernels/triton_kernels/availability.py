@@ -11,6 +11,8 @@ from typing import cast
 
 import torch
 
+from lowrank_ldu.kernels.torch_modes import constant_result
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # From here on there are matrix instructions for bfloat16.
@@ -27,12 +29,12 @@ def _not_interpreted(dtype: torch.dtype) -> str | None:
 
 
 # torch.compile takes these for what they are, constants of the process.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def interpreted() -> bool:
     """Return whether Triton interprets kernels on the CPU.
 
@@ -64,7 +66,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return cast("str | None", _too_old(device.index))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _too_old(device: int | None) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < _FIRST_CAPABILITY:

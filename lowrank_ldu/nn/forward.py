@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.modules import module as torch_module
 
 from lowrank_ldu.kernels.api import compute
 from lowrank_ldu.kernels.call import Adapters, Layer
-from lowrank_ldu.kernels.torch_modes import autocast_dtype, is_exporting, is_fake, transformed
+from lowrank_ldu.kernels.torch_modes import autocast_dtype, is_exporting, is_fake, known_true, transformed
 from lowrank_ldu.nn.cores import scaled_core
 from lowrank_ldu.nn.gathering import gathered_output
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
@@ -121,7 +120,7 @@ def kernel_call(
     linear = cast("nn.Linear", base_layer)
     weight = kind.as_matrix(linear.weight)
     least = max(LEAST_GATHERED if plan == "auto" else 0, factors.left.shape[1])
-    many = statically_known_true(rows >= least)
+    many = known_true(rows >= least)
     # The checksum of the gathered rows would wait for a GPU.
     gathers = plan == "skeleton" or (plan in {"auto", "hybrid"} and many and weight.device.type == "cpu")
     skeleton = factors.skeleton(weight) if gathers else None

@@ -174,11 +174,27 @@ def figures_of(out):
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
 
+# So many that a process can be stopped on the way.
+MATRICES = 16
+ONE_BY_ONE = ["--rank", "4", "--threads", "1"]
+
+
+def save_many(folder):
+    return save(folder, **{f"w{number}": matrix(160 + number, 150, number) for number in range(MATRICES)})
+
+
+@pytest.fixture(scope="module")
+def figures_of_many(tmp_path_factory):
+    """What an analysis that nothing stops ends with."""
+    folder = tmp_path_factory.mktemp("many")
+    assert analyze(save_many(folder), "--out", folder / "whole", *ONE_BY_ONE).exit_code == 0
+    return figures_of(folder / "whole")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to whole consoles only")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_goes_on_after_a_stop(tmp_path, out, stop):
-    path = save(tmp_path, **{f"w{number}": matrix(160 + number, 150, number) for number in range(40)})
-    options = ["--rank", "4", "--threads", "1"]
+def test_goes_on_after_a_stop(tmp_path, out, stop, figures_of_many):
+    path, options = save_many(tmp_path), ONE_BY_ONE
     journal = tmp_path / "out.journal"
     with subprocess.Popen(
         [*MAIN, "analyze", str(path), "--out", str(out), *options], stderr=subprocess.PIPE, text=True, env=ONE_THREAD
@@ -194,7 +210,7 @@ def test_goes_on_after_a_stop(tmp_path, out, stop):
     left = ["model.safetensors", "out.journal"] + ["out.journal.lock"] * (stop == signal.SIGKILL)
     assert sorted(file.name for file in tmp_path.iterdir()) == left
     kept = journal.read_bytes().count(b"\n") - 1
-    assert 2 <= kept < 40
+    assert 2 <= kept < MATRICES
 
     refused = analyze(path, "--out", out, *options)
     assert refused.exit_code == 2
@@ -206,17 +222,14 @@ def test_goes_on_after_a_stop(tmp_path, out, stop):
     ):
         resumed = analyze(path, "--out", out, *options, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    assert len(analyzed) == 40 - kept
+    assert len(analyzed) == MATRICES - kept
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "out"]
-    whole = tmp_path / "whole"
-    assert analyze(path, "--out", whole, *options).exit_code == 0
-    assert figures_of(out) == figures_of(whole)
+    assert figures_of(out) == figures_of_many
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot stop a process for a while")
 def test_two_processes_do_not_write_one_journal(tmp_path, out):
-    path = save(tmp_path, **{f"w{number}": matrix(160 + number, 150, number) for number in range(40)})
-    options = ["--rank", "4", "--threads", "1"]
+    path, options = save_many(tmp_path), ONE_BY_ONE
     journal = tmp_path / "out.journal"
     with subprocess.Popen([*MAIN, "analyze", str(path), "--out", str(out), *options], env=ONE_THREAD) as process:
         wait_for_lines(journal, 2, process)

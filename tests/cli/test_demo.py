@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_images import pretrain_briefly
 from typer.testing import CliRunner
 
 from lowrank_ldu.cli.app import app
@@ -21,6 +22,13 @@ from lowrank_ldu.nn import lowrank_layers
 ENTRIES = ("head", "loldu-32", "loldu-96", "lora-8")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _pretrained_briefly(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        pretrain_briefly(patch, tmp_path_factory.mktemp("cache"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def small():
     recipe = load_recipe("digits")
@@ -32,7 +40,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def done(small, tmp_path_factory):
-    """Run the command with fewer entries, seeds and epochs; everything else is real."""
+    """Run the command with fewer entries, seeds and epochs, pre-training's too; everything else is real."""
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparing, "select_entries", lambda *_, **__: small)

@@ -1,8 +1,9 @@
-"""`lowrank-ldu export`, as a user runs it."""
+"""`lowrank-ldu export`, as a user runs it: once in a process of its own, and else in this one."""
 
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,23 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lowrank_ldu.adapters import save_adapter
+from lowrank_ldu.cli import _run
+from lowrank_ldu.cli.app import app
 from lowrank_ldu.nn import inject
 
 
-def run(*arguments):
-    command = [sys.executable, "-P", "-c", "from lowrank_ldu.cli import main; main()", "export", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command with words; its exit code and what it says."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["lowrank-ldu", "export", *map(str, words)])
+        capsys.readouterr()
+        returncode = _run(app)
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=returncode, stdout=said.out, stderr=said.err)
+
+    return run
 
 
 def model():
@@ -44,14 +56,24 @@ def files(tmp_path_factory):
         ("delta", "delta.safetensors", "2 tensors of updates"),
     ],
 )
-def test_every_target(files, tmp_path, to, file, said):
+def test_every_target(run, files, tmp_path, to, file, said):
     result = run(files / "adapter", "--to", to, "--base", files / "base.safetensors", "--out", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [said, f"written to {tmp_path / 'out'}"]
     assert load_file(tmp_path / "out" / file)
 
 
-def test_a_fitted_basis_is_given_or_found_beside_the_adapter(tmp_path):
+def test_a_process_of_its_own(files, tmp_path):
+    words = ["export", "adapter", "--to", "delta", "--base", "base.safetensors", "--out", tmp_path / "out"]
+    code = "from lowrank_ldu.cli import main; main()"
+    command = [sys.executable, "-P", "-c", code, *map(str, words)]
+    result = subprocess.run(command, cwd=files, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == ["2 tensors of updates", f"written to {tmp_path / 'out'}"]
+    assert load_file(tmp_path / "out" / "delta.safetensors")
+
+
+def test_a_fitted_basis_is_given_or_found_beside_the_adapter(run, tmp_path, monkeypatch):
     from lowrank_ldu.fitting import fit_basis
 
     save_file(model().state_dict(), tmp_path / "base.safetensors")
@@ -63,6 +85,8 @@ def test_a_fitted_basis_is_given_or_found_beside_the_adapter(tmp_path):
     save_adapter(adapted, tmp_path / "named", basis_file=file)
 
     def export(adapter, *more):
+        # As in a process that has fitted nothing.
+        monkeypatch.setattr("lowrank_ldu.nn.basis._KNOWN", {})
         return run(adapter, "--to", "delta", "--base", tmp_path / "base.safetensors", "--out", tmp_path / "out", *more)
 
     refused = export(tmp_path / "plain")
@@ -72,7 +96,7 @@ def test_a_fitted_basis_is_given_or_found_beside_the_adapter(tmp_path):
     assert export(tmp_path / "named", "--overwrite").returncode == 0
 
 
-def test_compression_prints_its_error(files, tmp_path):
+def test_compression_prints_its_error(run, files, tmp_path):
     arguments = (files / "adapter", "--to", "lora", "--base", files / "base.safetensors", "--out", tmp_path / "out")
     result = run(*arguments, "--compress", 2)
     assert result.returncode == 0
@@ -80,7 +104,7 @@ def test_compression_prints_its_error(files, tmp_path):
     assert "relative error of the updates: " in result.stdout
 
 
-def test_force_warns_and_overwrite_replaces(files, tmp_path):
+def test_force_warns_and_overwrite_replaces(run, files, tmp_path):
     other = {name: tensor * 1.001 for name, tensor in model().state_dict().items()}
     save_file(other, tmp_path / "other.safetensors")
     arguments = (files / "adapter", "--to", "merged", "--base", tmp_path / "other.safetensors", "--out", tmp_path / "o")
@@ -115,7 +139,7 @@ def test_force_warns_and_overwrite_replaces(files, tmp_path):
     ],
     ids=str,
 )
-def test_what_is_refused(files, tmp_path, change, message):
+def test_what_is_refused(run, files, tmp_path, change, message):
     options = {"--to": "lora", "--base": "base.safetensors", "--out": str(tmp_path / "out")}
     adapter = files / change.pop("adapter", "adapter")
     options |= change
@@ -134,7 +158,7 @@ def test_what_is_refused(files, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("named", ["base", "nowhere", "OWNER/NAME"])
-def test_the_base_that_an_adapter_of_peft_names_is_taken(tmp_path, named):
+def test_the_base_that_an_adapter_of_peft_names_is_taken(run, tmp_path, named):
     """PEFT writes down what the model was loaded from."""
     from peft import get_peft_model
 
@@ -157,7 +181,7 @@ def test_the_base_that_an_adapter_of_peft_names_is_taken(tmp_path, named):
         assert (result.returncode, result.stderr.startswith(said)) == (2, True)
 
 
-def test_help_says_what_it_does():
+def test_help_says_what_it_does(run):
     result = run("--help")
     assert result.returncode == 0
     for word in (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from libraries import LIBRARIES
+from libraries import LIBRARIES, on_libraries
 from matrices import any_finite, spread_over_the_range
 
 from lowrank_ldu.decomposition import LDU, SVD, estimate_error, ldu, ldu_lowrank, svd
@@ -99,22 +99,20 @@ def test_numbers_all_over_the_range_give_finite_factors(W):
     assert all(np.isfinite(part).all() for part in (factors.left, factors.diagonal, factors.right))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_libraries_agree(library, dtype):
-    generator = np.random.default_rng(0)
-    for shape in ((60, 45), (45, 60)):
-        W = with_values(generator, shape, 0.8 ** np.arange(45)).astype(dtype)
-        reference, other = ldu_lowrank(W, 8), ldu_lowrank(library.array(W), 8)
-        assert type(other.left) is type(other.permutation) is type(library.array(W))
-        np.testing.assert_array_equal(library.numpy(other.permutation), reference.permutation)
-        np.testing.assert_array_equal(library.numpy(other.column_permutation), reference.column_permutation)
-        for field in ("left", "diagonal", "right"):
-            expected = getattr(reference, field)
-            # The gap of the singular values, 0.2 of the eighth, is what rounding is amplified by.
-            np.testing.assert_allclose(
-                library.numpy(getattr(other, field)), expected, atol=1e3 * np.finfo(dtype).eps * np.abs(expected).max()
-            )
-        np.testing.assert_array_equal(library.numpy(library.array(W)), W)
+@pytest.mark.parametrize(("library", "dtype", "shape"), on_libraries([np.float32, np.float64], [(60, 45), (45, 60)]))
+def test_libraries_agree(library, dtype, shape):
+    W = with_values(np.random.default_rng(0), shape, 0.8 ** np.arange(45)).astype(dtype)
+    reference, other = ldu_lowrank(W, 8), ldu_lowrank(library.array(W), 8)
+    assert type(other.left) is type(other.permutation) is type(library.array(W))
+    np.testing.assert_array_equal(library.numpy(other.permutation), reference.permutation)
+    np.testing.assert_array_equal(library.numpy(other.column_permutation), reference.column_permutation)
+    for field in ("left", "diagonal", "right"):
+        expected = getattr(reference, field)
+        # The gap of the singular values, 0.2 of the eighth, is what rounding is amplified by.
+        np.testing.assert_allclose(
+            library.numpy(getattr(other, field)), expected, atol=1e3 * np.finfo(dtype).eps * np.abs(expected).max()
+        )
+    np.testing.assert_array_equal(library.numpy(library.array(W)), W)
 
 
 def test_stacks_are_factored_one_by_one(library):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from libraries import on_libraries
 from matrices import spread_over_the_range, underflow_bound
 
 from lowrank_ldu.decomposition import PIVOTING, Factorization, gram_matrix, ldu, ldu_at_pivots, pissa, svd
@@ -84,14 +85,17 @@ def test_stacks_of_mixed_scale_on_every_library(library):
             np.testing.assert_allclose(product / size, matrix / size, atol=1e-13)
 
 
-@pytest.mark.parametrize("pivoting", PIVOTING)
-@pytest.mark.parametrize(("dtype", "sizes"), [(np.float32, (2e-39, 3e-41, 1e-43)), (np.float64, (1e-309, 4e-318))])
+@pytest.mark.parametrize(
+    ("library", "pivoting", "dtype_and_sizes"),
+    on_libraries(PIVOTING, [(np.float32, (2e-39, 3e-41, 1e-43)), (np.float64, (1e-309, 4e-318))]),
+)
 @pytest.mark.parametrize("shapes", [(1, 4), (5, 9), (12, 40)])
-def test_subnormal_remainders(library, pivoting, dtype, sizes, shapes):
+def test_subnormal_remainders(library, pivoting, dtype_and_sizes, shapes):
     """Below a block of ordinary numbers, under a zero block: nothing but subnormal numbers remains."""
     if library.name == "jax" and shapes != (5, 9):
         pytest.skip("JAX compiles anew for each shape")
     first, last = shapes
+    dtype, sizes = dtype_and_sizes
     generator = np.random.default_rng(0)
     for size in sizes:
         W = np.zeros((first + last, first + last), dtype)

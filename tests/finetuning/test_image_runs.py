@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_images import LABELS, picture, processor, save_images, save_vit, separate_cache
+from tiny_images import LABELS, picture, pretrain_briefly, processor, save_images, save_vit, separate_cache
 from tiny_text_models import offline
 from transformers import AutoModelForImageClassification
 
@@ -184,8 +184,8 @@ def test_the_pixels_of_digits_are_those_of_the_pretraining():
         assert [made[place]["labels"] for place in range(len(made))] == part.labels.tolist()
 
 
-@pytest.mark.usefixtures("digits_cache")
-def test_other_images_on_the_network_of_digits_and_digits_on_another(base, tmp_path):
+def test_other_images_on_the_network_of_digits_and_digits_on_another(base, tmp_path, monkeypatch):
+    pretrain_briefly(monkeypatch, tmp_path / "cache")
     choice = Choice(model="digits-vit", data=str(base / "data"), settings={"bf16": False})
     with pytest.raises(OptionError, match="'digits-vit', whose head has 10 outputs; accepted for images with 3 labels"):
         run_recipe(load_recipe("images"), tmp_path, choice, seeds=[0])

@@ -188,6 +188,7 @@ def test_another_base_can_be_allowed(tmp_path):
         PeftModel.from_pretrained(tiny_bert(seed=1), tmp_path)
 
 
+@pytest.mark.longer
 def test_without_the_import_peft_names_the_unknown_type(tmp_path):
     saved(tmp_path, tiny_bert())
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "LOLDU"

@@ -1,6 +1,7 @@
 """The array libraries that every decomposition is tested on."""
 
 import importlib.util
+import itertools
 
 import numpy as np
 import torch
@@ -44,3 +45,17 @@ if importlib.util.find_spec("cupy"):
     import cupy
 
     LIBRARIES.append(Library("cupy", lambda array: cupy.asarray(np.array(array))))
+
+
+def on_libraries(*axes):
+    """Libraries with all combinations of values; JAX, which compiles seconds for each, with every value once or more.
+
+    Each pair of values is with a library that way, and each value with each library.
+    """
+    cases = []
+    for library in LIBRARIES:
+        if library.name == "jax":
+            cases += [(library, *(axis[i % len(axis)] for axis in axes)) for i in range(max(map(len, axes)))]
+        else:
+            cases += [(library, *values) for values in itertools.product(*axes)]
+    return cases

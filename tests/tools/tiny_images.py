@@ -1,11 +1,17 @@
 """Folders of small images whose color tells the label, and a tiny vision transformer with its image processor."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit import image_processing_pil_vit
+
+from lowrank_ldu.finetuning.digits import base as digits_base
+from lowrank_ldu.finetuning.digits.pretraining import pretrain
+from lowrank_ldu.finetuning.digits.training import TrainingSettings
 
 LABELS = ("blue", "green", "red")
 _CHANNELS = {"red": 0, "green": 1, "blue": 2}
@@ -17,6 +23,12 @@ def separate_cache(folder):
     patch = pytest.MonkeyPatch()
     patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
     return patch
+
+
+def pretrain_briefly(patch, folder):
+    """The network of digits is trained for one epoch instead of 40, and kept in a folder of the test."""
+    patch.setattr(digits_base, "cache_folder", lambda: folder)
+    patch.setattr(digits_base, "pretrain", partial(pretrain, settings=TrainingSettings(epochs=1)))
 
 
 def picture(label, seed, side=SIDE):
