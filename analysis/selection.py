@@ -93,7 +93,7 @@ def _shape_reason(info: TensorInfo) -> str | None:
         return "it is empty"
     if dimensions < 2:
         return f"{dimensions}-D: no matrix to factor"
-    if dimensions == 3 and "conv" not in info.name.lower():
+    if dimensions == 3 and not info.order and "conv" not in info.name.lower():
         return "3-D: neither experts nor a convolution by its name"
     if dimensions > 5:
         return f"{dimensions}-D: neither a matrix nor a convolution"

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.formats import READERS, SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES
+from lowrank_ldu.checkpoints.formats import READERS, SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, suffix_by_content
 from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader, lora_config
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.hub import PREFIX, find
@@ -41,7 +41,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
     Parameters
     ----------
     path : str or os.PathLike
-        A ``.safetensors`` file; a ``.pt``, ``.pth`` or ``.bin`` file that ``torch.save`` wrote; ``.gguf``; ``.onnx``;
+        A ``.safetensors`` file; a file that ``torch.save`` wrote, of whatever name; ``.gguf``; ``.onnx``;
         ``.weights.h5`` or ``.h5`` of Keras; ``.npy`` or ``.npz``; an index of shards (``.safetensors.index.json``,
         ``.bin.index.json``); a directory that holds safetensors or torch files, or folders with them; or, of
         safetensors, ``https://``, ``s3://`` or ``gs://`` and the place of a file, an index or a directory, and
@@ -100,10 +100,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> CheckpointReader:
         raise CheckpointError(f"{path}: no such file or directory, or not a regular file")
     if path.name.lower().endswith(INDEX_SUFFIXES):
         return open_index(path)
-    if path.suffix.lower() in SUFFIXES:
-        return open_file(path)
+    suffix = "" if path.suffix.lower() in SUFFIXES else suffix_by_content(path)
+    if suffix or path.suffix.lower() in SUFFIXES:
+        return open_file(path, suffix)
     accepted = ", ".join((*SUFFIXES, *INDEX_SUFFIXES))
-    raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {accepted}, or a directory")
+    raise CheckpointError(
+        f"{path}: unknown suffix {path.suffix!r}, and its first bytes are of no format that is known; accepted: "
+        f"{accepted}, or a directory"
+    )
 
 
 def _find(url: str) -> Place:

@@ -1,7 +1,9 @@
-"""List the readers of single files by suffix."""
+"""List the readers of single files by suffix, and tell formats by content."""
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.checkpoints.formats.gguf_file import GgufReader
@@ -10,6 +12,8 @@ from lowrank_ldu.checkpoints.formats.numpy_file import NumpyReader
 from lowrank_ldu.checkpoints.formats.onnx_file import OnnxReader
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.formats.torch_file import TorchReader
+from lowrank_ldu.errors import CheckpointError
+from lowrank_ldu.untrusted import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,3 +34,41 @@ READERS: dict[str, Callable[[Path], CheckpointReader]] = {
     ".npz": NumpyReader,
 }
 SUFFIXES = tuple(READERS)
+# The first bytes of files, and the suffix of their format.
+_BEGINNINGS = {
+    b"GGUF": ".gguf",
+    b"\x89HDF\r\n\x1a\n": ".h5",
+    b"\x93NUMPY": ".npy",
+    b"\x80\x02": ".pt",
+    b"\x80\x03": ".pt",
+    b"\x80\x04": ".pt",
+}
+
+
+def suffix_by_content(path: Path) -> str:
+    """Return the suffix of the format that a file has by its first bytes, or nothing.
+
+    Checkpoints have many names: ``.ckpt``, ``.model``, ``.th``, or none. An ONNX model does not tell by its first
+    bytes.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            beginning = file.read(9)
+        if beginning.startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+            if any(PurePosixPath(name).name == "data.pkl" for name in names):
+                return ".pt"
+            return ".npz" if names and all(name.endswith(".npy") for name in names) else ""
+    except zipfile.BadZipFile:
+        return ""
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(beginning) == 9 and beginning[8:] == b"{" and int.from_bytes(beginning[:8], "little") < path.stat().st_size:
+        return SAFETENSORS_SUFFIX
+    return next((suffix for start, suffix in _BEGINNINGS.items() if beginning.startswith(start)), "")

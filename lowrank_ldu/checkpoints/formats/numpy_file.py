@@ -70,7 +70,9 @@ class NumpyReader(CheckpointReader):
         with refused_as(path, "numpy file", _ERRORS), warnings.catch_warnings():
             # Python warns of headers that it reads as code or that Python 2 wrote; the error says it once.
             warnings.simplefilter("ignore")
-            for name, what in self._list_file(path) if path.suffix.lower() == ".npy" else self._list_archive(path):
+            # A file of another name was told by these bytes.
+            single = path.suffix.lower() == ".npy" or (path.suffix.lower() != ".npz" and not zipfile.is_zipfile(path))
+            for name, what in self._list_file(path) if single else self._list_archive(path):
                 found[name] = "array whose name two members have" if name in found else what
         super().__init__(
             path,

@@ -1,9 +1,10 @@
-"""Read the initializers of an ONNX model."""
+"""Read the weights of an ONNX model."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, library_for, li
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # torch's names of the types that it can hold.
@@ -30,12 +32,19 @@ _DTYPES = {
 }
 
 
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_OPERATIONS = ("MatMul", "Gemm", "Conv", "ConvTranspose", *_RECURRENT)
+# There and back; a damaged file may say any number.
+_MOST_DIRECTIONS = 2
+
+
 class OnnxReader(CheckpointReader):
-    """Reader of the initializers of one ``.onnx`` file.
+    """Reader of the initializers and constants of one ``.onnx`` file.
 
     The file itself is read whole, since a protocol buffer cannot be read otherwise; it holds at most 2 GB. Values that
     it keeps in files beside it are read one tensor at a time, and only from its own folder. Weights that the graph
-    multiplies from the right, as ``MatMul`` and ``Gemm`` do, are stored as (in, out): `TensorInfo.order` says so.
+    multiplies from the right, as ``MatMul`` and ``Gemm`` do, are stored as (in, out): `TensorInfo.order` says so, and
+    what is a convolution. Weights of ``LSTM``, ``GRU`` and ``RNN`` are listed direction by direction, ``name[0]``.
 
     Parameters
     ----------
@@ -56,25 +65,55 @@ class OnnxReader(CheckpointReader):
         if not graph.node and not graph.initializer:
             # Any bytes that happen to be a message of unknown fields decode to an empty model.
             raise CheckpointError(f"{path}: not an ONNX model, or one without a graph; {likely_cause(path)}")
-        orders = _orders(graph)
         self._stored: dict[str, Any] = {}
+        self._places: dict[str, tuple[str, int | None]] = {}
         tensors: list[TensorInfo] = []
-        ignored = {_text(tensor.values.name): "sparse tensor" for tensor in graph.sparse_initializer}
-        for tensor in graph.initializer:
-            name, kind = _text(tensor.name), self._kind(tensor)
-            if name in self._stored or name in ignored:
-                raise CheckpointError(f"{path}: two initializers are called {name!r}")
-            if kind not in _DTYPES or any(size < 0 for size in tensor.dims):
-                ignored[name] = f"{kind} tensor of dimensions {list(tensor.dims)}"
-                continue
-            self._stored[name] = tensor
-            dtype, shape = _DTYPES[kind], tuple(tensor.dims)
-            order = orders.get(name, ())
-            nbytes = math.prod(shape) * getattr(torch, dtype).itemsize
-            tensors.append(
-                TensorInfo(name, shape, dtype, str(path), nbytes, order=order if len(order) == len(shape) else ())
-            )
+        ignored: dict[str, str] = {}
+        for prefix, part in self._graphs(graph):
+            uses = _uses(part)
+            ignored |= {prefix + _text(tensor.values.name): "sparse tensor" for tensor in part.sparse_initializer}
+            for given, tensor in (*((tensor.name, tensor) for tensor in part.initializer), *self._constants(part)):
+                name, kind = prefix + _text(given), self._kind(tensor)
+                if name in self._stored or name in ignored:
+                    raise CheckpointError(f"{path}: two initializers or constants are called {name!r}")
+                if kind not in _DTYPES or any(size < 0 for size in tensor.dims):
+                    ignored[name] = f"{kind} tensor of dimensions {list(tensor.dims)}"
+                    continue
+                self._stored[name] = tensor
+                dtype, shape, use = _DTYPES[kind], tuple(tensor.dims), uses.get(given, "")
+                nbytes = math.prod(shape) * getattr(torch, dtype).itemsize
+                info = TensorInfo(name, shape, dtype, str(path), nbytes, order=_order(use, len(shape)))
+                tensors += self._parts(info, use)
         super().__init__(path, tensors, ignored)
+
+    def _graphs(self, graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Yield a graph and those that its nodes choose between or repeat, with what precedes their names."""
+        yield prefix, graph
+        for place, node in enumerate(graph.node):
+            for attribute in node.attribute:
+                if attribute.type == self._onnx.AttributeProto.GRAPH:
+                    called = _text(node.name) or f"{node.op_type}_{place}"
+                    yield from self._graphs(attribute.g, f"{prefix}{called}.{attribute.name}/")
+
+    def _constants(self, graph: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield the name and the tensor of constant nodes, as which some exporters write weights."""
+        for node in graph.node:
+            if node.op_type == "Constant" and len(node.output) == 1:
+                for attribute in node.attribute:
+                    if attribute.name == "value" and attribute.type == self._onnx.AttributeProto.TENSOR:
+                        yield node.output[0], attribute.t
+
+    def _parts(self, info: TensorInfo, use: str) -> Iterator[TensorInfo]:
+        """Yield what a tensor is listed as: itself, or the directions of a recurrent layer."""
+        if use not in _RECURRENT or len(info.shape) != 3 or not 1 <= info.shape[0] <= _MOST_DIRECTIONS:
+            self._places[info.name] = info.name, None
+            yield info
+            return
+        count, *shape = info.shape
+        for row in range(count):
+            part = f"{info.name}[{row}]"
+            self._places[part] = info.name, row
+            yield replace(info, name=part, shape=tuple(shape), nbytes=info.nbytes // count, order=(), part_of=info.name)
 
     def _kind(self, tensor: Any) -> str:
         try:
@@ -83,34 +122,39 @@ class OnnxReader(CheckpointReader):
             return f"type {tensor.data_type}"
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
-        self._check_length(info)
+        name, row = self._places[info.name]
+        tensor = self._stored[name]
+        shape = tuple(tensor.dims)
+        self._check_length(info, tensor)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of keys that are not known; what matters is refused
-                values = self._onnx.numpy_helper.to_array(self._stored[info.name], str(self.path.parent))
+                values = self._onnx.numpy_helper.to_array(tensor, str(self.path.parent))
         except Exception as error:
             # The checker's own error has no public base; whatever it refuses, the tensor cannot be read.
             raise CheckpointError(f"{self.path}: tensor {info.name!r} cannot be read ({reason_of(error)})") from error
-        if tuple(values.shape) != info.shape:
-            raise CheckpointError(f"{self.path}: tensor {info.name!r} has shape {values.shape}, and not {info.shape}")
+        if tuple(values.shape) != shape:
+            raise CheckpointError(f"{self.path}: tensor {name!r} has shape {values.shape}, and not {shape}")
+        if row is not None:
+            values = values[row]
         if info.dtype == "bfloat16":
             return torch.from_numpy(values.view("int16").copy()).view(torch.bfloat16)
         return torch.from_numpy(values.copy())
 
-    def _check_length(self, info: TensorInfo) -> None:
+    def _check_length(self, info: TensorInfo, tensor: Any) -> None:
         """Refuse a tensor with too many or few bytes.
 
         The values are in another file, and the library reads as many as it is told.
         """
-        tensor = self._stored[info.name]
         if tensor.data_location != self._onnx.TensorProto.EXTERNAL:
             return
         said = {entry.key: entry.value for entry in tensor.external_data}
+        nbytes = math.prod(tensor.dims) * getattr(torch, info.dtype).itemsize
         if "length" not in said:  # it would be all of the file
-            tensor.external_data.add(key="length", value=str(info.nbytes))
-        elif said["length"] != str(info.nbytes):
+            tensor.external_data.add(key="length", value=str(nbytes))
+        elif said["length"] != str(nbytes):
             raise CheckpointError(
-                f"{self.path}: tensor {info.name!r} cannot be read (it has {info.nbytes} bytes, and is said to have "
+                f"{self.path}: tensor {info.name!r} cannot be read (it has {nbytes} bytes, and is said to have "
                 f"{said['length']!r} in another file)"
             )
 
@@ -125,19 +169,28 @@ def _text(name: Any) -> str:
     return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
-def _orders(graph: Any) -> dict[str, tuple[int, ...]]:
-    """Return the axes of weights in another order.
+def _uses(graph: Any) -> dict[Any, str]:
+    """Return the operation that uses a tensor as its weight, by the tensor's name.
 
-    The axes give the order (out, in, kernel...) of the weights that the graph uses in another one.
+    The first one. Of a ``Gemm`` that takes its weight as (out, in), none.
     """
-    orders: dict[str, tuple[int, ...]] = {}
+    uses: dict[Any, str] = {}
     for node in graph.node:
-        if len(node.input) < 2:
+        weights = 3 if node.op_type in _RECURRENT else 2
+        if len(node.input) < weights or node.op_type not in _OPERATIONS:
             continue
-        weight = node.input[1]
-        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        if node.op_type == "MatMul" or (node.op_type == "Gemm" and not transposed):
-            orders.setdefault(weight, (1, 0))
-        elif node.op_type == "ConvTranspose":
-            orders.setdefault(weight, (1, 0, 2, 3))
-    return orders
+        if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+            continue
+        for weight in node.input[1:weights]:
+            uses.setdefault(weight, node.op_type)
+    return uses
+
+
+def _order(use: str, dimensions: int) -> tuple[int, ...]:
+    """Return the stored axes as (out, in, kernel...) of a weight with that use, where its use tells."""
+    if use in {"MatMul", "Gemm"} and dimensions == 2:
+        return (1, 0)
+    if use == "ConvTranspose" and dimensions > 2:
+        return (1, 0, *range(2, dimensions))
+    # As it is stored, but said: a convolution of one dimension has as many axes as a stack of matrices.
+    return tuple(range(dimensions)) if use == "Conv" and dimensions > 2 else ()
