@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import cast
 
 import torch
 
@@ -63,7 +62,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"the tensors are on {device.type!r}, and the kernels were written for CUDA and ROCm devices"
     if interpreted():
         return "TRITON_INTERPRET=1 is set: kernels are interpreted, on the CPU only"
-    return cast("str | None", _too_old(device.index))
+    return _too_old(device.index)
 
 
 @constant_result
