@@ -54,6 +54,8 @@ def test_the_layer_imports_neither_analysis_nor_fine_tuning(tmp_path):
     assert "torch" in packages
     assert not packages & {"transformers", "peft", "matplotlib", "pandas", "typer"}
     assert not {"lowrank_ldu.analysis", "lowrank_ldu.demo", "lowrank_ldu.cli"} & names
+    # Of torch.compile and of sizes that are symbols: as long again as importing torch.
+    assert not {"torch._dynamo", "sympy"} & names
 
 
 def test_the_folders_are_not_importable_under_their_bare_names(tmp_path):

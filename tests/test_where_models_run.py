@@ -1,9 +1,6 @@
 """Adapted models where a model may be: traced, exported, wrapped, offloaded, moved."""
 
 import copy
-import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -12,7 +9,10 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from peft import PeftModel, get_peft_model
 from torch import nn
+from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from lowrank_ldu.adapters import load_adapter, save_adapter
 from lowrank_ldu.nn import inject, merge, unload, unmerge
@@ -291,71 +291,54 @@ def test_bases_without_data_are_refused():
         inject(own, ["0"])
 
 
-DISTRIBUTED = """
-import sys
-import torch
-from peft import get_peft_model
-from torch import nn
-from torch.distributed import init_process_group
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-from lowrank_ldu.adapters import load_adapter, save_adapter
-from lowrank_ldu.nn import inject, merge
-from lowrank_ldu.peft import LolduConfig
+@pytest.fixture
+def process_group(tmp_path, monkeypatch):
+    """Of this process alone."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    destroy_process_group()
 
-def refusal(call):
-    try:
-        call()
-    except (RuntimeError, TypeError, ValueError) as error:
-        print(error)
 
-def base():
+def small():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
 
-init_process_group("gloo", init_method=f"file://{sys.argv[1]}/meeting", rank=0, world_size=1)
-refusal(lambda: inject(DistributedDataParallel(base()), ["0"]))
-part = base()
-part[1] = DistributedDataParallel(part[1])
-refusal(lambda: get_peft_model(part, LolduConfig(r=2, target_modules=["0"])))
-model = base()
-inject(model, ["0", "1.0"], rank=2)
-model[1] = DistributedDataParallel(model[1])
-wrapped = DistributedDataParallel(model)
-with torch.no_grad():
-    for parameter in model.parameters():
-        parameter.add_(0.1 * parameter.requires_grad)
-x = torch.randn(3, 4)
-wrapped(x).sum().backward()
-assert model[0].offset.grad.any() and model[1].module[0].offset.grad.any()
-save_adapter(wrapped, sys.argv[1])
-plain = base()
-assert load_adapter(plain, sys.argv[1]) == ["0", "1.0"]
-torch.testing.assert_close(plain(x), model(x))
-merge(wrapped)
-torch.testing.assert_close(plain(x), wrapped(x))
-sharded = fully_shard(plain)
-refusal(lambda: save_adapter(sharded, sys.argv[1]))
-refusal(lambda: merge(sharded))
-"""
 
-
+@pytest.mark.usefixtures("process_group")
 def test_distributed_models(tmp_path):
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-c", DISTRIBUTED, str(tmp_path)]
-    lines = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert lines == [
-        (
-            "the model is wrapped by DistributedDataParallel already, which would not average the gradients of new "
-            "parameters; accepted: the model inside, wrapped afterwards"
-        ),
-        (
-            "module '1' is wrapped by DistributedDataParallel already, which would not average the gradients of new "
-            "parameters; accepted: the model inside, wrapped afterwards"
-        ),
-        (
-            "layer '0' is sharded by fully_shard, each process having a part of it; accepted: the whole model, with "
-            "its full state dict loaded"
-        ),
-        "layer '0': the weight is sharded by fully_shard; accepted: the whole model, with its full state dict loaded",
-    ]
+    wrapped_already = (
+        "is wrapped by DistributedDataParallel already, which would not average the gradients of new parameters; "
+        "accepted: the model inside, wrapped afterwards"
+    )
+    with pytest.raises(TypeError, match=f"^the model {wrapped_already}$"):
+        inject(DistributedDataParallel(small()), ["0"])
+    part = small()
+    part[1] = DistributedDataParallel(part[1])
+    with pytest.raises(TypeError, match=f"^module '1' {wrapped_already}$"):
+        get_peft_model(part, LolduConfig(r=2, target_modules=["0"]))
+    model = small()
+    inject(model, ["0", "1.0"], rank=2)
+    model[1] = DistributedDataParallel(model[1])
+    wrapped = DistributedDataParallel(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    rows = torch.randn(3, 4)
+    wrapped(rows).sum().backward()
+    assert model[0].offset.grad.any()
+    assert model[1].module[0].offset.grad.any()
+    save_adapter(wrapped, tmp_path / "adapter")
+    plain = small()
+    assert load_adapter(plain, tmp_path / "adapter") == ["0", "1.0"]
+    torch.testing.assert_close(plain(rows), model(rows))
+    merge(wrapped)
+    torch.testing.assert_close(plain(rows), wrapped(rows))
+    sharded = fully_shard(plain)
+    whole = "; accepted: the whole model, with its full state dict loaded$"
+    with pytest.raises(
+        ValueError, match=f"^layer '0' is sharded by fully_shard, each process having a part of it{whole}"
+    ):
+        save_adapter(sharded, tmp_path / "again")
+    with pytest.raises(ValueError, match=f"^layer '0': the weight is sharded by fully_shard{whole}"):
+        merge(sharded)

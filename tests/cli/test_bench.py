@@ -25,6 +25,12 @@ RUN = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _kernels_are_not_interpreted(monkeypatch):
+    """As where a user runs it: on the CPU the Triton kernels are left out."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+
+
 def run(*arguments):
     return CliRunner().invoke(app, list(arguments))
 
@@ -35,6 +41,7 @@ def test_tables_files_and_appending(tmp_path):
     assert result.exit_code == 0, result.output
     assert "24 x 20, T = 40, r = 4, float32: forward and backward" in result.stdout
     assert "not run: lowrank-ldu, packed: plan 'packed' cannot run here" in result.stdout
+    assert "not run: lowrank-ldu, triton: plan 'triton' cannot run here" in result.stdout
     assert sorted(path.name for path in out.iterdir()) == ["ratios.png", "ratios.svg", "results.csv"]
     first = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     again = run(*RUN, "--out", str(tmp_path / "second"), "--append", str(out / "results.csv"))

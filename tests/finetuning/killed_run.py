@@ -1,5 +1,6 @@
 """Train the same tiny run twice: at once, and by processes that are killed one after the other; run as a script."""
 
+import gc
 import json
 import os
 import random
@@ -114,6 +115,8 @@ def train(out, run, task, last_event):
 
 def main(folder, kills, task):
     torch.set_num_threads(1)
+    # Forked processes share what is imported, and do not look through it for garbage.
+    gc.freeze()
     run = RUNS[task](folder)
     status, events = train(folder / "whole", run, task, None)
     statuses = [status]

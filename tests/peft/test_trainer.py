@@ -22,6 +22,7 @@ def arguments(folder, **options):
     return TrainingArguments(str(folder), **({"save_strategy": "no", "dataloader_pin_memory": False} | quiet | options))
 
 
+@pytest.mark.longer
 def test_real_text_is_learned_and_a_new_process_predicts_the_same(tmp_path):
     pairs = sentences()
     train, held_out = Sentences(pairs[200:]), Sentences(pairs[:200])
