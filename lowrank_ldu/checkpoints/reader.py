@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.checkpoints.remote.path import Place
 
+# The reason of a tensor that an optimizer keeps beside the weights.
+MOMENT = "kept by an optimizer: it is no weight"
+
 
 @dataclass(frozen=True)
 class TensorInfo:

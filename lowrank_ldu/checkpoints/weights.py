@@ -97,7 +97,8 @@ class WeightsReader(CheckpointReader):
         super().__init__(reader.path, infos, ignored)
 
     def _read(self, info: TensorInfo) -> torch.Tensor:
-        if info.reason:
+        # What is stored as it is listed can be read, if it is no weight.
+        if info.reason and not self._reader.info(self._sources[info.name].stored.info.name).reason:
             raise CheckpointError(f"{self.path}: {info.name!r} cannot be dequantized: {info.reason}")
         source = self._sources[info.name]
         following = self._next.get(info.name)

@@ -59,7 +59,8 @@ def show_summary(analysis: Analysis, out: Path) -> None:
     for row in _rows(scope, analysis):
         table.add_row(*row[: shown + 1])
     console.print(table)
-    console.print(headlines(analysis)[0])
+    for sentence in headlines(analysis)[:2]:
+        console.print(sentence)
     console.print(f"{count_of(len(analysis.matrices))} analyzed in {duration(analysis.seconds)}.")
     if analysis.skipped:
         counts = Counter(result.reason for result in analysis.skipped)

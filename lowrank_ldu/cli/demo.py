@@ -14,7 +14,7 @@ from lowrank_ldu.cli.errors import readable_errors
 
 _RECIPE, _COMPARISON = "digits", "demo"
 _RANKS = (8, 32)
-_HEADLINES_SHOWN = 4
+_HEADLINES_SHOWN = 5
 
 
 def demo(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import MOMENT, CheckpointReader, TensorInfo
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, likely_cause, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.pickles import check_calls
@@ -62,6 +62,7 @@ class TorchReader(CheckpointReader):
         content = self._load(path)
         self._values: dict[str, torch.Tensor] = {}
         ignored = {}
+        moments: set[str] = set()
         if isinstance(content, torch.Tensor):
             content = {"tensor": content}
         if not isinstance(content, dict | list | tuple):
@@ -69,17 +70,26 @@ class TorchReader(CheckpointReader):
                 f"{path}: holds one object of type {type(content).__name__}; accepted: a dict, list or tuple of "
                 "tensors, or a tensor"
             )
-        for name, value in _leaves(content, path, (), set()):
+        for name, value, moment in _leaves(content, path, (), set()):
             if isinstance(value, torch.Tensor) and _is_plain(value, self._places):
                 if name in self._values:
                     raise CheckpointError(f"{path}: nested names joined with dots give two tensors called {name!r}")
                 self._values[name] = value.detach()
+                if moment:
+                    moments.add(name)
             else:
                 ignored[name] = _describe(value)
         super().__init__(
             path,
             (
-                TensorInfo(name, tuple(value.shape), str(value.dtype).removeprefix("torch."), str(path), value.nbytes)
+                TensorInfo(
+                    name,
+                    tuple(value.shape),
+                    str(value.dtype).removeprefix("torch."),
+                    str(path),
+                    value.nbytes,
+                    reason=MOMENT if name in moments else "",
+                )
                 for name, value in self._values.items()
             ),
             ignored,
@@ -234,23 +244,34 @@ def _has_places(path: Path) -> bool:
     return native and all(member.compress_type == zipfile.ZIP_STORED for member in members)
 
 
-def _leaves(value: object, path: Path, keys: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, object]]:
-    """Yield each value with its dotted name.
+def _leaves(
+    value: object, path: Path, keys: tuple[str, ...], seen: set[int], *, moment: bool = False
+) -> Iterator[tuple[str, object, bool]]:
+    """Yield each value with its dotted name, and whether an optimizer keeps it.
 
     Values are what is not a container, in the order in which they were saved.
     """
     if not isinstance(value, dict | list | tuple):
-        yield ".".join(keys), value
+        yield ".".join(keys), value, moment
         return
+    moment = moment or _is_optimizer(value)
     if len(keys) > _MAX_DEPTH:
         raise CheckpointError(f"{path}: containers are nested deeper than {_MAX_DEPTH} levels, at {'.'.join(keys)!r}")
     if id(value) in seen:
         # A container may hold itself, or share one so often that a walk over all names would never end.
-        yield ".".join(keys), value
+        yield ".".join(keys), value, moment
         return
     seen.add(id(value))
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(item, path, (*keys, str(key)), seen)
+        yield from _leaves(item, path, (*keys, str(key)), seen, moment=moment)
+
+
+def _is_optimizer(value: object) -> bool:
+    """Return whether a container is what an optimizer of torch saves: its state, and the groups of parameters."""
+    if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(group, dict) and "params" in group for group in groups)
 
 
 def _is_plain(value: torch.Tensor, places: dict[int, int]) -> bool:

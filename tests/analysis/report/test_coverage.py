@@ -1,0 +1,75 @@
+"""Whether an analysis covers all matrices, and what an optimizer keeps."""
+
+import pytest
+import torch
+from weights import weight
+
+from lowrank_ldu.analysis import analyze, headlines
+from lowrank_ldu.checkpoints import open_checkpoint
+from lowrank_ldu.checkpoints.weights import open_weights
+
+OPTIONS = {"ranks": (2,), "pivoting": "partial", "threads": 1}
+NO_MATRICES = {
+    "bias": torch.ones(4),
+    "number": torch.tensor(1.0),
+    "position_ids": torch.arange(12).reshape(3, 4),
+    "mask": torch.ones(5, 5, dtype=torch.bool),
+    "row": torch.ones(1, 9),
+    "empty": torch.ones(0, 4),
+}
+
+
+def said(state, **options):
+    return headlines(analyze(state, **OPTIONS, **options))[1]
+
+
+def test_tensors_that_are_no_matrices_leave_nothing_out():
+    assert said({"a.weight": weight(6, 5), **NO_MATRICES}) == "COMPLETE: all matrices are analyzed, 1 of 1."
+
+
+def test_what_is_left_out_is_counted_by_reason():
+    state = {
+        "a.weight": weight(6, 5),
+        "b.weight": weight(6, 5),
+        "head": weight(6, 5),
+        "packed": torch.ones(6, 5, dtype=torch.int32),
+        "stack": torch.ones(3, 4, 5),
+        **NO_MATRICES,
+    }
+    assert said(state, exclude="head|b") == (
+        "PARTIAL: 1 of 5 matrices are analyzed; left out: 2 x its name is excluded; 1 x int32: integers are not "
+        "factored; 1 x 3-D: neither experts nor a convolution by its name."
+    )
+    bad = weight(6, 5)
+    bad[0, 0] = torch.nan
+    assert said({"a": weight(6, 5), "bad": bad}).startswith("PARTIAL: 1 of 2 matrices are analyzed; left out: 1 x it")
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_what_an_optimizer_keeps_is_listed_and_not_analyzed(tmp_path, optimizer):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 6)
+    options = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    trained = optimizer(layer.parameters(), lr=0.1, **options)
+    layer(torch.ones(2, 5)).sum().backward()
+    trained.step()
+    path = tmp_path / "checkpoint.ckpt"
+    torch.save({"state_dict": layer.state_dict(), "optimizer_states": [trained.state_dict()], "epoch": 1}, path)
+    analysis = analyze(path, **OPTIONS)
+    assert [tensor.name for tensor, _ in analysis.matrices] == ["state_dict.weight"]
+    kept = {tensor.name for tensor in analysis.skipped if tensor.reason == "kept by an optimizer: it is no weight"}
+    assert kept >= {f"optimizer_states.0.state.{place}" + ending for place in (0, 1) for ending in _endings(optimizer)}
+    assert headlines(analysis)[1].startswith("COMPLETE")
+    for opened in (open_checkpoint(path), open_weights(path)):
+        with opened as reader:
+            name = min(name for name in kept if reader.info(name).shape == (6, 5))
+            assert reader.load(name).shape == (6, 5)
+
+
+def _endings(optimizer):
+    return (".momentum_buffer",) if optimizer is torch.optim.SGD else (".exp_avg", ".exp_avg_sq")
+
+
+def test_a_model_with_a_part_called_state_is_none(tmp_path):
+    torch.save({"state": {"0": {"w": weight(6, 5)}}, "param_groups": weight(6, 5)}, tmp_path / "a.pt")
+    assert len(analyze(tmp_path / "a.pt", **OPTIONS).matrices) == 2
