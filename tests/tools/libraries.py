@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
 from lowrank_ldu.backend import backend_of
@@ -58,4 +59,8 @@ def on_libraries(*axes):
             cases += [(library, *(axis[i % len(axis)] for axis in axes)) for i in range(max(map(len, axes)))]
         else:
             cases += [(library, *values) for values in itertools.product(*axes)]
-    return cases
+    return [pytest.param(*case, id="-".join(map(_name, case))) for case in cases]
+
+
+def _name(value):
+    return getattr(value, "__name__", None) or str(value).replace(" ", "")
