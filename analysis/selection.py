@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import CompareOptions, SurveyOptions
     from lowrank_ldu.checkpoints import TensorInfo
 
+# The reason of a tensor that is a matrix of one row or column.
+RANK_ONE = "one side of the matrix is 1: its rank is 1 and there is nothing to choose"
 _INTEGERS = re.compile(r"u?int\d+|bool")
 
 
@@ -98,5 +100,5 @@ def _shape_reason(info: TensorInfo) -> str | None:
     if dimensions > 5:
         return f"{dimensions}-D: neither a matrix nor a convolution"
     if 1 in matrix_shape(shape, info.order):
-        return "one side of the matrix is 1: its rank is 1 and there is nothing to choose"
+        return RANK_ONE
     return None

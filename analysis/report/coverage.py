@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.engine.executor import list_reasons
-from lowrank_ldu.analysis.selection import matrix_shape
+from lowrank_ldu.analysis.selection import RANK_ONE, matrix_shape
 from lowrank_ldu.checkpoints.reader import MOMENT
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def coverage(analysis: Analysis) -> str:
 
 
 def _may_be_a_matrix(result: TensorResult) -> bool:
-    if result.shape is None or len(result.shape) < 2 or _COUNTS.fullmatch(result.dtype) or result.reason == MOMENT:
+    if result.shape is None or len(result.shape) < 2 or _COUNTS.fullmatch(result.dtype):
+        return False
+    if result.reason in {MOMENT, RANK_ONE}:  # the latter of axes in their order, which the shape does not tell
         return False
     return min(matrix_shape(result.shape)) > 1

@@ -27,6 +27,19 @@ def test_tensors_that_are_no_matrices_leave_nothing_out():
     assert said({"a.weight": weight(6, 5), **NO_MATRICES}) == "COMPLETE: all matrices are analyzed, 1 of 1."
 
 
+def test_sides_are_those_of_the_matrix(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    weights = {"w": weight(6, 5).numpy(), "up": torch.ones(6, 1, 2, 2).numpy()}
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["y"]),
+        onnx.helper.make_node("ConvTranspose", ["y", "up"], ["z"]),  # (in, out, height, width)
+    ]
+    stored = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "graph", [], [], initializer=stored)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "a.onnx")
+    assert said(tmp_path / "a.onnx") == "COMPLETE: all matrices are analyzed, 1 of 1."
+
+
 def test_what_is_left_out_is_counted_by_reason():
     state = {
         "a.weight": weight(6, 5),
