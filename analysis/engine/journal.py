@@ -113,9 +113,10 @@ class Origin:
             return f"it is of {self.kind}, and this is {other.kind}"
         if self.version != other.version:
             return f"it is of version {self.version}, and this is {other.version}"
-        for name, value in self.options.items():
-            if other.options.get(name) != value:
-                return f"{name} was {value!r}, and is {other.options.get(name)!r}"
+        for name in self.options | other.options:
+            was, asked = self.options[name], other.options[name]
+            if was != asked:
+                return f"{name} was {was!r}, and is {asked!r}"
         for argument in self.files | other.files:
             held, states = self.files[argument], other.files[argument]
             if set(held) != set(states):
@@ -158,7 +159,7 @@ class Journal(Generic[_Result]):
 
     def __init__(self, path: Path, kind: ResultKind[_Result], origin: Origin, *, resume: bool) -> None:
         self.path = path
-        self.kind = kind
+        self._kind = kind
         self.results: list[_Result] = []
         self.seconds = 0.0
         self._origin = origin
@@ -207,7 +208,7 @@ class Journal(Generic[_Result]):
                 if number == 0:
                     self._check(record)
                 else:
-                    result = decoded_record(record["result"], self.kind.record, numbers=(self.kind.figures,))
+                    result = decoded_record(record["result"], self._kind.record, numbers=(self._kind.figures,))
                     if result.name in names:
                         raise JournalError(
                             f"{self.path}: line {number + 1} has a second result of {result.name!r}; remove the file "
