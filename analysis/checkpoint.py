@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from lowrank_ldu.analysis.engine.executor import list_reasons
-from lowrank_ldu.analysis.engine.journal import Journal, Origin
+from lowrank_ldu.analysis.engine.journal import ResultKind
+from lowrank_ldu.analysis.engine.keeping import check_keeping, gather
 from lowrank_ldu.analysis.engine.shapes import with_times
-from lowrank_ldu.analysis.engine.survey import survey
+from lowrank_ldu.analysis.engine.survey import TensorResult, survey
 from lowrank_ldu.analysis.engine.threads import describe_threads
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.result import Analysis
-from lowrank_ldu.analysis.source import is_in_memory, open_source
+from lowrank_ldu.analysis.selection import skip_reason
+from lowrank_ldu.analysis.source import open_source
 from lowrank_ldu.environment import describe_environment
-from lowrank_ldu.errors import JournalError, NothingToAnalyzeError, OptionError
-from lowrank_ldu.validation import check_flag, check_instance, check_path, given_fields, shown, shows_fields
+from lowrank_ldu.errors import NothingToAnalyzeError
+from lowrank_ldu.validation import check_flag, check_instance, given_fields, shows_fields
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
     from lowrank_ldu.analysis.engine.executor import Progress
-    from lowrank_ldu.analysis.engine.survey import Engine, TensorResult
+    from lowrank_ldu.analysis.engine.survey import Engine
     from lowrank_ldu.analysis.source import Source
+
+ANALYSIS_RESULTS = ResultKind("an analysis", TensorResult, "analysis", lambda result: result.analysis is not None)
 
 
 @shows_fields(SurveyOptions)
@@ -129,28 +130,22 @@ def analyze_checkpoint(
         No tensor of it could be analyzed.
     """
     check_instance(options, "options", SurveyOptions)
-    _check_keeping(path, journal, engine, resume=check_flag(resume, "resume"))
+    check_keeping(path, journal=journal, resume=check_flag(resume, "resume"), engine=engine)
     start = time.perf_counter()
     environment = describe_environment(describe_threads(options.threads) if engine is None else engine.description)
     with open_source(path) as reader:
         order = {name: place for place, name in enumerate([*(info.name for info in reader.tensors), *reader.ignored])}
         opened = str(reader.path)
-        if journal is None:
-            results, before = list(survey(reader, options, progress, engine=engine)), 0.0
-        else:
-            with Journal(Path(journal), Origin.of(reader, options), resume=resume) as kept:
-                results, before = list(kept.results), kept.seconds
-                unknown = [result.name for result in results if result.name not in order]
-                if unknown:
-                    raise JournalError(
-                        f"{journal}: has a result of {unknown[0]!r}, which the checkpoint lacks; remove the file to "
-                        "begin anew"
-                    )
-                for result in survey(reader, options, progress, known=kept.results, engine=engine):
-                    results.append(result)
-                    if result.analysis is not None:
-                        # Failures are not kept: they may be for want of memory, and are tried again.
-                        kept.append(result, time.perf_counter() - start)
+        results, before = gather(
+            ANALYSIS_RESULTS,
+            lambda known: survey(reader, options, progress, known=known, engine=engine),
+            {info.name for info in reader.tensors if skip_reason(info, options) is None},
+            options=options,
+            readers={"source": reader},
+            journal=journal,
+            resume=resume,
+            start=start,
+        )
     if options.has_times:
         results = with_times(results, options, progress)
     results.sort(key=lambda result: order[result.name])
@@ -158,21 +153,6 @@ def analyze_checkpoint(
     if not analysis.matrices:
         raise NothingToAnalyzeError(f"{opened}: {_nothing_analyzed(results)}")
     return analysis
-
-
-def _check_keeping(path: Source, journal: object, engine: Engine | None, *, resume: bool) -> None:
-    if resume and journal is None:
-        raise OptionError("resume is True without a journal; accepted: journal=PATH, that of the survey to go on with")
-    for name, value in (("journal", journal), ("engine", engine)):
-        if value is not None and is_in_memory(path):
-            raise OptionError(
-                f"{name} is given with a {'module' if isinstance(path, nn.Module) else 'state dict'} in memory; "
-                f"accepted: {name}=None, or the path of a checkpoint"
-            )
-    if journal is not None:
-        check_path(journal, "journal")
-    if engine is not None and not hasattr(engine, "executor"):
-        raise TypeError(f"engine is {shown(engine)}; accepted: what lowrank_ldu.analysis.connect gives, or None")
 
 
 def _nothing_analyzed(results: list[TensorResult]) -> str:

@@ -14,12 +14,14 @@ from lowrank_ldu.analysis.claims.structure import structure
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.errors import OptionError
-from lowrank_ldu.validation import shows_fields
+from lowrank_ldu.validation import given_fields, shows_fields
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     from lowrank_ldu.analysis.engine.executor import Progress
+    from lowrank_ldu.analysis.engine.survey import Engine
     from lowrank_ldu.analysis.source import Source
 
 __all__ = ["examine_claims"]
@@ -31,6 +33,9 @@ def examine_claims(
     *,
     options: SurveyOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    engine: Engine | None = None,
     **fields: Any,
 ) -> Claims:
     """Test the claims of arXiv 2410.13618 on a checkpoint's weights.
@@ -44,6 +49,8 @@ def examine_claims(
         How to analyze it, in place of keywords; not with an analysis, which has its own.
     progress : callable, optional
         As for `analyze`.
+    journal : str or os.PathLike, optional
+        As for `analyze`, like `resume` and `engine`; not with an analysis, which is done.
     **fields
         Those of `SurveyOptions`, with its defaults, but for `mode`, which is "exact".
 
@@ -55,9 +62,11 @@ def examine_claims(
     Raises
     ------
     TypeError
-        Options are given with an analysis; or as for `analyze`.
+        Options, a journal or an engine are given with an analysis; or as for `analyze`.
     OptionError
-        The analysis is in another mode than "exact", or without times.
+        The analysis is in another mode than "exact", or without times; or as for `analyze`.
+    CheckpointError, JournalError, NothingToAnalyzeError
+        As for `analyze`.
     ValueError
         The analysis has no partial pivoting.
 
@@ -68,24 +77,31 @@ def examine_claims(
     >>> [(finding.place, finding.verdict) for finding in claims[1].findings]
     [('rank 2', 'holds'), ('full rank', 'holds')]
     """
-    if not isinstance(source, Analysis):
-        if options is None:
-            fields = {"mode": "exact", **fields}
-        analysis = analyze(source, options=options, progress=progress, **fields)
-    elif options is not None or fields:
-        given = ", ".join([*([] if options is None else ["options"]), *fields])
-        raise TypeError(f"{given} is given with an Analysis; accepted: with a source that is to be analyzed")
-    else:
+    if isinstance(source, Analysis):
+        asked = {"options": options, "journal": journal, "resume": resume or None, "engine": engine, **fields}
+        given = [name for name, value in asked.items() if name in fields or value is not None]
+        if given:
+            raise TypeError(
+                f"{', '.join(given)} is given with an Analysis; accepted: with a source that is to be analyzed"
+            )
+        _check(source.options)
         analysis = source
-    if analysis.options.mode != "exact" or not analysis.options.has_times:
-        raise OptionError(
-            f"mode is {analysis.options.mode!r} and times is {analysis.options.times}; accepted: an analysis with "
-            "mode='exact', whose factors reach the full rank, and with times"
-        )
-    if "partial" not in analysis.options.pivoting:
-        raise ValueError(
-            f"pivoting is {', '.join(analysis.options.pivoting)}; accepted: an analysis with partial pivoting, the "
-            "paper's"
-        )
+    else:
+        chosen = given_fields(SurveyOptions, options, {"mode": "exact", **fields} if options is None else fields)
+        _check(chosen)  # before the hours of work
+        analysis = analyze(source, options=chosen, progress=progress, journal=journal, resume=resume, engine=engine)
     examined = (speed, orthogonality, structure, initialization, storage)
     return Claims(analysis, tuple(examine(analysis) for examine in examined))
+
+
+def _check(options: SurveyOptions) -> None:
+    """Refuse options of analyses that lack what is tested."""
+    if options.mode != "exact" or not options.has_times:
+        raise OptionError(
+            f"mode is {options.mode!r} and times is {options.times}; accepted: an analysis with mode='exact', whose "
+            "factors reach the full rank, and with times"
+        )
+    if "partial" not in options.pivoting:
+        raise ValueError(
+            f"pivoting is {', '.join(options.pivoting)}; accepted: an analysis with partial pivoting, the paper's"
+        )

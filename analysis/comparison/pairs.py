@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from lowrank_ldu.analysis.comparison.matrix import MatrixComparison  # noqa: TC001  # journals are decoded by it
 from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.options import CompareOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, Prefixes, leave_out, pair_up
 from lowrank_ldu.analysis.engine.executor import describe_error, list_reasons, work_through
+from lowrank_ldu.analysis.engine.journal import ResultKind
+from lowrank_ldu.analysis.engine.keeping import check_keeping, gather
 from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
 from lowrank_ldu.analysis.framed import Framed
 from lowrank_ldu.analysis.options import CompareOptions
@@ -22,7 +24,7 @@ from lowrank_ldu.validation import check_flag, check_matrix, check_path, given_f
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
     import torch
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.source import Source
     from lowrank_ldu.checkpoints import CheckpointReader
+
+COMPARISON_RESULTS = ResultKind(
+    "a comparison", PairResult, "comparison", lambda result: result.status in {"compared", "unchanged"}
+)
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,13 @@ def compare(
     *,
     options: CompareOptions | None = None,
     progress: Callable[[Progress], None] | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     **fields: Any,
 ) -> CheckpointComparison:
     """Compare a fine-tuned checkpoint, module or state dict with its base.
 
-    Nothing is written: `CheckpointComparison.save` writes the report.
+    Nothing is written but the journal, if one is asked for: `CheckpointComparison.save` writes the report.
 
     Parameters
     ----------
@@ -155,7 +163,7 @@ def compare(
     options : CompareOptions, optional
         How to compare them, in place of keywords.
     progress : callable, optional
-        As for `compare_checkpoints`, which this calls.
+        As for `compare_checkpoints`, which this calls, like `journal` and `resume`.
     **fields
         Those of `CompareOptions`, with its defaults: `ranks`, `pivoting`, `select`, `exclude`, `seed`, `threads`.
 
@@ -168,7 +176,7 @@ def compare(
     TypeError
         `base` or `tuned` is none of these, `options` is no `CompareOptions` or is given beside fields, or a field is
         unknown.
-    OptionError, CheckpointError, NothingToCompareError
+    OptionError, CheckpointError, JournalError, NothingToCompareError
         As for `compare_checkpoints`.
 
     Examples
@@ -179,7 +187,8 @@ def compare(
     >>> comparison.figures.query("method == 'ldu'")[["rank", "explained"]].round(3).values.tolist()
     [[2.0, 0.862], [3.0, 1.0]]
     """
-    return compare_checkpoints(base, tuned, given_fields(CompareOptions, options, fields), progress)
+    chosen = given_fields(CompareOptions, options, fields)
+    return compare_checkpoints(base, tuned, chosen, progress, journal=journal, resume=resume)
 
 
 def compare_checkpoints(
@@ -187,6 +196,9 @@ def compare_checkpoints(
     tuned: Source,
     options: CompareOptions,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    journal: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> CheckpointComparison:
     """Measure the updates between two checkpoints.
 
@@ -201,6 +213,10 @@ def compare_checkpoints(
         With `threads` = 1 a single pair of weights is in memory at any time; with more, at most that many.
     progress : callable, optional
         As for `lowrank_ldu.analysis.engine.executor.work_through`.
+    journal : str or os.PathLike, optional
+        Where to keep results as they come. The file is left for the caller, who removes it when the report is saved.
+    resume : bool
+        Go on where the journal that is there ends, if there is one.
 
     Returns
     -------
@@ -209,35 +225,51 @@ def compare_checkpoints(
     Raises
     ------
     OptionError
-        The options are not those of a comparison.
+        The options are not those of a comparison; a journal is given with a model in memory; or `resume` without a
+        journal.
     CheckpointError
         A checkpoint cannot be read.
+    JournalError
+        Another process has the journal, or there is one that is not to be continued, or cannot be.
     NothingToCompareError
         No matrix of them is changed.
     """
     if not isinstance(options, CompareOptions):  # a survey's have more, which would be ignored
         raise OptionError(f"options is a {type(options).__name__}; accepted: CompareOptions")
+    check_keeping(base, tuned, journal=journal, resume=check_flag(resume, "resume"))
     start = time.perf_counter()
     with open_source(base, "base") as base_reader, open_source(tuned, "tuned") as tuned_reader:
         listed, prefixes = pair_up(base_reader, tuned_reader)
         pairs, updates = {pair.name: pair for pair in listed}, tuned_reader.holds_updates
         results = leave_out(listed, options, updates=updates)
-        chosen = [pair.base for name, pair in pairs.items() if name not in results and pair.base is not None]
-        for info, outcome in work_through(
+        chosen = {name: pair.base for name, pair in pairs.items() if name not in results and pair.base is not None}
+        threads = Threads(
+            options.threads,
+            lambda info: _load(pairs[info.name], base_reader, tuned_reader),
+            lambda info, loaded: _compare(pairs[info.name], loaded, options, updates=updates),
+            give_up=lambda: _give_up(base_reader, tuned_reader),
+        )
+
+        def work(known: Sequence[PairResult]) -> Iterator[PairResult]:
+            finished = {result.name: chosen[result.name] for result in known}
+            left = (info for name, info in chosen.items() if name not in finished)
+            return (outcome for _, outcome in work_through(left, threads, progress, finished=finished.values()))
+
+        compared, before = gather(
+            COMPARISON_RESULTS,
+            work,
             chosen,
-            Threads(
-                options.threads,
-                lambda info: _load(pairs[info.name], base_reader, tuned_reader),
-                lambda info, loaded: _compare(pairs[info.name], loaded, options, updates=updates),
-                give_up=lambda: _give_up(base_reader, tuned_reader),
-            ),
-            progress,
-        ):
-            results[info.name] = outcome
+            options=options,
+            readers={"base": base_reader, "tuned": tuned_reader},
+            journal=journal,
+            resume=resume,
+            start=start,
+        )
+        results |= {result.name: result for result in compared}
         opened = str(base_reader.path), str(tuned_reader.path)
     ordered = [results[name] for name in pairs]
     environment = describe_environment(describe_threads(options.threads))
-    seconds = time.perf_counter() - start
+    seconds = before + time.perf_counter() - start
     comparison = CheckpointComparison(*opened, options, environment, seconds, ordered, prefixes, updates)
     if not comparison.matrices:
         raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_nothing_compared(ordered)}")

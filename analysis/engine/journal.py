@@ -1,4 +1,4 @@
-"""Keep the results of a survey on disk as they come."""
+"""Keep the results of a run on disk as they come."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ import stat
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 import lowrank_ldu
 from lowrank_ldu.analysis.document import decoded_record, finite_json
-from lowrank_ldu.analysis.engine.survey import TensorResult
 from lowrank_ldu.checkpoints.file_states import file_states
 from lowrank_ldu.errors import JournalError
 from lowrank_ldu.untrusted import CONFIGURATION, open_regular, strict_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
-    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.analysis.options import CompareOptions, SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader
 
-JOURNAL_FORMAT = "lowrank-ldu journal 3"
+JOURNAL_FORMAT = "lowrank-ldu journal 4"
 # Every journal of any version begins so; no other file is opened for writing.
 _BEGINNING = b'{"format":"lowrank-ldu journal'
 # A result has some kilobytes.
@@ -37,48 +36,100 @@ _LINE = CONFIGURATION
 _CHECKSUM = re.compile(rb'(.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Identify the survey that results belong to.
+class Result(Protocol):
+    """Be a dataclass that holds the result for one tensor."""
 
-    The same files, analyzed in the same way by the same version.
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Of the tensor."""
+
+
+_Result = TypeVar("_Result", bound=Result)
+
+
+@dataclass(frozen=True)
+class ResultKind(Generic[_Result]):
+    """Say what a journal's results are.
 
     Attributes
     ----------
+    name : str
+        Of the work, with its article.
+    record : type
+        The dataclass of a result.
+    figures : str
+        Its field that holds numbers, which may be infinite.
+    is_final : callable
+        Says of a result whether it is kept. Failures are not: they may be for want of memory, and are tried again.
+    """
+
+    name: str
+    record: type[_Result]
+    figures: str
+    is_final: Callable[[_Result], bool]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Identify the run that results belong to.
+
+    The same work on the same files, done in the same way by the same version.
+
+    Attributes
+    ----------
+    kind : str
+        Of the work, as of `ResultKind`.
     version : str
         Of this package.
     options : dict
-        Of the survey, but for the number of threads.
-    files : dict of str to list of int or str
-        As of `lowrank_ldu.checkpoints.file_states.file_states`.
+        Of the run, but for the number of threads.
+    files : dict of str to dict of str to list of int or str
+        For each argument that is a checkpoint what `lowrank_ldu.checkpoints.file_states.file_states` gives.
     """
 
+    kind: str
     version: str
     options: dict[str, Any]
-    files: dict[str, list[int | str]]
+    files: dict[str, dict[str, list[int | str]]]
 
     @classmethod
-    def of(cls, reader: CheckpointReader, options: SurveyOptions) -> Origin:
-        """Return the origin of a survey that is about to begin."""
+    def of(
+        cls,
+        kind: ResultKind[Any],
+        options: SurveyOptions | CompareOptions,
+        readers: Mapping[str, CheckpointReader],
+    ) -> Origin:
+        """Return the origin of a run that is about to begin."""
         asked = asdict(options)
         del asked["threads"]
-        return cls(lowrank_ldu.__version__, json.loads(json.dumps(asked)), file_states(reader))
+        files = {argument: file_states(reader) for argument, reader in readers.items()}
+        return cls(kind.name, lowrank_ldu.__version__, json.loads(json.dumps(asked)), files)
 
     def difference(self, other: Origin) -> str | None:
         """Describe the first difference to another origin, None without one."""
+        if self.kind != other.kind:
+            return f"it is of {self.kind}, and this is {other.kind}"
         if self.version != other.version:
             return f"it is of version {self.version}, and this is {other.version}"
-        for name, value in self.options.items():
-            if other.options.get(name) != value:
-                return f"{name} was {value!r}, and is {other.options.get(name)!r}"
-        if set(self.files) != set(other.files):
-            return f"it is of other files, {', '.join(sorted(set(self.files) ^ set(other.files))[:3])} among them"
-        changed = [file for file, state in self.files.items() if other.files[file] != state]
-        return f"{changed[0]} has been changed since" if changed else None
+        for name in self.options | other.options:
+            was, asked = self.options[name], other.options[name]
+            if was != asked:
+                return f"{name} was {was!r}, and is {asked!r}"
+        for argument in self.files | other.files:
+            held, states = self.files[argument], other.files[argument]
+            if set(held) != set(states):
+                files = sorted(set(held) ^ set(states))[:3]
+                return f"its {argument} is of other files, {', '.join(files)} among them"
+            changed = [file for file, state in held.items() if states[file] != state]
+            if changed:
+                return f"{changed[0]} has been changed since"
+        return None
 
 
-class Journal:
-    """Hold the results of an unfinished survey on disk.
+class Journal(Generic[_Result]):
+    """Hold the results of an unfinished run on disk.
 
     A line each, after a line that says what they belong to.
 
@@ -86,28 +137,30 @@ class Journal:
     ----------
     path : pathlib.Path
         The file is made with the first result. Each line has a checksum.
+    kind : ResultKind
     origin : Origin
     resume : bool
         Continue the journal that is there, if there is one; otherwise one that is there is an error.
 
     Attributes
     ----------
-    results : list of TensorResult
-        Those that were there.
+    results : list
+        Those that were there, of the kind's record.
     seconds : float
         What they took.
 
     Raises
     ------
     JournalError
-        Another process has the journal, or there is one that is not to be continued, or cannot be: it is of another
-        checkpoint, of other options, or damaged. A last line that was not written whole is no damage: it is written
-        again.
+        Another process has the journal, or there is one that is not to be continued, or cannot be: it is of other
+        work, of another checkpoint, of other options, or damaged. A last line that was not written whole is no damage:
+        it is written again.
     """
 
-    def __init__(self, path: Path, origin: Origin, *, resume: bool) -> None:
+    def __init__(self, path: Path, kind: ResultKind[_Result], origin: Origin, *, resume: bool) -> None:
         self.path = path
-        self.results: list[TensorResult] = []
+        self._kind = kind
+        self.results: list[_Result] = []
         self.seconds = 0.0
         self._origin = origin
         self._file: IO[bytes] | None = None
@@ -127,13 +180,13 @@ class Journal:
                 beginning = file.read(len(_BEGINNING))
             if beginning not in {b"", _BEGINNING}:
                 raise JournalError(
-                    f"{self.path}: is no journal of an analysis, and stays as it is; accepted: another name, or remove "
-                    "the file"
+                    f"{self.path}: is no journal of this program, and stays as it is; accepted: another name, or "
+                    "remove the file"
                 )
             if not resume:
                 raise JournalError(
-                    f"{self.path}: is the journal of an analysis that was not finished; accepted: --resume, to "
-                    "continue it, or remove the file"
+                    f"{self.path}: is the journal of a run that was not finished; accepted: --resume, to continue it, "
+                    "or remove the file"
                 )
             self._file = self.path.open("r+b")
             self._continue(self._file)
@@ -155,7 +208,7 @@ class Journal:
                 if number == 0:
                     self._check(record)
                 else:
-                    result = decoded_record(record["result"], TensorResult, numbers=("analysis",))
+                    result = decoded_record(record["result"], self._kind.record, numbers=(self._kind.figures,))
                     if result.name in names:
                         raise JournalError(
                             f"{self.path}: line {number + 1} has a second result of {result.name!r}; remove the file "
@@ -186,16 +239,17 @@ class Journal:
         if difference is not None:
             raise JournalError(f"{self.path}: cannot be continued: {difference}; remove the file to begin anew")
 
-    def append(self, result: TensorResult, seconds: float) -> None:
+    def append(self, result: _Result, seconds: float) -> None:
         """Write a result to the disk.
 
         It outlives this process and a power cut.
 
         Parameters
         ----------
-        result : TensorResult
+        result : dataclass
+            Of the kind's record.
         seconds : float
-            Since the survey began.
+            Since the run began.
         """
         try:
             if self._file is None:

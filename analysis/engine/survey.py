@@ -114,7 +114,8 @@ def survey(
     finished = {result.name for result in known}
     for info in reader.tensors:
         reason = skip_reason(info, options)
-        if reason is None and engine is None:  # workers of a cluster may have more memory
+        # Workers of a cluster may have more memory, or have had it when a result was found that is known.
+        if reason is None and engine is None and info.name not in finished:
             reason = size_reason(info, bytes_per_entry(options), physical_memory())
         if reason is None:
             chosen.append(info)

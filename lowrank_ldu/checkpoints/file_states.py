@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS, is_there
+from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION, CONFIGURATIONS, is_there
 from lowrank_ldu.checkpoints.remote.path import RemotePath
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def file_states(reader: CheckpointReader) -> dict[str, list[int | str]]:
     the time that the server gave when it was opened, where it gives one. The files are those that say what the weights
     are.
 
-    Those that hold tensors, and the model's configuration beside them where there is one.
+    Those that hold tensors, and the configuration of the model or the adapter beside them where there is one.
 
     Parameters
     ----------
@@ -34,7 +34,8 @@ def file_states(reader: CheckpointReader) -> dict[str, list[int | str]]:
         By absolute path, links followed, or by URL without secrets.
     """
     files = {reader.place(info) for info in reader.tensors}
-    beside = {folder / name for folder in {file.parent for file in files} for name in CONFIGURATIONS}
+    names = (*CONFIGURATIONS, *([ADAPTER_CONFIGURATION] * reader.holds_updates))
+    beside = {folder / name for folder in {file.parent for file in files} for name in names}
     return dict(sorted(_state(file) for file in files | {file for file in beside if is_there(file)}))
 
 

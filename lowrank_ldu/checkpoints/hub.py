@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS
+from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION, CONFIGURATIONS
 from lowrank_ldu.checkpoints.remote.address import without_secrets
 from lowrank_ldu.checkpoints.remote.hub_files import hub_path
 from lowrank_ldu.errors import CheckpointError
@@ -29,7 +29,7 @@ _ID = re.compile(
     r"|(@(?P<revision>[\w./-]+))?)"
 )
 # Configurations beside the weights: whether a folder is an adapter's, and how weights are fused or quantized.
-_CONFIGS = ("adapter_config.json", *CONFIGURATIONS)
+_CONFIGS = (ADAPTER_CONFIGURATION, *CONFIGURATIONS)
 _SAFETENSORS = (".safetensors", ".safetensors.index.json")
 _TORCH = (".bin", ".bin.index.json", ".pt", ".pth")
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # How the weights were quantized stands in the first, or in a file of its own: of AutoGPTQ, and of AutoAWQ.
 CONFIGURATIONS = ("config.json", "quantize_config.json", "quant_config.json")
+# What PEFT saves beside the factors of an adapter; their scaling stands in it.
+ADAPTER_CONFIGURATION = "adapter_config.json"
 _CONFIG, *_QUANTIZATIONS = CONFIGURATIONS
 _MOST_INTEGER = 2**31
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, cast
@@ -14,25 +12,30 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import fail, readable_errors
+from lowrank_ldu.cli.long_runs import engine_at, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
+    EngineKind,
+    EngineName,
     Exclude,
     PivotingNames,
     Rank,
+    Resume,
+    Scheduler,
     Seed,
     Select,
     ThreadCount,
+    check_engine,
     choice,
     options_of,
     prefer_huge_pages,
 )
-from lowrank_ldu.errors import OutputError, RemoteError
 from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lowrank_ldu.analysis import Analysis, ComputeDtype, Engine, Mode, Scope
+    from lowrank_ldu.analysis import Analysis, ComputeDtype, Mode, Scope
 
 _REASONS_SHOWN = 4
 # As in `lowrank_ldu.analysis.options`, which is not imported for help.
@@ -111,13 +114,6 @@ def count_of(matrices: int) -> str:
     return "1 matrix" if matrices == 1 else f"{matrices} matrices"
 
 
-class EngineKind(StrEnum):
-    """Name what does the work."""
-
-    LOCAL = "local"
-    DASK = "dask"
-
-
 def analyze(
     checkpoint: Annotated[
         str,
@@ -128,9 +124,7 @@ def analyze(
     pivoting: PivotingNames = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("lowrank-ldu-report"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is in the folder.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an analysis that was stopped, if its journal is there.")
-    ] = False,
+    resume: Resume = False,
     select: Select = None,
     exclude: Exclude = None,
     mode: Annotated[
@@ -163,12 +157,8 @@ def analyze(
     ] = None,
     seed: Seed = 0,
     threads: ThreadCount = None,
-    engine: Annotated[
-        EngineKind, typer.Option(help="local: threads of this process. dask: the workers of a cluster.")
-    ] = EngineKind.LOCAL,
-    scheduler: Annotated[
-        str | None, typer.Option(help="With dask: the address of the scheduler, such as tcp://HOST:8786.")
-    ] = None,
+    engine: EngineName = EngineKind.LOCAL,
+    scheduler: Scheduler = None,
 ) -> None:
     """Analyze every matrix of a checkpoint and write a report.
 
@@ -177,17 +167,12 @@ def analyze(
     beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis import SurveyOptions, lock_journal, write_report  # noqa: PLC0415
+    from lowrank_ldu.analysis import SurveyOptions, write_report  # noqa: PLC0415
     from lowrank_ldu.analysis import analyze as analyze_source  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
-    from lowrank_ldu.files import check_target, whole_folder  # noqa: PLC0415
+    from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
-    if engine is EngineKind.DASK and scheduler is None:
-        fail("--engine dask is given without --scheduler; accepted: the scheduler's address, such as tcp://HOST:8786")
-    if engine is not EngineKind.DASK and scheduler is not None:
-        fail(f"--scheduler is given with --engine {engine.value}; accepted: with --engine dask")
-    if engine is EngineKind.DASK and threads is not None:
-        fail("--threads is given with --engine dask, whose workers have their own; accepted: with --engine local")
+    check_engine(engine, scheduler, threads)
     if times not in {None, *_YES_NO}:
         fail(f"--times is {times!r}; accepted: {', '.join(_YES_NO)}")
     with readable_errors():
@@ -204,32 +189,11 @@ def analyze(
             dtype=cast("ComputeDtype | None", dtype),
             times=None if times is None else times == "yes",
         )
-        # Before the hours of work, not after them; and nothing is made yet that a kill would leave.
-        check_target(out, overwrite=overwrite, otherwise="--overwrite")
-        journal = out.absolute().with_name(f"{out.absolute().name}.journal")
-        # Until the report is there: another process would find the journal complete, and write the same report.
-        with lock_journal(journal):
-            try:
-                with _engine(scheduler) as used, show_progress() as progress:
-                    analysis = analyze_source(
-                        checkpoint, options=options, progress=progress, journal=journal, resume=resume, engine=used
-                    )
-                with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
-                    write_report(analysis, folder)
-            except (KeyboardInterrupt, SystemExit, OutputError, RemoteError):
-                if journal.exists():
-                    say(f"{journal.name} has the results so far; --resume goes on from there", err=True)
-                raise
-            journal.unlink(missing_ok=True)
+        with journal_beside(out, overwrite=overwrite) as journal:
+            with engine_at(scheduler) as used, show_progress() as progress:
+                analysis = analyze_source(
+                    checkpoint, options=options, progress=progress, journal=journal, resume=resume, engine=used
+                )
+            with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
+                write_report(analysis, folder)
         show_summary(analysis, out)
-
-
-@contextmanager
-def _engine(scheduler: str | None) -> Iterator[Engine | None]:
-    from lowrank_ldu.analysis import connect  # noqa: PLC0415
-
-    if scheduler is None:
-        yield None
-    else:
-        with connect(scheduler) as cluster:
-            yield cluster

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path  # noqa: TC003  # typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +9,20 @@ import typer
 from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
-from lowrank_ldu.cli.errors import readable_errors
+from lowrank_ldu.cli.errors import fail, readable_errors
+from lowrank_ldu.cli.long_runs import engine_at, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
+    EngineKind,
+    EngineName,
     Exclude,
     Rank,
+    Resume,
+    Scheduler,
     Seed,
     Select,
     ThreadCount,
+    check_engine,
     options_of,
     prefer_huge_pages,
 )
@@ -26,7 +31,7 @@ from lowrank_ldu.formatting import duration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lowrank_ldu.analysis import Analysis, Claim
+    from lowrank_ldu.analysis import Analysis, Claim, Claims
 
 
 def show_claims(claims: Sequence[Claim], analysis: Analysis, out: Path | None) -> None:
@@ -63,25 +68,34 @@ def claims(
         Path | None, typer.Option(help="Folder for claims.json and claims.html.", show_default="none is written")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
+    resume: Resume = False,
     select: Select = None,
     exclude: Exclude = None,
     seed: Seed = 0,
     threads: ThreadCount = None,
+    engine: EngineName = EngineKind.LOCAL,
+    scheduler: Scheduler = None,
 ) -> None:
     """Test the LoLDU paper's claims on a checkpoint's weights.
 
     Speed beside the SVD, orthogonality, what the leading terms hold, what the start of the diagonal changes, and
-    storage: for each claim the rule, the measured figures and a verdict that follows from both.
+    storage: for each claim the rule, the measured figures and a verdict that follows from both. With --out, results are
+    kept in a journal beside the folder while it runs; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis import (  # noqa: PLC0415
-        SurveyOptions,
-        analyze_checkpoint,
-        examine_claims,
-        write_claims,
-    )
+    from lowrank_ldu.analysis import SurveyOptions, examine_claims, write_claims  # noqa: PLC0415
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
+
+    check_engine(engine, scheduler, threads)
+    if resume and out is None:
+        fail("--resume is given without --out; accepted: with the --out that the journal to go on with is beside")
+
+    def examine(journal: Path | None) -> Claims:
+        with engine_at(scheduler) as used, show_progress() as progress:
+            return examine_claims(
+                checkpoint, options=options, progress=progress, journal=journal, resume=resume, engine=used
+            )
 
     with readable_errors():
         options = options_of(
@@ -94,12 +108,11 @@ def claims(
             threads=threads,
             mode="exact",
         )
-        with (
-            nullcontext() if out is None else whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder
-        ):
-            with show_progress() as progress:
-                analysis = analyze_checkpoint(checkpoint, options, progress)
-            examined = examine_claims(analysis)
-            if folder is not None:
-                write_claims(examined, analysis, folder)
-        show_claims(examined, analysis, out)
+        if out is None:
+            examined = examine(None)
+        else:
+            with journal_beside(out, overwrite=overwrite) as journal:
+                examined = examine(journal)
+                with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
+                    write_claims(examined, examined.analysis, folder)
+        show_claims(examined, examined.analysis, out)

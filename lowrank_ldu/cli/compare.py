@@ -11,11 +11,13 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import readable_errors
+from lowrank_ldu.cli.long_runs import journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
     Exclude,
     PivotingNames,
     Rank,
+    Resume,
     Seed,
     Select,
     ThreadCount,
@@ -77,6 +79,7 @@ def compare(
     pivoting: PivotingNames = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("lowrank-ldu-comparison"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a report that is in the folder.")] = False,
+    resume: Resume = False,
     select: Select = None,
     exclude: Exclude = None,
     seed: Seed = 0,
@@ -85,7 +88,8 @@ def compare(
     """Compare a fine-tuned checkpoint with its base.
 
     Says how much of the update the base's LDU diagonal can express, beside LoRA and singular vectors. Writes
-    compare.csv, compare.json and compare.html.
+    compare.csv, compare.json and compare.html. While it runs, results are kept in a journal beside the folder; --resume
+    goes on from there.
     """
     prefer_huge_pages()
     from lowrank_ldu.analysis import CompareOptions, compare_checkpoints, write_comparison  # noqa: PLC0415
@@ -102,8 +106,9 @@ def compare(
             seed=seed,
             threads=threads,
         )
-        with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
+        with journal_beside(out, overwrite=overwrite) as journal:
             with show_progress() as progress:
-                comparison = compare_checkpoints(base, tuned, options, progress)
-            write_comparison(comparison, folder)
+                comparison = compare_checkpoints(base, tuned, options, progress, journal=journal, resume=resume)
+            with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
+                write_comparison(comparison, folder)
         show_comparison(comparison, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
@@ -51,6 +52,22 @@ Exclude = Annotated[str | None, typer.Option(help="Leave out tensors whose name 
 Seed = Annotated[int, typer.Option(help="Seed of randomized pivoting, quick PiSSA, sketches and random starts.")]
 ThreadCount = Annotated[int | None, typer.Option(help="Cores to use, by threads of this process.", show_default="all")]
 
+
+class EngineKind(StrEnum):
+    """Name what does the work."""
+
+    LOCAL = "local"
+    DASK = "dask"
+
+
+EngineName = Annotated[EngineKind, typer.Option(help="local: threads of this process. dask: the workers of a cluster.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="With dask: the address of the scheduler, such as tcp://HOST:8786.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with a run that was stopped, if its journal is beside the folder.")
+]
+
 # Of fine-tuning, as in `lowrank_ldu.finetuning`, which is not imported for help.
 REPORTS = ("none", "tensorboard", "wandb", "trackio")
 
@@ -73,6 +90,16 @@ def prefer_huge_pages() -> None:
     It must not be imported yet. On wide embeddings the kernel's page faults cost as much as the arithmetic.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def check_engine(engine: EngineKind, scheduler: str | None, threads: int | None) -> None:
+    """Refuse options of one engine that are given with the other."""
+    if engine is EngineKind.DASK and scheduler is None:
+        fail("--engine dask is given without --scheduler; accepted: the scheduler's address, such as tcp://HOST:8786")
+    if engine is not EngineKind.DASK and scheduler is not None:
+        fail(f"--scheduler is given with --engine {engine.value}; accepted: with --engine dask")
+    if engine is EngineKind.DASK and threads is not None:
+        fail("--threads is given with --engine dask, whose workers have their own; accepted: with --engine local")
 
 
 def check_report(report_to: str) -> None:

@@ -64,9 +64,23 @@ def test_arguments_of_another_kind(checkpoint, analysis, comparison, tmp_path):
         "overwrite is 'no'; accepted: True or False": [
             lambda result=result: result.save(out, overwrite="no") for result in (analysis, comparison, claims)
         ],
-        "resume is 'no'; accepted: True or False": [lambda: analyze(checkpoint, journal=out, resume="no")],
-        "journal is a int; accepted: a path": [lambda: analyze(checkpoint, journal=3)],
-        "engine is 'dask'; accepted: what lowrank_ldu.analysis.connect": [lambda: analyze(checkpoint, engine="dask")],
+        "resume is 'no'; accepted: True or False": [
+            lambda: analyze(checkpoint, journal=out, resume="no"),
+            lambda: compare(checkpoint, checkpoint, journal=out, resume="no"),
+            lambda: examine_claims(checkpoint, journal=out, resume="no"),
+        ],
+        "journal is a int; accepted: a path": [
+            lambda: analyze(checkpoint, journal=3),
+            lambda: compare(checkpoint, checkpoint, journal=3),
+            lambda: examine_claims(checkpoint, journal=3),
+        ],
+        "engine is 'dask'; accepted: what lowrank_ldu.analysis.connect": [
+            lambda: analyze(checkpoint, engine="dask"),
+            lambda: examine_claims(checkpoint, engine="dask"),
+        ],
+        "journal, resume, engine is given with an Analysis; accepted: with a source": [
+            lambda: examine_claims(analysis, journal=out, resume=True, engine="dask")
+        ],
         "progress is 3; accepted: a callable": [
             lambda: analyze(checkpoint, progress=3, threads=1),
             lambda: compare(checkpoint, checkpoint, progress=3, threads=1),

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from weights import weight
 
-from lowrank_ldu.analysis import SurveyOptions, analyze, analyze_checkpoint
+from lowrank_ldu.analysis import SurveyOptions, analyze, analyze_checkpoint, compare, examine_claims
 from lowrank_ldu.analysis.source import open_source
 from lowrank_ldu.errors import CheckpointError, NothingToAnalyzeError, OptionError
 
@@ -266,6 +266,15 @@ def test_journals_and_engines_are_for_files(model, tmp_path):
         analyze({"w": weight(3, 3)}, engine=object())
     with pytest.raises(OptionError, match="resume is True without a journal"):
         analyze(model, resume=True)
+    state, path = {"w": weight(3, 3)}, tmp_path / "tuned.safetensors"
+    save_file(state, path)
+    for sides in ((state, path), (path, state)):
+        with pytest.raises(OptionError, match="journal is given with a state dict in memory; accepted: journal=None"):
+            compare(*sides, journal=tmp_path / "journal")
+    with pytest.raises(OptionError, match="resume is True without a journal"):
+        compare(path, path, resume=True)
+    with pytest.raises(OptionError, match="journal is given with a module in memory"):
+        examine_claims(model, journal=tmp_path / "journal")
 
 
 def test_nothing_is_written_unless_asked(tmp_path, monkeypatch):

@@ -214,7 +214,7 @@ def test_goes_on_after_a_stop(tmp_path, out, stop, figures_of_many):
 
     refused = analyze(path, "--out", out, *options)
     assert refused.exit_code == 2
-    assert "is the journal of an analysis that was not finished; accepted: --resume" in refused.stderr
+    assert "is the journal of a run that was not finished; accepted: --resume" in refused.stderr
     analyzed = []
     analyze_matrix = survey_module.analyze_matrix
     with mock.patch.object(

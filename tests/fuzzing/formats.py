@@ -10,6 +10,7 @@ import tempfile
 import warnings
 import zipfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -32,7 +33,9 @@ from lowrank_ldu.adapters import (
     read_adapter,
     save_adapter,
 )
-from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
+from lowrank_ldu.analysis import CompareOptions, SurveyOptions, analyze_checkpoint, compare_checkpoints
+from lowrank_ldu.analysis.checkpoint import ANALYSIS_RESULTS
+from lowrank_ldu.analysis.comparison.run import COMPARISON_RESULTS
 from lowrank_ldu.analysis.engine.journal import Journal, Origin
 from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint, open_weights
 from lowrank_ldu.errors import JournalError, OutputError
@@ -376,12 +379,15 @@ def read_safely(path):
         return put_on(import_published)(path)
 
 
-# --- the journal ---
+# --- journals ---
 
 OPTIONS = SurveyOptions(ranks=(2,), threads=1)
+COMPARED = CompareOptions(ranks=(2,), threads=1)
 FILES = {"/model.safetensors": [1, 2]}
 CHECKPOINT = Path(tempfile.mkdtemp()) / "model.safetensors"
+TUNED = CHECKPOINT.with_name("tuned.safetensors")
 save_file({"a": numbers(6, 4), "b": numbers(5, 5, seed=1)}, CHECKPOINT)
+save_file({"a": numbers(6, 4, seed=2), "b": numbers(5, 5, seed=3)}, TUNED)
 
 
 def as_everywhere(value):
@@ -391,23 +397,30 @@ def as_everywhere(value):
     return [as_everywhere(item) for item in value] if isinstance(value, list) else value
 
 
-def write_journal(folder):
+def keep_analysis(path):
+    analyze_checkpoint(CHECKPOINT, OPTIONS, journal=path)
+
+
+def keep_comparison(path):
+    compare_checkpoints(CHECKPOINT, TUNED, COMPARED, journal=path)
+
+
+def write_journal(keep, folder):
     path = folder / "journal"
-    analyze_checkpoint(CHECKPOINT, OPTIONS, journal=path, resume=True)
+    keep(path)
     first, *results = [as_everywhere(json.loads(line)) for line in path.read_bytes().splitlines()]
-    records = [first | {"files": FILES}, *results]
+    records = [first | {"files": dict.fromkeys(first["files"], FILES)}, *results]
     for record in records:
         del record["crc32"]
     lines = [with_sum(json.dumps(record, separators=(",", ":")).encode()) for record in records]
     path.write_bytes(b"\n".join(lines) + b"\n")
 
 
-def resume(path):
+def resume(kind, options, arguments, path):
     original = path.read_bytes()
-    with open_checkpoint(CHECKPOINT) as reader:
-        origin = replace(Origin.of(reader, OPTIONS), files=FILES)
+    origin = replace(Origin.of(kind, options, {}), files=dict.fromkeys(arguments, FILES))
     try:
-        with Journal(path, origin, resume=True) as journal:
+        with Journal(path, kind, origin, resume=True) as journal:
             return "read" if len(journal.results) == 2 else "read in part"
     except JournalError as error:
         one_line(error)
@@ -454,5 +467,12 @@ FORMATS = {
     "base, for LoRA": Format(base(), "", exported(export_lora, ADAPTER)),
     "base, for updates": Format(base(), "", exported(export_delta, ADAPTER)),
     "state of the published code": Format({"a.pt": torch_bytes(PUBLISHED)}, "a.pt", read_safely),
-    "journal": Format(in_folder(write_journal), "journal", resume),
+    "journal": Format(
+        in_folder(partial(write_journal, keep_analysis)), "journal",
+        partial(resume, ANALYSIS_RESULTS, OPTIONS, ["source"]),
+    ),
+    "journal of a comparison": Format(
+        in_folder(partial(write_journal, keep_comparison)), "journal",
+        partial(resume, COMPARISON_RESULTS, COMPARED, ["base", "tuned"]),
+    ),
 }  # fmt: skip

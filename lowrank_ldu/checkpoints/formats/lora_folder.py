@@ -9,6 +9,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
 from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
 from lowrank_ldu.errors import CheckpointError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.checkpoints.remote.path import Place
 
-_CONFIG = "adapter_config.json"
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>|embedding_)(?P<letter>[AB])(\.weight)?")
 # Initializations that subtract the first factors from the base weight, by PEFT's names; some end in a number.
 _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -49,7 +49,7 @@ def lora_config(path: Place) -> dict[str, Any] | None:
     CheckpointError
         There is a file of that name, and it is no configuration.
     """
-    file = path / _CONFIG
+    file = path / ADAPTER_CONFIGURATION
     if not file.is_file():
         return None
     config = read_json(file, "JSON file", CONFIGURATION)
@@ -87,7 +87,8 @@ class LoraReader(CheckpointReader):
         except (AttributeError, OverflowError, TypeError, ValueError) as error:
             reader.close()
             raise CheckpointError(
-                f"{path / _CONFIG}: lora_alpha or alpha_pattern is not what PEFT accepts ({reason_of(error)})"
+                f"{path / ADAPTER_CONFIGURATION}: lora_alpha or alpha_pattern is not what PEFT accepts "
+                f"({reason_of(error)})"
             ) from error
         self._pairs = pairs
         super().__init__(path, (_info(name, pair) for name, pair in pairs.items()), reader.ignored | ignored)

@@ -23,6 +23,7 @@ from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, examine_clai
 from lowrank_ldu.analysis.claims.report import claims_json, render_claims
 from lowrank_ldu.analysis.measures.initialization_change import initialization_changes
 from lowrank_ldu.diagnostics import stored_numbers
+from lowrank_ldu.errors import OptionError
 from lowrank_ldu.initialization import INITIALIZATIONS, initial_diagonal
 from lowrank_ldu.nn import LDULayer
 
@@ -320,6 +321,15 @@ def test_rank_that_no_matrix_exceeds_is_not_tested(tmp_path):
         for finding in claim.findings:
             assert (finding.verdict == "not tested") == (finding.rank == 64)
             assert (finding.measured == "") == (finding.rank == 64)
+
+
+def test_options_of_another_analysis_are_refused_before_it():
+    steps = []
+    refused = (({"mode": "fast"}, OptionError), ({"times": False}, OptionError), ({"pivoting": "rook"}, ValueError))
+    for options, error in refused:
+        with pytest.raises(error, match="accepted: an analysis with"):
+            examine_claims({"w": weight(5, 4)}, progress=steps.append, **options)
+    assert steps == []
 
 
 def test_without_the_papers_pivoting_there_is_nothing_to_test(tmp_path):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 from weights import weight
 
-from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, connect
+from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, connect, examine_claims
 from lowrank_ldu.analysis.engine import cluster as cluster_module
 from lowrank_ldu.analysis.engine.cluster import Workers
 from lowrank_ldu.checkpoints.weights import open_weights
@@ -111,6 +111,28 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(checkpoint, engine, w
     assert states[0].running == ("w15", "w14")
     assert (states[-1].finished, states[-1].fraction) == (18, 1.0)
     assert all(tensor.seconds > 0 for tensor, _ in analysis.matrices)
+
+
+@pytest.mark.usefixtures("engine")
+def test_claims_go_on_by_a_cluster(checkpoint, scheduler, tmp_path):
+    """What this process began: the matrices of two shapes, of which one is in the journal."""
+
+    def stop(state):
+        if state.finished == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    chosen = ["--select", "^w[01]$", "--rank", "2", "--engine", "dask", "--scheduler", scheduler.address]
+    options = SurveyOptions(ranks=2, mode="exact", select="^w[01]$", threads=1)
+    with pytest.raises(KeyboardInterrupt):
+        examine_claims(checkpoint, options=options, journal=tmp_path / "out.journal", progress=stop)
+    assert names_in(tmp_path / "out.journal") == ["w1"]
+    done = CliRunner().invoke(app, ["claims", str(checkpoint), "--out", str(out), *chosen, "--resume"])
+    assert done.exit_code == 0, done.output
+    content = json.loads((out / "claims.json").read_text())
+    assert content["environment"]["engine"].startswith("dask, workers: ")
+    assert {case["tensor"] for case in content["claims"][1]["findings"][0]["matrices"]} == {"w0", "w1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_worker_that_does_not_see_the_checkpoint_says_so(tmp_path, engine):

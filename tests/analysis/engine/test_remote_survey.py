@@ -180,7 +180,7 @@ def test_another_configuration_between_two_parts(server, url, tmp_path):
         analyze_checkpoint(url, OPTIONS, journal=tmp_path / "journal")
     server.misbehave = lambda path, start: None
     server.files["/m/config.json"] = b"{}"
-    with pytest.raises(JournalError, match=r"it is of other files, .*/m/config.json among them"):
+    with pytest.raises(JournalError, match=r"its source is of other files, .*/m/config.json among them"):
         analyze_checkpoint(url, OPTIONS, journal=tmp_path / "journal", resume=True)
 
 
