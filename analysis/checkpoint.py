@@ -79,7 +79,7 @@ def analyze(
     >>> analysis = analyze(weights, ranks=2, pivoting="complete", threads=1)
     >>> figures = analysis.figures
     >>> figures.loc[figures["rank"] == 2, ["method", "frobenius_error"]].round(3).to_dict("list")["method"]
-    ['ldu', 'pissa_quick', 'pissa_exact', 'ldu_lowrank', 'svd']
+    ['ldu', 'ldu_lowrank', 'svd']
     """
     chosen = given_fields(SurveyOptions, options, fields)
     return analyze_checkpoint(source, chosen, progress, journal=journal, resume=resume, engine=engine)
