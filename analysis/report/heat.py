@@ -1,8 +1,7 @@
-"""Draw the heat map: layers by module types."""
+"""Draw the heat map: what is left of the weights, layers by module types."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -12,65 +11,67 @@ from matplotlib import colormaps
 from matplotlib.colors import Colormap, Normalize, to_hex
 from matplotlib.figure import Figure
 
+from lowrank_ldu.analysis.report.advice import advice_of
 from lowrank_ldu.analysis.report.panel import Panel, plain
 from lowrank_ldu.analysis.report.places import places_of
-from lowrank_ldu.analysis.report.scope import headline_matrices
 
 if TYPE_CHECKING:
+    from lowrank_ldu.analysis.report.advice import Advice
     from lowrank_ldu.analysis.report.panel import Place
     from lowrank_ldu.analysis.result import Analysis
 
-SHADES: Colormap = colormaps["RdBu_r"]
-# In powers of two: from a quarter to four times the error of the zero matrix.
-SCALE = Normalize(-2.0, 2.0, clip=True)
+SHADES: Colormap = colormaps["Blues_r"]
+# Shares of a weight's numbers, from nothing to all of it.
+SCALE = Normalize(0.0, 1.0, clip=True)
+_LIGHT = 0.45
 
 
-def shade(error: float) -> str:
-    """Return the color of an error.
+def shade(share: float) -> str:
+    """Return the color of what is left of a weight: dark where that is little.
 
     Examples
     --------
-    >>> [shade(error) for error in (0.0, 1.0, float("inf"))]
-    ['#053061', '#f7f6f6', '#67001f']
+    >>> [shade(share) for share in (0.0, 0.5, 1.0)]
+    ['#08306b', '#6caed6', '#f7fbff']
     """
-    return to_hex(SHADES(SCALE(power_of_two(error))))
+    return to_hex(SHADES(SCALE(share)))
 
 
-def ink(error: float) -> str:
-    """Return the color of text on `shade(error)`."""
-    return "#fff" if abs(power_of_two(error)) > 1.2 else "#222"
-
-
-def power_of_two(error: float) -> float:
-    """Return the binary logarithm of an error, clipped to the scale."""
-    if error <= 0.0:
-        return -2.0
-    return min(max(math.log2(error), -2.0), 2.0)
+def ink(share: float) -> str:
+    """Return the color of text on `shade(share)`."""
+    return "#fff" if share < _LIGHT else "#222"
 
 
 @dataclass(frozen=True)
 class HeatCell:
-    """Hold the errors of one module type in one layer.
+    """Hold what is recommended for one module type in one layer.
 
     Attributes
     ----------
-    error, svd_error : float
-        Medians over its matrices.
+    share : float
+        Numbers of the recommended factors over those of the weight, 1 where it is kept; the median over its matrices.
     matrices : int
         How many they are: more than one where a layer has several experts, say.
     worst : str
-        Name of the one with the largest error.
+        Name of the one of which most is left.
+    advice : str
+        What is recommended for that one, in a few words.
     """
 
-    error: float
-    svd_error: float
+    share: float
     matrices: int
     worst: str
+    advice: str
+
+    @property
+    def text(self) -> str:
+        """The share in words."""
+        return f"{self.share:.0%}" if self.share < 1.0 else "keep"
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Hold the errors by layer and module type.
+    """Hold what is recommended by layer and module type.
 
     Attributes
     ----------
@@ -91,23 +92,20 @@ class HeatMap:
 
 
 def heat_map(analysis: Analysis) -> HeatMap:
-    """Arrange the errors by layer and module type.
+    """Arrange what is recommended by layer and module type.
 
-    Names tell both (`places_of`). Matrices that the headline rank is low for, with the first pivoting.
+    Names tell both (`places_of`).
     """
-    chosen = headline_matrices(analysis)
     found = places_of(analysis)
-    errors: dict[tuple[str, int | None], dict[str, tuple[float, float]]] = {}
-    for tensor, matrix in chosen:
-        figures = matrix.at("ldu", analysis.headline_rank, analysis.options.pivoting[0]).diagnostics
+    advice: dict[tuple[str, int | None], dict[str, Advice]] = {}
+    for tensor, matrix in analysis.matrices:
         place = found[tensor.name]
-        at_place = errors.setdefault((place.module, place.layer), {})
-        at_place[tensor.name] = (figures.frobenius_error, figures.svd_frobenius_error)
+        advice.setdefault((place.module, place.layer), {})[tensor.name] = advice_of(matrix)
     cells: dict[tuple[str, int], HeatCell] = {}
     apart: dict[str, HeatCell] = {}
-    for (module, layer), named in errors.items():
+    for (module, layer), named in advice.items():
         if layer is None:
-            apart |= {name: _cell({name: pair}) for name, pair in named.items()}
+            apart |= {name: _cell({name: each}) for name, each in named.items()}
         else:
             cells[module, layer] = _cell(named)
     return HeatMap(
@@ -118,18 +116,14 @@ def heat_map(analysis: Analysis) -> HeatMap:
     )
 
 
-def _cell(named: dict[str, tuple[float, float]]) -> HeatCell:
-    return HeatCell(
-        error=median(error for error, _ in named.values()),
-        svd_error=median(least for _, least in named.values()),
-        matrices=len(named),
-        worst=max(named, key=lambda name: named[name][0]),
-    )
+def _cell(named: dict[str, Advice]) -> HeatCell:
+    worst = max(named, key=lambda name: named[name].share)
+    return HeatCell(median(each.share for each in named.values()), len(named), worst, named[worst].short)
 
 
 def heat_title(analysis: Analysis) -> str:
     """Return what the heat map shows, for its title."""
-    return f"LDU error, {analysis.options.pivoting[0]}, rank {analysis.headline_rank}"
+    return f"What is left of the weights at an error of {max(analysis.options.targets):g}"
 
 
 _CELL = 0.24  # inches
@@ -142,7 +136,7 @@ def heat_panel(heat: HeatMap, title: str, place: Place = Figure) -> Panel:
     """
     values = np.full((len(heat.modules), len(heat.layers)), np.nan)
     for (module, layer), cell in heat.cells.items():
-        values[heat.modules.index(module), heat.layers.index(layer)] = power_of_two(cell.error)
+        values[heat.modules.index(module), heat.layers.index(layer)] = cell.share
     size = (max(4.8, 2.6 + _CELL * len(heat.layers)), max(2.4, 1.5 + _CELL * len(heat.modules)))
     panel = Panel("heat-map", title, "layer", "", size, place=place)
     image = panel.axes.pcolormesh(values, cmap=SHADES, norm=SCALE, edgecolors="white", linewidth=0.5)
@@ -158,6 +152,6 @@ def heat_panel(heat: HeatMap, title: str, place: Place = Figure) -> Panel:
         fontsize=9,
         parse_math=False,
     )
-    bar = panel.figure.colorbar(image, ax=panel.axes, label="relative Frobenius error", aspect=12)
-    bar.set_ticks([-2, -1, 0, 1, 2], labels=["≤ ¼", "½", "1", "2", "≥ 4"])
+    bar = panel.figure.colorbar(image, ax=panel.axes, label="numbers left", aspect=12)
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0 %", "25 %", "50 %", "75 %", "keep"])
     return panel

@@ -31,7 +31,7 @@ def draw_overview(analysis: Analysis, ax: Axes | None) -> Axes:
 
 
 def draw_heat_map(analysis: Analysis, ax: Axes | None) -> Axes:
-    """Draw the errors by layer and module type."""
+    """Draw what is left of the weights by layer and module type."""
     place = _place(analysis, ax)
     heat = heat_map(analysis)
     if not heat.cells:

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from weights import weight
 
 from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
-from lowrank_ldu.analysis.report.heat import heat_map, ink, shade
+from lowrank_ldu.analysis.report.advice import advice_of
+from lowrank_ldu.analysis.report.heat import HeatCell, heat_map, ink, shade
 from lowrank_ldu.analysis.report.page import render_report
 from lowrank_ldu.analysis.report.plots import draw_plots
 
@@ -30,14 +31,18 @@ def test_layers_and_modules(analysis):
     heat = heat_map(analysis)
     assert heat.layers == [0, 1, 10]
     assert set(heat.modules) == {"up", "experts.*.down", HOSTILE_MODULE.removeprefix("model.layers.0.")}
-    assert list(heat.apart) == ["embed"]  # rank 3 is not low for "small"
-    errors = {
-        tensor.name: matrix.at("ldu", 3, "partial").diagnostics.frobenius_error for tensor, matrix in analysis.matrices
-    }
-    assert heat.cells["up", 10].error == errors["model.layers.10.up.weight"]
+    assert list(heat.apart) == ["embed", "small"]
+    shares = {}
+    for tensor, matrix in analysis.matrices:
+        found = advice_of(matrix)
+        # Two factors and a diagonal, or the weight.
+        assert found.share == (1 if found.rank is None else found.rank * (matrix.m + matrix.n + 1) / matrix.size)
+        shares[tensor.name] = found.share
+    assert len(set(shares.values())) > 2
+    assert heat.cells["up", 10].share == shares["model.layers.10.up.weight"]
     experts = heat.cells["experts.*.down", 1]
-    named = {name: error for name, error in errors.items() if "experts" in name}
-    assert (experts.matrices, experts.error) == (3, sorted(named.values())[1])
+    named = {name: share for name, share in shares.items() if "experts" in name}
+    assert (experts.matrices, experts.share) == (3, sorted(named.values())[1])
     assert named[experts.worst] == max(named.values())
     assert ("experts.*.down", 0) not in heat.cells
 
@@ -66,10 +71,12 @@ def test_no_layers_no_heat_map(tmp_path):
     assert "Outside layers" in render_report(analysis, plots)
 
 
-def test_red_is_worse_than_zero():
-    def red_over_blue(error):
-        color = shade(error)
-        return int(color[1:3], 16) - int(color[5:7], 16)
+def test_dark_is_what_saves_most():
+    def light(share):
+        color = shade(share)
+        return sum(int(color[place : place + 2], 16) for place in (1, 3, 5))
 
-    assert red_over_blue(0.5) < red_over_blue(0.9) < red_over_blue(1.1) < red_over_blue(2.0)
-    assert (ink(1.0), ink(4.0), ink(0.0)) == ("#222", "#fff", "#fff")
+    assert light(0.0) < light(0.3) < light(0.6) < light(0.9) < light(1.0)
+    assert (ink(0.0), ink(0.9), ink(1.0)) == ("#fff", "#222", "#222")
+    assert HeatCell(0.494, 1, "w", "SVD, 3").text == "49%"
+    assert HeatCell(1.0, 1, "w", "keep").text == "keep"
