@@ -123,7 +123,7 @@ def _cell(named: dict[str, Advice]) -> HeatCell:
 
 def heat_title(analysis: Analysis) -> str:
     """Return what the heat map shows, for its title."""
-    return f"What is left of the weights at an error of {max(analysis.options.targets):g}"
+    return f"Left at an error of {max(analysis.options.targets):g}"
 
 
 _CELL = 0.24  # inches
