@@ -1,0 +1,280 @@
+"""Train, save and load models that FSDP2 shards over processes.
+
+Each process holds a part of every parameter, and of some none. What all of it is needed for, all processes do together.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.nn.quantized import is_quantized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch.distributed.tensor import DTensor
+
+    from lowrank_ldu.finetuning.methods import Prepared
+
+# What accelerate's launcher sets, and what is done instead.
+_OTHERS = {
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "data parallel processes (DDP), or --use_fsdp --fsdp_version 2"),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "data parallel processes (DDP), or --use_fsdp --fsdp_version 2"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        "a parallelism_config",
+        "--use_fsdp --fsdp_version 2 without it, which shards over all processes",
+    ),
+}
+_WRAPPED = ("TRANSFORMER_BASED_WRAP", "NO_WRAP")
+
+
+def check_launcher() -> bool:
+    """Return whether the launcher asks for FSDP2, and refuse others.
+
+    transformers' TrainingArguments have to be made after it: what loads models asks the environment.
+
+    Raises
+    ------
+    OptionError
+        It asks for another way of dividing a model, or for a part of FSDP that names or methods do not go with.
+    """
+    for variable, (name, accepted) in _OTHERS.items():
+        if _is_true(variable):
+            raise OptionError(f"the launcher asks for {name}; accepted: {accepted}")
+    if not _is_true("ACCELERATE_USE_FSDP"):
+        return False
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise OptionError(
+            f"the launcher asks for FSDP {version}, which puts frozen and trained numbers into one flat parameter; "
+            "accepted: FSDP2 (--fsdp_version 2), or data parallel processes (DDP)"
+        )
+    policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper()
+    if policy not in _WRAPPED:
+        raise OptionError(
+            f"fsdp_auto_wrap_policy is {policy}, which divides adapted layers into parts that are not called; "
+            f"accepted: {', '.join(_WRAPPED)}"
+        )
+    if _is_true("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise OptionError(
+            "fsdp_activation_checkpointing is true, which renames the trained parameters; accepted: "
+            "--set gradient_checkpointing=true"
+        )
+    # Every process needs all numbers before they are sharded: factors, starts and digests are computed from them.
+    require("accelerate.utils").disable_fsdp_ram_efficient_loading()
+    return True
+
+
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in {"true", "1", "yes"}
+
+
+def check_shardable(prepared: Prepared, of_task: str | None, *, compiled: bool) -> None:
+    """Refuse what cannot be trained sharded.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    of_task : str, optional
+        As `LoadedTask.obstacle_to_sharding`.
+    compiled : bool
+        Whether the model is to be compiled.
+
+    Raises
+    ------
+    OptionError
+        The message says why, and what is accepted.
+    """
+    quantized = next((name for name, module in prepared.model.named_modules() if is_quantized(module)), None)
+    reason = of_task or prepared.obstacle_to_sharding()
+    if quantized is not None:
+        reason = f"the weight of {quantized!r} is quantized, and its scales would not be sharded with it"
+    elif compiled:
+        reason = "torch_compile is true, which was not tried with it"
+    if reason is not None:
+        raise OptionError(f"FSDP2 cannot shard this run: {reason}; accepted: data parallel processes (DDP)")
+
+
+def check_sharding(accelerator: Any) -> None:
+    """Refuse a launcher that asks for FSDP where accelerate leaves it out.
+
+    accelerate shards on accelerators alone. On CPUs it trains by DDP instead, in silence.
+
+    Raises
+    ------
+    OptionError
+    """
+    if getattr(accelerator.state, "fsdp_plugin", None) is None:
+        raise OptionError(
+            f"the launcher asks for FSDP, and accelerate does not shard on {accelerator.device.type} "
+            f"({accelerator.distributed_type.value}); accepted: several processes on GPUs, or data parallel processes "
+            "(DDP)"
+        )
+
+
+def units(model: nn.Module) -> list[Any]:
+    """Return the modules that FSDP2 has sharded, each by itself."""
+    from torch import distributed  # noqa: PLC0415  # slow to import
+
+    if not distributed.is_available():
+        return []
+    from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def sharded(accelerator: Any, model: nn.Module, optimizer: Any) -> tuple[Any, Any]:
+    """Shard a model that is not trained here, as the Trainer does before it trains.
+
+    Parameters
+    ----------
+    accelerator : accelerate.Accelerator
+    model : nn.Module
+    optimizer : torch.optim.Optimizer
+        Of its parameters: accelerate shards no model without one.
+
+    Returns
+    -------
+    tuple
+        Model and optimizer, prepared.
+    """
+    from torch.distributed.fsdp import register_fsdp_forward_method  # noqa: PLC0415  # slow to import
+
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if hasattr(model, "generate"):
+        register_fsdp_forward_method(model, "generate")
+    return model, optimizer
+
+
+def save_optimizer(accelerator: Any, optimizer: Any, model: nn.Module, folder: str) -> None:
+    """Write the optimizer's state, each process its part.
+
+    Raises
+    ------
+    OSError
+        It cannot be written.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  # slow to import
+
+    save = require("accelerate.utils").save_fsdp_optimizer
+    try:
+        save(accelerator.state.fsdp_plugin, accelerator, optimizer, model, folder)
+    except CheckpointException as error:  # it is no Exception
+        raise OSError("; ".join(str(cause) for cause, _ in error.failures.values())) from error
+
+
+@torch.no_grad()
+def take_over_from_first(model: nn.Module, device: torch.device) -> None:
+    """Give every process the numbers of the first one, before they are sharded.
+
+    DDP does so when it wraps a model, and FSDP2 does not. What processes computed for themselves may differ in
+    rounding, factors and their pivots most of all.
+
+    Parameters
+    ----------
+    model : nn.Module
+    device : torch.device
+        On which the processes speak to each other.
+    """
+    from torch import distributed  # noqa: PLC0415  # slow to import
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        sent = tensor.detach().to(device).contiguous()
+        distributed.broadcast(sent, src=0)
+        tensor.copy_(sent)
+
+
+def is_shard(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Return whether a process holds a part of a tensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds."""
+    return tensor.to_local() if is_shard(tensor) else tensor
+
+
+def any_process(found: Sequence[bool], parameters: Sequence[Tensor]) -> list[bool]:
+    """Return what holds of each parameter in any process.
+
+    All processes have to come here if one of the parameters is sharded.
+
+    Parameters
+    ----------
+    found : sequence of bool
+        What holds of each parameter's part in this process.
+    parameters : sequence of Tensor
+
+    Returns
+    -------
+    list of bool
+    """
+    shard = next(filter(is_shard, parameters), None)
+    if shard is None:
+        return list(found)
+    from torch import distributed  # noqa: PLC0415  # slow to import
+
+    flags = torch.tensor(found, dtype=torch.int32, device=shard.device_mesh.device_type)
+    distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=shard.device_mesh.get_group())
+    return [bool(each) for each in flags.tolist()]
+
+
+@contextmanager
+def whole(prepared: Prepared, *, written: bool = False) -> Iterator[None]:
+    """Put whole parameters in the places of shards during the block.
+
+    It does nothing where none is sharded. All processes have to come here otherwise.
+
+    Parameters
+    ----------
+    prepared : Prepared
+        Of which the trained parameters are made whole.
+    written : bool
+        Keep what the block writes to them.
+    """
+    model = prepared.model
+    for unit in units(model):
+        # After an evaluation some have whole parameters still, which are not those that are trained.
+        unit.reshard()
+    trained = {id(each) for each in prepared.trained().values() if is_shard(each)}
+    places = [
+        (module, key, shard)
+        for module in model.modules()
+        for key, shard in module._parameters.items()  # noqa: SLF001  # a parameter may be in several places
+        if id(shard) in trained
+    ]
+    gathered = {id(shard): nn.Parameter(_gathered(shard), shard.requires_grad) for _, _, shard in places}
+    for module, key, shard in places:
+        module._parameters[key] = gathered[id(shard)]  # noqa: SLF001
+    try:
+        yield
+        if written:
+            for module, key, shard in places:
+                _write(shard, module._parameters[key])  # noqa: SLF001
+    finally:
+        for module, key, shard in places:
+            module._parameters[key] = shard  # noqa: SLF001
+
+
+@torch.no_grad()
+def _gathered(shard: DTensor) -> Tensor:
+    # Offloaded ones are gathered on the device where the processes speak to each other.
+    found: Tensor = shard.detach().to(shard.device_mesh.device_type).full_tensor()
+    return found.to(shard.device)
+
+
+@torch.no_grad()
+def _write(shard: DTensor, numbers: Tensor) -> None:
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  # slow to import
+
+    # Each process has all numbers: none is sent.
+    sent = numbers.detach().to(shard.device_mesh.device_type)
+    part = distribute_tensor(sent, shard.device_mesh, shard.placements, src_data_rank=None)
+    local_part(shard).copy_(local_part(part))
