@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ _OTHERS = {
         "--use_fsdp --fsdp_version 2 without it, which shards over all processes",
     ),
 }
+_FSDP = "torch.distributed.fsdp."
 _WRAPPED = ("TRANSFORMER_BASED_WRAP", "NO_WRAP")
 
 
@@ -117,6 +118,39 @@ def check_sharding(accelerator: Any) -> None:
             f"({accelerator.distributed_type.value}); accepted: several processes on GPUs, or data parallel processes "
             "(DDP)"
         )
+
+
+def layer_classes(model: nn.Module, named: Sequence[str] | None) -> list[str]:
+    """Return the classes of layers that are gathered one at a time.
+
+    accelerate shards embeddings of tokens by themselves, and cannot do it once more inside of such a layer.
+
+    Parameters
+    ----------
+    model : nn.Module
+    named : sequence of str, optional
+        By the launcher; those that the model names itself, but for embeddings, if not given.
+
+    Raises
+    ------
+    OptionError
+        The launcher names embeddings.
+    """
+    embeddings = {getattr(model, name, lambda: None)() for name in ("get_input_embeddings", "get_output_embeddings")}
+    classes: dict[str, bool] = {}
+    for module in model.modules():
+        holds = any(each in embeddings for each in module.modules() if each is not module)
+        classes[type(module).__name__] = holds or classes.get(type(module).__name__, False)
+    # A model names those of all its kin.
+    own = [name for name in getattr(model, "_no_split_modules", None) or () if classes.get(name) is False]
+    wrong = next((name for name in named or () if classes.get(name) is not False), None)
+    if wrong is not None:
+        reason = "holds the embeddings" if wrong in classes else "is no class of a module of the model"
+        raise OptionError(
+            f"fsdp_transformer_layer_cls_to_wrap has {wrong!r}, which {reason}; accepted: {', '.join(own)}, which is "
+            "what is taken if it is not given"
+        )
+    return own if named is None else list(named)
 
 
 def units(model: nn.Module) -> list[Any]:
@@ -243,30 +277,49 @@ def whole(prepared: Prepared, *, written: bool = False) -> Iterator[None]:
     for unit in units(model):
         # After an evaluation some have whole parameters still, which are not those that are trained.
         unit.reshard()
-    trained = {id(each) for each in prepared.trained().values() if is_shard(each)}
+    trained = {id(each): each for each in prepared.trained().values() if is_shard(each)}
+    gathered = {key: nn.Parameter(_gathered(each), each.requires_grad) for key, each in trained.items()}
     places = [
-        (module, key, shard)
+        (module._parameters, name, id(value))  # noqa: SLF001  # a parameter may be in several places
         for module in model.modules()
-        for key, shard in module._parameters.items()  # noqa: SLF001  # a parameter may be in several places
-        if id(shard) in trained
+        for name, value in module._parameters.items()  # noqa: SLF001
+        if id(value) in trained
     ]
-    gathered = {id(shard): nn.Parameter(_gathered(shard), shard.requires_grad) for _, _, shard in places}
-    for module, key, shard in places:
-        module._parameters[key] = gathered[id(shard)]  # noqa: SLF001
+    for parameters, name, key in places:
+        parameters[name] = gathered[key]
+    try:
+        with _loading_as_it_is(model):
+            yield
+        if written:
+            for parameters, name, key in places:
+                _write(trained[key], cast("Tensor", parameters[name]))
+    finally:
+        for parameters, name, key in places:
+            parameters[name] = cast("nn.Parameter", trained[key])
+
+
+@contextmanager
+def _loading_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Keep FSDP2 from taking what a state dict is loaded into for shards."""
+    hooks = [module._load_state_dict_post_hooks for module in model.modules()]  # noqa: SLF001  # no public way to ask
+    before = [dict(each) for each in hooks]
+    for each in hooks:
+        for key, hook in list(each.items()):
+            if getattr(hook, "__module__", "").startswith(_FSDP):
+                del each[key]
     try:
         yield
-        if written:
-            for module, key, shard in places:
-                _write(shard, module._parameters[key])  # noqa: SLF001
     finally:
-        for module, key, shard in places:
-            module._parameters[key] = shard  # noqa: SLF001
+        for each, own in zip(hooks, before, strict=True):
+            each.clear()
+            each.update(own)
 
 
 @torch.no_grad()
 def _gathered(shard: DTensor) -> Tensor:
     # Offloaded ones are gathered on the device where the processes speak to each other.
-    found: Tensor = shard.detach().to(shard.device_mesh.device_type).full_tensor()
+    detached = cast("DTensor", shard.detach().to(shard.device_mesh.device_type))
+    found: Tensor = detached.full_tensor()
     return found.to(shard.device)
 
 

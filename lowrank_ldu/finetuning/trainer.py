@@ -15,7 +15,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from lowrank_ldu.errors import DivergenceError, OutputError
 from lowrank_ldu.finetuning.checkpoints import best_step, keep_latest, mark_whole, unmark
-from lowrank_ldu.finetuning.sharding import save_optimizer, sharded, take_over_from_first, units
+from lowrank_ldu.finetuning.sharding import layer_classes, save_optimizer, sharded, take_over_from_first, units
 from lowrank_ldu.finetuning.trained import (
     load_trained,
     refuse_still,
@@ -84,14 +84,16 @@ class RecipeTrainer(Trainer):
         moved is the one that it started as.
         """
         take_over_from_first(self._prepared.model, self.args.device)
-        self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        plugin = self.accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = None
+        plugin.transformer_cls_names_to_wrap = layer_classes(self._prepared.model, plugin.transformer_cls_names_to_wrap)
         self.accelerator.prepare_model(self._prepared.model, device_placement=False, evaluation_mode=True)
         self.accelerator.free_memory()
 
     def shard(self) -> None:
         """Shard the model where it is to be, and training has not done it."""
         if self.is_fsdp_enabled and not units(self._prepared.model):
-            self.model, self.optimizer = sharded(self.accelerator, self.model, self.create_optimizer())
+            self.model, self.optimizer = sharded(self.accelerator, self._prepared.model, self.create_optimizer())
             self.model_wrapped = self.model
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -155,9 +157,9 @@ class RecipeTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        save_optimizer(self.accelerator, self.optimizer, self.model, output_dir)
+        save_optimizer(self.accelerator, self.optimizer, self._prepared.model, output_dir)
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # type: ignore[union-attr]  # it is there
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self._folder / f"checkpoint-{self.state.global_step}"
