@@ -68,13 +68,24 @@ def check_launcher() -> bool:
             "fsdp_activation_checkpointing is true, which renames the trained parameters; accepted: "
             "--set gradient_checkpointing=true"
         )
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise OptionError(f"dynamo_backend is {backend}, which was not tried with FSDP2; accepted: no")
     # Every process needs all numbers before they are sharded: factors, starts and digests are computed from them.
     require("accelerate.utils").disable_fsdp_ram_efficient_loading()
     return True
 
 
 def _is_true(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in {"true", "1", "yes"}
+    return os.environ.get(variable, "false").lower() == "true"
+
+
+def layout(processes: int) -> dict[str, Any]:
+    """Return what checkpoints of a sharded model depend on.
+
+    Each process writes its part of the optimizer's state, or the first one all of it.
+    """
+    return {"processes": processes, "state_dict_type": os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")}
 
 
 def check_shardable(prepared: Prepared, of_task: str | None, *, compiled: bool) -> None:
@@ -112,7 +123,13 @@ def check_sharding(accelerator: Any) -> None:
     ------
     OptionError
     """
-    if getattr(accelerator.state, "fsdp_plugin", None) is None:
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and getattr(plugin, "fsdp_version", 1) != 2:  # of FSDP
+        raise OptionError(
+            f"accelerate {require('accelerate').__version__} has no FSDP2; accepted: a later one, or data parallel "
+            "processes (DDP)"
+        )
+    if plugin is None:
         raise OptionError(
             f"the launcher asks for FSDP, and accelerate does not shard on {accelerator.device.type} "
             f"({accelerator.distributed_type.value}); accepted: several processes on GPUs, or data parallel processes "
@@ -278,6 +295,9 @@ def whole(prepared: Prepared, *, written: bool = False) -> Iterator[None]:
         # After an evaluation some have whole parameters still, which are not those that are trained.
         unit.reshard()
     trained = {id(each): each for each in prepared.trained().values() if is_shard(each)}
+    if not trained:
+        yield
+        return
     gathered = {key: nn.Parameter(_gathered(each), each.requires_grad) for key, each in trained.items()}
     places = [
         (module._parameters, name, id(value))  # noqa: SLF001  # a parameter may be in several places
@@ -325,9 +345,10 @@ def _gathered(shard: DTensor) -> Tensor:
 
 @torch.no_grad()
 def _write(shard: DTensor, numbers: Tensor) -> None:
-    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  # slow to import
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415  # slow to import
 
     # Each process has all numbers: none is sent.
     sent = numbers.detach().to(shard.device_mesh.device_type)
-    part = distribute_tensor(sent, shard.device_mesh, shard.placements, src_data_rank=None)
+    replicated = DTensor.from_local(sent, shard.device_mesh, [Replicate()], run_check=False)
+    part = replicated.redistribute(placements=shard.placements)
     local_part(shard).copy_(local_part(part))

@@ -19,7 +19,7 @@ from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, reset_p
 from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
 from lowrank_ldu.finetuning.processes import is_first, of_first, wait_for_all
 from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED, RunDirectory
-from lowrank_ldu.finetuning.sharding import check_launcher, check_shardable, check_sharding, whole
+from lowrank_ldu.finetuning.sharding import check_launcher, check_shardable, check_sharding, layout, whole
 from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
 from lowrank_ldu.finetuning.trained import check_numbers, load_trained
 from lowrank_ldu.finetuning.training_options import total_steps, training_arguments
@@ -72,8 +72,7 @@ class Training:
             "rows_in_a_step": arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
         }
         if sharded:
-            # Its checkpoints have a part of the optimizer's state from each.
-            same["sharded_over_processes"] = arguments.world_size
+            same["sharded"] = layout(arguments.world_size)
         self._directory = directory
         self._task = task
         self._whole = whole_checkpoints(directory.checkpoints)

@@ -1,15 +1,23 @@
-"""Train runs that FSDP2 shards over two processes of a CPU; run as a script, once for each."""
+"""Train what FSDP2 shards over two processes of a CPU; run as a script, once for each."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from tiny_models import OPTIONS, batches_of, bert, request_of
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+from transformers.models.bert.modeling_bert import BertLayer
 
 from lowrank_ldu.finetuning import Choice, load_recipe, run_recipe
+from lowrank_ldu.finetuning.methods import METHODS
+from lowrank_ldu.finetuning.sharding import whole
+from lowrank_ldu.finetuning.trained import load_trained, refuse_unconnected, save_trained, without_gradient
 
 # A rank that two processes cannot halve. The launcher's default is a full state dict, accelerate's a sharded one.
 RUNS = {
@@ -66,6 +74,58 @@ def shard_on_cpus():
     AcceleratorState.__init__ = init
 
 
+def loss_of(found, batch):
+    return found.model(**batch).loss
+
+
+def check_methods(folder):
+    """Every method that is not refused takes the steps that it takes unsharded, and is saved and loaded."""
+    rank, refused = distributed.get_rank(), set()
+    for name, method in METHODS.items():
+        one, found = (method.prepare(bert(), OPTIONS.get(name, {}), request_of("bert")) for _ in range(2))
+        if found.obstacle_to_sharding() is not None:
+            refused.add(name)
+            continue
+        for module in list(found.model.modules()):
+            if isinstance(module, BertLayer):
+                fully_shard(module)
+        fully_shard(found.model)
+        optimizers = [
+            torch.optim.AdamW(each.parameter_groups(1e-2, head_lr=None, weight_decay=0.1)) for each in (one, found)
+        ]
+        for batch in batches_of("bert"):
+            loss_of(one, batch).backward()
+            # As many rows in each process: gradients are averaged.
+            loss_of(found, {key: value[3 * rank :][:3] for key, value in batch.items()}).backward()
+            refuse_unconnected(found)
+            assert without_gradient(found) == without_gradient(one), name
+            for each, optimizer in zip((one, found), optimizers, strict=True):
+                optimizer.step()
+                each.after_step()
+                optimizer.zero_grad()
+        expected = one.trained()
+        # Some stay whole after it, which the optimizer would not have changed.
+        loss_of(found, batch)
+        with whole(found):
+            trained = {key: value.detach().clone() for key, value in found.trained().items()}
+        for key, value in trained.items():
+            torch.testing.assert_close(value, expected[key].detach(), rtol=1e-4, atol=1e-5)
+        place = folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        save_trained(found, place, writes=rank == 0)
+        with torch.no_grad(), whole(found, written=True):
+            for value in found.trained().values():
+                value.fill_(7.0)
+        loss_of(found, batch)
+        distributed.barrier()
+        load_trained(found, place)
+        load_trained(one, place)
+        with whole(found):
+            assert all(torch.equal(value, trained[key]) for key, value in found.trained().items()), name
+        assert all(torch.equal(value, trained[key]) for key, value in one.trained().items()), name
+    assert refused == {"adalora", "vblora", "unilora", "tinylora"}
+
+
 def main(folder):
     shard_on_cpus()
     for method, (kind, settings) in RUNS.items():
@@ -76,6 +136,7 @@ def main(folder):
                 stop(folder, method, step)
             PartialState().wait_for_everyone()
             train(folder, f"{method}-{step}", method, settings)
+    check_methods(folder / "methods")
 
 
 if __name__ == "__main__":
