@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
-from lowrank_ldu.errors import DivergenceError, OutputError
+from lowrank_ldu.errors import DivergenceError, OutputError, TrainingError
 from lowrank_ldu.finetuning.checkpoints import best_step, keep_latest, mark_whole, unmark
 from lowrank_ldu.finetuning.sharding import layer_classes, save_optimizer, sharded, take_over_from_first, units
 from lowrank_ldu.finetuning.trained import (
@@ -76,6 +76,7 @@ class RecipeTrainer(Trainer):
         if self.is_fsdp_enabled:
             self._prepare_sharding()
         self._folder = Path(str(self.args.output_dir))
+        self._to_be_sharded = self.is_fsdp_enabled
 
     def _prepare_sharding(self) -> None:
         """Give all processes the same numbers, and compute in half precision as DDP does.
@@ -137,6 +138,11 @@ class RecipeTrainer(Trainer):
 
     def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
         """Take the gradients of a batch, and stop at a loss that is no number."""
+        if self._to_be_sharded:
+            self._to_be_sharded = False
+            if not units(self._prepared.model):
+                # Each process would train by itself, and only one of them be saved.
+                raise TrainingError("accelerate was asked for FSDP2 and has not sharded the model; accepted: DDP")
         loss: torch.Tensor = super().training_step(*given, **named)
         if not torch.isfinite(loss).all():
             raise DivergenceError(

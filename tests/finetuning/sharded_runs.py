@@ -70,6 +70,8 @@ def shard_on_cpus():
         if fsdp_plugin is not None:
             assert state.distributed_type in {DistributedType.MULTI_CPU, DistributedType.FSDP}
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            # As its own branch for FSDP does, or the next one to ask is told of DDP.
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = init
 
