@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowrank_ldu.errors import RunDirectoryError, TrainingError
+from lowrank_ldu.finetuning.sharding import any_process, local_part, whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,7 @@ _STATE = "method.pt"
 _SHOWN = 5
 
 
-def save_trained(prepared: Prepared, folder: Path) -> None:
+def save_trained(prepared: Prepared, folder: Path, *, writes: bool = True) -> None:
     """Write the trained parameters as they are, and the method's state.
 
     An adapter's file may hold less: AdaLoRA's leaves out what its ranks exclude at the moment, and may include again.
@@ -30,14 +31,20 @@ def save_trained(prepared: Prepared, folder: Path) -> None:
     ----------
     prepared : Prepared
     folder : pathlib.Path
+    writes : bool
+        Whether this process writes. Where the parameters are sharded, all processes have to come here.
     """
-    numbers = {name: each.detach().cpu().contiguous() for name, each in prepared.trained().items()}
-    save_file(numbers, folder / _NUMBERS)
-    torch.save(prepared.state_dict(), folder / _STATE)
+    with whole(prepared):
+        if writes:
+            numbers = {name: each.detach().cpu().contiguous() for name, each in prepared.trained().items()}
+            save_file(numbers, folder / _NUMBERS)
+            torch.save(prepared.state_dict(), folder / _STATE)
 
 
 def load_trained(prepared: Prepared, folder: Path) -> None:
     """Read what `save_trained` wrote, into parameters of the same names.
+
+    Where these are sharded, all processes have to come here.
 
     Parameters
     ----------
@@ -49,15 +56,16 @@ def load_trained(prepared: Prepared, folder: Path) -> None:
     RunDirectoryError
         The folder has parameters of other names or sizes.
     """
-    numbers, parameters = load_file(folder / _NUMBERS), prepared.trained()
-    shapes = [{name: tuple(each.shape) for name, each in found.items()} for found in (numbers, parameters)]
-    for name in sorted({*numbers, *parameters}):
-        saved, needed = (found.get(name) for found in shapes)
-        if saved != needed:
-            raise RunDirectoryError(f"{folder / _NUMBERS}: {name} has shape {saved}; accepted: {needed}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(numbers[name])
+    with whole(prepared, written=True):
+        numbers, parameters = load_file(folder / _NUMBERS), prepared.trained()
+        shapes = [{name: tuple(each.shape) for name, each in found.items()} for found in (numbers, parameters)]
+        for name in sorted({*numbers, *parameters}):
+            saved, needed = (found.get(name) for found in shapes)
+            if saved != needed:
+                raise RunDirectoryError(f"{folder / _NUMBERS}: {name} has shape {saved}; accepted: {needed}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(numbers[name])
     prepared.load_state_dict(torch.load(folder / _STATE, map_location="cpu", weights_only=True))
 
 
@@ -74,7 +82,9 @@ def refuse_unconnected(prepared: Prepared) -> None:
     TrainingError
         The message names the group.
     """
-    refuse_still(prepared, {name for name, each in prepared.model.named_parameters() if each.grad is None})
+    trained = prepared.trained()
+    found = any_process([each.grad is not None for each in trained.values()], [*trained.values()])
+    refuse_still(prepared, {name for name, has in zip(trained, found, strict=True) if not has})
 
 
 def refuse_still(prepared: Prepared, still: set[str], *, steps: int | None = None) -> None:
@@ -107,9 +117,14 @@ def refuse_still(prepared: Prepared, still: set[str], *, steps: int | None = Non
 
 
 def without_gradient(prepared: Prepared) -> set[str]:
-    """Return the names of trained parameters without a gradient."""
-    trained = prepared.trained().items()
-    return {name for name, parameter in trained if parameter.grad is None or not parameter.grad.any()}
+    """Return the names of trained parameters without a gradient.
+
+    A sharded one has it where any process has some of it.
+    """
+    trained = prepared.trained()
+    own = [each.grad is not None and bool(local_part(each.grad).any()) for each in trained.values()]
+    found = any_process(own, [*trained.values()])
+    return {name for name, has in zip(trained, found, strict=True) if not has}
 
 
 def check_numbers(prepared: Prepared) -> tuple[int, int]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 
-from lowrank_ldu.errors import DivergenceError, OutputError
+from lowrank_ldu.errors import DivergenceError, OutputError, TrainingError
 from lowrank_ldu.finetuning.checkpoints import best_step, keep_latest, mark_whole, unmark
+from lowrank_ldu.finetuning.sharding import layer_classes, save_optimizer, sharded, take_over_from_first, units
 from lowrank_ldu.finetuning.trained import (
     load_trained,
     refuse_still,
@@ -71,7 +73,29 @@ class RecipeTrainer(Trainer):
         # It is taken to count them if its forward takes any keyword. The loss of classifiers then is the sum over
         # accumulated batches and processes.
         self.model_accepts_loss_kwargs = counts_items
+        if self.is_fsdp_enabled:
+            self._prepare_sharding()
         self._folder = Path(str(self.args.output_dir))
+        self._to_be_sharded = self.is_fsdp_enabled
+
+    def _prepare_sharding(self) -> None:
+        """Give all processes the same numbers, and compute in half precision as DDP does.
+
+        accelerate's own way for FSDP2 would round what is trained to half precision, in which a scale that has hardly
+        moved is the one that it started as.
+        """
+        take_over_from_first(self._prepared.model, self.args.device)
+        plugin = self.accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = None
+        plugin.transformer_cls_names_to_wrap = layer_classes(self._prepared.model, plugin.transformer_cls_names_to_wrap)
+        self.accelerator.prepare_model(self._prepared.model, device_placement=False, evaluation_mode=True)
+        self.accelerator.free_memory()
+
+    def shard(self) -> None:
+        """Shard the model where it is to be, and training has not done it."""
+        if self.is_fsdp_enabled and not units(self._prepared.model):
+            self.model, self.optimizer = sharded(self.accelerator, self._prepared.model, self.create_optimizer())
+            self.model_wrapped = self.model
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer, with the method's groups of parameters."""
@@ -114,6 +138,11 @@ class RecipeTrainer(Trainer):
 
     def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
         """Take the gradients of a batch, and stop at a loss that is no number."""
+        if self._to_be_sharded:
+            self._to_be_sharded = False
+            if not units(self._prepared.model):
+                # Each process would train by itself, and only one of them be saved.
+                raise TrainingError("accelerate was asked for FSDP2 and has not sharded the model; accepted: DDP")
         loss: torch.Tensor = super().training_step(*given, **named)
         if not torch.isfinite(loss).all():
             raise DivergenceError(
@@ -124,10 +153,19 @@ class RecipeTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save what is trained, and nothing of the base."""
+        folder = self._folder if output_dir is None else Path(output_dir)
         if self.args.should_save:
-            folder = self._folder if output_dir is None else Path(output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_trained(self._prepared, folder)
+        save_trained(self._prepared, folder, writes=self.args.should_save)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save optimizer and schedule; of a sharded model the Trainer would save all numbers, too."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_optimizer(self.accelerator, self.optimizer, self._prepared.model, output_dir)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)  # type: ignore[union-attr]  # it is there
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self._folder / f"checkpoint-{self.state.global_step}"

@@ -19,6 +19,7 @@ from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, reset_p
 from lowrank_ldu.finetuning.methods import MethodRequest, Prepared, get_method
 from lowrank_ldu.finetuning.processes import is_first, of_first, wait_for_all
 from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED, RunDirectory
+from lowrank_ldu.finetuning.sharding import check_launcher, check_shardable, check_sharding, layout, whole
 from lowrank_ldu.finetuning.tasks import LoadedTask, get_kind
 from lowrank_ldu.finetuning.trained import check_numbers, load_trained
 from lowrank_ldu.finetuning.training_options import total_steps, training_arguments
@@ -57,7 +58,7 @@ class Training:
         heads: Path | None = None,
     ) -> None:
         transformers, shown = require("transformers"), sys.stderr.isatty()
-        start = describe_start()
+        start, sharded = describe_start(), check_launcher()
         reset_peak_memory()
         arguments = training_arguments(
             config.training, directory.checkpoints, seed=config.seed, report_to=report_to, quiet=not shown
@@ -70,6 +71,8 @@ class Training:
             "data": task.data_digest,
             "rows_in_a_step": arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps,
         }
+        if sharded:
+            same["sharded"] = layout(arguments.world_size)
         self._directory = directory
         self._task = task
         self._whole = whole_checkpoints(directory.checkpoints)
@@ -83,20 +86,26 @@ class Training:
             if directory.finished() is None:
                 remove_incomplete(directory.checkpoints)
                 seconds = directory.shorten_log(step)
-        task.model.to(arguments.device)
+        # A model that is to be sharded may be too large for one GPU.
+        device = torch.device("cpu") if sharded else arguments.device
+        task.model.to(device)
         if config.head_epochs:
             key = {
                 **same,
                 "config": config.head_dict(),
                 "rows": arguments.per_device_train_batch_size,
-                "device": arguments.device.type,
+                "device": device.type,
                 "threads": torch.get_num_threads(),
             }
             with kept_head(task.model, task.head, heads, key) as found:
                 if not found:
                     _train_head(config, task, arguments)
         self._prepared = _prepare(config, task, arguments)
+        if sharded:
+            check_shardable(self._prepared, task.obstacle_to_sharding, compiled=arguments.torch_compile)
         self._callback, self._trainer = self._trainer_of(config, arguments, seconds, tell)
+        if sharded:
+            check_sharding(self._trainer.accelerator)
 
     def _trainer_of(
         self, config: RunConfig, arguments: Any, seconds: float, tell: Callable[[str], None] | None
@@ -129,10 +138,6 @@ class Training:
         )
         # It would print every entry of the log.
         trainer.remove_callback(require("transformers").PrinterCallback)
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise OptionError(
-                "the launcher shards the model (FSDP or DeepSpeed); accepted: data parallel processes (DDP)"
-            )
         return callback, trainer
 
     def record(self, *, tests: bool) -> dict[str, Any]:
@@ -145,14 +150,13 @@ class Training:
         functions = {name: each for name, each in self._task.evaluations.items() if name not in record["metrics"]}
         if tests:
             # It is evaluated as whoever loads the adapter gets it.
-            self._prepared.load(self._directory.adapter)
+            self._load_adapter()
             for name, rows in splits.items():
                 record["metrics"][name] = self._evaluated(name, rows)
             for name, evaluation in functions.items():
                 # Processes that hold parts of one model have to compute together.
-                together = self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
                 evaluate = partial(evaluation, self._prepared.model)
-                record["metrics"][name] = evaluate() if together else of_first(evaluate)
+                record["metrics"][name] = evaluate() if self._trainer.is_fsdp_enabled else of_first(evaluate)
         record[NOT_EVALUATED] = [] if tests else [*splits, *functions]
         if is_first():
             self._directory.finish(record)
@@ -166,11 +170,12 @@ class Training:
             _go_on(self._trainer, self._whole)
         best, steps = _best(directory, task, evaluated=self._trainer.args.eval_strategy != "no")
         load_trained(prepared, directory.checkpoints / f"checkpoint-{best}")
-        if is_first():
-            with whole_folder(directory.adapter, overwrite=True) as folder:
-                prepared.save(folder)
+        with whole(prepared):
+            if is_first():
+                with whole_folder(directory.adapter, overwrite=True) as folder:
+                    prepared.save(folder)
         wait_for_all()
-        prepared.load(directory.adapter)
+        self._load_adapter()
         return {
             "metric": task.metric,
             "greater_is_better": task.greater_is_better,
@@ -184,6 +189,12 @@ class Training:
             "seconds": round(self._callback.seconds, 3),
             "peak_memory_bytes": peak_memory(),
         }
+
+    def _load_adapter(self) -> None:
+        """Load what the run came to, into a model that can be evaluated."""
+        with whole(self._prepared, written=True):
+            self._prepared.load(self._directory.adapter)
+        self._trainer.shard()
 
     def _evaluated(self, split: str, rows: Any) -> dict[str, float]:
         """Return the metrics of a split, and keep what they are computed from."""
@@ -276,16 +287,15 @@ class _Batches:
         self._task = task
         self._most = most
         self._size = arguments.per_device_train_batch_size
-        self._device = arguments.device
         self._seed = seed
 
     def __iter__(self) -> Iterator[Any]:
-        rows = self._task.train
+        rows, device = self._task.train, next(self._task.model.parameters()).device
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed)).tolist()
         end = len(order) if self._most is None else min(len(order), self._size * self._most)
         for start in range(0, end, self._size):
             batch = self._task.collator([rows[place] for place in order[start : start + self._size]])
-            yield {name: values.to(self._device) for name, values in batch.items()}
+            yield {name: values.to(device) for name, values in batch.items()}
 
 
 def _is_at_the_end(state: Mapping[str, Any]) -> bool:

@@ -39,6 +39,10 @@ _RESERVED = {
     "label_names": "leave it out",
     "prediction_loss_only": "leave it out",
     "disable_tqdm": "leave it out",
+    "fsdp": "leave it out, the launcher says it: accelerate launch --use_fsdp --fsdp_version 2",
+    "fsdp_config": "leave it out, the launcher says it: accelerate launch --use_fsdp --fsdp_version 2",
+    "deepspeed": "leave it out, models are sharded by accelerate launch --use_fsdp --fsdp_version 2",
+    "parallelism_config": "leave it out, models are sharded by accelerate launch --use_fsdp --fsdp_version 2",
     "local_rank": "leave it out, accelerate sets it",
     "_n_gpu": "leave it out, accelerate sets it",
 }

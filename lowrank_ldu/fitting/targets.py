@@ -14,7 +14,7 @@ from lowrank_ldu.nn.kinds import is_linear, kind_of, supports
 from lowrank_ldu.nn.kinds.own_forward import own_forward
 from lowrank_ldu.nn.modules import check_model, innermost, is_sharded, plain_name
 from lowrank_ldu.nn.weight_reads import reader_of
-from lowrank_ldu.nn.weights import weight_matrix
+from lowrank_ldu.nn.weights import whole_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,8 +45,7 @@ class TargetLayer(NamedTuple):
 
     def weight(self) -> Tensor:
         """Return the weight W (m, n), dequantized and gathered."""
-        matrix = weight_matrix(self.base)
-        return matrix.full_tensor() if hasattr(matrix, "full_tensor") else matrix
+        return whole_matrix(self.base)
 
     @property
     def sharded(self) -> bool:

@@ -44,6 +44,15 @@ def weight_matrix(base_layer: nn.Module) -> Tensor:
         return kind.as_matrix(dense_weight(base_layer))
 
 
+def whole_matrix(base_layer: nn.Module) -> Tensor:
+    """Return a layer's weight as `weight_matrix` does, gathered.
+
+    Where fully_shard has divided it over processes, all of them have to come here.
+    """
+    matrix = weight_matrix(base_layer)
+    return matrix.full_tensor() if hasattr(matrix, "full_tensor") else matrix
+
+
 def check_untied(model: nn.Module, base_layers: Mapping[str, nn.Module]) -> None:
     """Refuse to write an update into a tied weight.
 

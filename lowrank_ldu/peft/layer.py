@@ -26,7 +26,7 @@ from lowrank_ldu.nn.offloading import is_offloaded, offloading_hook, own_memory
 from lowrank_ldu.nn.quantized import is_quantized
 from lowrank_ldu.nn.sharing import SharedFactors
 from lowrank_ldu.nn.update import Update, updated_matrix
-from lowrank_ldu.nn.weights import stored_weight, weight_matrix
+from lowrank_ldu.nn.weights import stored_weight, weight_matrix, whole_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -185,7 +185,7 @@ class LolduLayer(AdapterHost, BaseTunerLayer):  # type: ignore[misc]  # peft has
     def _gathered_matrix(self) -> Iterator[Tensor]:
         base = self.get_base_layer()
         with gather_params_ctx(stored_weight(base)):
-            yield weight_matrix(base)
+            yield whole_matrix(base)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and its factors if they are unused."""

@@ -58,6 +58,10 @@ class PreparedAdaLora(PreparedByPeft):
         self.steps += 1
         self.model.base_model.update_and_allocate(self.steps)  # type: ignore[operator, union-attr]
 
+    def obstacle_to_sharding(self) -> str | None:
+        """Say that ranks are shared out; see `Prepared.obstacle_to_sharding`."""
+        return "AdaLoRA ranks all its singular values after each step, and a process has a part of them"
+
     def state_dict(self) -> dict[str, Any]:
         """Return steps, averages of importance and the ranks kept; see `Prepared.state_dict`."""
         allocator = self._allocator

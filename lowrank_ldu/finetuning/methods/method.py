@@ -109,6 +109,10 @@ class Prepared(ABC):
             "head", head.values(), lr if head_lr is None else head_lr, weight_decay
         )
 
+    def obstacle_to_sharding(self) -> str | None:
+        """Return why FSDP2 cannot shard the model, or None."""
+        return None
+
     def after_step(self) -> None:  # noqa: B027  # most methods do nothing
         """Do what the method does after each step of the optimizer.
 

@@ -100,6 +100,18 @@ class PreparedByPeft(Prepared):
         read = {id(value) for name, value in places if name not in absent}
         return [name for name, value in self.trained().items() if id(value) not in read]
 
+    def obstacle_to_sharding(self) -> str | None:
+        """Name a parameter that layers share; see `Prepared.obstacle_to_sharding`.
+
+        FSDP2 shards the layers of a network one after the other, each parameter with one of them.
+        """
+        places: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if parameter.requires_grad and not self.in_whole(name):
+                places.setdefault(id(parameter), []).append(name)
+        shared = next((names for names in places.values() if len(names) > 1), None)
+        return None if shared is None else f"{shared[0]!r} and {shared[1]!r} are one trained parameter"
+
     def take_over(self, saved: Any, folder: Path) -> None:
         """Take over what a saved configuration has beside the options."""
 

@@ -51,6 +51,8 @@ class LoadedTask:
         Loads what they need. It is called before training where they will be run.
     callbacks : callable, optional
         callbacks(folder), a list of transformers' TrainerCallback; what they write belongs in the run's folder.
+    obstacle_to_sharding : str, optional
+        Why the model cannot be sharded over processes.
     counts_items : bool
         Whether the model divides its loss by the number of labels in all accumulated batches of all processes, as
         causal language models do. False where it is the mean over a batch.
@@ -72,6 +74,7 @@ class LoadedTask:
     evaluations: Mapping[str, Callable[[nn.Module], dict[str, float]]] = field(default_factory=dict)
     load_evaluations: Callable[[], None] | None = None
     callbacks: Callable[[Path], list[Any]] | None = None
+    obstacle_to_sharding: str | None = None
     counts_items: bool = False
 
 
