@@ -62,6 +62,7 @@ class WeightsReader(CheckpointReader):
     def __init__(self, reader: CheckpointReader, config_of: Callable[[TensorInfo], ModelConfig] | None = None) -> None:
         self._reader = reader
         self.holds_updates = reader.holds_updates
+        self.other_files = reader.other_files
         config_of = config_of or ModelConfigs(reader).of
         stored = Stored(reader, config_of)
         quantized = find_quantized(stored)
