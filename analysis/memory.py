@@ -9,7 +9,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS, ModelConfig, Section
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import SAME_TENSOR, CheckpointReader, TensorInfo
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class MemoryReader(CheckpointReader):
             if not problem and not _has_own_operations(value):
                 place = (value.data_ptr(), value.device, value.dtype, value.shape, value.stride(), value.is_neg())
                 first = known.setdefault(place, name) if value.numel() else name
-                problem = "" if first == name else f"the same tensor as {first!r}"
+                problem = "" if first == name else f"{SAME_TENSOR}{first!r}"
             infos.append(_info(name, value, title, problem))
         super().__init__(Path(title), infos, ignored)
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison  # noqa: TC001  # journals are decoded by it
+from lowrank_ldu.analysis.comparison.updates import matrix_names, named_by, owner, parts_of_updates, updated_name
 from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_reason
+from lowrank_ldu.checkpoints.formats.lora_folder import adapted_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from lowrank_ldu.analysis.options import CompareOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints.weights import WeightsReader
 
 Status = Literal["compared", "unchanged", "only in the base", "only in the tuned checkpoint", "not compared"]
 
@@ -56,7 +59,9 @@ class PairResult:
 class Pair:
     """Hold one name of two checkpoints.
 
-    A side that lacks it has None, and `base_is` or `tuned_is` where it is there but is not a plain tensor.
+    A side that lacks it has None, and `base_is` or `tuned_is` where it is there but is not a plain tensor. The tuned
+    side of a part is the update of the whole matrix, with the part's shape. `unmeasured` is what an adapter has of the
+    weight, or of its module, that is no update which can be measured.
     """
 
     name: str
@@ -64,6 +69,8 @@ class Pair:
     tuned: TensorInfo | None
     base_is: str | None
     tuned_is: str | None
+    is_part: bool = False
+    unmeasured: str | None = None
 
     def result(
         self, status: Status, reason: str | None = None, comparison: MatrixComparison | None = None
@@ -97,24 +104,45 @@ class Prefixes:
     tuned: str = ""
 
 
-def pair_up(base: CheckpointReader, tuned: CheckpointReader) -> tuple[list[Pair], Prefixes]:
+def pair_up(base: WeightsReader, tuned: CheckpointReader) -> tuple[list[Pair], Prefixes]:
     """Pair every name of either checkpoint, and say what prefix was left out.
 
     Names of the base come first, in its order. A wrapper around a model puts a prefix before every name: where more
     names differ by one than are equal, it is left out. Updates of an adapter are called as modules, and are those of
-    their weights.
+    their weights; one of a matrix that the base has in parts is taken apart likewise.
     """
     of_base = {info.name: info for info in base.tensors}
-    weights = {info.name: info.name for info in tuned.tensors}
+    names, weights = set(of_base), {info.name: info.name for info in tuned.tensors}
+    others: dict[str, str] = {}
     if tuned.holds_updates:
-        weights = {name: name if name in of_base else f"{name}.weight" for name in weights}
-    prefixes = _prefixes(of_base, set(weights.values()))
-    renamed = _without_prefix(of_base, set(weights.values()), prefixes)
+        names = matrix_names(base)
+        weights = {name: updated_name(name, names) for name in weights}
+        others = dict(named_by(tuned))
+    # An adapter's other tensors are of the same model, and tell the prefix too.
+    known = {*weights.values(), *(name if name in names else f"{name}.weight" for name in others)}
+    prefixes = _prefixes(names, known)
+    renamed = _without_prefix(names, set(weights.values()), prefixes)
     of_tuned = {renamed.get(weights[info.name], weights[info.name]): info for info in tuned.tensors}
-    names = dict.fromkeys([*of_base, *of_tuned, *base.ignored, *tuned.ignored])
+    parts: dict[str, TensorInfo] = {}
+    if tuned.holds_updates:
+        parts = parts_of_updates(base, of_tuned)
+        for whole in {part.part_of for part in parts.values()}:
+            del of_tuned[whole]
+        of_tuned |= parts
+        others |= {adapted_name(info.name): info.name for name, info in of_tuned.items() if name not in of_base}
+    unmeasured = {prefixes.base + name.removeprefix(prefixes.tuned): stored for name, stored in others.items()}
+    listed = dict.fromkeys([*of_base, *of_tuned, *base.ignored, *tuned.ignored])
     pairs = [
-        Pair(name, of_base.get(name), of_tuned.get(name), base.ignored.get(name), tuned.ignored.get(name))
-        for name in names
+        Pair(
+            name,
+            of_base.get(name),
+            of_tuned.get(name),
+            base.ignored.get(name),
+            tuned.ignored.get(name),
+            name in parts,
+            next((unmeasured[each] for each in owner(name) if each in unmeasured), None),
+        )
+        for name in listed
     ]
     return pairs, prefixes
 
@@ -125,9 +153,12 @@ def _prefixes(base: Collection[str], tuned: Collection[str]) -> Prefixes:
     found: Counter[Prefixes] = Counter()
     found.update(Prefixes(tuned=prefix) for prefix in _beginnings(alone_in_tuned, alone_in_base))
     found.update(Prefixes(base=prefix) for prefix in _beginnings(alone_in_base, alone_in_tuned))
-    # Of equally frequent ones the shortest: the same for every order of names.
+    # Of equally frequent ones the shortest, if the others go on from it: of two models in one file none is meant.
     order = {each: (-found[each], len(each.base + each.tuned), each.base, each.tuned) for each in found}
     best = min(found, key=order.__getitem__, default=Prefixes())
+    alike = [each for each in found if found[each] == found[best]]
+    if not all(each.base.startswith(best.base) and each.tuned.startswith(best.tuned) for each in alike):
+        return Prefixes()
     return best if found[best] > len(set(base) & set(tuned)) else Prefixes()
 
 
@@ -157,6 +188,8 @@ def leave_out(pairs: list[Pair], options: CompareOptions, *, updates: bool = Fal
     With `updates` the tuned side has those of an adapter, which leaves other weights as they are.
     """
     results: dict[str, PairResult] = {}
+    # An adapter of another model says nothing of this one.
+    fits = updates and any(pair.base is not None and pair.tuned is not None for pair in pairs)
     for pair in pairs:
         unwanted = name_reason(pair.name, options)
         if unwanted is not None:
@@ -165,7 +198,11 @@ def leave_out(pairs: list[Pair], options: CompareOptions, *, updates: bool = Fal
             reason = _mismatch(pair.base, pair.tuned)
             if reason is not None:
                 results[pair.name] = pair.result("not compared", reason)
-        elif updates and pair.base is not None and pair.tuned_is is None:
+        elif pair.base is not None and pair.unmeasured is not None:
+            results[pair.name] = pair.result(
+                "not compared", f"the adapter has {pair.unmeasured!r}, which is not measured"
+            )
+        elif fits and pair.base is not None and pair.tuned_is is None:
             results[pair.name] = pair.result("unchanged", "the adapter does not change it")
         else:
             results[pair.name] = _one_sided(pair, pairs)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.source import Source
     from lowrank_ldu.checkpoints import CheckpointReader
+    from lowrank_ldu.checkpoints.weights import WeightsReader
 
 COMPARISON_RESULTS = ResultKind(
     "a comparison", PairResult, "comparison", lambda result: result.status in {"compared", "unchanged"}
@@ -239,6 +240,11 @@ def compare_checkpoints(
     check_keeping(base, tuned, journal=journal, resume=check_flag(resume, "resume"))
     start = time.perf_counter()
     with open_source(base, "base") as base_reader, open_source(tuned, "tuned") as tuned_reader:
+        if base_reader.holds_updates:
+            raise CheckpointError(
+                f"{base_reader.path}: holds the updates of an adapter, and is given as the base; accepted: the weights "
+                "that it was trained on, with the adapter as the tuned side"
+            )
         listed, prefixes = pair_up(base_reader, tuned_reader)
         pairs, updates = {pair.name: pair for pair in listed}, tuned_reader.holds_updates
         results = leave_out(listed, options, updates=updates)
@@ -276,10 +282,11 @@ def compare_checkpoints(
     return comparison
 
 
-def _load(pair: Pair, base: CheckpointReader, tuned: CheckpointReader) -> tuple[torch.Tensor, torch.Tensor] | str:
+def _load(pair: Pair, base: WeightsReader, tuned: CheckpointReader) -> tuple[torch.Tensor, torch.Tensor] | str:
     assert pair.base is not None and pair.tuned is not None  # noqa: S101, PT018  # others are left out
     try:
-        return base.load(pair.base.name), tuned.load(pair.tuned.name)
+        weight, other = base.load(pair.base.name), tuned.load(pair.tuned.name)
+        return weight, base.part_of_update(pair.name, other) if pair.is_part else other
     except RemoteError:  # which says nothing of the tensor
         raise
     except (CheckpointError, MemoryError) as error:

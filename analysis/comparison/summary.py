@@ -132,7 +132,9 @@ def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
         )
     ]
     if comparison.updates:
-        sentences.append("The tuned side is an adapter: its updates are measured, and all other weights are unchanged.")
+        sentences.append(
+            "The tuned side is an adapter: its updates are measured, and weights that it has nothing of are unchanged."
+        )
     sentences += _prefix_sentences(comparison.prefixes)
     sentences += [_full_rank_sentence(matrices, pivoting) for pivoting in comparison.options.pivoting]
     singular = Spread.of(matrix.svd.explained[matrix.full_rank] for matrix in matrices)

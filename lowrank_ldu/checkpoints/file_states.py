@@ -22,7 +22,8 @@ def file_states(reader: CheckpointReader) -> dict[str, list[int | str]]:
     the time that the server gave when it was opened, where it gives one. The files are those that say what the weights
     are.
 
-    Those that hold tensors, and the configuration of the model or the adapter beside them where there is one.
+    Those that hold tensors, of an ONNX model also those beside it, and the configuration of the model or the
+    adapter beside them where there is one.
 
     Parameters
     ----------
@@ -36,6 +37,7 @@ def file_states(reader: CheckpointReader) -> dict[str, list[int | str]]:
     files = {reader.place(info) for info in reader.tensors}
     names = (*CONFIGURATIONS, *([ADAPTER_CONFIGURATION] * reader.holds_updates))
     beside = {folder / name for folder in {file.parent for file in files} for name in names}
+    beside |= set(reader.other_files)
     return dict(sorted(_state(file) for file in files | {file for file in beside if is_there(file)}))
 
 

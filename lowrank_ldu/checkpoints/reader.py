@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.checkpoints.remote.path import Place
 
+# What the reason of a tensor ends in that no layer multiplies by.
+NO_WEIGHT = ": it is no weight"
 # The reason of a tensor that an optimizer keeps beside the weights.
-MOMENT = "kept by an optimizer: it is no weight"
+MOMENT = f"kept by an optimizer{NO_WEIGHT}"
+# What the reason of a tensor begins with that is listed under another name before.
+SAME_TENSOR = "the same tensor as "
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,12 @@ class CheckpointReader(ABC):
         What the files hold besides plain tensors: name, and what it is (``{"epoch": "int"}``).
     holds_updates : bool
         Whether the tensors are updates of a model's weights, as of an adapter.
+    other_files : tuple of pathlib.Path
+        Files that values are in, other than those that the tensors name.
     """
 
     holds_updates = False
+    other_files: tuple[Path, ...] = ()
 
     def __init__(self, path: Place, tensors: Iterable[TensorInfo], ignored: Mapping[str, str]) -> None:
         self.path = path

@@ -62,6 +62,7 @@ class WeightsReader(CheckpointReader):
     def __init__(self, reader: CheckpointReader, config_of: Callable[[TensorInfo], ModelConfig] | None = None) -> None:
         self._reader = reader
         self.holds_updates = reader.holds_updates
+        self.other_files = reader.other_files
         config_of = config_of or ModelConfigs(reader).of
         stored = Stored(reader, config_of)
         quantized = find_quantized(stored)
@@ -138,6 +139,35 @@ class WeightsReader(CheckpointReader):
         if source.part.row is not None and source.shares_tensors(following):
             self._tensors = source, tensors
         return tensors
+
+    def whole_of(self, name: str) -> TensorInfo | None:
+        """Return the matrix that a weight is some outputs of.
+
+        None if it is a matrix of its own. `order` says how the matrix is stored.
+        """
+        source = self._sources[name]
+        if source.part.take is None or source.part.row is not None:
+            return None
+        return replace(source.stored.info, order=source.part.info.order)
+
+    def part_of_update(self, name: str, update: torch.Tensor) -> torch.Tensor:
+        """Return the part of an update that is a weight's own.
+
+        Parameters
+        ----------
+        name : str
+            Of a weight that is some outputs of a matrix, by `whole_of`.
+        update : torch.Tensor, shape (out, in)
+            Of that matrix.
+
+        Returns
+        -------
+        torch.Tensor
+            In the order in which the weight is stored.
+        """
+        part = self._sources[name].part
+        assert part.take is not None  # noqa: S101  # others have no whole
+        return part.take(update.permute(part.info.order) if part.info.order else update)
 
     def close(self) -> None:
         """Close the reader of the stored tensors."""

@@ -335,7 +335,7 @@ class TestOnnx:
             assert torch.equal(reader.load("b"), values)
             assert reader.ignored == {"text": "STRING tensor of dimensions [1]"}
 
-    @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "link.bin"])
+    @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "link.bin", "long" * 2000])
     def test_files_outside_the_folder_are_not_read(self, location, tmp_path):
         (tmp_path / "secret.bin").write_bytes(DENSE.tobytes())
         folder = tmp_path / "model"

@@ -72,7 +72,7 @@ def test_recurrent_weights_come_direction_by_direction(tmp_path, kind):
             ("W[1]", (12, 5), None),
             ("R[0]", (12, 3), None),
             ("R[1]", (12, 3), None),
-            ("B", (2, 24), None),
+            ("B", (2, 24), "biases of a recurrent layer: it is no weight"),
         ]
         for name, row in (("W", 0), ("W", 1), ("R", 1)):
             np.testing.assert_array_equal(reader.load(f"{name}[{row}]").numpy(), weights[name][row])
@@ -106,6 +106,34 @@ def test_graphs_inside_a_graph_are_read(tmp_path):
             "If_1.else_branch/w": ((4, 6), (1, 0)),
         }
         np.testing.assert_array_equal(reader.load("rate.else_branch/w").numpy(), second)
+
+
+def test_weights_are_told_by_uses_of_copies_and_inside_other_graphs(tmp_path):
+    names = ("copied", "cast", "outside", "fused", "turned", "shadowed")
+    weights = {name: values(4, 6) for name in names}
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    inner = [
+        make("MatMul", ["x", "outside"], ["z"]),
+        constant("shadowed", values(4, 8)),
+        make("MatMul", ["z", "shadowed"], ["y"]),
+    ]
+    branch = onnx.helper.make_graph(inner, "branch", [], [output])
+    nodes = [
+        make("Identity", ["copied"], ["copied_1"]),
+        make("Cast", ["cast"], ["cast_1"], to=1),
+        make("Identity", ["cast_1"], ["cast_2"]),
+        make("MatMul", ["x", "copied_1"], ["a"]),
+        make("MatMul", ["x", "cast_2"], ["b"]),
+        make("FusedMatMul", ["x", "fused"], ["c"], domain="com.microsoft"),
+        make("FusedMatMul", ["x", "turned"], ["d"], domain="com.microsoft", transB=1),
+        make("If", ["e"], ["f"], then_branch=branch, else_branch=branch, name="same"),
+        make("If", ["e"], ["g"], then_branch=branch, else_branch=branch, name="same"),
+    ]
+    with open_weights(saved(tmp_path, nodes, weights)) as reader:
+        orders = {info.name: info.order for info in reader.tensors}
+    turned = dict.fromkeys(("copied", "cast", "outside", "fused"), (1, 0)) | dict.fromkeys(("turned", "shadowed"), ())
+    inside = [f"If_{place}.{side}_branch/shadowed" for place in (7, 8) for side in ("then", "else")]
+    assert orders == turned | dict.fromkeys(inside, (1, 0))
 
 
 def test_a_name_of_two_tensors_is_refused(tmp_path):

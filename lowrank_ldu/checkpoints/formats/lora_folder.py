@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>|embedding_)(?P<letter>[AB])(\.weight)?")
 # Initializations that subtract the first factors from the base weight, by PEFT's names; some end in a number.
 _CHANGED_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+# Variants whose layers do something else than to add scaling B A.
+_OTHER_LAYERS = ("use_qalora", "use_bdlora", "kasa_config")
+# What PEFT's own model puts before the names of the adapted one.
+_WRAPPER = "base_model.model."
+# What follows a module's name where an adapter has something of it.
+_OF_MODULE = re.compile(r"\.(lora_\w+|modules_to_save|token_adapter)(\..*)?$")
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -87,8 +93,8 @@ class LoraReader(CheckpointReader):
         except (AttributeError, OverflowError, TypeError, ValueError) as error:
             reader.close()
             raise CheckpointError(
-                f"{path / ADAPTER_CONFIGURATION}: lora_alpha or alpha_pattern is not what PEFT accepts "
-                f"({reason_of(error)})"
+                f"{path / ADAPTER_CONFIGURATION}: target_parameters, lora_alpha or alpha_pattern is not what PEFT "
+                f"accepts ({reason_of(error)})"
             ) from error
         self._pairs = pairs
         super().__init__(path, (_info(name, pair) for name, pair in pairs.items()), reader.ignored | ignored)
@@ -115,15 +121,18 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
         else:
             factors.setdefault((found["module"], found["kind"]), {})[found["letter"]] = info
     decomposed = {name.partition(".lora_magnitude_vector")[0] for name in ignored if ".lora_magnitude_vector" in name}
-    start = str(config.get("init_lora_weights", True)).lower()
+    no_update = _no_update(config)
+    parameters = _parents_of_parameters(config)
     alphas = Patterns(_alpha_pattern(config))
     pairs: dict[str, _Pair] = {}
     for (module, kind), pair in factors.items():
         a, b = pair.get("A"), pair.get("B")
         if module in decomposed:
             reason = "factor of a DoRA update, which needs the base weight"
-        elif start.startswith(_CHANGED_BASE):
-            reason = _changed_base(start)
+        elif no_update is not None:
+            reason = no_update
+        elif _is_below(module.replace(".base_layer", ""), parameters):
+            reason = "factor of an update of a parameter (target_parameters), which may hold several matrices"
         elif a is None or b is None:
             reason = "factor without the other one"
         elif len(a.shape) < 2 or len(b.shape) < 2 or a.shape[0] != b.shape[1] or math.prod(b.shape[2:]) != 1:
@@ -131,7 +140,7 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
         elif a.shape[0] == 0:
             reason = "factor of rank 0"
         else:
-            name = module.removeprefix("base_model.model.")
+            name = module.removeprefix(_WRAPPER)
             pairs[name] = _Pair(a, b, _scaling(config, alphas, name, a.shape[0]), kind != "")
             continue
         ignored |= {info.name: reason for info in pair.values()}
@@ -143,6 +152,43 @@ def _alpha_pattern(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(pattern, dict | None):
         raise TypeError(f"alpha_pattern is a {type(pattern).__name__}")
     return pattern or {}
+
+
+def _no_update(config: dict[str, Any]) -> str | None:
+    """Return why no product of factors is an update of the published weights, None if they are."""
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(_CHANGED_BASE):
+        return _changed_base(start)
+    variant = next((option for option in _OTHER_LAYERS if config.get(option)), None)
+    if variant is not None:
+        return f"factor of a variant of LoRA whose update is another product ({variant})"
+    if config.get("layer_replication"):
+        return "factor of a model in which layers of the base are repeated (layer_replication), and counted otherwise"
+    return None
+
+
+def _parents_of_parameters(config: dict[str, Any]) -> list[str]:
+    parameters = config.get("target_parameters") or []
+    if not isinstance(parameters, list) or not all(isinstance(name, str) for name in parameters):
+        raise TypeError("target_parameters is no list of names")
+    return [name.rpartition(".")[0] for name in parameters]
+
+
+def _is_below(module: str, parents: list[str]) -> bool:
+    return any(f".{module}".endswith(f".{parent}") for parent in parents)
+
+
+def adapted_name(stored: str) -> str:
+    """Return the module or the tensor of the model that a stored tensor of an adapter is of.
+
+    Examples
+    --------
+    >>> adapted_name("base_model.model.layers.0.k_proj.lora_magnitude_vector")
+    'layers.0.k_proj'
+    >>> adapted_name("base_model.model.classifier.weight")
+    'classifier.weight'
+    """
+    return _OF_MODULE.sub("", stored.removeprefix(_WRAPPER)).replace(".base_layer", "")
 
 
 def _changed_base(start: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import NO_WEIGHT, CheckpointReader, TensorInfo
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, library_for, likely_cause, reason_of, refused_as
 from lowrank_ldu.errors import CheckpointError
 
@@ -33,7 +36,15 @@ _DTYPES = {
 
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_OPERATIONS = ("MatMul", "Gemm", "Conv", "ConvTranspose", *_RECURRENT)
+# What takes a weight, and what it does as; the latter of ONNX Runtime's.
+_OPERATIONS = {
+    **{name: name for name in ("MatMul", "Gemm", "Conv", "ConvTranspose", *_RECURRENT)},
+    "FusedMatMul": "MatMul",
+    "FusedGemm": "Gemm",
+    "FusedConv": "Conv",
+}
+_COPIES = ("Identity", "Cast")
+_BIAS = "bias"
 # There and back; a damaged file may say any number.
 _MOST_DIRECTIONS = 2
 
@@ -70,7 +81,7 @@ class OnnxReader(CheckpointReader):
         tensors: list[TensorInfo] = []
         ignored: dict[str, str] = {}
         for prefix, part in self._graphs(graph):
-            uses = _uses(part)
+            uses = _uses(part, self._onnx.AttributeProto.GRAPH)
             ignored |= {prefix + _text(tensor.values.name): "sparse tensor" for tensor in part.sparse_initializer}
             for given, tensor in (*((tensor.name, tensor) for tensor in part.initializer), *self._constants(part)):
                 name, kind = prefix + _text(given), self._kind(tensor)
@@ -82,17 +93,33 @@ class OnnxReader(CheckpointReader):
                 self._stored[name] = tensor
                 dtype, shape, use = _DTYPES[kind], tuple(tensor.dims), uses.get(given, "")
                 nbytes = math.prod(shape) * getattr(torch, dtype).itemsize
-                info = TensorInfo(name, shape, dtype, str(path), nbytes, order=_order(use, len(shape)))
+                reason = f"biases of a recurrent layer{NO_WEIGHT}" if use == _BIAS else ""
+                order = _order(use, len(shape))
+                info = TensorInfo(name, shape, dtype, str(path), nbytes, order=order, reason=reason)
                 tensors += self._parts(info, use)
+        self.other_files = tuple(sorted(set(self._external_files(path))))
         super().__init__(path, tensors, ignored)
+
+    def _external_files(self, path: Path) -> Iterator[Path]:
+        """Yield the files in the model's folder that hold values of it; others are refused when they are read."""
+        for tensor in self._stored.values():
+            if tensor.data_location == self._onnx.TensorProto.EXTERNAL:
+                location = next((_text(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
+                parsed = PureWindowsPath(location)
+                if parsed.parts and not parsed.anchor and ".." not in parsed.parts:
+                    with suppress(OSError, ValueError):  # of names that no file can have
+                        if (path.parent / location).is_file():
+                            yield path.parent / location
 
     def _graphs(self, graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Yield a graph and those that its nodes choose between or repeat, with what precedes their names."""
         yield prefix, graph
+        times = Counter(node.name for node in graph.node)
         for place, node in enumerate(graph.node):
+            named = node.name and times[node.name] == 1
             for attribute in node.attribute:
                 if attribute.type == self._onnx.AttributeProto.GRAPH:
-                    called = _text(node.name) or f"{node.op_type}_{place}"
+                    called = _text(node.name) if named else f"{node.op_type}_{place}"
                     yield from self._graphs(attribute.g, f"{prefix}{called}.{attribute.name}/")
 
     def _constants(self, graph: Any) -> Iterator[tuple[Any, Any]]:
@@ -169,21 +196,48 @@ def _text(name: Any) -> str:
     return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
-def _uses(graph: Any) -> dict[Any, str]:
+def _uses(graph: Any, subgraph: int) -> dict[Any, str]:
     """Return the operation that uses a tensor as its weight, by the tensor's name.
 
-    The first one. Of a ``Gemm`` that takes its weight as (out, in), none.
+    The first one. What an operation copies is used as the copy is.
+
+    Parameters
+    ----------
+    graph : GraphProto
+    subgraph : int
+        The type of attributes that are graphs.
     """
     uses: dict[Any, str] = {}
+    copies: dict[Any, Any] = {}
     for node in graph.node:
-        weights = 3 if node.op_type in _RECURRENT else 2
-        if len(node.input) < weights or node.op_type not in _OPERATIONS:
-            continue
-        if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
-            continue
-        for weight in node.input[1:weights]:
-            uses.setdefault(weight, node.op_type)
+        for tensor, use in (*_used_inside(node, subgraph), *_used_by(node)):
+            uses.setdefault(tensor, use)
+        if node.op_type in _COPIES and node.input and node.output:
+            copies[node.output[0]] = node.input[0]
+    for copy in reversed(copies):  # a copy of a copy comes after it
+        if copy in uses:
+            uses.setdefault(copies[copy], uses[copy])
     return uses
+
+
+def _used_inside(node: Any, subgraph: int) -> Iterator[tuple[Any, str]]:
+    """Yield the uses of tensors by graphs inside a node, which see those around them, but for names of their own."""
+    for attribute in node.attribute:
+        if attribute.type == subgraph:
+            own = {tensor.name for tensor in attribute.g.initializer}
+            own |= {name for inner in attribute.g.node for name in inner.output}
+            yield from ((name, use) for name, use in _uses(attribute.g, subgraph).items() if name not in own)
+
+
+def _used_by(node: Any) -> Iterator[tuple[Any, str]]:
+    """Yield the weights of a node, and their use; of a ``Gemm`` that takes its weight as (out, in), none."""
+    operation = _OPERATIONS.get(node.op_type)
+    weights = 3 if operation in _RECURRENT else 2
+    if operation is None or any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+        return
+    yield from ((weight, operation) for weight in node.input[1:weights])
+    if operation in _RECURRENT:
+        yield from ((bias, _BIAS) for bias in node.input[weights : weights + 1])
 
 
 def _order(use: str, dimensions: int) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from weights import weight
 
 from lowrank_ldu.analysis import compare
 from lowrank_ldu.analysis.comparison.summary import comparison_headlines
+from lowrank_ldu.checkpoints import open_checkpoint
+from lowrank_ldu.errors import CheckpointError, NothingToCompareError
 
 OPTIONS = {"ranks": (2,), "pivoting": "partial", "threads": 1}
 
@@ -59,13 +61,24 @@ def test_names_that_are_equal_stay_partners():
     }
 
 
-def adapter(folder, factors, prefix="base_model.model."):
+def test_of_two_models_in_one_file_none_is_chosen():
+    base = {"encoder.0.weight": weight(6, 5)}
+    tuned = with_prefix({"encoder.0.weight": weight(5, 6).T}, "model.")
+    averaged = with_prefix({"encoder.0.weight": weight(5, 6).T * 2}, "ema.")
+    with pytest.raises(NothingToCompareError, match="2 x only in the tuned checkpoint"):
+        compare(base, tuned | averaged, **OPTIONS)
+    with pytest.raises(NothingToCompareError, match="2 x only in the base"):
+        compare(tuned | averaged, base, **OPTIONS)
+
+
+def adapter(folder, factors, prefix="base_model.model.", others=None, **options):
     folder.mkdir()
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6} | options
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = {}
     for module, (a, b) in factors.items():
         tensors |= {f"{prefix}{module}.lora_A.weight": a, f"{prefix}{module}.lora_B.weight": b}
+    tensors |= {f"{prefix}{name}": tensor for name, tensor in (others or {}).items()}
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
@@ -92,3 +105,96 @@ def test_a_lora_adapter_is_measured_by_its_updates(tmp_path, prefix):
     assert found.prefixes.tuned == prefix
     lora = found.figures.query("method == 'lora' and rank == 2")
     assert lora["explained"].tolist() == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_an_update_of_fused_weights_is_taken_apart_as_they_are(tmp_path, prefix):
+    torch.manual_seed(0)
+    shapes = {"attn.c_attn": (4, 12), "attn.c_proj": (4, 4), "mlp.c_fc": (4, 16), "mlp.c_proj": (16, 4)}
+    base = {f"h.0.{module}.weight": torch.randn(shape) for module, shape in shapes.items()}  # (in, out)
+    factors = {
+        f"{prefix}h.0.{module}": (torch.randn(2, shapes[module][0]), torch.randn(shapes[module][1], 2))
+        for module in ("attn.c_attn", "attn.c_proj", "mlp.c_fc")
+    }
+    found = compare(base, adapter(tmp_path / "adapter", factors, fan_in_fan_out=True), **OPTIONS)
+    a, b = (factor.double().numpy() for factor in factors[f"{prefix}h.0.attn.c_attn"])
+    whole = base["h.0.attn.c_attn.weight"].double().numpy()
+    for place, part in enumerate("qkv"):
+        columns = slice(4 * place, 4 * place + 4)
+        update = 3 * (b @ a).T[:, columns]
+        matrix = next(each for tensor, each in found.matrices if tensor.name == f"h.0.attn.c_attn.weight[{part}]")
+        assert matrix.update_norm == pytest.approx((update**2).sum() ** 0.5, rel=1e-5)
+        assert matrix.base_norm == pytest.approx((whole[:, columns] ** 2).sum() ** 0.5, rel=1e-5)
+    merged = {name: tensor + 3 * _update(factors, f"{prefix}{name}").T for name, tensor in base.items()}
+    assert found.figures["explained"].tolist() == pytest.approx(
+        compare(base, merged, **OPTIONS).figures["explained"].tolist(), abs=1e-4
+    )
+    assert [tensor.name for tensor in found.others] == ["h.0.mlp.c_proj.weight"]
+
+
+def _update(factors, name):
+    a, b = factors.get(name.removesuffix(".weight"), (torch.zeros(1, 1), torch.zeros(1, 1)))
+    return b @ a
+
+
+def test_in_projections_and_what_is_wrapped_twice_are_found(tmp_path):
+    torch.manual_seed(0)
+    base = {"attn.in_proj_weight": torch.randn(12, 4), "attn.out_proj.weight": torch.randn(4, 4)}
+    factors = {
+        "attn": (torch.randn(2, 4), torch.randn(12, 2)),
+        "attn.base_layer.out_proj": (torch.randn(2, 4), torch.randn(4, 2)),
+    }
+    found = compare(base, adapter(tmp_path / "adapter", factors), **OPTIONS)
+    norms = {tensor.name: matrix.update_norm for tensor, matrix in found.matrices}
+    a, b = factors["attn"]
+    rows = 3 * b @ a
+    expected = {f"attn.in_proj_weight[{part}]": rows[4 * at : 4 * at + 4] for at, part in enumerate("qkv")}
+    a, b = factors["attn.base_layer.out_proj"]
+    expected["attn.out_proj.weight"] = 3 * b @ a
+    assert norms == pytest.approx({name: float(update.norm()) for name, update in expected.items()}, rel=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_weights_that_an_adapter_changes_otherwise_are_not_called_unchanged(tmp_path, prefix):
+    torch.manual_seed(0)
+    base = model(0) | {"classifier.weight": torch.randn(3, 6), "embedding.weight": torch.randn(9, 5)}
+    factors = {f"{prefix}encoder.{layer}": (torch.randn(2, 5), torch.randn(6, 2)) for layer in (0, 1)}
+    others = {
+        f"{prefix}encoder.1.lora_magnitude_vector": torch.ones(6),
+        f"{prefix}classifier.weight": torch.ones(3, 6),
+        f"{prefix}embedding.token_adapter.trainable_tokens_delta": torch.ones(2, 5),
+    }
+    found = compare(base, adapter(tmp_path / "adapter", factors, others=others), **OPTIONS)
+    assert {tensor.name: tensor.status for tensor in found.results if tensor.base_shape} == {
+        "encoder.0.weight": "compared",
+        "encoder.1.weight": "not compared",
+        "pooler.weight": "unchanged",
+        "classifier.weight": "not compared",
+        "embedding.weight": "not compared",
+    }
+
+
+def test_adapters_of_other_models_and_adapters_as_bases_are_refused(tmp_path):
+    other = adapter(tmp_path / "other", {"decoder.0": (torch.ones(2, 5), torch.ones(6, 2))})
+    with pytest.raises(NothingToCompareError, match="3 x only in the base"):
+        compare(model(0), other, **OPTIONS)
+    with pytest.raises(CheckpointError, match="given as the base"):
+        compare(other, model(0), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_qalora": True},
+        {"layer_replication": [[0, 2], [1, 3]]},
+        {"kasa_config": {"beta": 1.0}},
+        {"target_parameters": ["encoder.0.weight"]},
+    ],
+)
+def test_products_that_are_no_updates_of_the_base_are_not_read(tmp_path, options):
+    folder = adapter(tmp_path / "a", {"encoder.0": (torch.ones(2, 5), torch.ones(6, 2))}, **options)
+    with open_checkpoint(folder) as reader:
+        assert reader.tensors == []
+        assert all(next(iter(options)) in what for what in reader.ignored.values())
+    with pytest.raises(NothingToCompareError, match="not measured"):
+        compare(model(0), folder, **OPTIONS)

@@ -405,6 +405,20 @@ def test_the_scaling_of_an_adapter_is_noticed(work, journal, tmp_path):
         work.run(journal)
 
 
+def test_values_beside_an_onnx_model_are_noticed(tmp_path, journal):
+    onnx = pytest.importorskip("onnx")
+    stored = [onnx.numpy_helper.from_array(weight(6, 5).numpy(), "w")]
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "graph", [], [], initializer=stored))
+    path, values = tmp_path / "a.onnx", tmp_path / "values.bin"
+    onnx.save(model, path, save_as_external_data=True, location=values.name, size_threshold=0)
+    analyze_checkpoint(path, OPTIONS, journal=journal)
+    values.write_bytes(weight(6, 5, seed=1).numpy().tobytes())
+    os.utime(values, ns=(1, 1))
+    with pytest.raises(JournalError, match=r"values\.bin has been changed since"):
+        analyze_checkpoint(path, OPTIONS, journal=journal, resume=True)
+
+
 def test_a_result_of_a_larger_machine_is_kept(work, journal, monkeypatch):
     """Once, and not as one that was skipped as well."""
     first = work.run(journal)

@@ -1,5 +1,6 @@
 """Whether an analysis covers all matrices, and what an optimizer keeps."""
 
+import numpy as np
 import pytest
 import torch
 from weights import weight
@@ -56,6 +57,32 @@ def test_what_is_left_out_is_counted_by_reason():
     bad = weight(6, 5)
     bad[0, 0] = torch.nan
     assert said({"a": weight(6, 5), "bad": bad}).startswith("PARTIAL: 1 of 2 matrices are analyzed; left out: 1 x it")
+
+
+def test_what_is_there_twice_or_added_leaves_nothing_out(tmp_path):
+    shared = weight(6, 5)
+    assert said({"a": shared, "tied": shared}) == "COMPLETE: all matrices are analyzed, 1 of 1."
+    onnx = pytest.importorskip("onnx")
+    weights = {"W": weight(12, 5), "R": weight(12, 3), "B": weight(2, 24)}
+    node = onnx.helper.make_node("LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=3)
+    weights = {name: tensor.expand(2, *tensor.shape) if name in "WR" else tensor for name, tensor in weights.items()}
+    stored = [onnx.numpy_helper.from_array(tensor.numpy(), name) for name, tensor in weights.items()]
+    onnx.save(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], initializer=stored)), tmp_path / "a.onnx"
+    )
+    assert said(tmp_path / "a.onnx") == "COMPLETE: all matrices are analyzed, 4 of 4."
+
+
+def test_what_cannot_be_loaded_may_be_more(tmp_path):
+    sparse = {"a": weight(6, 5), "sparse": torch.eye(4).to_sparse(), "epoch": 3}
+    torch.save(sparse, tmp_path / "a.pt")
+    np.savez(tmp_path / "a.npz", a=weight(6, 5).numpy(), objects=np.array([[{}]], dtype=object), words=np.array(["a"]))
+    for source, what in (
+        (tmp_path / "a.pt", "torch.float32 tensor, torch.sparse_coo, on meta"),
+        (sparse, "torch.float32 tensor, torch.sparse_coo, on cpu"),
+        (tmp_path / "a.npz", "object array"),
+    ):
+        assert said(source) == f"PARTIAL: 1 of 1 matrices are analyzed; not read, and may hold more: 1 x {what}."
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])

@@ -122,7 +122,7 @@ def test_representations_are_a_few_lines(analysis):
     lines = repr(analysis).splitlines()
     assert len(lines) <= 5
     assert all(len(line) <= 200 for line in lines)
-    assert lines[0].startswith("Analysis of <b>model.safetensors: 4 matrices, 1 others, ")
+    assert lines[0].startswith("Analysis of <b>model.safetensors: 4 matrices, 1 other, ")
     assert "ranks 2, 4 and full; partial, complete pivoting; mode exact" in lines[1]
     assert str(analysis) == repr(analysis)
     for result in analysis.results:

@@ -150,9 +150,9 @@ def test_page_of_degenerate_checkpoints(tmp_path, state):
 def test_headlines_count_what_the_figures_say(analysis):
     sentences = headlines(analysis)
     larger = [matrix for _, matrix in analysis.matrices if min(matrix.m, matrix.n) > 8]
-    assert sentences[1].startswith(f"{len(larger)} of 5 matrices have a full rank above 8")
+    assert sentences[2].startswith(f"{len(larger)} of 5 matrices have a full rank above 8")
     worse = sum(matrix.at("ldu", 8, "partial").diagnostics.frobenius_error > 1 for matrix in larger)
-    assert f"partial pivoting are worse than the zero matrix in {worse} of {len(larger)} matrices" in sentences[2]
+    assert f"partial pivoting are worse than the zero matrix in {worse} of {len(larger)} matrices" in sentences[3]
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +213,7 @@ def test_headlines_at_full_rank_speak_of_rounding(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"w": weight(5, 5)}, path)
     sentences = headlines(analyze_checkpoint(path, SurveyOptions(ranks=(64,), threads=1)))
-    assert sentences[1].startswith("At full rank LDU with partial pivoting reproduces the matrices")
+    assert sentences[2].startswith("At full rank LDU with partial pivoting reproduces the matrices")
 
 
 def test_folder_appears_whole(tmp_path):
