@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from lowrank_ldu.analysis.options import CompareOptions
-    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints import TensorInfo
     from lowrank_ldu.checkpoints.weights import WeightsReader
 
 Status = Literal["compared", "unchanged", "only in the base", "only in the tuned checkpoint", "not compared"]
@@ -61,7 +61,8 @@ class Pair:
 
     A side that lacks it has None, and `base_is` or `tuned_is` where it is there but is not a plain tensor. The tuned
     side of a part is the update of the whole matrix, with the part's shape. `unmeasured` is what an adapter has of the
-    weight, or of its module, that is no update which can be measured.
+    weight, or of its module, that is no update which can be measured. `order_is_unknown` says that one side does not
+    tell whether it is stored as the other one.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Pair:
     tuned_is: str | None
     is_part: bool = False
     unmeasured: str | None = None
+    order_is_unknown: bool = False
 
     def result(
         self, status: Status, reason: str | None = None, comparison: MatrixComparison | None = None
@@ -104,7 +106,7 @@ class Prefixes:
     tuned: str = ""
 
 
-def pair_up(base: WeightsReader, tuned: CheckpointReader) -> tuple[list[Pair], Prefixes]:
+def pair_up(base: WeightsReader, tuned: WeightsReader) -> tuple[list[Pair], Prefixes]:
     """Pair every name of either checkpoint, and say what prefix was left out.
 
     Names of the base come first, in its order. A wrapper around a model puts a prefix before every name: where more
@@ -141,10 +143,19 @@ def pair_up(base: WeightsReader, tuned: CheckpointReader) -> tuple[list[Pair], P
             tuned.ignored.get(name),
             name in parts,
             next((unmeasured[each] for each in owner(name) if each in unmeasured), None),
+            _order_is_unknown(of_base.get(name), of_tuned.get(name), base, tuned),
         )
         for name in listed
     ]
     return pairs, prefixes
+
+
+def _order_is_unknown(
+    info: TensorInfo | None, other: TensorInfo | None, base: WeightsReader, tuned: WeightsReader
+) -> bool:
+    if info is None or other is None or (info.order == other.order and not tuned.holds_updates):
+        return False
+    return info.name in base.undecided or other.name in tuned.undecided
 
 
 def _prefixes(base: Collection[str], tuned: Collection[str]) -> Prefixes:
@@ -196,6 +207,8 @@ def leave_out(pairs: list[Pair], options: CompareOptions, *, updates: bool = Fal
             results[pair.name] = pair.result("not compared", unwanted)
         elif pair.base is not None and pair.tuned is not None:
             reason = _mismatch(pair.base, pair.tuned)
+            if reason is None and pair.order_is_unknown:
+                reason = "one side lacks the h.N.mlp.c_fc.weight that tells whether this is stored as (in, out)"
             if reason is not None:
                 results[pair.name] = pair.result("not compared", reason)
         elif pair.base is not None and pair.unmeasured is not None:

@@ -62,13 +62,32 @@ def transposed_names(tensors: Iterable[TensorInfo]) -> set[str]:
     >>> sorted(transposed_names(infos))
     ['h.0.attn.c_proj.weight', 'h.0.mlp.c_fc.weight']
     """
-    found = [
+    found = _conv1d_names(tensors)
+    models = {model for model, info in found if info.name.endswith(_WIDENING) and info.shape[0] < info.shape[1]}
+    return {info.name for model, info in found if model in models}
+
+
+def undecided_names(tensors: Iterable[TensorInfo]) -> set[str]:
+    """Return the names of weights that may be stored as (in, out), where what tells is not there.
+
+    Examples
+    --------
+    >>> from lowrank_ldu.checkpoints import TensorInfo
+    >>> undecided_names([TensorInfo("h.0.attn.c_proj.weight", (8, 8), "float32", "model.safetensors", 0)])
+    {'h.0.attn.c_proj.weight'}
+    """
+    found = _conv1d_names(tensors)
+    decided = {model for model, info in found if info.name.endswith(_WIDENING)}
+    return {info.name for model, info in found if model not in decided}
+
+
+def _conv1d_names(tensors: Iterable[TensorInfo]) -> list[tuple[str, TensorInfo]]:
+    """Return weights that are called as those of Conv1D, each with its model."""
+    return [
         (match["model"], info)
         for info in tensors
         if len(info.shape) == 2 and not info.order and (match := _CONV1D.match(info.name))
     ]
-    models = {model for model, info in found if info.name.endswith(_WIDENING) and info.shape[0] < info.shape[1]}
-    return {info.name for model, info in found if model in models}
 
 
 def parts_of(info: TensorInfo, config: ModelConfig, *, transposed: bool = False) -> list[Part]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lowrank_ldu.checkpoints.model_config import ModelConfigs
 from lowrank_ldu.checkpoints.opening import open_checkpoint
-from lowrank_ldu.checkpoints.parts import Part, parts_of, transposed_names
+from lowrank_ldu.checkpoints.parts import Part, parts_of, transposed_names, undecided_names
 from lowrank_ldu.checkpoints.quantized import find_quantized
 from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored
 from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
@@ -54,6 +54,11 @@ class WeightsReader(CheckpointReader):
     config_of : callable, optional
         From a tensor to its model's configuration; what is in the file's folder if not given.
 
+    Attributes
+    ----------
+    undecided : set of str
+        Weights of which nothing here tells whether they are stored as (in, out).
+
     Notes
     -----
     The rules of `parts_of`, `transposed_names` and `find_quantized`.
@@ -77,6 +82,7 @@ class WeightsReader(CheckpointReader):
             for info in reader.tensors
             if info.name in quantized or info.name not in roles
         ]
+        self.undecided = undecided_names(found.info for found in listed)
         turned = transposed_names(found.info for found in listed)
         self._sources: dict[str, _Source] = {}
         for found in listed:

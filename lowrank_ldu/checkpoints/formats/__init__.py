@@ -34,6 +34,8 @@ READERS: dict[str, Callable[[Path], CheckpointReader]] = {
     ".npz": NumpyReader,
 }
 SUFFIXES = tuple(READERS)
+# Of safetensors, in bytes, which is the library's limit.
+_LONGEST_HEADER = 100_000_000
 # The first bytes of files, and the suffix of their format.
 _BEGINNINGS = {
     b"GGUF": ".gguf",
@@ -54,7 +56,7 @@ def suffix_by_content(path: Path) -> str:
     Raises
     ------
     CheckpointError
-        The file cannot be read.
+        The file cannot be read, or is a part of an archive.
     """
     try:
         with open_regular(path) as file:
@@ -65,10 +67,13 @@ def suffix_by_content(path: Path) -> str:
             if any(PurePosixPath(name).name == "data.pkl" for name in names):
                 return ".pt"
             return ".npz" if names and all(name.endswith(".npy") for name in names) else ""
-    except zipfile.BadZipFile:
-        return ""
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(
+            f"{path}: begins as a zip archive does, and is not a whole one: it was cut off or is damaged"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(beginning) == 9 and beginning[8:] == b"{" and int.from_bytes(beginning[:8], "little") < path.stat().st_size:
+    # Also where the file has been cut off in its header, which its reader says.
+    if beginning[8:] == b"{" and int.from_bytes(beginning[:8], "little") <= _LONGEST_HEADER:
         return SAFETENSORS_SUFFIX
     return next((suffix for start, suffix in _BEGINNINGS.items() if beginning.startswith(start)), "")

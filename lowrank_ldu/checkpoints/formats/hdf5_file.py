@@ -5,6 +5,7 @@ Its name ends in ``.weights.h5`` or ``.h5``.
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.checkpoints.formats.numpy_file import torch_name
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import MOMENT, CheckpointReader, TensorInfo
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, library_for, reason_of, refused_as
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_written, open_regular
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 # user gave it no name.
 _ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}
 _ORDER_TRANSPOSED = (2, 3, 0, 1)
+# Where Keras 2 and 3 keep the state of an optimizer, in files of whole models.
+_OPTIMIZER = re.compile(r"optimizer_weights/|optimizer/vars/")
 # Ratio of inflated to stored bytes: deflate reaches 1,032.
 _MOST_INFLATED = 1100
 # Far deeper than any model nests its layers.
@@ -154,4 +157,7 @@ def _info(dataset: Any, name: str, path: Path) -> TensorInfo:
     order = () if "embedding" in name.lower() else _ORDERS.get(len(shape), ())
     if len(shape) == 4 and "conv2d_transpose" in name.lower():
         order = _ORDER_TRANSPOSED
-    return TensorInfo(name, shape, str(_torch_name(dataset)), str(path), int(dataset.nbytes), order=order)
+    reason = MOMENT if _OPTIMIZER.match(name) else ""
+    return TensorInfo(
+        name, shape, str(_torch_name(dataset)), str(path), int(dataset.nbytes), order=order, reason=reason
+    )

@@ -198,3 +198,17 @@ def test_products_that_are_no_updates_of_the_base_are_not_read(tmp_path, options
         assert all(next(iter(options)) in what for what in reader.ignored.values())
     with pytest.raises(NothingToCompareError, match="not measured"):
         compare(model(0), folder, **OPTIONS)
+
+
+def test_a_part_of_a_checkpoint_is_not_compared_with_its_transpose():
+    base = {"h.0.attn.c_proj.weight": weight(8, 8), "h.0.mlp.c_fc.weight": weight(8, 32), "w": weight(6, 5)}
+    tuned = {name: tensor + 0.1 * weight(*tensor.shape, seed=1) for name, tensor in base.items()}
+    whole = compare(base, tuned, **OPTIONS)
+    del tuned["h.0.mlp.c_fc.weight"]
+    part = compare(base, tuned, **OPTIONS)
+    assert [tensor.name for tensor, _ in whole.matrices] == list(base)
+    assert [tensor.name for tensor, _ in part.matrices] == ["w"]
+    assert "stored as (in, out)" in part.results[0].reason
+    # Of two such parts both are as they are stored.
+    both = compare({name: base[name] for name in tuned}, tuned, **OPTIONS)
+    assert both.matrices[0][1].update_norm == pytest.approx(whole.matrices[0][1].update_norm)

@@ -113,3 +113,17 @@ def _endings(optimizer):
 def test_a_model_with_a_part_called_state_is_none(tmp_path):
     torch.save({"state": {"0": {"w": weight(6, 5)}}, "param_groups": weight(6, 5)}, tmp_path / "a.pt")
     assert len(analyze(tmp_path / "a.pt", **OPTIONS).matrices) == 2
+
+
+@pytest.mark.parametrize("place", ["optimizer_weights/Adam/dense/kernel/m:0", "optimizer/vars/2"])
+def test_what_an_optimizer_of_keras_keeps_is_not_analyzed(tmp_path, place):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["layers/dense/vars/0"] = weight(6, 5).numpy()
+        file[place] = weight(6, 5, seed=1).numpy()
+    analysis = analyze(tmp_path / "a.h5", **OPTIONS)
+    assert [tensor.name for tensor, _ in analysis.matrices] == ["layers/dense/vars/0"]
+    assert {tensor.name: tensor.reason for tensor in analysis.skipped} == {
+        place: "kept by an optimizer: it is no weight"
+    }
+    assert headlines(analysis)[1].startswith("COMPLETE")
