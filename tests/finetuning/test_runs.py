@@ -263,8 +263,8 @@ def test_a_loss_that_is_no_number_stops_and_checkpoints_stay(base, tmp_path, mon
 def test_a_full_disk_leaves_whole_checkpoints(base, tmp_path, monkeypatch, finished):
     save, saved = trainer.save_trained, []
 
-    def fill(prepared, folder):
-        save(prepared, folder)
+    def fill(prepared, folder, **options):
+        save(prepared, folder, **options)
         saved.append(folder)
         if len(saved) == 2:
             (folder / "trained.safetensors").write_bytes(b"half")
