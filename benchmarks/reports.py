@@ -15,7 +15,9 @@ import zipfile
 from pathlib import Path
 from statistics import median
 
-from lowrank_ldu.analysis import Analysis, headlines
+from lowrank_ldu.analysis import Analysis
+from lowrank_ldu.analysis.report.advice import advice_of
+from lowrank_ldu.analysis.report.coverage import coverage
 
 # Name of the report: package, what the model is, the checkpoint in the package.
 CHECKPOINTS = {
@@ -85,23 +87,23 @@ def row(name, analysis):
         of = chosen[chosen["method"] == method]
         return f"{median(of[of['pivoting'] == pivoting][column] if method == 'ldu' else of[column]):.3f}"
 
-    verdict, coverage = headlines(analysis)[:2]
     return (
         f"[{CHECKPOINTS[name][1]}]({name}.html)",
         f"{int((matrices['m'] * matrices['n']).sum()):,} in {len(matrices)}",
-        coverage.partition(":")[0],
+        coverage(analysis).partition(":")[0],
         *(error("ldu", f"{kind}frobenius_error") for kind in ("", "refit_", "core_")),
         error("ldu_lowrank"),
         error("svd"),
-        *advice(verdict),
+        *recommended([matrix for _, matrix in analysis.matrices]),
     )
 
 
-def advice(verdict):
-    """What is left of all numbers at the target error, and by what, of the verdict's sentence."""
-    _, _, rest = verdict.partition("all together to ")
-    left, _, by = rest.partition(": ")
-    return left or "100%", by.rstrip(".") or "nothing"
+def recommended(matrices):
+    """What is left of all numbers at the target error, and by what."""
+    advice = [(advice_of(matrix), matrix.size) for matrix in matrices]
+    left = sum(each.share * size for each, size in advice) / sum(size for _, size in advice)
+    by_ldu, low_rank = (sum(each.choice == choice for each, _ in advice) for choice in ("ldu", "low rank"))
+    return f"{left:.0%}", f"{by_ldu} by LDU of the weight itself, {low_rank} by the SVD or the near-best LDU alone"
 
 
 def main():

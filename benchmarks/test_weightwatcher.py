@@ -60,20 +60,22 @@ def test_factorizations_alone(benchmark, matrices, factor):
 
 
 @pytest.mark.parametrize(
-    ("mode", "pivoting"),
+    ("mode", "pivoting", "times"),
     [
-        ("fast", ("partial",)),
-        ("fast", ("partial", "complete")),
-        ("exact", ("partial",)),
-        ("exact", ("partial", "complete")),
-        ("exact", ("partial", "complete", "randomized")),
-        ("cheap", ("partial",)),
-        ("cheap", ("partial", "complete", "randomized")),
+        ("fast", ("partial",), "no times"),
+        ("fast", ("partial", "complete"), "no times"),
+        ("fast", ("partial", "complete"), "times"),
+        ("exact", ("partial",), "no times"),
+        ("exact", ("partial",), "times"),
+        ("exact", ("partial", "complete"), "times"),
+        ("exact", ("partial", "complete", "randomized"), "times"),
+        ("cheap", ("partial",), "times"),
+        ("cheap", ("partial", "complete", "randomized"), "times"),
     ],
     ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )
 @pytest.mark.usefixtures("weightwatcher")
-def test_this(benchmark, mode, pivoting):
-    options = SurveyOptions(ranks=RANKS, pivoting=pivoting, mode=mode)
+def test_this(benchmark, mode, pivoting, times):
+    options = SurveyOptions(ranks=RANKS, pivoting=pivoting, mode=mode, times=times == "times")
     analysis = benchmark.pedantic(analyze_checkpoint, (checkpoint(), options), rounds=3)
     assert len(analysis.matrices) == 40

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.engine.executor import work_through
-from lowrank_ldu.analysis.engine.resources import bytes_per_entry
+from lowrank_ldu.analysis.engine.resources import bytes_per_entry, size_reason
 from lowrank_ldu.analysis.engine.threads import Threads
 from lowrank_ldu.analysis.measures.timing import Method, Problem, Times, time_methods
 from lowrank_ldu.checkpoints import TensorInfo
@@ -41,14 +41,15 @@ def with_times(
         if result.analysis is not None:
             found = methods.setdefault(Problem.of(result.analysis), set())
             found.update(map(Method.of, result.analysis.measurements))
-    most = physical_memory() // 2 // bytes_per_entry(options)
-    problems = {_described(problem): problem for problem in methods if problem.m * problem.n <= most}
+    each, memory = bytes_per_entry(options), physical_memory()
+    described = {_described(problem): problem for problem in methods}
+    problems = {info: problem for info, problem in described.items() if size_reason(info, each, memory) is None}
 
     def compute(_: TensorInfo, loaded: list[Problem]) -> tuple[Problem, Times]:
         problem = loaded.pop()
         return problem, time_methods(problem, methods[problem], options.ranks, options.seed)
 
-    executor = Threads(1, lambda info: problems[info], compute, bytes_per_entry(options))
+    executor = Threads(1, lambda info: problems[info], compute, each)
     times = dict(outcome for _, outcome in work_through(problems, executor, progress))
     return [
         replace(result, analysis=times[Problem.of(result.analysis)].put_into(result.analysis))
