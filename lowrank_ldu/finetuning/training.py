@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # Batches that a method may be fitted to.
 _FITTED_TO = 64
+# Of these, so many at a time are sorted by length.
+_WINDOW = 8
 _SEEDS = 1000
 
 
@@ -280,7 +282,7 @@ def _prepare(config: RunConfig, task: LoadedTask, arguments: Any) -> Prepared:
 class _Batches:
     """Training batches in a random order, the same whenever they are gone through.
 
-    Of all rows, or the first `most` batches.
+    Of all rows, or the first `most` batches. Those have rows of like lengths where training has.
     """
 
     def __init__(self, task: LoadedTask, arguments: Any, seed: int, most: int | None = _FITTED_TO) -> None:
@@ -288,14 +290,35 @@ class _Batches:
         self._most = most
         self._size = arguments.per_device_train_batch_size
         self._seed = seed
+        grouped = arguments.train_sampling_strategy == "group_by_length"
+        self._grouped = most is not None and grouped and "input_ids" in task.train.column_names
 
     def __iter__(self) -> Iterator[Any]:
         rows, device = self._task.train, next(self._task.model.parameters()).device
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self._seed)).tolist()
+        generator = torch.Generator().manual_seed(self._seed)
+        order = torch.randperm(len(rows), generator=generator).tolist()
         end = len(order) if self._most is None else min(len(order), self._size * self._most)
+        if self._grouped:
+            order = _grouped(order[:end], list(map(len, rows["input_ids"][:])), self._size, generator)
         for start in range(0, end, self._size):
             batch = self._task.collator([rows[place] for place in order[start : start + self._size]])
             yield {name: values.to(device) for name, values in batch.items()}
+
+
+def _grouped(order: list[int], lengths: Sequence[int], size: int, generator: torch.Generator) -> list[int]:
+    """Sort each window of a few batches by length, and shuffle its batches.
+
+    A sum of gradients over whole windows is what it would be without, as each row's weight is.
+    """
+    found: list[int] = []
+    for start in range(0, len(order), size * _WINDOW):
+        window = sorted(order[start : start + size * _WINDOW], key=lengths.__getitem__)
+        # Only the last batch of all may be smaller.
+        whole = len(window) // size
+        for batch in torch.randperm(whole, generator=generator).tolist():
+            found += window[batch * size : (batch + 1) * size]
+        found += window[whole * size :]
+    return found
 
 
 def _is_at_the_end(state: Mapping[str, Any]) -> bool:
