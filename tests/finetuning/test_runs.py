@@ -15,6 +15,7 @@ from lowrank_ldu.finetuning import Choice, load_recipe, median_scores, plan_runs
 from lowrank_ldu.finetuning import runner as runs
 from lowrank_ldu.finetuning.checkpoints import is_whole, trainer_state, whole_checkpoints
 from lowrank_ldu.finetuning.manifest import peak_memory, reset_peak_memory
+from lowrank_ldu.finetuning.methods import ldu
 from lowrank_ldu.finetuning.trained import (
     check_numbers,
     load_trained,
@@ -24,6 +25,7 @@ from lowrank_ldu.finetuning.trained import (
     without_gradient,
 )
 from lowrank_ldu.finetuning.trainer import RecipeTrainer
+from lowrank_ldu.fitting import fit_basis, loss_gradients, target_layers
 
 SETTINGS = {
     "max_length": 16,
@@ -69,6 +71,41 @@ def log_of(result):
 
 def losses(result):
     return [line["loss"] for line in log_of(result) if "loss" in line]
+
+
+def test_a_basis_is_fitted_to_batches_of_like_lengths_where_training_has_them(base, tmp_path, monkeypatch):
+    fitted = {}
+
+    def fit(model, data, **options):
+        name = "grouped" if "grouped" not in fitted else "random"
+        fitted[name] = [{key: value.clone() for key, value in batch.items()} for batch in data]
+        layers = target_layers(model, options["targets"])
+        fitted[f"{name} sum"] = {layer.name: total.clone() for layer, total in loss_gradients(model, layers, data)}
+        return fit_basis(model, data, **options)
+
+    monkeypatch.setattr(ldu, "fit_basis", fit)
+    for strategy in ("group_by_length", "random"):
+        run(base, tmp_path / strategy, method="ldu-basis", max_steps=1, train_sampling_strategy=strategy, fit_batches=8)
+    grouped, random = fitted["grouped"], fitted["random"]
+    assert len(grouped) == len(random) == 16
+    assert all(batch["labels"].shape == (8,) for batch in grouped)
+    for start in (0, 8):
+        rows = [
+            sorted(
+                tokens[kept.bool()].tolist()
+                for batch in batches[start : start + 8]
+                for tokens, kept in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            )
+            for batches in (grouped, random)
+        ]
+        assert rows[0] == rows[1]
+    padded = [sum(int((batch["attention_mask"] == 0).sum()) for batch in batches) for batches in (grouped, random)]
+    assert padded[0] < 0.5 * padded[1]
+    widths = [batch["input_ids"].shape[1] for batch in grouped[:8]]
+    assert widths != sorted(widths)
+    # Sums of the same rows in another order: some hundred terms, each rounded once.
+    for name, total in fitted["grouped sum"].items():
+        torch.testing.assert_close(total, fitted["random sum"][name], rtol=1e-4, atol=1e-5 * float(total.abs().max()))
 
 
 def test_a_run_learns_and_leaves_everything_in_its_folder(finished):
