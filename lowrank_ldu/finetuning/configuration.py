@@ -174,6 +174,9 @@ def _checked_rate(value: Any) -> float | None:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say in which keys two configurations differ, and how.
 
+    A key that one of them does not have is None there: a later version has more options, which leave things as they
+    were at None.
+
     Examples
     --------
     >>> differences({"seed": 0, "training": {"bf16": True}}, {"seed": 0, "training": {"bf16": False}})
@@ -184,7 +187,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for name in {**first, **second}:
         old, new = (shown(each[name]) if name in each else missing for each in (first, second))
-        if old != new:
+        if old != new and {old, new} != {missing, shown(None)}:
             found.append(f"{name} was {old} and is {new}")
     return found
 

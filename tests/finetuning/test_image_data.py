@@ -110,7 +110,8 @@ def test_splits_are_named_or_found(model, tmp_path):
     assert (len(named.train), len(named.validation), len(named.others["test"])) == (3, 12, 6)
     # What the best state is chosen on is no test.
     assert not loaded(model, data, validation_split="test").others
-    assert len(loaded(model, data, max_train_samples=5, max_eval_samples=2).train) == 5
+    limited = loaded(model, data, max_train_samples=5, max_eval_samples=2, max_predict_samples=3)
+    assert (len(limited.train), len(limited.validation), len(limited.others["test"])) == (5, 2, 3)
     only = loaded(model, saved(tmp_path / "only", train=rows_of()), validation_fraction=0.25)
     assert (len(only.train), len(only.validation), dict(only.others)) == (9, 3, {})
 

@@ -61,7 +61,8 @@ def test_an_unknown_option(name):
         ("loldu", "lora_dropout", "there is no dropout"),
         ("loldu", "lora_alpha", "it is alpha here"),
         ("loldu", "fit_rank", "accepted: "),
-        ("loldu", "basis_file", "method 'ldu-basis' makes it"),
+        ("loldu", "pivots_file", "method 'ldu-pivots' makes it"),
+        ("ldu-basis", "basis_file", "the fit makes it; method 'loldu' takes one"),
         ("ldu-pivots", "r", "the rank is fit_rank"),
     ],
 )

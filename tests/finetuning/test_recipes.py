@@ -242,6 +242,9 @@ def test_differences_are_named_in_both_directions():
         "b.c was 2 and is not there",
         "b.d was not there and is 3",
     ]
+    # A later version's option, which nobody has set; one that an earlier version's run had set.
+    assert not differences({"a": 1}, {"a": 1, "b": None})
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": None}) == ["b was 2 and is None"]
 
 
 @pytest.mark.parametrize("method", ["full", "head", "bitfit"])

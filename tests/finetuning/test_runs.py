@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,24 @@ def test_a_basis_that_adapters_share_does_not_count_as_the_adapter(base, tmp_pat
     assert record["shared_bytes"] == shared.stat().st_size > 4 * 4 * 4 * (16 + 16)
     assert 0 < record["adapter_bytes"] < 30_000
     assert json.loads((finished.folder / "metrics.json").read_bytes())["shared_bytes"] == 0
+
+
+def test_a_ready_basis_makes_the_run_that_fitted_it(base, tmp_path):
+    (fitted,) = run(base, tmp_path / "fitted", method="ldu-basis", num_train_epochs=1)
+    (file,) = (fitted.folder / "adapter").glob("basis-*.safetensors")
+    ready = tmp_path / "basis.safetensors"
+    shutil.copy(file, ready)
+    as_fitted = {"r": 4, "alpha": None, "train_sigma": False, "parametrization": "normalized", "num_train_epochs": 1}
+    (found,) = run(base, tmp_path / "ready", method="loldu", basis_file=str(ready), **as_fitted)
+    assert (found.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
+    assert losses(found) == losses(fitted)
+    assert found.record["metrics"] == fitted.record["metrics"]
+    assert found.record["numbers"] == fitted.record["numbers"] == 4 * 4
+    # Another file is another configuration.
+    (other,) = run(base, tmp_path / "other", method="ldu-basis", num_train_epochs=1, fit_source="scaled_gradient")
+    shutil.copy(next((other.folder / "adapter").glob("basis-*.safetensors")), ready)
+    with pytest.raises(RunDirectoryError, match=r"method_options\.basis_digest was '.*' and is '"):
+        run(base, tmp_path / "ready", method="loldu", basis_file=str(ready), **as_fitted)
 
 
 def test_a_head_that_was_trained_alone_is_where_training_begins(base, tmp_path):

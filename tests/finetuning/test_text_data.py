@@ -11,6 +11,7 @@ from lowrank_ldu.errors import OptionError, TrainingError
 from lowrank_ldu.finetuning import Choice, load_recipe
 from lowrank_ldu.finetuning.configuration import configure
 from lowrank_ldu.finetuning.tasks import get_kind, sentiment
+from lowrank_ldu.finetuning.tasks.data_files import limit_of
 from lowrank_ldu.finetuning.tasks.metrics import classification_metrics, regression_metrics
 from lowrank_ldu.finetuning.tasks.sentiment import Snippet, read_snippets, snippet_splits
 
@@ -82,6 +83,14 @@ def test_a_part_of_the_rows_is_taken_at_random(model, tmp_path):
     assert (len(task.train), len(task.validation)) == (20, 10)
     assert 0 < sum(task.train["labels"][:]) < 20
     assert same_rows(task, loaded(model, tmp_path, max_train_samples=20, max_eval_samples=10))
+
+
+def test_rows_to_choose_by_and_rows_to_test_on_have_limits_of_their_own(model, tmp_path):
+    options = {"max_train_samples": 3, "max_eval_samples": 5, "max_predict_samples": 7}
+    limits = [limit_of(split, options) for split in ("train", "validation_matched", "validation_mismatched", "test")]
+    assert limits == [3, 5, 5, 7]
+    task = loaded(model, saved(tmp_path, data_set(validation=12)), max_eval_samples=5, max_predict_samples=7)
+    assert len(task.validation) == 5
 
 
 def saved(tmp_path, data):

@@ -17,8 +17,8 @@ _OF_COMPARISON = ("about", "trials", "seeds", "reference", "sweep", "search", "s
 
 # Scores of which are of different rows.
 _OF_EVALUATION = {
-    "max_eval_samples", "validation_split", "validation_fraction", "validation_rows", "validation_images",
-    "validation_draws", "test_split", "rendering", "instance_prompt",
+    "max_eval_samples", "max_predict_samples", "validation_split", "validation_fraction", "validation_rows",
+    "validation_images", "validation_draws", "test_split", "rendering", "instance_prompt",
 }  # fmt: skip
 # Name of the figure that methods are judged by.
 SCORE = "score"

@@ -15,7 +15,7 @@ from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepare
 from lowrank_ldu.finetuning.methods.modules import check_targets, linear_targets, whole_modules
 from lowrank_ldu.finetuning.methods.options import as_option_errors, check_names, field_defaults
 from lowrank_ldu.finetuning.methods.peft_model import config_class, of_task, prepared_by_peft, why_missing
-from lowrank_ldu.fitting import SOURCES, choose_pivots, fit_basis
+from lowrank_ldu.fitting import SOURCES, FittedBasis, choose_pivots, fit_basis
 from lowrank_ldu.fitting.factoring import checked_method
 from lowrank_ldu.fitting.pivots import METHODS as PIVOT_METHODS
 from lowrank_ldu.nn import use_basis
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
-
-    from lowrank_ldu.fitting import FittedBasis
 
 Fit = Literal["pivots", "basis"]
 _CONFIG = ("lowrank_ldu.peft", "LolduConfig")
@@ -39,8 +37,6 @@ _FIT_DEFAULTS = {
 }
 _UNUSABLE = {
     "pivots_file": "method 'ldu-pivots' makes it",
-    "basis_file": "method 'ldu-basis' makes it",
-    "basis_digest": "method 'ldu-basis' makes it",
     "requires": "it is for readers of the adapter's file",
     "layer_kinds": "it is filled in",
     "lora_obstacles": "it is filled in",
@@ -51,6 +47,8 @@ _UNUSABLE_WITH_FIT = {
     "clip_rank": "the fit finds the ranks",
     "pivoting": "the fit finds the factors",
     "basis": "the fit finds the factors",
+    "basis_file": "the fit makes it; method 'loldu' takes one",
+    "basis_digest": "the fit makes it",
 }
 # Options that the configuration holds in other types, or not at all until the model is known.
 _AS_GIVEN = {"seed", "target_modules", "exclude_modules"}
@@ -61,6 +59,9 @@ class LduMethod(Method):
     """Train LoLDU in one of its forms.
 
     Options are the fields of `LolduConfig`, but for those that the task or a fit fills in. seed is the run's if None.
+    Forms that are not fitted take a basis that was, by basis_file. Its digest is among the options then: another file
+    makes another configuration.
+
     Forms that are fitted to the task have fit_rank or fit_budget (numbers of all layers together), fit_source,
     fit_batches and fit_method, as `choose_pivots` and `fit_basis` take them.
 
@@ -116,6 +117,9 @@ class LduMethod(Method):
         with tempfile.TemporaryDirectory() as folder, as_option_errors(f"method {self.name!r}"):
             if self.fit is None:
                 others["target_modules"] = targets
+                if checked["basis_file"] is not None:
+                    basis = FittedBasis.load(checked["basis_file"])
+                    use_basis(basis)
             elif self.fit == "pivots":
                 shape = {name: checked[name] for name in ("core", "block_size")}
                 pivots = choose_pivots(model, **self._fitting(checked, request, layers), **shape)
@@ -123,6 +127,7 @@ class LduMethod(Method):
             else:
                 basis = fit_basis(model, **self._fitting(checked, request, layers), seed=seed)
                 use_basis(basis)
+            if basis is not None:
                 others |= {"basis": "fitted", "basis_digest": basis.digest, "basis_file": _file_of(basis)}
             config = self._config(checked, seed, **others)
         peft_model, adapted, biases = prepared_by_peft(model, config, request, self.name, whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
 _ROWS = 1000
+# Options of texts and images, as transformers' examples call them.
+LIMITS: Mapping[str, int | None] = MappingProxyType(
+    dict.fromkeys(("max_train_samples", "max_eval_samples", "max_predict_samples"))
+)
 
 
 def open_splits(data: str, task: str, splits: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
@@ -89,6 +94,16 @@ def get_split(found: Mapping[str, Any], split: str, where: str) -> Any:
     if len(found[split]) == 0:
         raise OptionError(f"{where}: split {split!r} is empty; accepted: one row at least")
     return found[split]
+
+
+def limit_of(split: str, options: Mapping[str, Any]) -> int | None:
+    """Return how many rows of a split are asked for.
+
+    Those that training is not chosen by are tests.
+    """
+    kind = {"train": "train"}.get(split, "eval" if split.startswith("validation") else "predict")
+    limit: int | None = options[f"max_{kind}_samples"]
+    return limit
 
 
 def random_part(rows: Any, limit: int | None) -> Any:

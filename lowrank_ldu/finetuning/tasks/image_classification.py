@@ -10,6 +10,7 @@ from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning import digits
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.tasks.classifiers import head_modules, load_classifier
+from lowrank_ldu.finetuning.tasks.data_files import LIMITS
 from lowrank_ldu.finetuning.tasks.image_data import open_images
 from lowrank_ldu.finetuning.tasks.image_rows import ImageRows, images_digest
 from lowrank_ldu.finetuning.tasks.image_tasks import IMAGE_TASKS, ImageTask
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.finetuning.configuration import RunConfig
 
-_COUNTS = ("max_train_samples", "max_eval_samples")
 _METRIC = "accuracy"
 
 
@@ -41,8 +41,7 @@ class ImageClassification:
         "validation_split": None,
         "test_split": None,
         "validation_fraction": 0.1,
-        "max_train_samples": None,
-        "max_eval_samples": None,
+        **LIMITS,
         "rendering": None,
     }
 
@@ -55,7 +54,7 @@ class ImageClassification:
         for name, value in checked.items():
             if value is None or name == "validation_fraction":
                 continue
-            if name in _COUNTS:
+            if name in LIMITS:
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                     raise OptionError(f"{name} is {shown(value)}; accepted: an integer from 1 on")
             elif not isinstance(value, str) or not value:

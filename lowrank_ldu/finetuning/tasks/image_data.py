@@ -9,7 +9,7 @@ import numpy as np
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.digits import DEFAULT_SHIFT, digits_splits
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.tasks.data_files import get_split, open_data, random_part, saved_splits
+from lowrank_ldu.finetuning.tasks.data_files import get_split, limit_of, open_data, random_part, saved_splits
 from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ def open_images(config: RunConfig, task: ImageTask) -> tuple[dict[str, Any], tup
     splits = {role: _numbered(role, rows, names) for role, rows in given.items()}
     if "validation" not in splits:
         splits |= _parted(splits["train"], options["validation_fraction"])
-    limits = {"train": options["max_train_samples"]}
-    splits = {role: random_part(rows, limits.get(role, options["max_eval_samples"])) for role, rows in splits.items()}
+    splits = {role: random_part(rows, limit_of(role, options)) for role, rows in splits.items()}
     return splits, tuple(str(name) for name in names)
 
 

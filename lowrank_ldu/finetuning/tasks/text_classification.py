@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.tasks.classifiers import head_modules, load_classifier
-from lowrank_ldu.finetuning.tasks.data_files import data_digest, open_splits, random_part
+from lowrank_ldu.finetuning.tasks.data_files import LIMITS, data_digest, limit_of, open_splits, random_part
 from lowrank_ldu.finetuning.tasks.metrics import classification_metrics, regression_metrics
 from lowrank_ldu.finetuning.tasks.sentiment import ARCHIVE, HOW, snippet_splits
 from lowrank_ldu.finetuning.tasks.task import LoadedTask
@@ -28,8 +28,7 @@ class TextClassification:
     """Offer the tasks of GLUE, and the sentiment of snippets."""
 
     TASKS: Mapping[str, TextTask] = TEXT_TASKS
-    # max_train_samples and max_eval_samples: of the training split and of the others, a part at random.
-    OPTIONS: Mapping[str, int | None] = {"max_length": 128, "max_train_samples": None, "max_eval_samples": None}
+    OPTIONS: Mapping[str, int | None] = {"max_length": 128, **LIMITS}
 
     def checked_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check its own options, and fill in the defaults."""
@@ -94,8 +93,7 @@ def _shortened(split: str, rows: Any, columns: tuple[str, ...], options: Mapping
             f"split {split!r} has no column {', '.join(missing)}, but {', '.join(rows.column_names)}; accepted: "
             f"{', '.join(columns)}"
         )
-    limit = options["max_train_samples" if split == "train" else "max_eval_samples"]
-    return random_part(rows.select_columns(list(columns)), limit)
+    return random_part(rows.select_columns(list(columns)), limit_of(split, options))
 
 
 def _labeled(split: str, rows: Any, task: TextTask) -> Any:
