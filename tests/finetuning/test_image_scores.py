@@ -44,18 +44,18 @@ def test_all_pairs_count_and_prompts_are_those_of_the_images(tmp_path):
         ImageScores("clip", str(save_clip(tmp_path / "clip"))),
     )
     some, others = images(3, 0), images(2, 1)
+    found = {**dino(some, others, CPU), **clip(some, others, CPU)}
     pixels = [
         torch.stack([torch.from_numpy(np.array(each.image)).permute(2, 0, 1) / 255 for each in group])
         for group in (some, others)
     ]
     tokens = [dino._model(pixel_values=(each - 0.5) / 0.5).last_hidden_state[:, 0] for each in pixels]
-    assert dino(some, others, CPU) == {"dino": pytest.approx(mean_cosine(*tokens), abs=1e-4)}
+    assert found["dino"] == pytest.approx(mean_cosine(*tokens), abs=1e-4)
 
     values = clip._processor.image_processor
     mean, std = (torch.tensor(each).reshape(3, 1, 1) for each in (values.image_mean, values.image_std))
     model = clip._model
     vectors = [model.visual_projection(model.vision_model((each - mean) / std).pooler_output) for each in pixels]
-    found = clip(some, others, CPU)
     assert found["clip_i"] == pytest.approx(mean_cosine(*vectors), abs=1e-4)
     texts = [clip._processor.tokenizer(each.prompt, return_tensors="pt") for each in some]
     prompts = [model.text_projection(model.text_model(**each).pooler_output)[0] for each in texts]

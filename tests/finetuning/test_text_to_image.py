@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from lowrank_ldu.adapters import export_lora, read_adapter
 from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.errors import OptionError
-from lowrank_ldu.finetuning import METHODS, Choice, MethodRequest, get_method, load_recipe, run_recipe
+from lowrank_ldu.finetuning import METHODS, Choice, MethodRequest, get_method, load_recipe, plan_runs, run_recipe, train
 from lowrank_ldu.finetuning.configuration import configure
 from lowrank_ldu.finetuning.tasks import get_kind
 from lowrank_ldu.finetuning.tasks.diffusion_samples import Sampler
@@ -392,6 +393,19 @@ def test_options_that_cannot_be(folder, settings, message):
     with pytest.raises(OptionError, match=message) as raised:
         loaded(folder, **{"images_per_prompt": 1, **settings})
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_models_that_score_are_loaded_to_score_alone(folder, tmp_path):
+    """A trial of a comparison scores nothing; a run that will is stopped before training."""
+    vit = tmp_path / "vit"
+    shutil.copytree(folder / "vit", vit)
+    (vit / "model.safetensors").unlink()
+    settings = chosen(folder, dino_model=str(vit), clip_model="", images_per_prompt=1, max_steps=1, sample_steps=None)
+    (run,) = plan_runs(load_recipe("text-to-image"), tmp_path / "out", settings)
+    with pytest.raises(OptionError, match="dino_model is '.*vit', which transformers cannot load"):
+        train(run)
+    assert not (run.folder / "metrics.json").exists()
+    assert train(run, tests=False).record["not_evaluated"] == ["samples"]
 
 
 def test_half_precision_of_a_gpu_is_refused_where_there_is_none(folder, tmp_path):

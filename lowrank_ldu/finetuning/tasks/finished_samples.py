@@ -41,7 +41,7 @@ class Samples:
     Raises
     ------
     OptionError
-        A model that scores cannot be loaded.
+        There is no such model that scores.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class Samples:
         self._tokens = tokens
         self._number = options.images_per_prompt
         self._every = options.sample_steps
-        # Loaded before training: one that is not there is known then.
         dino, clip = (options.dino_model, options.clip_model) if self._number else ("", "")
         self._scores = [ImageScores("dino", dino)] if dino else []
         self._scores += [ImageScores("clip", clip)] if clip else []
@@ -73,6 +72,11 @@ class Samples:
     def evaluations(self) -> dict[str, Callable[[nn.Module], dict[str, float]]]:
         """Return what is done with the finished model; see `LoadedTask`."""
         return {"samples": self.finish} if self._number or self._tokens is not None else {}
+
+    def load(self) -> None:
+        """Load the models that score, to see that they can be; see `LoadedTask`."""
+        for scores in self._scores:
+            scores.load()
 
     def callbacks(self, folder: Path) -> list[Any]:
         """Return what generates images in training; see `LoadedTask`."""

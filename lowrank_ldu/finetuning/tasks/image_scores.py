@@ -40,15 +40,25 @@ class ImageScores:
     Raises
     ------
     OptionError
-        The model cannot be loaded.
+        Its processor cannot be loaded: there is no such model.
     """
 
     def __init__(self, kind: Literal["dino", "clip"], model: str) -> None:
-        transformers = require("transformers")
-        option, of_model, of_processor = _KINDS[kind]
         self._kind = kind
-        self._model = _load(option, model, getattr(transformers, of_model)).eval()
-        self._processor = _load(option, model, getattr(transformers, of_processor))
+        self._name = model
+        self._processor = _load(kind, model, of_model=False)
+        self._model: Any = None
+
+    def load(self) -> None:
+        """Load the model, if it is not loaded yet.
+
+        Raises
+        ------
+        OptionError
+            It cannot be loaded.
+        """
+        if self._model is None:
+            self._model = _load(self._kind, self._name, of_model=True).eval()
 
     def __call__(
         self, images: Sequence[PromptedImage], references: Sequence[PromptedImage], device: torch.device
@@ -66,6 +76,7 @@ class ImageScores:
             "dino" or "clip_i" of all pairs of an image and a reference, as section 4 of arXiv 2208.12242 has it. Of
             CLIP also "clip_t", of each image and the prompt that it was generated from.
         """
+        self.load()
         self._model.to(device)
         own, others = (_unit(partial(self._of_images, device), some) for some in (images, references))
         if self._kind == "dino":
@@ -86,9 +97,10 @@ class ImageScores:
         return _features(self._model.get_text_features(**inputs))
 
 
-def _load(name: str, model: str, kind: Any) -> Any:
+def _load(kind: str, model: str, *, of_model: bool) -> Any:
+    name, *classes = _KINDS[kind]
     try:
-        return kind.from_pretrained(model)
+        return getattr(require("transformers"), classes[0 if of_model else 1]).from_pretrained(model)
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise OptionError(
