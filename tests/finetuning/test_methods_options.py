@@ -11,6 +11,7 @@ from tiny_models import MODELS, OPTIONS, batches_of, bert, request_of
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning import METHODS, get_method
+from lowrank_ldu.finetuning.methods.peft_model import why_missing
 
 ADAPTING = [name for name in METHODS if name not in {"full", "head", "bitfit"}]
 OF_PEFT = [name for name in ADAPTING if name != "melora" and not name.startswith(("loldu", "ldu"))]
@@ -185,6 +186,14 @@ def test_a_method_that_peft_lacks_is_said_to_be_unavailable(name, monkeypatch):
     assert refused(lambda: method.options({})) == (
         f"method {name!r} is unavailable: {reason}; accepted: another method"
     )
+
+
+def test_a_class_that_the_text_of_peft_does_not_have_is_looked_up(monkeypatch):
+    monkeypatch.delitem(sys.modules, "peft")
+    assert why_missing("peft", "LoraConfig") is None
+    assert "peft" not in sys.modules
+    monkeypatch.setitem(sys.modules, "peft", peft)
+    assert why_missing("peft", "NoSuchConfig") == f"the installed peft {peft.__version__} has no NoSuchConfig"
 
 
 def test_without_peft_other_methods_are_there(monkeypatch):

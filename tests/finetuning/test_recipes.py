@@ -1,12 +1,14 @@
 """Recipes: what ships, how tables are put together, and what is refused."""
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
 
 from lowrank_ldu.errors import OptionError
-from lowrank_ldu.finetuning import Choice, list_recipes, load_recipe
+from lowrank_ldu.finetuning import METHODS, Choice, list_recipes, load_recipe
 from lowrank_ldu.finetuning.configuration import configure, differences
 from lowrank_ldu.finetuning.recipe import parse_setting, resolve
 from lowrank_ldu.finetuning.tasks.image_tasks import IMAGE_TASKS
@@ -258,3 +260,16 @@ def test_targets_of_a_method_that_adapts_no_layers_are_refused(method):
 def test_every_form_of_ldu_has_its_own_rate_for_sentiment():
     rates = {name: configured("sentiment", method=name).training["learning_rate"] for name in ("loldu", "ldu-basis")}
     assert rates == {"loldu": 3e-3, "ldu-basis": 2e-2}
+
+
+def test_methods_are_listed_without_peft(tmp_path):
+    """It takes ten seconds to import."""
+    script = "import sys; from lowrank_ldu.cli.app import app; app(['finetune', '--list'], standalone_mode=False)"
+    found = subprocess.run(
+        [sys.executable, "-c", f"{script}; print(sorted({{'peft', 'transformers'}} & sys.modules.keys()))"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    *listed, imported = found.stdout.splitlines()
+    assert imported == "[]"
+    lines = {line.strip() for line in listed}
+    assert {f"{name}: {method.title}" for name, method in METHODS.items() if method.unavailable() is None} <= lines

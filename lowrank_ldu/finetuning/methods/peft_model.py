@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
+import sys
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import AdapterError, MissingExtraError, OptionError
@@ -17,7 +21,6 @@ from lowrank_ldu.nn.injection import replace_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from torch import nn
 
@@ -211,7 +214,21 @@ def of_task(model: nn.Module, request: MethodRequest, whole: Sequence[str]) -> d
 
 
 def why_missing(module: str, name: str) -> str | None:
-    """Return why a class of an optional library cannot be had, or None."""
+    """Return why a class of an optional library cannot be had, or None.
+
+    The library is imported only where its text does not have the name: PEFT takes ten seconds, and methods are listed
+    more often than used.
+    """
+    if module not in sys.modules and find_spec("peft") is not None:
+        spec = find_spec(module)
+        if spec is not None and spec.origin is not None:
+            text = Path(spec.origin).read_text(encoding="utf-8")
+            if re.search(rf"\b{name}\b", text):
+                return None
+    return _why_not_had(module, name)
+
+
+def _why_not_had(module: str, name: str) -> str | None:
     try:
         found = require(module)
     except MissingExtraError as error:
@@ -227,7 +244,7 @@ def config_class(method: str, module: str, name: str) -> Any:
     OptionError
         It cannot be had; the message says why.
     """
-    reason = why_missing(module, name)
+    reason = _why_not_had(module, name)
     if reason is not None:
         raise OptionError(f"method {method!r} is unavailable: {reason}; accepted: another method")
     return getattr(require(module), name)
