@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,8 +68,14 @@ def has_dtype(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pinned(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor in memory that a device copies from by itself, where it has such a way."""
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+    """Return a tensor in memory that a device copies from by itself, where it has such a way.
+
+    Where the system gives no such memory the tensor is copied all the same, in more steps.
+    """
+    if device.type == "cuda":
+        with suppress(RuntimeError):
+            return tensor.pin_memory()
+    return tensor
 
 
 def brought(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

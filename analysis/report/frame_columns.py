@@ -70,7 +70,7 @@ def _diagnostics() -> dict[str, str]:
 _OF_ANALYSIS = {
     "tensors": _columns({
         "tensor": "string", "layer": "Int64", "module": "string", "shape": "string", "dtype": "string",
-        "analyzed": "bool", "reason": "string", "seconds": "float64", "m": "Int64", "n": "Int64",
+        "analyzed": "bool", "reason": "string", "seconds": "float64", "device": "string", "m": "Int64", "n": "Int64",
         "largest_singular_value": "float64", "smallest_singular_value": "float64", "stable_rank": "float64",
         "effective_rank": "float64", "spectral_entropy": "float64", "svd_seconds": "float64", "svd_niter": "Int64",
         "recommended_rank": "Int64", "recommended_pivoting": "string", "recommended_storage": "string",
