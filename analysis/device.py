@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from lowrank_ldu.errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+_Result = TypeVar("_Result")
 
 CPU = torch.device("cpu")
 # What Apple's devices and the libraries of CUDA say.
@@ -102,6 +104,48 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def compute_there(
+    compute: Callable[[list[torch.Tensor]], _Result],
+    tensors: Sequence[torch.Tensor],
+    device: torch.device,
+    dtype: str | None = None,
+) -> _Result | None:
+    """Compute something from copies of tensors on a device, one at a time of a process.
+
+    Parameters
+    ----------
+    compute : callable
+        From the list of copies, which nothing else holds.
+    tensors : sequence of torch.Tensor
+        On the CPU.
+    device : torch.device
+    dtype : str, optional
+        That is computed in, if another one than that of the tensors.
+
+    Returns
+    -------
+    object or None
+        None where the device has not the dtype or too little memory.
+
+    Raises
+    ------
+    RuntimeError
+        As of `compute`, but for want of memory.
+    """
+    if not has_dtype(device, torch.float64) and (
+        dtype == "float64" or any(each.dtype == torch.float64 for each in tensors)
+    ):
+        return None
+    try:
+        with whole_products(device):
+            return compute([brought(tensor, device) for tensor in tensors])
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # After the error, whose traceback holds tensors on the device.
+    return None
 
 
 @contextmanager

@@ -49,8 +49,10 @@ class _Options:
     exclude: str | None = None
     seed: int = 0
     threads: int = field(default_factory=available_cores)
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", _checked_device(self.device))
         self._make_tuples("ranks", "pivoting")
         object.__setattr__(self, "ranks", _checked_ranks(self.ranks))
         _check_choices("pivoting", self.pivoting, PIVOTING)
@@ -141,12 +143,10 @@ class SurveyOptions(_Options):
     targets: tuple[float, ...] = (0.5, 0.1)
     dtype: ComputeDtype | None = None
     times: bool | None = None
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_choices("mode", (self.mode,), MODES)
-        object.__setattr__(self, "device", _checked_device(self.device))
         self._make_tuples("targets")
         object.__setattr__(self, "targets", _checked_targets(self.targets))
         if self.dtype is not None:
@@ -171,7 +171,7 @@ class CompareOptions(_Options):
 
     Attributes
     ----------
-    ranks, pivoting, select, exclude, threads
+    ranks, pivoting, select, exclude, threads, device
         As of `SurveyOptions`.
     seed : int
         Draws the sketches of randomized pivoting; at least 0.
@@ -198,7 +198,7 @@ for _kind, _hints in (
             "target_errors": "it is targets here",
         },
     ),
-    (CompareOptions, dict.fromkeys(("mode", "targets", "dtype", "device"), "comparisons have no such option")),
+    (CompareOptions, dict.fromkeys(("mode", "targets", "dtype"), "comparisons have no such option")),
 ):
     _kind.__init__ = explain_keywords(  # type: ignore[method-assign]
         {"rank": "it is ranks here", "r": "it is ranks here", **_hints}

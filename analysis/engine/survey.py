@@ -6,17 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
-
-from lowrank_ldu.analysis.device import (
-    CPU,
-    brought,
-    has_dtype,
-    is_out_of_memory,
-    pinned,
-    usable_device,
-    whole_products,
-)
+from lowrank_ldu.analysis.device import CPU, compute_there, is_out_of_memory, pinned, usable_device
 from lowrank_ldu.analysis.engine.executor import describe_error, work_through
 from lowrank_ldu.analysis.engine.resources import bytes_per_entry, size_reason
 from lowrank_ldu.analysis.engine.threads import Threads
@@ -28,6 +18,8 @@ from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    import torch
 
     from lowrank_ldu.analysis.engine.executor import Executor, Progress
     from lowrank_ldu.analysis.options import SurveyOptions
@@ -211,24 +203,22 @@ def _analyze_on_device(
     (tensor,) = loaded
     if isinstance(tensor, str):
         return tensor, device
-    wide = torch.float64 if "float64" in {options.dtype, str(tensor.dtype).removeprefix("torch.")} else torch.float32
-    if has_dtype(device, wide):
-        try:
-            with whole_products(device):
-                return _analyze([brought(tensor, device)], info.order, options), device
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                return describe_error(error), device
-        # Here the error is gone, and with it the tensors that its traceback had.
-        each = bytes_per_entry(replace(options, device="cpu"))
-        reason = size_reason(info, each, physical_memory())
-        if reason is not None:
-            return f"error: {device} has too little memory for it, and on the CPU, as {reason}", device
+    try:
+        found = compute_there(lambda there: _analyze(there, info.order, options), [tensor], device, options.dtype)
+    except RuntimeError as error:
+        return describe_error(error), device
+    if found is not None:
+        return found, device
+    reason = size_reason(info, bytes_per_entry(replace(options, device="cpu")), physical_memory())
+    if reason is not None:
+        return f"error: {device} cannot hold it, and on the CPU, as {reason}", device
     del tensor
     return _analyze(loaded, info.order, options), CPU
 
 
-def _analyze(loaded: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
+def _analyze(
+    loaded: list[torch.Tensor | str] | list[torch.Tensor], order: tuple[int, ...], options: SurveyOptions
+) -> MatrixAnalysis | str:
     """Analyze the tensor where it is, or return why it cannot be analyzed.
 
     Raises

@@ -93,8 +93,9 @@ _OF_COMPARISON = {
     "tensors": _columns({
         "tensor": "string", "layer": "Int64", "module": "string", "status": "string", "reason": "string",
         "base_shape": "string", "tuned_shape": "string", "base_dtype": "string", "tuned_dtype": "string",
-        "m": "Int64", "n": "Int64", "base_norm": "float64", "update_norm": "float64", "relative_norm": "float64",
-        "stable_rank": "float64", "effective_rank": "float64", "largest_singular_value": "float64",
+        "device": "string", "m": "Int64", "n": "Int64", "base_norm": "float64", "update_norm": "float64",
+        "relative_norm": "float64", "stable_rank": "float64", "effective_rank": "float64",
+        "largest_singular_value": "float64",
     }),
     "figures": _columns(
         _KEYS | {

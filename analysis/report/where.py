@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
     from lowrank_ldu.analysis.result import Analysis
 
 
-def computed_on(analysis: Analysis) -> str:
+def computed_on(analysis: Analysis | CheckpointComparison) -> str:
     """Return on what matrices were computed, and how many on the CPU in place of a device."""
     device, model = analysis.options.device, analysis.environment.device
     count = sum(tensor.device == "cpu" for tensor, _ in analysis.matrices)

@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 from weights import weight
 
-from lowrank_ldu.analysis import Analysis, JournalError, SurveyOptions, analyze, examine_claims
+from lowrank_ldu.analysis import Analysis, CompareOptions, JournalError, SurveyOptions, analyze, compare, examine_claims
 from lowrank_ldu.analysis.claims.report import render_claims
+from lowrank_ldu.analysis.comparison import run
+from lowrank_ldu.analysis.comparison.report import render_comparison
 from lowrank_ldu.analysis.device import is_out_of_memory, usable_device
 from lowrank_ldu.analysis.engine import resources, shapes, survey
 from lowrank_ldu.analysis.engine.resources import Layout, bytes_per_entry, plan
@@ -67,6 +69,7 @@ def pretended_device(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "synchronize", lambda: wait(None))
     monkeypatch.setattr(survey, "_analyze_on_device", on_device(survey._analyze_on_device))
+    monkeypatch.setattr(run, "compute_there", on_device(run.compute_there))
     monkeypatch.setattr(shapes, "time_methods", on_device(shapes.time_methods))
     return there
 
@@ -118,7 +121,7 @@ def test_what_fits_neither_is_told(device, monkeypatch):
     monkeypatch.setattr(survey, "physical_memory", lambda: 2 * 24 * 30 * 12)
     found = analyze(STATE, device="cuda", select="tall|double", **OPTIONS)
     (reason,) = (each.reason for each in found.skipped if each.name == "tall")
-    assert re.match(r"error: cuda:0 has too little memory for it, and on the CPU, as 30 x 12: too large", reason)
+    assert re.match(r"error: cuda:0 cannot hold it, and on the CPU, as 30 x 12: too large", reason)
 
 
 @pytest.mark.usefixtures("device")
@@ -195,6 +198,32 @@ def test_shapes_that_the_device_cannot_hold_have_no_times(device):
     }  # fmt: skip
 
 
+def test_a_comparison_on_a_device_is_that_of_the_cpu_and_says_so(device):
+    base = {"a": weight(12, 9), "b": weight(40, 10, seed=1), "double": weight(9, 7, dtype=torch.float64)}
+    tuned = {name: tensor + 0.1 * weight(*tensor.shape, seed=9).to(tensor.dtype) for name, tensor in base.items()}
+    expected = compare(base, tuned, **OPTIONS)
+    # The factors in float64 of `b`.
+    device.limit = 8 * 40 * 10 - 1
+    for name, where, on_cpu in (("cuda", "cuda:0", {"b"}), ("mps", "mps:0", {"double"})):
+        found = compare(base, tuned, device=name, **OPTIONS)
+        assert {pair.name: pair.device for pair, _ in found.matrices} == {
+            each: "cpu" if each in on_cpu else where for each in base
+        }
+        for (pair, one), (_, other) in zip(found.matrices, expected.matrices, strict=True):
+            # The base's singular vectors and terms are of float32.
+            assert one.lora_curve == pytest.approx(other.lora_curve, rel=1e-5), pair
+            assert one.svd.explained == pytest.approx(other.svd.explained, rel=1e-4), pair
+            assert one.ldu["partial"].explained == pytest.approx(other.ldu["partial"].explained, rel=1e-4), pair
+            assert one.ldu["partial"].independent == other.ldu["partial"].independent
+            assert (one.base_norm, one.update_norm) == pytest.approx((other.base_norm, other.update_norm), rel=1e-6)
+        assert "1 of 3 matrices on the CPU" in found.computed_on
+        assert "computed on" in repr(found)
+        assert set(found.tensors["device"]) == {"cpu", where}
+        assert f"<p>Computed on {where}" in render_comparison(found)
+    assert expected.computed_on == "cpu"
+    assert "Computed on" not in render_comparison(expected)
+
+
 @pytest.mark.usefixtures("device")
 def test_a_journal_is_of_one_device(tmp_path):
     path, journal = tmp_path / "a.safetensors", tmp_path / "journal"
@@ -217,10 +246,11 @@ def test_the_command_says_where_it_computed(tmp_path):
     assert "<p>Computed on cuda:1 Pretended &lt;9000&gt;.</p>" in page
 
 
+@pytest.mark.parametrize("kind", [SurveyOptions, CompareOptions])
 @pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:-1", "cuda:01", "CPU", "cpu:0", "", None, 0, ["cpu"]])
-def test_names_of_devices(device):
+def test_names_of_devices(device, kind):
     with pytest.raises(OptionError, match="device is .*; accepted: cpu, cuda, cuda:N or mps"):
-        SurveyOptions(device=device)
+        kind(device=device)
 
 
 def test_a_device_of_torchs_own_kind():
@@ -242,6 +272,8 @@ def test_devices_that_are_not_there(monkeypatch, tmp_path, name, count, message)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(OptionError, match=message):
         analyze(STATE, device=name)
+    with pytest.raises(OptionError, match=message):
+        compare(STATE, STATE, device=name)
     path = tmp_path / "a.safetensors"
     save_file({"a": weight(9, 8)}, path)
     result = CliRunner().invoke(app, ["analyze", str(path), "--device", name, "--out", str(tmp_path / "out")])
