@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.analysis.device import describe_device, usable_device
 from lowrank_ldu.analysis.engine.executor import list_reasons
 from lowrank_ldu.analysis.engine.journal import ResultKind
 from lowrank_ldu.analysis.engine.keeping import check_keeping, gather
@@ -15,8 +16,8 @@ from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.analysis.selection import skip_reason
 from lowrank_ldu.analysis.source import open_source
-from lowrank_ldu.environment import describe_environment
-from lowrank_ldu.errors import NothingToAnalyzeError
+from lowrank_ldu.environment import Environment, describe_environment
+from lowrank_ldu.errors import NothingToAnalyzeError, OptionError
 from lowrank_ldu.validation import check_flag, check_instance, given_fields, shows_fields
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def analyze(
         As for `analyze_checkpoint`, which this calls, like `journal`, `resume` and `engine`.
     **fields
         Those of `SurveyOptions`, with its defaults: `ranks`, `pivoting`, `mode`, `targets`, `select`, `exclude`,
-        `dtype`, `seed`, `threads`.
+        `dtype`, `seed`, `threads`, `times`, `device`.
 
     Returns
     -------
@@ -121,7 +122,7 @@ def analyze_checkpoint(
         `options` is no `SurveyOptions`, or `path` is nothing that can be opened.
     OptionError
         A journal or an engine is given with a model in memory: no file tells them what their results belong to. Or
-        `resume` is given without a journal.
+        `resume` is given without a journal, the device of the options is not there, or it is given with an engine.
     CheckpointError
         The checkpoint cannot be read.
     JournalError
@@ -131,8 +132,8 @@ def analyze_checkpoint(
     """
     check_instance(options, "options", SurveyOptions)
     check_keeping(path, journal=journal, resume=check_flag(resume, "resume"), engine=engine)
+    environment = _environment(options, engine)
     start = time.perf_counter()
-    environment = describe_environment(describe_threads(options.threads) if engine is None else engine.description)
     with open_source(path) as reader:
         order = {name: place for place, name in enumerate([*(info.name for info in reader.tensors), *reader.ignored])}
         opened = str(reader.path)
@@ -153,6 +154,19 @@ def analyze_checkpoint(
     if not analysis.matrices:
         raise NothingToAnalyzeError(f"{opened}: {_nothing_analyzed(results)}")
     return analysis
+
+
+def _environment(options: SurveyOptions, engine: Engine | None) -> Environment:
+    """Describe the machine, and refuse a device that is not there or that an engine would not use."""
+    if engine is not None:
+        if options.device != "cpu":
+            raise OptionError(
+                f"device is {options.device!r} with an engine, whose workers would share it; accepted: device='cpu', "
+                "or engine=None"
+            )
+        return describe_environment(engine.description)
+    device = describe_device(usable_device(options.device))
+    return describe_environment(describe_threads(options.threads, options.device), device)
 
 
 def _nothing_analyzed(results: list[TensorResult]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from lowrank_ldu.decomposition import PIVOTING, Pivoting
 from lowrank_ldu.errors import OptionError
-from lowrank_ldu.validation import check_count, check_rank, explain_keywords
+from lowrank_ldu.validation import check_count, check_rank, explain_keywords, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,6 +27,7 @@ _LARGEST_RANK = 2**31 - 1
 # Systems refuse to start many more threads.
 _MOST_THREADS = 1024
 _LARGEST_SEED = 2**63 - 1
+_DEVICE = re.compile(r"cpu|cuda(:(0|[1-9]\d?))?|mps")
 
 
 def available_cores() -> int:
@@ -48,8 +49,10 @@ class _Options:
     exclude: str | None = None
     seed: int = 0
     threads: int = field(default_factory=available_cores)
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", _checked_device(self.device))
         self._make_tuples("ranks", "pivoting")
         object.__setattr__(self, "ranks", _checked_ranks(self.ranks))
         _check_choices("pivoting", self.pivoting, PIVOTING)
@@ -112,7 +115,10 @@ class SurveyOptions(_Options):
         order, each once.
     dtype : {"float32", "float64"} or None
         What factorizations are computed in; None: float64 for weights in float64, float32 for all others. Figures are
-        computed in float64 always, and everything on the CPU, so that they are the same wherever there is a GPU.
+        computed in float64 always.
+    device : str
+        What computes: "cpu", "cuda" (the current one), "cuda:N" or "mps". Figures are the same to rounding. Whether it
+        is there is looked at when a survey begins; a cluster's workers compute on their CPUs.
     seed : int
         Draws the sketches of randomized pivoting and of quick PiSSA, and random starts of the diagonal; at least 0.
     threads : int
@@ -165,7 +171,7 @@ class CompareOptions(_Options):
 
     Attributes
     ----------
-    ranks, pivoting, select, exclude, threads
+    ranks, pivoting, select, exclude, threads, device
         As of `SurveyOptions`.
     seed : int
         Draws the sketches of randomized pivoting; at least 0.
@@ -220,6 +226,14 @@ def _check_choices(name: str, given: Sequence[str], accepted: Sequence[str]) -> 
     unknown = [value for value in given if value not in accepted]
     if unknown:
         raise OptionError(f"{name} is {unknown[0]!r}; accepted: {', '.join(accepted)}")
+
+
+def _checked_device(device: object) -> str:
+    """Return the name of a device, which torch's own kind has too."""
+    name = device if isinstance(device, str) else str(device)
+    if not _DEVICE.fullmatch(name):
+        raise OptionError(f"device is {shown(device)}; accepted: cpu, cuda, cuda:N or mps")
+    return name
 
 
 def _check_pattern(name: str, pattern: str | None) -> None:

@@ -58,6 +58,13 @@ class Analysis(Framed):
         return any(matrix.svd_seconds is not None for _, matrix in self.matrices)
 
     @property
+    def computed_on(self) -> str:
+        """What the matrices were computed on, in words, such as "cuda:0 NVIDIA H100 80GB HBM3"; "cpu" by default."""
+        from lowrank_ldu.analysis.report.where import computed_on  # noqa: PLC0415
+
+        return computed_on(self)
+
+    @property
     def headline_rank(self) -> int:
         """Rank of the summaries.
 

@@ -34,6 +34,8 @@ class Environment:
         a cluster may be others.
     versions : dict of str to str
         Of Python and the libraries that compute.
+    device : str
+        What the matrices were computed on: "cpu", or the device with its model.
     """
 
     cpu: str
@@ -41,15 +43,18 @@ class Environment:
     system: str
     engine: str
     versions: dict[str, str]
+    device: str = "cpu"
 
 
-def describe_environment(engine: str = "local") -> Environment:
+def describe_environment(engine: str = "local", device: str = "cpu") -> Environment:
     """Look up the machine and the versions.
 
     Parameters
     ----------
     engine : str
         What did the work.
+    device : str
+        What it was done on.
 
     Returns
     -------
@@ -68,6 +73,7 @@ def describe_environment(engine: str = "local") -> Environment:
             "scipy": scipy.__version__,
             "python": platform.python_version(),
         },
+        device=device,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.document import json_document
 from lowrank_ldu.analysis.report.templating import page_template
+from lowrank_ldu.analysis.report.where import timed_on
 from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.formatting import duration, figure
 from lowrank_ldu.validation import check_instance
@@ -93,7 +94,12 @@ def render_claims(claims: Sequence[Claim], analysis: Analysis) -> str:
     template = page_template(
         "claims.html.j2", measure=_measure, mark=_mark, heading=lambda name: name.replace("_", " ")
     )
-    return template.render(analysis=analysis, title=PurePath(analysis.checkpoint).name, claims=claims)
+    return template.render(
+        analysis=analysis,
+        title=PurePath(analysis.checkpoint).name,
+        claims=claims,
+        timed_on=timed_on(analysis),
+    )
 
 
 def _measure(value: float, name: str) -> str:

@@ -47,6 +47,7 @@ def _tensor_rows(comparison: CheckpointComparison) -> Iterator[dict[str, Any]]:
             "tuned_shape": _shape(tensor.tuned_shape),
             "base_dtype": tensor.base_dtype or None,
             "tuned_dtype": tensor.tuned_dtype or None,
+            "device": tensor.device,
             **({} if tensor.comparison is None else _summary(tensor.comparison)),
         }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lowrank_ldu.analysis.measures.curves import sample_ranks
+from lowrank_ldu.analysis.measures.placed import Placed
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, summarize_spectrum
 from lowrank_ldu.decomposition import Pivoting, ldu, svd
 from lowrank_ldu.diagnostics import Expression, Target, express
@@ -88,7 +89,7 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: CompareO
     Parameters
     ----------
     base : torch.Tensor, shape (m, n)
-        Finite, float32 or float64, on the CPU.
+        Finite, float32 or float64, on the device that is to do the work (`lowrank_ldu.analysis.measures.placed`).
     update : torch.Tensor, shape (m, n)
         As `base`, and not zero.
     options : CompareOptions
@@ -106,16 +107,17 @@ def compare_matrices(base: torch.Tensor, update: torch.Tensor, options: CompareO
     m, n = (int(size) for size in base.shape)
     k = min(m, n)
     ranks, curve_ranks = options.ranks_of(k), sample_ranks(k)
+    placed, update = Placed.of(base), Placed.of(update).measured
     target = Target(update)
     ldu_terms = {
-        pivoting: express(target, ldu(base, pivoting=pivoting, seed=options.seed), ranks, curve_ranks)
+        pivoting: express(target, ldu(placed.factored, pivoting=pivoting, seed=options.seed), ranks, curve_ranks)
         for pivoting in options.pivoting
     }
     # Singular vectors do not depend on the scale, and numbers near the end of the range are refused.
-    svd_terms = express(target, svd(_scaled(base)), ranks, curve_ranks)
-    values = torch.linalg.svdvals(_scaled(update))
+    svd_terms = express(target, svd(_scaled(placed.measured)), ranks, curve_ranks)
+    values = torch.linalg.svdvals(_scaled(update)).to("cpu")
     spectrum = summarize_spectrum(values, sorted({1, *ranks}))
-    base_norm, update_norm = Target(base).frobenius_norm, target.frobenius_norm
+    base_norm, update_norm = Target(placed.measured).frobenius_norm, target.frobenius_norm
     return MatrixComparison(
         m=m,
         n=n,

@@ -40,6 +40,8 @@ class PairResult:
         Why there is no comparison.
     comparison : MatrixComparison or None
         Only of what was compared.
+    device : str or None
+        That computed it: that of the comparison, or "cpu" where that cannot hold it. None if it was not compared.
     """
 
     name: str
@@ -50,6 +52,7 @@ class PairResult:
     tuned_dtype: str
     reason: str | None = None
     comparison: MatrixComparison | None = None
+    device: str | None = None
 
     def __repr__(self) -> str:
         return f"PairResult {self.name!r}: {self.status}, {self.comparison or self.reason}"

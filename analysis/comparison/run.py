@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
 from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, Prefixes, leave_out, pair_up
+from lowrank_ldu.analysis.device import (
+    CPU,
+    compute_there,
+    describe_device,
+    is_out_of_memory,
+    pinned,
+    usable_device,
+)
 from lowrank_ldu.analysis.engine.executor import describe_error, list_reasons, work_through
 from lowrank_ldu.analysis.engine.journal import ResultKind
 from lowrank_ldu.analysis.engine.keeping import check_keeping, gather
@@ -75,6 +84,13 @@ class CheckpointComparison(Framed):
     def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
         """Changed matrices, each with its comparison."""
         return [(tensor, tensor.comparison) for tensor in self.results if tensor.comparison is not None]
+
+    @property
+    def computed_on(self) -> str:
+        """What the matrices were computed on, as of `Analysis.computed_on`."""
+        from lowrank_ldu.analysis.report.where import computed_on  # noqa: PLC0415
+
+        return computed_on(self)
 
     @property
     def headline_rank(self) -> int:
@@ -166,7 +182,8 @@ def compare(
     progress : callable, optional
         As for `compare_checkpoints`, which this calls, like `journal` and `resume`.
     **fields
-        Those of `CompareOptions`, with its defaults: `ranks`, `pivoting`, `select`, `exclude`, `seed`, `threads`.
+        Those of `CompareOptions`, with its defaults: `ranks`, `pivoting`, `select`, `exclude`, `seed`, `threads`,
+        `device`.
 
     Returns
     -------
@@ -226,8 +243,8 @@ def compare_checkpoints(
     Raises
     ------
     OptionError
-        The options are not those of a comparison; a journal is given with a model in memory; or `resume` without a
-        journal.
+        The options are not those of a comparison; a journal is given with a model in memory, or `resume` without a
+        journal; the device is not there.
     CheckpointError
         A checkpoint cannot be read.
     JournalError
@@ -238,6 +255,7 @@ def compare_checkpoints(
     if not isinstance(options, CompareOptions):  # a survey's have more, which would be ignored
         raise OptionError(f"options is a {type(options).__name__}; accepted: CompareOptions")
     check_keeping(base, tuned, journal=journal, resume=check_flag(resume, "resume"))
+    device = usable_device(options.device)
     start = time.perf_counter()
     with open_source(base, "base") as base_reader, open_source(tuned, "tuned") as tuned_reader:
         if base_reader.holds_updates:
@@ -251,9 +269,10 @@ def compare_checkpoints(
         chosen = {name: pair.base for name, pair in pairs.items() if name not in results and pair.base is not None}
         threads = Threads(
             options.threads,
-            lambda info: _load(pairs[info.name], base_reader, tuned_reader),
-            lambda info, loaded: _compare(pairs[info.name], loaded, options, updates=updates),
+            lambda info: _load(pairs[info.name], base_reader, tuned_reader, device),
+            lambda info, loaded: _compare(pairs[info.name], loaded, options, updates=updates, device=device),
             give_up=lambda: _give_up(base_reader, tuned_reader),
+            alone=device.type != "cpu",
         )
 
         def work(known: Sequence[PairResult]) -> Iterator[PairResult]:
@@ -274,7 +293,7 @@ def compare_checkpoints(
         results |= {result.name: result for result in compared}
         opened = str(base_reader.path), str(tuned_reader.path)
     ordered = [results[name] for name in pairs]
-    environment = describe_environment(describe_threads(options.threads))
+    environment = describe_environment(describe_threads(options.threads, options.device), describe_device(device))
     seconds = before + time.perf_counter() - start
     comparison = CheckpointComparison(*opened, options, environment, seconds, ordered, prefixes, updates)
     if not comparison.matrices:
@@ -282,11 +301,14 @@ def compare_checkpoints(
     return comparison
 
 
-def _load(pair: Pair, base: WeightsReader, tuned: CheckpointReader) -> tuple[torch.Tensor, torch.Tensor] | str:
+def _load(
+    pair: Pair, base: WeightsReader, tuned: CheckpointReader, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor] | str:
     assert pair.base is not None and pair.tuned is not None  # noqa: S101, PT018  # others are left out
     try:
         weight, other = base.load(pair.base.name), tuned.load(pair.tuned.name)
-        return weight, base.part_of_update(pair.name, other) if pair.is_part else other
+        update = base.part_of_update(pair.name, other) if pair.is_part else other
+        return pinned(weight, device), pinned(update, device)
     except RemoteError:  # which says nothing of the tensor
         raise
     except (CheckpointError, MemoryError) as error:
@@ -299,16 +321,43 @@ def _give_up(*readers: CheckpointReader) -> None:
 
 
 def _compare(
-    pair: Pair, loaded: list[tuple[torch.Tensor, torch.Tensor] | str], options: CompareOptions, *, updates: bool
+    pair: Pair,
+    loaded: list[tuple[torch.Tensor, torch.Tensor] | str],
+    options: CompareOptions,
+    *,
+    updates: bool,
+    device: torch.device,
 ) -> PairResult:
     tensors = loaded.pop()
     if isinstance(tensors, str):
         return pair.result("not compared", tensors)
+    compute = partial(_compare_tensors, pair, options=options, updates=updates)
+    found = None
+    if device.type != "cpu":
+        try:
+            found = compute_there(compute, tensors, device)
+        except RuntimeError as error:
+            return pair.result("not compared", describe_error(error))
+    if found is None:
+        device, on_host = CPU, list(tensors)
+        del tensors
+        found = compute(on_host)
+    return found if found.comparison is None else replace(found, device=str(device))
+
+
+def _compare_tensors(pair: Pair, tensors: list[torch.Tensor], *, options: CompareOptions, updates: bool) -> PairResult:
+    """Compare two tensors where they are; the list is emptied.
+
+    Raises
+    ------
+    RuntimeError
+        A device's memory ran out.
+    """
     orders = [info.order if info else () for info in (pair.base, pair.tuned)]
     try:
         base, _ = check_matrix(as_matrix(tensors[0], orders[0]), "the base's tensor")
         tuned, _ = check_matrix(as_matrix(tensors[1], orders[1]), "the tuned tensor")
-        del tensors
+        tensors.clear()
         # In float64 if either is. Half precision has been widened to float32 before, so that no difference is lost.
         update, _ = check_matrix(tuned if updates else tuned - base, "the update")
     except ValueError as error:
@@ -319,6 +368,8 @@ def _compare(
     try:
         return pair.result("compared", None, compare_matrices(base, update, options))
     except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
+        if base.device.type != "cpu" and is_out_of_memory(error):
+            raise
         return pair.result("not compared", describe_error(error))
 
 

@@ -22,6 +22,7 @@ def comparison_text(comparison: CheckpointComparison) -> str:
         f"Comparison of {_title(comparison)}: {changed} matrices changed, {len(comparison.others)} others, "
         + time_in_words(comparison.seconds),
         f"ranks {', '.join(map(str, options.ranks))} and full; {', '.join(options.pivoting)} pivoting",
+        *([f"computed on {printable(comparison.computed_on)}"] if options.device != "cpu" else []),
         *([_explained(comparison)] if changed else []),
         "frames: tensors, figures; save(folder) writes the report",
     ]

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import lowrank_ldu
 from lowrank_ldu.analysis.engine.resources import limit_threads
-from lowrank_ldu.analysis.engine.survey import load, timed_analysis
+from lowrank_ldu.analysis.engine.survey import Outcome, load, timed_analysis
 from lowrank_ldu.checkpoints.file_states import file_states
 from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.checkpoints.weights import open_weights
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from distributed import Client, Future
 
-    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
 
@@ -72,7 +71,7 @@ class Source:
         return cls(lowrank_ldu.__version__, str(path.absolute() if isinstance(path, Path) else path), tuple(files))
 
 
-def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -> tuple[MatrixAnalysis | str, float]:
+def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -> Outcome:
     """Read and analyze a tensor on a worker.
 
     With one thread: a worker has as many tasks at once as it has threads.
@@ -85,7 +84,7 @@ def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -
 
     Returns
     -------
-    tuple of MatrixAnalysis or str, and float
+    Outcome
         As of `timed_analysis`.
 
     Raises
@@ -125,8 +124,6 @@ def forget_checkpoints() -> None:
 
 CONNECT_SECONDS = 5.0
 WORKERS_SECONDS = 30.0
-
-_Outcome = tuple["MatrixAnalysis | str", float]
 
 
 @contextmanager
@@ -224,7 +221,7 @@ class Workers:
         What is done for a tensor, of which no more than the description is sent.
     """
 
-    def __init__(self, client: Client, scheduler: str, task: Callable[[TensorInfo], _Outcome]) -> None:
+    def __init__(self, client: Client, scheduler: str, task: Callable[[TensorInfo], Outcome]) -> None:
         self._client = client
         self._scheduler = scheduler
         self._task = task
@@ -237,7 +234,7 @@ class Workers:
         threads: int = sum(self._client.nthreads().values())
         return min(len(tensors), threads)
 
-    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
+    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, Outcome]]:
         """Yield each tensor with its outcome.
 
         Tensors of workers that die are done again by others.
@@ -266,18 +263,18 @@ class Workers:
                 self._client.cancel(list(pending))
                 self._client.run(forget_checkpoints, on_error="ignore")
 
-    def _outcome(self, status: str, result: Any) -> _Outcome:
+    def _outcome(self, status: str, result: Any) -> Outcome:
         from distributed import KilledWorker  # noqa: PLC0415  # an extra's
 
         if status == "finished":
-            outcome: _Outcome = result
+            outcome: Outcome = result
             return outcome
         if status != "error":
             raise ClusterError(f"scheduler {self._scheduler!r}: the connection to it is lost")
         _, error, traceback = result
         if isinstance(error, KilledWorker):
             died = error.allowed_failures + 1
-            return f"error: {died} workers died when they were at it, for want of memory perhaps", 0.0
+            return Outcome(f"error: {died} workers died when they were at it, for want of memory perhaps")
         if isinstance(error, WorkerError | ImportError):
             raise ClusterError(f"scheduler {self._scheduler!r}: a worker {_one_line(error)}") from error
         raise error.with_traceback(traceback)

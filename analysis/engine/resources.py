@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # six where factors a third as large as it are, too.
 BYTES_PER_ENTRY = 12 * 8
 _BYTES = {"exact": BYTES_PER_ENTRY, "cheap": 4 * 8, "fast": 6 * 8}
+# What of that is in the host's memory where a GPU of its own memory computes: the matrix as it is read, its pinned copy
+# and one between them, and in mode "exact" the Gram matrices whose Cholesky factors are the host's.
+_BESIDE_GPU = {"exact": 8 * 8, "cheap": 3 * 8, "fast": 3 * 8}
 _limiting = Lock()
 
 
@@ -37,11 +40,21 @@ class Layout:
 
 
 def bytes_per_entry(options: SurveyOptions) -> int:
-    """Return the peak bytes of an analysis per matrix entry."""
-    return _BYTES[options.mode]
+    """Return the peak bytes of an analysis per matrix entry, of the host's memory.
+
+    A GPU of Apple's has the same memory.
+    """
+    return (_BESIDE_GPU if options.device.startswith("cuda") else _BYTES)[options.mode]
 
 
-def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None, each: int = BYTES_PER_ENTRY) -> Layout:
+def plan(
+    tensors: Iterable[TensorInfo],
+    threads: int,
+    memory: int | None = None,
+    each: int = BYTES_PER_ENTRY,
+    *,
+    alone: bool = False,
+) -> Layout:
     """Spread threads over matrices, as far as memory allows.
 
     Half of `memory` bytes may be taken, of this machine's if not given.
@@ -50,11 +63,13 @@ def plan(tensors: Iterable[TensorInfo], threads: int, memory: int | None = None,
 
     Whole matrices side by side scale better than threads inside one: the eigenvalue problems here are small, and
     threads that wait for each other at every step of them lose more than they win, by far on a shared machine.
+
+    Where a matrix is `alone`, all threads are for it, while the next one is read.
     """
     memory = physical_memory() if memory is None else memory
     needs = [each * math.prod(matrix_shape(info.shape, info.order)) for info in tensors]
-    at_once = max(1, min(threads, len(needs), memory // 2 // max(needs, default=1)))
-    return Layout(at_once, max(1, threads // at_once))
+    at_once = max(1, min(2 if alone else threads, len(needs), memory // 2 // max(needs, default=1)))
+    return Layout(at_once, threads if alone else max(1, threads // at_once))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.device import is_out_of_memory, usable_device
 from lowrank_ldu.analysis.engine.executor import work_through
 from lowrank_ldu.analysis.engine.resources import bytes_per_entry, size_reason
 from lowrank_ldu.analysis.engine.threads import Threads
@@ -26,8 +27,9 @@ def with_times(
 ) -> list[TensorResult]:
     """Return results with the times of methods on matrices of their shapes.
 
-    One after another, by one thread of this process, so that nothing else of it is in their way. Shapes that only
-    workers with more memory could analyze have no times.
+    One after another, by one thread of this process and on the device of the survey, so that nothing else of it is in
+    their way. Shapes that only workers with more memory could analyze have no times, nor have those that the device has
+    too little memory for.
 
     Parameters
     ----------
@@ -41,16 +43,22 @@ def with_times(
         if result.analysis is not None:
             found = methods.setdefault(Problem.of(result.analysis), set())
             found.update(map(Method.of, result.analysis.measurements))
-    each, memory = bytes_per_entry(options), physical_memory()
+    each, memory, device = bytes_per_entry(options), physical_memory(), usable_device(options.device)
     described = {_described(problem): problem for problem in methods}
     problems = {info: problem for info, problem in described.items() if size_reason(info, each, memory) is None}
 
-    def compute(_: TensorInfo, loaded: list[Problem]) -> tuple[Problem, Times]:
+    def compute(_: TensorInfo, loaded: list[Problem]) -> tuple[Problem, Times | None]:
         problem = loaded.pop()
-        return problem, time_methods(problem, methods[problem], options.ranks, options.seed)
+        try:
+            return problem, time_methods(problem, methods[problem], options.ranks, options.seed, device)
+        except RuntimeError as error:
+            if device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        return problem, None
 
     executor = Threads(1, lambda info: problems[info], compute, each)
-    times = dict(outcome for _, outcome in work_through(problems, executor, progress))
+    timed = dict(outcome for _, outcome in work_through(problems, executor, progress))
+    times = {problem: seconds for problem, seconds in timed.items() if seconds is not None}
     return [
         replace(result, analysis=times[Problem.of(result.analysis)].put_into(result.analysis))
         if result.analysis is not None and Problem.of(result.analysis) in times

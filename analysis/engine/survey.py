@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from lowrank_ldu.analysis.device import CPU, compute_there, is_out_of_memory, pinned, usable_device
 from lowrank_ldu.analysis.engine.executor import describe_error, work_through
 from lowrank_ldu.analysis.engine.resources import bytes_per_entry, size_reason
 from lowrank_ldu.analysis.engine.threads import Threads
@@ -44,6 +45,9 @@ class TensorResult:
     analysis : MatrixAnalysis or None
     seconds : float or None
         Of the whole analysis of this tensor, reading apart.
+    device : str or None
+        That computed it: that of the survey, or "cpu" where that has too little memory or not the dtype. None if it was
+        not analyzed.
     """
 
     name: str
@@ -52,6 +56,7 @@ class TensorResult:
     reason: str | None = None
     analysis: MatrixAnalysis | None = None
     seconds: float | None = None
+    device: str | None = None
 
     def __repr__(self) -> str:
         shape = None if self.shape is None else "x".join(map(str, self.shape)) or "scalar"
@@ -61,6 +66,17 @@ class TensorResult:
         return f"{text}{len(self.analysis.measurements)} measurements; {self.analysis.recommendation.reason}"
 
 
+class Outcome(NamedTuple):
+    """Hold what came of a tensor: its analysis, or why there is none.
+
+    Seconds of computing, and the device that did it, come with it.
+    """
+
+    analysis: MatrixAnalysis | str
+    seconds: float = 0.0
+    device: str = "cpu"
+
+
 class Engine(Protocol):
     """Run surveys elsewhere than in this process's threads."""
 
@@ -68,9 +84,7 @@ class Engine(Protocol):
     def description(self) -> str:
         """Kind and size of the engine in words."""
 
-    def executor(
-        self, reader: CheckpointReader, options: SurveyOptions
-    ) -> Executor[tuple[MatrixAnalysis | str, float]]:
+    def executor(self, reader: CheckpointReader, options: SurveyOptions) -> Executor[Outcome]:
         """Return an executor for the tensors of a checkpoint.
 
         For each of them it does what `load` and `timed_analysis` do.
@@ -93,7 +107,8 @@ def survey(
         An open checkpoint.
     options : SurveyOptions
         With `threads` = 1 a single weight is in memory at any time; with more, at most that many, and no more than
-        half of the machine's memory can hold. Another engine has its own threads.
+        half of the machine's memory can hold. Another engine has its own threads. On another device than the CPU one
+        is computed while the next is read.
     progress : callable, optional
         Called in the caller's thread when a tensor is begun or finished.
     known : iterable of TensorResult
@@ -121,22 +136,29 @@ def survey(
             chosen.append(info)
         else:
             yield _result(info, reason)
-    for info, (outcome, seconds) in work_through(
+    for info, outcome in work_through(
         (info for info in chosen if info.name not in finished),
         _threads(reader, options) if engine is None else engine.executor(reader, options),
         progress,
         finished=[info for info in chosen if info.name in finished],
     ):
-        yield _result(info, outcome) if isinstance(outcome, str) else _result(info, None, outcome, seconds)
+        yield _result(info, None, outcome)
 
 
-def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[tuple[MatrixAnalysis | str, float]]:
+def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[Outcome]:
+    device = usable_device(options.device)
+
+    def load_for_device(info: TensorInfo) -> torch.Tensor | str:
+        tensor = load(reader, info)
+        return tensor if isinstance(tensor, str) else pinned(tensor, device)
+
     return Threads(
         options.threads,
-        lambda info: load(reader, info),
-        lambda info, loaded: timed_analysis(info, loaded, options),
+        load_for_device,
+        lambda info, loaded: timed_analysis(info, loaded, options, device),
         bytes_per_entry(options),
         reader.give_up,
+        alone=device.type != "cpu",
     )
 
 
@@ -157,21 +179,53 @@ def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:
 
 
 def timed_analysis(
-    info: TensorInfo, loaded: list[torch.Tensor | str], options: SurveyOptions
-) -> tuple[MatrixAnalysis | str, float]:
-    """Analyze the one tensor in a list, and time it.
+    info: TensorInfo, loaded: list[torch.Tensor | str], options: SurveyOptions, device: torch.device = CPU
+) -> Outcome:
+    """Analyze the one tensor in a list on a device, and time it.
 
     Where there is no analysis the reason is returned.
 
     The tensor is taken out of the list, so that nothing else keeps it in memory.
     """
     start = time.perf_counter()
-    outcome = _analyze(loaded, info.order, options)
-    return outcome, time.perf_counter() - start
+    where = device
+    if device.type == "cpu":
+        found = _analyze(loaded, info.order, options)
+    else:
+        found, where = _analyze_on_device(info, loaded, options, device)
+    return Outcome(found, time.perf_counter() - start, str(where))
 
 
-def _analyze(loaded: list[torch.Tensor | str], order: tuple[int, ...], options: SurveyOptions) -> MatrixAnalysis | str:
-    """Analyze the tensor, or return why it cannot be analyzed."""
+def _analyze_on_device(
+    info: TensorInfo, loaded: list[torch.Tensor | str], options: SurveyOptions, device: torch.device
+) -> tuple[MatrixAnalysis | str, torch.device]:
+    """Analyze the tensor on a device, or on the CPU where the device cannot hold it."""
+    (tensor,) = loaded
+    if isinstance(tensor, str):
+        return tensor, device
+    try:
+        found = compute_there(lambda there: _analyze(there, info.order, options), [tensor], device, options.dtype)
+    except RuntimeError as error:
+        return describe_error(error), device
+    if found is not None:
+        return found, device
+    reason = size_reason(info, bytes_per_entry(replace(options, device="cpu")), physical_memory())
+    if reason is not None:
+        return f"error: {device} cannot hold it, and on the CPU, as {reason}", device
+    del tensor
+    return _analyze(loaded, info.order, options), CPU
+
+
+def _analyze(
+    loaded: list[torch.Tensor | str] | list[torch.Tensor], order: tuple[int, ...], options: SurveyOptions
+) -> MatrixAnalysis | str:
+    """Analyze the tensor where it is, or return why it cannot be analyzed.
+
+    Raises
+    ------
+    RuntimeError
+        A device's memory ran out.
+    """
     tensor = loaded.pop()
     if isinstance(tensor, str):
         return tensor
@@ -185,10 +239,15 @@ def _analyze(loaded: list[torch.Tensor | str], order: tuple[int, ...], options: 
     except ValueError as error:  # its numbers are out of the range of a method
         return str(error)
     except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
+        if matrix.device.type != "cpu" and is_out_of_memory(error):
+            raise
         return describe_error(error)
 
 
-def _result(
-    info: TensorInfo, reason: str | None, analysis: MatrixAnalysis | None = None, seconds: float | None = None
-) -> TensorResult:
-    return TensorResult(info.name, info.shape, dtype_in_words(info), reason, analysis, seconds)
+def _result(info: TensorInfo, reason: str | None, outcome: Outcome | None = None) -> TensorResult:
+    described = TensorResult(info.name, info.shape, dtype_in_words(info), reason)
+    if outcome is None:
+        return described
+    if isinstance(outcome.analysis, str):
+        return replace(described, reason=outcome.analysis)
+    return replace(described, analysis=outcome.analysis, seconds=outcome.seconds, device=outcome.device)

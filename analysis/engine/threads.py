@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -21,9 +21,9 @@ _Loaded = TypeVar("_Loaded")
 _Outcome = TypeVar("_Outcome")
 
 
-def describe_threads(threads: int) -> str:
-    """Describe the threads of this process in words."""
-    return f"local, threads: {threads}"
+def describe_threads(threads: int, device: str = "cpu") -> str:
+    """Describe the threads of this process in words, with the device that they serve."""
+    return f"local, threads: {threads}" if device == "cpu" else f"local, one matrix at a time on {device}"
 
 
 class Threads(Generic[_Loaded, _Outcome]):
@@ -47,6 +47,8 @@ class Threads(Generic[_Loaded, _Outcome]):
         Bytes for each entry of a matrix that its analysis takes at its peak.
     give_up : callable, optional
         Ends the loading that a thread is at, where it may take long. Called if the iterator of `run` ends early.
+    alone : bool
+        Whether `analyze` is called by one thread at a time, too, as for a device. The next tensor is loaded meanwhile.
     """
 
     def __init__(
@@ -56,33 +58,39 @@ class Threads(Generic[_Loaded, _Outcome]):
         analyze: Callable[[TensorInfo, list[_Loaded]], _Outcome],
         each: int = BYTES_PER_ENTRY,
         give_up: Callable[[], None] = lambda: None,
+        *,
+        alone: bool = False,
     ) -> None:
         self._threads = threads
         self._load = load
         self._analyze = analyze
         self._each = each
         self._give_up = give_up
+        self._alone = alone
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
         """Count the tensors that are worked on at the same time."""
         return self._plan(tensors).matrices
 
     def _plan(self, tensors: Sequence[TensorInfo]) -> Layout:
-        return plan(tensors, self._threads, each=self._each)
+        return plan(tensors, self._threads, each=self._each, alone=self._alone)
 
     def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
         """Yield each tensor with the value of `analyze`.
 
         An exception of a callable ends the iteration.
         """
-        reading, stopped, whole = Lock(), False, False
+        reading, computing, stopped, whole = Lock(), Lock(), False, False
 
         def work(info: TensorInfo) -> tuple[TensorInfo, _Outcome]:
             with reading:
                 if stopped:
                     raise CancelledError
                 loaded = [self._load(info)]
-            return info, self._analyze(info, loaded)
+            with computing if self._alone else nullcontext():
+                if self._alone and stopped:
+                    raise CancelledError
+                return info, self._analyze(info, loaded)
 
         layout = self._plan(tensors)
         with pinned_threads(layout.threads_each):

@@ -14,6 +14,7 @@ import torch
 
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, zero_spectrum
 from lowrank_ldu.decomposition import svd
+from lowrank_ldu.decomposition.elimination import in_host_memory
 from lowrank_ldu.decomposition.gram import blocks_of_rows
 from lowrank_ldu.diagnostics import Target
 
@@ -117,7 +118,7 @@ def value_bounds(W: torch.Tensor, directions: torch.Tensor, count: int, seed: in
     Parameters
     ----------
     W : torch.Tensor, shape (m, n)
-        float32 or float64, on the CPU, its entries at most 1 in magnitude.
+        float32 or float64, its entries at most 1 in magnitude, on a device that has float64.
     directions : torch.Tensor, shape (n, l)
         Orthonormal columns, close to the leading right singular vectors.
     count : int
@@ -127,17 +128,20 @@ def value_bounds(W: torch.Tensor, directions: torch.Tensor, count: int, seed: in
 
     Returns
     -------
-    lower : torch.Tensor, shape (l,), float64
+    lower : torch.Tensor, shape (l,), float64, on the CPU
         Not increasing.
-    upper : torch.Tensor, shape (count,), float64
+    upper : torch.Tensor, shape (count,), float64, on the CPU
     """
-    basis, theta, images = _turned(W, directions)
+    basis, values, images = _turned(W, directions)
+    residual = images - basis * values
+    # What is small goes on where its steps cost the least.
+    theta, coupling = values.to("cpu"), (residual.T @ residual).to("cpu")
     # Products with the rest are computed in W's own precision.
     single = basis.to(W.dtype)
     noise = _ROUNDINGS * math.sqrt(max(W.shape)) * torch.finfo(W.dtype).eps * float(theta[0])
-    beta = largest_eigenvalue_bound(lambda vector: _rest_product(W, single, vector), int(W.shape[1]), seed, noise)
-    residual = images - basis * theta
-    coupling = residual.T @ residual
+    beta = largest_eigenvalue_bound(
+        lambda vector: _rest_product(W, single, vector.to(W.device)).to("cpu"), int(W.shape[1]), seed, noise
+    )
     upper = theta[:count] + beta
     start = 0
     for end in _places(count):
@@ -161,7 +165,7 @@ def _turned(W: torch.Tensor, directions: torch.Tensor) -> tuple[torch.Tensor, to
     nothing right in it where it is small.
     """
     basis = torch.linalg.qr(directions.to(torch.float64))[0]
-    gram = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64, device="cpu")
+    gram = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64, device=basis.device)
     images = torch.zeros_like(basis)
     for rows in blocks_of_rows(W.shape):
         block = W[rows].to(torch.float64)
@@ -181,7 +185,7 @@ def _rest_product(W: torch.Tensor, basis: torch.Tensor, vector: torch.Tensor) ->
 
     inside = without(vector.to(W.dtype))
     image = torch.zeros_like(inside)
-    for rows in blocks_of_rows(W.shape, entries=_CACHED):
+    for rows in blocks_of_rows(W.shape, entries=_CACHED if in_host_memory(W) else W.numel()):
         image += W[rows].T @ (W[rows] @ inside)
     return without(image).to(torch.float64)
 
@@ -225,7 +229,7 @@ def estimate_spectrum(W: torch.Tensor, ranks: Sequence[int], seed: int) -> Estim
     Parameters
     ----------
     W : torch.Tensor, shape (m, n)
-        float32 or float64, on the CPU.
+        float32 or float64, on a device that has float64.
     ranks : sequence of int
         Where the energy is wanted; `sketch_width` of them is below min(m, n).
     seed : int
@@ -238,7 +242,7 @@ def estimate_spectrum(W: torch.Tensor, ranks: Sequence[int], seed: int) -> Estim
     # By a power of two, which is exact, to entries whose squares neither overflow nor vanish.
     scale = 2.0 ** math.frexp(largest)[1]
     lower, upper = value_bounds(W / scale, factors.right.T, max(ranks), seed)
-    target = Target(W, leading_values=lower.sqrt() * scale)
+    target = Target(W, leading_values=(lower.sqrt() * scale).to(W.device))
     norm = target.frobenius_norm / scale
     held, at_most = lower.cumsum(0) / norm**2, upper.cumsum(0) / norm**2
     rest = max(1.0 - float(held[-1]), 0.0)

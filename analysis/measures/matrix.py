@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from lowrank_ldu.analysis.measures.curves import Curve, best_errors, sample_ranks, sampled
 from lowrank_ldu.analysis.measures.estimate import NITER, estimate_spectrum, sketch_width
 from lowrank_ldu.analysis.measures.initialization_change import InitializationChange, initialization_changes
+from lowrank_ldu.analysis.measures.placed import Placed, host_values
 from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation, needed_ranks, recommend
 from lowrank_ldu.analysis.measures.spectrum import Spectrum, leading_spectrum, summarize_spectrum
+from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition import Pivoting, ldu, ldu_lowrank, pissa, svd
 from lowrank_ldu.decomposition.krylov import Sketch
 from lowrank_ldu.decomposition.ldu_lowrank import near_best
@@ -26,6 +29,7 @@ from lowrank_ldu.validation import check_count, check_matrix
 
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.backend import Array, Backend
 
 # Shorter sides up to which mode "fast" computes all singular values: from there on a sketch is cheaper than the
 # eigenvalues of a Gram matrix.
@@ -152,8 +156,9 @@ def analyze_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     Parameters
     ----------
     W : torch.Tensor, shape (m, n)
-        Finite, float32 or float64, on the CPU. Where its numbers are so large or small that figures would suffer, it
-        is scaled by a power of two first, which is exact, and figures in its unit are scaled back.
+        Finite, float32 or float64, on the device that is to do the work (`lowrank_ldu.analysis.measures.placed`). Where
+        its numbers are so large or small that figures would suffer, it is scaled by a power of two first, which is
+        exact, and figures in its unit are scaled back.
     options : SurveyOptions
         Which ranks, pivoting strategies and target errors; exact or cheap, and in which dtype.
 
@@ -168,12 +173,14 @@ def analyze_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:
     ValueError
         An entry is not representable in the dtype asked for.
     """
+    measured = Placed.of(W).measured
     if options.dtype is not None:
-        W = _converted(W, options.dtype)
-    exponent = _exponent(W)
+        measured = _converted(measured, options.dtype)
+    exponent = _exponent(measured)
     if exponent:
-        return _scaled_back(_analyze(scaled_by(W, -exponent), options, exponent), exponent)
-    return _analyze(W, options, 0)
+        measured = scaled_by(measured, -exponent)
+    analysis = _analyze(Placed(measured.to(W.device), measured), options, exponent)
+    return _scaled_back(analysis, exponent) if exponent else analysis
 
 
 def _exponent(W: torch.Tensor) -> int:
@@ -202,20 +209,21 @@ def _scaled_back(analysis: MatrixAnalysis, exponent: int) -> MatrixAnalysis:
     )
 
 
-def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAnalysis:
-    """Analyze W, which is the weight divided by 2 ** exponent."""
+def _analyze(placed: Placed, options: SurveyOptions, exponent: int) -> MatrixAnalysis:
+    """Analyze a matrix, which is the weight divided by 2 ** exponent."""
+    W, measured = placed.factored, placed.measured
     m, n = (int(size) for size in W.shape)
     k = min(m, n)
     asked = sorted({min(rank, k) for rank in options.ranks})
     fast = options.mode == "fast"
     if fast:
-        known, ranks = _quickly(W, asked, options.seed), asked
+        known, ranks = _quickly(placed, asked, options.seed), asked
     elif options.mode == "exact" or sketch_width(asked) >= k:
         ranks = options.ranks_of(k)
-        known = _exactly(W, ranks, asked)
+        known = _exactly(measured, ranks, asked)
     else:
-        known, ranks = _cheaply(W, asked, options.seed), asked
-    values = torch.from_numpy(known.target.values)
+        known, ranks = _cheaply(measured, asked, options.seed), asked
+    values = torch.from_numpy(host_values(known.target.values, known.target))
     exact = len(values) == k
     errors = best_errors(values, None if exact else known.target.frobenius_norm)
     if not fast:
@@ -226,9 +234,9 @@ def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAn
     needed = needed_ranks(errors, options.targets)
     candidates = []
     for pivoting in options.pivoting:
-        measured, curves[pivoting], found, candidate = _ldu(
+        items, curves[pivoting], found, candidate = _ldu(
             # The same memory, in NumPy, whose small steps cost less; torch is what users would factor with.
-            known.target.W if fast else W,
+            known.target.W if fast and placed.on_host else W,
             known.target,
             pivoting,
             options,
@@ -236,14 +244,14 @@ def _analyze(W: torch.Tensor, options: SurveyOptions, exponent: int) -> MatrixAn
             curve_ranks=curve_ranks,
             exponent=exponent,
         )
-        measurements += measured
+        measurements += items
         needed += found
         candidates.append(candidate)
     recommendation = recommend(needed, candidates, max(options.targets), exact=exact)
     if fast:
         measurements += known.near_best
     else:
-        measurements += [_pissa(W, known.target, rank, options.seed) for rank in asked] + known.pissa
+        measurements += [_pissa(measured, known.target, rank, options.seed) for rank in asked] + known.pissa
         measurements += [_near_best(W, known.target, rank, options.seed) for rank in asked]
     return MatrixAnalysis(
         m=m,
@@ -284,29 +292,33 @@ def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
     target = Target(W, singular_values=values)
     examination = Examination(target, split_evenly(exact.truncate(asked[-1])))
     measured = [Measurement(examination.at(rank), exact=True) for rank in asked]
-    return _Known(summarize_spectrum(values, ranks), target, measured)
+    return _Known(summarize_spectrum(values.to("cpu"), ranks), target, measured)
 
 
-def _quickly(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
+def _quickly(placed: Placed, asked: list[int], seed: int) -> _Known:
     """Return the figures of one sketch, or of all singular values where they cost no more.
 
-    In NumPy, whose small steps cost the least. Values are given to the target as leading ones: then it does without
-    spectral norms of errors, each of which costs as much as all of them.
+    On the CPU in NumPy, whose small steps cost the least. Values are given to the target as leading ones: then it does
+    without spectral norms of errors, each of which costs as much as all of them.
     """
-    k = min(W.shape)
+    k = min(placed.measured.shape)
     whole = k <= _WHOLE_SPECTRUM
-    host, backend = check_matrix(W.numpy())
-    found = near_best(host, asked[-1], Sketch(seed=seed), backend, whole=whole)
+    W, backend = check_matrix(placed.measured.numpy() if placed.on_host else placed.measured)
+    xp = backend.xp
+    wide = partial(xp.astype, W, xp.float64)
+    # A whole spectrum is the work of float64; a sketch is of the weight's own dtype.
+    sketched = W if whole or placed.on_host else placed.factored
+    found = near_best(sketched, asked[-1], Sketch(seed=seed), backend_of(sketched), whole=whole)
     values = np.ldexp(found.values, found.exponent)
     if (whole or len(values) == k) and not (len(values) == k and values[-1] > _ROUNDED * values[0]):
-        values = np.linalg.svdvals(host.astype(np.float64))
-    target = _with_leading(host, values)
-    if host.dtype == np.float32 and len(values) < k:
-        rest = target.scaled_frobenius_norm**2 - float(np.sum(target.scaled_values**2))
+        values = np.asarray(backend.to_numpy(xp.linalg.svdvals(wide())))
+    target = _with_leading(W, values, backend)
+    if W.dtype == xp.float32 and len(values) < k:
+        rest = target.scaled_frobenius_norm**2 - float(np.sum(host_values(target.scaled_values, target) ** 2))
         if rest < _LITTLE * target.scaled_frobenius_norm**2:
-            again = near_best(host.astype(np.float64), asked[-1], Sketch(seed=seed), backend)
+            again = near_best(wide(), asked[-1], Sketch(seed=seed), backend)
             values = np.ldexp(again.values, again.exponent)
-            target = _with_leading(host, values)
+            target = _with_leading(W, values, backend)
     examined = [Examination(target, found.factor(rank), projected=True).at(rank) for rank in asked]
     return _Known(
         summarize_spectrum(torch.from_numpy(values), asked)
@@ -317,9 +329,9 @@ def _quickly(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
     )
 
 
-def _with_leading(host: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> Target:
+def _with_leading(W: Array, values: np.ndarray[Any, Any], backend: Backend) -> Target:
     # A lower bound of a smaller value may round to more than that of a larger one.
-    return Target(host, leading_values=np.minimum.accumulate(values))
+    return Target(W, leading_values=backend.from_numpy(np.minimum.accumulate(values), W))
 
 
 def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
@@ -349,9 +361,10 @@ def _ldu(
     factors = ldu(W, ranks[-1], pivoting=pivoting, seed=seed)
     examination = Examination(target, factors)
     figures = [examination.at(rank) for rank in ranks]
+    diagonal = torch.as_tensor(factors.diagonal).to("cpu")
     starts = initialization_changes(
-        torch.as_tensor(factors.diagonal),
-        torch.from_numpy(examination.gram),
+        diagonal,
+        torch.from_numpy(host_values(examination.gram, target)),
         ranks[-1:] if fast else ranks,
         target.frobenius_norm,
         seed,
@@ -365,7 +378,7 @@ def _ldu(
     curve = Curve(
         error=sampled(errors, curve_ranks),
         refit_error=sampled(refit_errors, curve_ranks),
-        pivot=[abs(float(factors.diagonal[rank - 1])) for rank in curve_ranks],
+        pivot=[abs(float(diagonal[rank - 1])) for rank in curve_ranks],
     )
     # Small errors along a curve lose digits by rounding; the measured figures do not, and replace them.
     for figure in figures:

@@ -70,7 +70,7 @@ def _diagnostics() -> dict[str, str]:
 _OF_ANALYSIS = {
     "tensors": _columns({
         "tensor": "string", "layer": "Int64", "module": "string", "shape": "string", "dtype": "string",
-        "analyzed": "bool", "reason": "string", "seconds": "float64", "m": "Int64", "n": "Int64",
+        "analyzed": "bool", "reason": "string", "seconds": "float64", "device": "string", "m": "Int64", "n": "Int64",
         "largest_singular_value": "float64", "smallest_singular_value": "float64", "stable_rank": "float64",
         "effective_rank": "float64", "spectral_entropy": "float64", "svd_seconds": "float64", "svd_niter": "Int64",
         "recommended_rank": "Int64", "recommended_pivoting": "string", "recommended_storage": "string",
@@ -93,8 +93,9 @@ _OF_COMPARISON = {
     "tensors": _columns({
         "tensor": "string", "layer": "Int64", "module": "string", "status": "string", "reason": "string",
         "base_shape": "string", "tuned_shape": "string", "base_dtype": "string", "tuned_dtype": "string",
-        "m": "Int64", "n": "Int64", "base_norm": "float64", "update_norm": "float64", "relative_norm": "float64",
-        "stable_rank": "float64", "effective_rank": "float64", "largest_singular_value": "float64",
+        "device": "string", "m": "Int64", "n": "Int64", "base_norm": "float64", "update_norm": "float64",
+        "relative_norm": "float64", "stable_rank": "float64", "effective_rank": "float64",
+        "largest_singular_value": "float64",
     }),
     "figures": _columns(
         _KEYS | {

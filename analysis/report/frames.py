@@ -76,6 +76,7 @@ def _tensor_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
             "analyzed": tensor.analysis is not None,
             "reason": tensor.reason,
             "seconds": tensor.seconds,
+            "device": tensor.device,
             **({} if tensor.analysis is None else _summary(tensor.analysis)),
         }
 

@@ -17,6 +17,7 @@ from lowrank_ldu.analysis.report.scope import svd_name
 from lowrank_ldu.analysis.report.tables import write_tables
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.views import view_of
+from lowrank_ldu.analysis.report.where import timed_on
 from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.validation import check_flag, check_instance, check_path
@@ -99,6 +100,7 @@ def render_report(analysis: Analysis, plots: Plots, sections: Sequence[Markup] =
         title=PurePath(analysis.checkpoint).name,
         sections=sections,
         headlines=headlines(analysis),
+        timed_on=timed_on(analysis),
         svd=svd_name(matrix for _, matrix in analysis.matrices),
         heat=heat_map(analysis),
         plots={

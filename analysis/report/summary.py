@@ -29,6 +29,7 @@ def analysis_text(analysis: Analysis) -> str:
         f"{len(analysis.skipped)} {'other' if len(analysis.skipped) == 1 else 'others'}, "
         + time_in_words(analysis.seconds),
         f"{ranks}; {', '.join(options.pivoting)} pivoting; mode {options.mode}",
+        *([f"computed on {printable(analysis.computed_on)}"] if options.device != "cpu" else []),
         *([_errors(analysis)] if count else []),
         "frames: tensors, figures, curves, targets; save(folder) writes the report",
     ]

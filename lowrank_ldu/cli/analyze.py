@@ -15,6 +15,7 @@ from lowrank_ldu.cli.errors import fail, readable_errors
 from lowrank_ldu.cli.long_runs import engine_at, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
+    Device,
     EngineKind,
     EngineName,
     Exclude,
@@ -64,7 +65,8 @@ def show_summary(analysis: Analysis, out: Path) -> None:
     console.print(table)
     for sentence in headlines(analysis)[:2]:
         console.print(sentence)
-    console.print(f"{count_of(len(analysis.matrices))} analyzed in {duration(analysis.seconds)}.")
+    where = "" if analysis.options.device == "cpu" else f", computed on {analysis.computed_on}"
+    console.print(f"{count_of(len(analysis.matrices))} analyzed in {duration(analysis.seconds)}{where}.")
     if analysis.skipped:
         counts = Counter(result.reason for result in analysis.skipped)
         reasons = [f"{count} x {reason or ''}" for reason, count in counts.most_common(_REASONS_SHOWN)]
@@ -157,6 +159,7 @@ def analyze(
     ] = None,
     seed: Seed = 0,
     threads: ThreadCount = None,
+    device: Device = "cpu",
     engine: EngineName = EngineKind.LOCAL,
     scheduler: Scheduler = None,
 ) -> None:
@@ -184,6 +187,7 @@ def analyze(
             exclude=exclude,
             seed=seed,
             threads=threads,
+            device=device,
             mode=cast("Mode", mode),
             targets=tuple(target_error or SurveyOptions.targets),
             dtype=cast("ComputeDtype | None", dtype),

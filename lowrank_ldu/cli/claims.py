@@ -13,6 +13,7 @@ from lowrank_ldu.cli.errors import fail, readable_errors
 from lowrank_ldu.cli.long_runs import engine_at, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
+    Device,
     EngineKind,
     EngineName,
     Exclude,
@@ -49,9 +50,10 @@ def show_claims(claims: Sequence[Claim], analysis: Analysis, out: Path | None) -
         for finding in claim.findings:
             table.add_row(finding.test, finding.place, finding.measured or "-", finding.verdict)
         console.print(table)
+    where = "" if analysis.options.device == "cpu" else f" Computed on {analysis.computed_on}."
     console.print(
         f"{len(analysis.matrices)} matrices tested in {duration(analysis.seconds)}, {len(analysis.skipped)} tensors "
-        "skipped.",
+        f"skipped.{where}",
     )
     if out is not None:
         say(f"Page: {out / 'claims.html'}")
@@ -73,6 +75,7 @@ def claims(
     exclude: Exclude = None,
     seed: Seed = 0,
     threads: ThreadCount = None,
+    device: Device = "cpu",
     engine: EngineName = EngineKind.LOCAL,
     scheduler: Scheduler = None,
 ) -> None:
@@ -106,6 +109,7 @@ def claims(
             exclude=exclude,
             seed=seed,
             threads=threads,
+            device=device,
             mode="exact",
         )
         if out is None:

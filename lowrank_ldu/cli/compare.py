@@ -14,6 +14,7 @@ from lowrank_ldu.cli.errors import readable_errors
 from lowrank_ldu.cli.long_runs import journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
+    Device,
     Exclude,
     PivotingNames,
     Rank,
@@ -55,7 +56,8 @@ def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
     console.print(table)
     for sentence in comparison_headlines(comparison):
         console.print(sentence)
-    console.print(f"{len(comparison.matrices)} matrices compared in {duration(comparison.seconds)}.")
+    where = "" if comparison.options.device == "cpu" else f", computed on {comparison.computed_on}"
+    console.print(f"{len(comparison.matrices)} matrices compared in {duration(comparison.seconds)}{where}.")
     left_out = [tensor for tensor in comparison.others if tensor.status != "unchanged"]
     if left_out:
         # What only one side has is a count: the reason of each may name another tensor.
@@ -84,6 +86,7 @@ def compare(
     exclude: Exclude = None,
     seed: Seed = 0,
     threads: ThreadCount = None,
+    device: Device = "cpu",
 ) -> None:
     """Compare a fine-tuned checkpoint with its base.
 
@@ -105,6 +108,7 @@ def compare(
             exclude=exclude,
             seed=seed,
             threads=threads,
+            device=device,
         )
         with journal_beside(out, overwrite=overwrite) as journal:
             with show_progress() as progress:

@@ -52,6 +52,11 @@ Exclude = Annotated[str | None, typer.Option(help="Leave out tensors whose name 
 Seed = Annotated[int, typer.Option(help="Seed of randomized pivoting, quick PiSSA, sketches and random starts.")]
 ThreadCount = Annotated[int | None, typer.Option(help="Cores to use, by threads of this process.", show_default="all")]
 
+Device = Annotated[
+    str,
+    choice(("cpu", "cuda", "cuda:N", "mps"), help="Device to compute on, one matrix while the next is read."),
+]
+
 
 class EngineKind(StrEnum):
     """Name what does the work."""

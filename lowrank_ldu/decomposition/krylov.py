@@ -176,20 +176,24 @@ def gram_directions(W: Array, backend: Backend) -> tuple[_Host, _Host]:
     xp = backend.xp
     long = W if W.shape[0] > W.shape[1] else xp.matrix_transpose(W)
     gram = sum(_square(xp.astype(long[rows, :], xp.float64), backend) for rows in blocks_of_rows(long.shape))
-    squares, vectors = np.linalg.eigh(gram)
+    if isinstance(gram, np.ndarray):
+        squares, vectors = np.linalg.eigh(gram)
+    else:
+        squares, vectors = (np.asarray(backend.to_numpy(part)) for part in xp.linalg.eigh(gram))
     return np.sqrt(np.maximum(squares[::-1], 0.0)), np.ascontiguousarray(vectors[:, ::-1])
 
 
-def _square(block: Array, backend: Backend) -> _Host:
-    """Return block^T block on the host.
+def _square(block: Array, backend: Backend) -> Array:
+    """Return block^T block, on the device of a block that arrays can be written to on, or else on the host.
 
-    What is in its memory is multiplied by NumPy, whose product of a matrix with itself takes half the operations.
+    What is in the host's memory is multiplied by NumPy, whose product of a matrix with itself takes half the
+    operations.
     """
     if in_host_memory(block):
         block = backend.to_numpy(block)
-        product: _Host = block.T @ block
-        return product
-    return np.asarray(backend.to_numpy(backend.xp.matrix_transpose(block) @ block))
+        return block.T @ block
+    product = backend.xp.matrix_transpose(block) @ block
+    return product if backend.in_place else np.asarray(backend.to_numpy(product))
 
 
 def _solve_transposed(triangle: _Host, rhs: _Host) -> _Host:

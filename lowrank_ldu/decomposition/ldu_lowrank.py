@@ -16,6 +16,7 @@ from lowrank_ldu.validation import (
     check_matrix,
     check_rank,
     check_representable,
+    dtype_name,
     explain_keywords,
 )
 
@@ -163,7 +164,8 @@ def near_best(W: Array, rank: int, sketch: Sketch, backend: Backend, *, whole: b
     width = rank + sketch.oversampling
 
     def of_library(coefficients: np.ndarray[Any, Any]) -> Array:
-        return xp.astype(backend.from_numpy(np.ascontiguousarray(coefficients), W), W.dtype)
+        # Rounded here: the device may have no float64.
+        return backend.from_numpy(np.ascontiguousarray(coefficients, dtype_name(W)), W)
 
     # Where the range would be the whole space, nothing has to be looked for.
     if (whole or (sketch.niter + 1) * width >= min(W.shape)) and gram_is_enough(W, backend):

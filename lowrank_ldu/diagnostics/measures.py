@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.linalg
 
+from lowrank_ldu.decomposition.elimination import in_host_memory
+from lowrank_ldu.validation import dtype_name
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -64,13 +67,22 @@ def largest_eigenvalue(matrix: Array, backend: Backend) -> float:
     if size < _LANCZOS_FROM:
         return float(backend.xp.linalg.eigvalsh(matrix)[-1])
     # Its import takes as long as that of the rest of this package.
-    from scipy.sparse.linalg import ArpackError, eigsh  # noqa: PLC0415
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh  # noqa: PLC0415
 
-    host = backend.to_numpy(matrix)
+    dtype = np.dtype(dtype_name(matrix))
+    if in_host_memory(matrix) or not backend.in_place:
+        operator = backend.to_numpy(matrix)
+    else:
+        # Vectors go to the device and back: far fewer numbers than the matrix has.
+        operator = LinearOperator(
+            matrix.shape,
+            matvec=lambda vector: backend.to_numpy(matrix @ backend.from_numpy(vector.reshape(-1), matrix)),
+            dtype=dtype,
+        )
     # Without a start vector ARPACK draws one, other in every process.
-    start = np.random.default_rng(0).standard_normal(size).astype(host.dtype)
+    start = np.random.default_rng(0).standard_normal(size).astype(dtype)
     try:
-        (value,) = eigsh(host, 1, which="LA", v0=start, tol=_LANCZOS_TOLERANCE, return_eigenvectors=False)
+        (value,) = eigsh(operator, 1, which="LA", v0=start, tol=_LANCZOS_TOLERANCE, return_eigenvectors=False)
     except ArpackError:
         return float(backend.xp.linalg.eigvalsh(matrix)[-1])
     return float(value)
