@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.measures.needed import Method, NeededRank
 
-_SHORT: dict[Method, str] = {"ldu": "LDU", "ldu_lowrank": "near-best", "ldu_core": "core", "svd": "SVD"}
+SHORT: dict[Method, str] = {"ldu": "LDU", "ldu_lowrank": "near-best", "ldu_core": "core", "svd": "SVD"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def advice_of(matrix: MatrixAnalysis) -> Advice:
         f"{METHODS[best.method]}{with_pivots} at rank {at_most}{best.rank}{refitted}, factors stored in "
         f"{best.storage}: {at_most}{share:.0%} of the weight's numbers"
     )
-    short = f"{_SHORT[best.method]}{by}, {'≤ ' if chosen.bound else ''}{best.rank}"
+    short = f"{SHORT[best.method]}{by}, {'≤ ' if chosen.bound else ''}{best.rank}"
     return Advice(best.method, best.rank, share, short, text)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lowrank_ldu.analysis.measures.recommendation import METHODS, least_needed
-from lowrank_ldu.analysis.report.advice import advice_of
+from lowrank_ldu.analysis.measures.recommendation import least_needed
+from lowrank_ldu.analysis.report.advice import SHORT, advice_of
 from lowrank_ldu.analysis.report.scope import energy, least_error, needed_and_saved, stable_rank
 from lowrank_ldu.formatting import duration, figure, interval
 
@@ -160,7 +160,7 @@ def _of_target(error: float) -> Iterator[Column[MatrixAnalysis]]:
             return least_needed(matrix.needed, method, error)
 
         return Column(
-            f"{METHODS[method]} for {error:g}",
+            f"{SHORT[method]} for {error:g}",
             definition,
             lambda matrix: of(matrix).rank,
             show=lambda matrix: needed_and_saved(of(matrix), matrix),
@@ -169,9 +169,9 @@ def _of_target(error: float) -> Iterator[Column[MatrixAnalysis]]:
     for method, meaning in _MEANINGS.items():
         yield column(
             method,
-            f"Smallest rank at which {meaning} has a relative error of at most {error:g}, and what it saves of the "
-            "weight's numbers; > the largest rank that was looked at, ≤ before a rank where a smaller one may do, "
-            "unknown where those that were looked at may do.",
+            f"Smallest rank at which {meaning} has a relative error of at most {error:g}, and how many fewer or more "
+            "numbers its factors have than the weight; > the largest rank that was looked at, ≤ before a rank where a "
+            "smaller one may do, unknown where those that were looked at may do.",
         )
 
 

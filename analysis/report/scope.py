@@ -98,12 +98,12 @@ def needed_in_words(needed: NeededRank) -> str:
 
 
 def needed_and_saved(needed: NeededRank, matrix: MatrixAnalysis) -> str:
-    """Return the smallest rank for a target error, and what it saves of the weight's numbers, in words."""
+    """Return the smallest rank for a target error, and the change in numbers against the weight, in words."""
     rank = needed_in_words(needed)
     if needed.numbers is None:
         return rank
-    saved = 1 - needed.numbers / matrix.size
-    return f"{rank}, saves {'≥ ' if needed.bound else ''}{saved:.0%}" if saved > 0 else f"{rank}, saves nothing"
+    change = needed.numbers / matrix.size - 1
+    return f"{rank} ({change:+.0%})".replace("-", "\N{MINUS SIGN}")
 
 
 def seconds_of(measurements: Iterable[Measurement]) -> list[float]:

@@ -149,15 +149,15 @@ def test_the_first_headline_and_the_first_columns_answer_the_question():
     matrices = [matrix for _, matrix in analysis.matrices]
     assert headlines(analysis)[:2] == [verdict(matrices, 0.5), by_method(matrices, 0.5)]
     listed = columns(analysis.options, 4)
-    of_target = [f"{name} for 0.5" for name in ("LDU", "near-best LDU", "LDU core", "SVD")]
+    of_target = [f"{name} for 0.5" for name in ("LDU", "near-best", "core", "SVD")]
     assert [column.label for column in listed[:6]] == ["recommended", "size left", *of_target]
     shown = [column.cell(matrices[0]).text for column in listed[2:6]]
     svd = next(item for item in matrices[0].needed if item.method == "svd" and item.error == 0.5)
     assert shown == [
         "> 4",
-        f"{svd.rank}, saves {1 - svd.rank * (72 - svd.rank) / 1200:.0%}",
+        f"{svd.rank} (\N{MINUS SIGN}{1 - svd.rank * (72 - svd.rank) / 1200:.0%})",
         "> 4",
-        f"{svd.rank}, saves {1 - svd.rank * 71 / 1200:.0%}",
+        f"{svd.rank} (\N{MINUS SIGN}{1 - svd.rank * 71 / 1200:.0%})",
     ]
 
 

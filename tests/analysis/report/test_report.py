@@ -200,12 +200,12 @@ def test_cheap_tables_hold_the_bounds(cheap, tmp_path):
 
 
 def test_ranks_for_targets_in_words(analysis):
-    matrix = dict((tensor.name, matrix) for tensor, matrix in analysis.matrices)["tall"]  # 30 x 12
+    matrix = {tensor.name: matrix for tensor, matrix in analysis.matrices}["tall"]  # 30 x 12
     for rank, bound, numbers, words in (
-        (3, False, 129, "3, saves 64%"),
-        (3, True, 129, "≤ 3, saves ≥ 64%"),
-        (11, False, 363, "11, saves nothing"),
-        (12, False, 360, "12, saves nothing"),
+        (3, False, 129, "3 (\N{MINUS SIGN}64%)"),
+        (3, True, 129, "≤ 3 (\N{MINUS SIGN}64%)"),
+        (11, False, 363, "11 (+1%)"),
+        (12, False, 360, "12 (+0%)"),
         (None, False, None, "> 12"),
         (None, True, None, "unknown"),
     ):
