@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import CompareOptions, SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader
 
-JOURNAL_FORMAT = "lowrank-ldu journal 4"
+JOURNAL_FORMAT = "lowrank-ldu journal 5"
 # Every journal of any version begins so; no other file is opened for writing.
 _BEGINNING = b'{"format":"lowrank-ldu journal'
 # A result has some kilobytes.

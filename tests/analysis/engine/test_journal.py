@@ -190,7 +190,7 @@ def test_other_versions_are_noticed(work, journal):
         (0, "{}", "is no journal of this program"),
         (0, "[]", "is no journal of this program"),
         (0, '{"format":"lowrank-ldu journal 3"}', "is no journal of this version"),
-        (0, '{"format":"lowrank-ldu journal 4"}', "line 1 is damaged"),
+        (0, '{"format":"lowrank-ldu journal 5"}', "line 1 is damaged"),
         (0, '{"format":"lowrank-ldu journal' + "[" * 100_000, "line 1 is damaged"),
         (1, "[" * 100_000, "line 2 is damaged"),
         (1, "{}", "line 2 is damaged"),
