@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.measures.curves import Curve
     from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
-    from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation
+    from lowrank_ldu.analysis.measures.needed import NeededRank
+    from lowrank_ldu.analysis.measures.recommendation import Recommendation
     from lowrank_ldu.analysis.measures.spectrum import Spectrum
     from lowrank_ldu.analysis.options import CompareOptions, ComputeDtype, Mode, SurveyOptions
     from lowrank_ldu.analysis.report.frame_columns import FrameColumn, frame_columns
@@ -129,7 +130,7 @@ _HOMES = {
     "InitializationChange": "measures.initialization_change",
     "MatrixAnalysis": "measures.matrix",
     "Measurement": "measures.matrix",
-    "NeededRank": "measures.recommendation",
+    "NeededRank": "measures.needed",
     "Recommendation": "measures.recommendation",
     "Spectrum": "measures.spectrum",
     "CompareOptions": "options",

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
 from lowrank_ldu.analysis import Analysis
+from lowrank_ldu.analysis.measures.recommendation import METHODS
 from lowrank_ldu.analysis.report.advice import advice_of
 from lowrank_ldu.analysis.report.coverage import coverage
 
@@ -102,8 +104,8 @@ def recommended(matrices):
     """What is left of all numbers at the target error, and by what."""
     advice = [(advice_of(matrix), matrix.size) for matrix in matrices]
     left = sum(each.share * size for each, size in advice) / sum(size for _, size in advice)
-    by_ldu, low_rank = (sum(each.choice == choice for each, _ in advice) for choice in ("ldu", "low rank"))
-    return f"{left:.0%}", f"{by_ldu} by LDU of the weight itself, {low_rank} by the SVD or the near-best LDU alone"
+    counts = Counter(each.method for each, _ in advice)
+    return f"{left:.0%}", ", ".join(f"{counts[method]} by {name}" for method, name in METHODS.items())
 
 
 def main():

@@ -4,42 +4,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from lowrank_ldu.analysis.measures.curves import Curve, best_errors, sample_ranks, sampled
-from lowrank_ldu.analysis.measures.estimate import NITER, estimate_spectrum, sketch_width
+from lowrank_ldu.analysis.measures.curves import Curve, sample_ranks, sampled
+from lowrank_ldu.analysis.measures.estimate import NITER, sketch_width
 from lowrank_ldu.analysis.measures.initialization_change import InitializationChange, initialization_changes
+from lowrank_ldu.analysis.measures.needed import NeededRank, needed_ranks
 from lowrank_ldu.analysis.measures.placed import Placed, host_values
-from lowrank_ldu.analysis.measures.recommendation import NeededRank, Recommendation, needed_ranks, recommend
-from lowrank_ldu.analysis.measures.spectrum import Spectrum, leading_spectrum, summarize_spectrum
-from lowrank_ldu.backend import backend_of
-from lowrank_ldu.decomposition import Pivoting, ldu, ldu_lowrank, pissa, svd
-from lowrank_ldu.decomposition.krylov import Sketch
-from lowrank_ldu.decomposition.ldu_lowrank import near_best
-from lowrank_ldu.decomposition.pissa import split_evenly
+from lowrank_ldu.analysis.measures.recommendation import Recommendation, recommend
+from lowrank_ldu.analysis.measures.spectrum import Spectrum  # noqa: TC001  # journals are decoded by the annotations
+from lowrank_ldu.analysis.measures.yardstick import (
+    cheap_yardstick,
+    exact_yardstick,
+    fast_yardstick,
+    measure_near_best,
+)
+from lowrank_ldu.decomposition import Pivoting, ldu, pissa
 from lowrank_ldu.decomposition.powers import largest_exponent, scaled_by
-from lowrank_ldu.diagnostics import Diagnostics, Examination, Target
+from lowrank_ldu.diagnostics import Diagnostics, Examination
 from lowrank_ldu.diagnostics.record import times_power_of_two
 from lowrank_ldu.initialization import Initialization  # noqa: TC001  # journals are decoded by the annotations
-from lowrank_ldu.validation import check_count, check_matrix
+from lowrank_ldu.validation import check_count
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.backend import Array, Backend
+    import numpy as np
 
-# Shorter sides up to which mode "fast" computes all singular values: from there on a sketch is cheaper than the
-# eigenvalues of a Gram matrix.
-_WHOLE_SPECTRUM = 1024
-# Share of the largest singular value down to which those by the Gram matrix of float32 have three digits. Where one is
-# below, all are computed without squaring.
-_ROUNDED = 1e-6
-# Share of the energy of a matrix that the values of a sketch in float32 have to leave: products of float32 have it to
-# about 1e-6, which would be all of the error where less is left. Then they are computed in float64.
-_LITTLE = 1e-2
+    from lowrank_ldu.analysis.options import SurveyOptions
+    from lowrank_ldu.diagnostics import Target
+
 # As in PEFT's "pissa_niter_4", the quick start that its users take.
 PISSA_ITERATIONS = 4
 
@@ -93,7 +87,8 @@ class MatrixAnalysis:
     curves : dict of str to Curve
         For each pivoting.
     needed : list of NeededRank
-        For each target error: of the SVD, and of LDU for each pivoting without and with refit.
+        For each target error: of the SVD, of the near-best LDU, and for each pivoting of LDU without and with refit
+        and of the best core between its factors.
     recommendation : Recommendation
         For the largest of the target errors.
     """
@@ -216,23 +211,26 @@ def _analyze(placed: Placed, options: SurveyOptions, exponent: int) -> MatrixAna
     k = min(m, n)
     asked = sorted({min(rank, k) for rank in options.ranks})
     fast = options.mode == "fast"
+    ranks = asked
     if fast:
-        known, ranks = _quickly(placed, asked, options.seed), asked
-    elif options.mode == "exact" or sketch_width(asked) >= k:
-        ranks = options.ranks_of(k)
-        known = _exactly(measured, ranks, asked)
+        known, near_best = fast_yardstick(placed, asked, options.seed)
     else:
-        known, ranks = _cheaply(measured, asked, options.seed), asked
-    values = torch.from_numpy(host_values(known.target.values, known.target))
-    exact = len(values) == k
-    errors = best_errors(values, None if exact else known.target.frobenius_norm)
-    if not fast:
-        errors = errors[: ranks[-1]]
+        if options.mode == "exact" or sketch_width(asked) >= k:
+            ranks = options.ranks_of(k)
+            known = exact_yardstick(measured, ranks, asked)
+        else:
+            known = cheap_yardstick(measured, asked, options.seed)
+        near_best = measure_near_best(W, known, asked, options.seed)
+    exact, errors = known.exact, known.errors
+    last = None if fast else ranks[-1]
     curve_ranks = sample_ranks(ranks[-1])
     measurements: list[Measurement] = []
     curves: dict[Pivoting, Curve] = {}
-    needed = needed_ranks(errors, options.targets)
-    candidates = []
+    needed = needed_ranks(errors[:last], options.targets, (m, n), exact=exact)
+    needed += needed_ranks(
+        near_best.errors[:last], options.targets, (m, n), method="ldu_lowrank", exact=near_best.exact[:last]
+    )
+    candidates = list(near_best.measured)
     for pivoting in options.pivoting:
         items, curves[pivoting], found, candidate = _ldu(
             # The same memory, in NumPy, whose small steps cost less; torch is what users would factor with.
@@ -247,12 +245,10 @@ def _analyze(placed: Placed, options: SurveyOptions, exponent: int) -> MatrixAna
         measurements += items
         needed += found
         candidates.append(candidate)
-    recommendation = recommend(needed, candidates, max(options.targets), exact=exact)
-    if fast:
-        measurements += known.near_best
-    else:
-        measurements += [_pissa(measured, known.target, rank, options.seed) for rank in asked] + known.pissa
-        measurements += [_near_best(W, known.target, rank, options.seed) for rank in asked]
+    if not fast:
+        measurements += [_pissa(measured, known.target, rank, options.seed) for rank in asked]
+        measurements += [Measurement(figures, exact=True) for figures in known.pissa]
+    measurements += map(Measurement, near_best.measured)
     return MatrixAnalysis(
         m=m,
         n=n,
@@ -264,7 +260,7 @@ def _analyze(placed: Placed, options: SurveyOptions, exponent: int) -> MatrixAna
         svd_curve=sampled(errors, curve_ranks),
         curves=curves,
         needed=needed,
-        recommendation=recommendation,
+        recommendation=recommend(needed, candidates, max(options.targets)),
     )
 
 
@@ -273,70 +269,6 @@ def _converted(W: torch.Tensor, dtype: str) -> torch.Tensor:
     if not bool(torch.isfinite(converted).all()):
         raise ValueError(f"it holds entries that are not representable in {dtype}")
     return converted
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Hold the SVD's figures of a matrix."""
-
-    spectrum: Spectrum
-    target: Target
-    pissa: list[Measurement] = field(default_factory=list)
-    near_best: list[Measurement] = field(default_factory=list)
-
-
-def _exactly(W: torch.Tensor, ranks: list[int], asked: list[int]) -> _Known:
-    exact = svd(W)
-    # The yardstick is computed in float64, to be right for small errors too.
-    values = torch.linalg.svdvals(W.to(torch.float64))
-    target = Target(W, singular_values=values)
-    examination = Examination(target, split_evenly(exact.truncate(asked[-1])))
-    measured = [Measurement(examination.at(rank), exact=True) for rank in asked]
-    return _Known(summarize_spectrum(values.to("cpu"), ranks), target, measured)
-
-
-def _quickly(placed: Placed, asked: list[int], seed: int) -> _Known:
-    """Return the figures of one sketch, or of all singular values where they cost no more.
-
-    On the CPU in NumPy, whose small steps cost the least. Values are given to the target as leading ones: then it does
-    without spectral norms of errors, each of which costs as much as all of them.
-    """
-    k = min(placed.measured.shape)
-    whole = k <= _WHOLE_SPECTRUM
-    W, backend = check_matrix(placed.measured.numpy() if placed.on_host else placed.measured)
-    xp = backend.xp
-    wide = partial(xp.astype, W, xp.float64)
-    # A whole spectrum is the work of float64; a sketch is of the weight's own dtype.
-    sketched = W if whole or placed.on_host else placed.factored
-    found = near_best(sketched, asked[-1], Sketch(seed=seed), backend_of(sketched), whole=whole)
-    values = np.ldexp(found.values, found.exponent)
-    if (whole or len(values) == k) and not (len(values) == k and values[-1] > _ROUNDED * values[0]):
-        values = np.asarray(backend.to_numpy(xp.linalg.svdvals(wide())))
-    target = _with_leading(W, values, backend)
-    if W.dtype == xp.float32 and len(values) < k:
-        rest = target.scaled_frobenius_norm**2 - float(np.sum(host_values(target.scaled_values, target) ** 2))
-        if rest < _LITTLE * target.scaled_frobenius_norm**2:
-            again = near_best(wide(), asked[-1], Sketch(seed=seed), backend)
-            values = np.ldexp(again.values, again.exponent)
-            target = _with_leading(W, values, backend)
-    examined = [Examination(target, found.factor(rank), projected=True).at(rank) for rank in asked]
-    return _Known(
-        summarize_spectrum(torch.from_numpy(values), asked)
-        if len(values) == k
-        else leading_spectrum(values, target.frobenius_norm, asked),
-        target,
-        near_best=[Measurement(figures) for figures in examined],
-    )
-
-
-def _with_leading(W: Array, values: np.ndarray[Any, Any], backend: Backend) -> Target:
-    # A lower bound of a smaller value may round to more than that of a larger one.
-    return Target(W, leading_values=backend.from_numpy(np.minimum.accumulate(values), W))
-
-
-def _cheaply(W: torch.Tensor, asked: list[int], seed: int) -> _Known:
-    estimate = estimate_spectrum(W, asked, seed)
-    return _Known(estimate.spectrum, estimate.target)
 
 
 def _ldu(
@@ -360,6 +292,7 @@ def _ldu(
     fast = options.mode == "fast"
     factors = ldu(W, ranks[-1], pivoting=pivoting, seed=seed)
     examination = Examination(target, factors)
+    core_errors = examination.core_curve(least=min(options.targets))
     figures = [examination.at(rank) for rank in ranks]
     diagonal = torch.as_tensor(factors.diagonal).to("cpu")
     starts = initialization_changes(
@@ -384,20 +317,18 @@ def _ldu(
     for figure in figures:
         errors[figure.rank - 1] = figure.frobenius_error
         refit_errors[figure.rank - 1] = figure.refit_frobenius_error
-    needed = needed_ranks(errors, options.targets, pivoting=pivoting)
-    refit = needed_ranks(refit_errors, options.targets, pivoting=pivoting, refit=True)
+        core_errors[figure.rank - 1] = figure.core_frobenius_error
+    shape = figures[0].m, figures[0].n
+    needed = needed_ranks(errors, options.targets, shape, method="ldu", pivoting=pivoting)
+    refit = needed_ranks(refit_errors, options.targets, shape, method="ldu", pivoting=pivoting, refit=True)
+    core = needed_ranks(core_errors, options.targets, shape, method="ldu_core", pivoting=pivoting)
     wanted = refit[0].rank or ranks[-1]
     candidate = next((figure for figure in figures if figure.rank == wanted), None)
     if candidate is None:
         candidate = examination.at(wanted, core=False)
-    return measurements, curve, needed + refit, candidate
+    return measurements, curve, needed + refit + core, candidate
 
 
 def _pissa(W: torch.Tensor, target: Target, rank: int, seed: int) -> Measurement:
     factors = pissa(W, rank, niter=PISSA_ITERATIONS, seed=seed)
-    return Measurement(Examination(target, factors).at(rank))
-
-
-def _near_best(W: torch.Tensor, target: Target, rank: int, seed: int) -> Measurement:
-    factors = ldu_lowrank(W, rank, seed=seed)
     return Measurement(Examination(target, factors).at(rank))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from lowrank_ldu.analysis.measures.recommendation import METHODS, least_needed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
+    from lowrank_ldu.analysis.measures.needed import Method, NeededRank
 
-Choice = Literal["ldu", "low rank", "keep"]
+SHORT: dict[Method, str] = {"ldu": "LDU", "ldu_lowrank": "near-best", "ldu_core": "core", "svd": "SVD"}
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,8 @@ class Advice:
 
     Attributes
     ----------
-    choice : {"ldu", "low rank", "keep"}
-        LDU of the weight itself with a refitted diagonal; the SVD or the near-best LDU; or the weight as it is.
+    method : str or None
+        As of `Recommendation`; None for the weight as it is.
     rank : int or None
     share : float
         Numbers of the factors over those of the weight; 1 for the weight.
@@ -29,52 +33,63 @@ class Advice:
         For a cell of a table, and a sentence without its end.
     """
 
-    choice: Choice
+    method: Method | None
     rank: int | None
     share: float
     short: str
     text: str
 
 
+def needed_by_method(matrix: MatrixAnalysis, target: float) -> list[NeededRank]:
+    """Return what LDU, near-best LDU, LDU cores and the SVD need for a target, in this order."""
+    return [least_needed(matrix.needed, method, target) for method in METHODS]
+
+
 def advice_of(matrix: MatrixAnalysis) -> Advice:
     """Return what to do with a matrix."""
-    ldu = matrix.recommendation
-    svd = next(item for item in matrix.needed if item.method == "svd")
-    at_most = "" if matrix.svd_niter is None else "at most "
-    # Two factors and a diagonal in between.
-    low_rank = 1.0 if svd.rank is None else _share(svd.rank, matrix)
-    if ldu.pays and ldu.rank is not None and _share(ldu.rank, matrix) <= low_rank:
-        share = _share(ldu.rank, matrix)
+    best = matrix.recommendation
+    needed = needed_by_method(matrix, max(item.error for item in matrix.needed))
+    if best.method is None:
+        return _keep(needed)
+    (chosen,) = (item for item in needed if item.method == best.method)
+    share = best.numbers / matrix.size
+    by = f" {best.pivoting}" if best.pivoting else ""
+    with_pivots = f" with {best.pivoting} pivoting" if best.pivoting else ""
+    refitted = ", the diagonal refitted" if best.method == "ldu" else ""
+    at_most = "at most " if chosen.bound else ""
+    text = (
+        f"{METHODS[best.method]}{with_pivots} at rank {at_most}{best.rank}{refitted}, factors stored in "
+        f"{best.storage}: {at_most}{share:.0%} of the weight's numbers"
+    )
+    short = f"{SHORT[best.method]}{by}, {'≤ ' if chosen.bound else ''}{best.rank}"
+    return Advice(best.method, best.rank, share, short, text)
+
+
+def _keep(needed: Sequence[NeededRank]) -> Advice:
+    looked_at = max(item.looked_at for item in needed)
+    if _is_open(needed):
         text = (
-            f"LDU with {ldu.pivoting} pivoting at rank {ldu.rank}, the diagonal refitted, factors stored in "
-            f"{ldu.storage}: {share:.0%} of the weight's numbers"
+            f"keep the weight, as far as is known: up to rank {looked_at} nothing is known to be enough and smaller, "
+            "and larger ones were not looked at"
         )
-        return Advice("ldu", ldu.rank, share, f"LDU {ldu.pivoting}, {ldu.rank}", text)
-    needs = "" if ldu.rank is None else f"; LDU of the weight itself needs rank {ldu.rank}"
-    nothing = f"{needs}, which saves nothing" if needs and not ldu.pays else needs
-    if low_rank < 1:
-        text = (
-            f"the SVD, or the near-best LDU, which needs hardly more, at rank {at_most}{svd.rank}: {at_most}"
-            f"{low_rank:.0%} of the weight's numbers{nothing}"
-        )
-        return Advice("low rank", svd.rank, low_rank, f"SVD, {'≤ ' if at_most else ''}{svd.rank}", text)
-    if svd.rank is None:
-        text = (
-            f"keep the weight, as far as is known: no rank up to {svd.looked_at} is known to be enough for the SVD, "
-            f"and larger ones were not looked at{nothing}"
-        )
-        return Advice("keep", None, 1.0, f"keep; none up to {svd.looked_at}", text)
-    text = f"keep the weight: the SVD needs {at_most}{svd.rank}, which saves nothing{nothing}"
-    return Advice("keep", None, 1.0, "keep", text)
+        return Advice(None, None, 1.0, f"keep; none up to {looked_at}", text)
+    return Advice(None, None, 1.0, "keep", "keep the weight: no factors that are enough are smaller")
+
+
+def _is_open(needed: Sequence[NeededRank]) -> bool:
+    """Whether ranks that were not looked at may be enough and save something.
+
+    The near-best LDU needs the fewest numbers, or hardly more than the SVD.
+    """
+    return next(item for item in needed if item.method == "ldu_lowrank").rank is None
 
 
 def verdict(matrices: Sequence[MatrixAnalysis], target: float) -> str:
-    """Return one sentence on what a target error saves in all matrices."""
+    """Return one sentence on what the largest target error saves in all matrices."""
     advice = [advice_of(matrix) for matrix in matrices]
-    smaller = [each for each in advice if each.choice != "keep"]
-    by_ldu = sum(each.choice == "ldu" for each in advice)
+    smaller = [each for each in advice if each.method is not None]
     unknown = sum(
-        each.choice == "keep" and next(item for item in matrix.needed if item.method == "svd").rank is None
+        each.method is None and _is_open(needed_by_method(matrix, target))
         for each, matrix in zip(advice, matrices, strict=True)
     )
     # What was not looked at is not said to save nothing.
@@ -87,13 +102,28 @@ def verdict(matrices: Sequence[MatrixAnalysis], target: float) -> str:
     whole = sum(matrix.size for matrix in matrices)
     left = sum(each.share * matrix.size for each, matrix in zip(advice, matrices, strict=True))
     typical = median(each.share for each in smaller)
+    counts = Counter(each.method for each in smaller)
+    by = ", ".join(f"{counts[method]} by {name}" for method, name in METHODS.items() if counts[method])
     return (
         f"At a relative error of {target:g}, {len(smaller)} of {len(advice)} matrices get smaller, to {typical:.0%} of "
-        f"their numbers (median), and all together to {left / whole:.0%}: "
-        f"{by_ldu} by LDU of the weight itself, {len(smaller) - by_ldu} by the SVD or the near-best LDU alone."
-        f"{open_ones}"
+        f"their numbers (median), and all together to {left / whole:.0%}: {by}.{open_ones}"
     )
 
 
-def _share(rank: int, matrix: MatrixAnalysis) -> float:
-    return rank * (matrix.m + matrix.n + 1) / matrix.size
+def by_method(matrices: Sequence[MatrixAnalysis], target: float) -> str:
+    """Return one sentence on what each method alone saves at a target error."""
+    whole = sum(matrix.size for matrix in matrices)
+    needed = [needed_by_method(matrix, target) for matrix in matrices]
+    parts = []
+    for place, name in enumerate(METHODS.values()):
+        of_method = [items[place] for items in needed]
+        shares = [share_left(item, matrix) for item, matrix in zip(of_method, matrices, strict=True)]
+        left = sum(share * matrix.size for share, matrix in zip(shares, matrices, strict=True)) / whole
+        count = sum(share < 1 for share in shares)
+        parts.append(f"{name} makes {count} smaller and leaves {left:.0%} of all numbers")
+    return f"At a relative error of {target:g}, each method alone, of {len(matrices)} matrices: {'; '.join(parts)}."
+
+
+def share_left(needed: NeededRank, matrix: MatrixAnalysis) -> float:
+    """Return what is left of a weight's numbers by a method: at most all, since it can be kept."""
+    return 1.0 if needed.numbers is None else min(needed.numbers / matrix.size, 1.0)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lowrank_ldu.analysis.report.advice import advice_of
-from lowrank_ldu.analysis.report.scope import energy, least_error, needed_in_words, stable_rank
+from lowrank_ldu.analysis.measures.recommendation import least_needed
+from lowrank_ldu.analysis.report.advice import SHORT, advice_of
+from lowrank_ldu.analysis.report.scope import energy, least_error, needed_and_saved, stable_rank
 from lowrank_ldu.formatting import duration, figure, interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
-    from lowrank_ldu.analysis.measures.recommendation import NeededRank
+    from lowrank_ldu.analysis.measures.needed import Method, NeededRank
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
 
@@ -62,8 +63,8 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
         Column(
             "recommended",
             f"What reaches a relative error of {max(options.targets):g} with the fewest numbers, and its rank: LDU "
-            "with a refitted diagonal, or the SVD, which the near-best LDU comes close to. The weight is kept where "
-            "no factors are smaller than it. The view of the matrix says more.",
+            "with a refitted diagonal, the near-best LDU, LDU with a core, or the SVD. The weight is kept where no "
+            "factors are smaller than it. The view of the matrix says more.",
             lambda matrix: advice_of(matrix).rank,
             show=lambda matrix: advice_of(matrix).short,
         ),
@@ -73,7 +74,7 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
             lambda matrix: advice_of(matrix).share,
             write=lambda share: f"{share:.0%}",
         ),
-        *(column for error in options.targets for column in _of_target(error, options.pivoting)),
+        *(column for error in options.targets for column in _of_target(error)),
         Column(
             "stable rank",
             "‖W‖²_F / ‖W‖²_2, from 1 to k = min(m, n).",
@@ -145,27 +146,32 @@ def columns(options: SurveyOptions, rank: int) -> list[Column[MatrixAnalysis]]:
     return listed
 
 
-def _of_target(error: float, strategies: Iterable[Pivoting]) -> Iterator[Column[MatrixAnalysis]]:
-    def column(label: str, definition: str, pivoting: Pivoting | None) -> Column[MatrixAnalysis]:
+_MEANINGS: dict[Method, str] = {
+    "ldu": "LDU with a refitted diagonal, of the pivoting that needs the least,",
+    "ldu_lowrank": "the near-best LDU",
+    "ldu_core": "the best r x r core between the factors of LDU, of the pivoting that needs the least,",
+    "svd": "the truncated SVD",
+}
+
+
+def _of_target(error: float) -> Iterator[Column[MatrixAnalysis]]:
+    def column(method: Method, definition: str) -> Column[MatrixAnalysis]:
         def of(matrix: MatrixAnalysis) -> NeededRank:
-            wanted = (error, pivoting, pivoting is not None)
-            return next(item for item in matrix.needed if (item.error, item.pivoting, item.refit) == wanted)
+            return least_needed(matrix.needed, method, error)
 
         return Column(
-            label, definition, lambda matrix: of(matrix).rank, show=lambda matrix: needed_in_words(of(matrix), matrix)
+            f"{SHORT[method]} for {error:g}",
+            definition,
+            lambda matrix: of(matrix).rank,
+            show=lambda matrix: needed_and_saved(of(matrix), matrix),
         )
 
-    yield column(
-        f"SVD rank for {error:g}",
-        f"Smallest rank whose truncated SVD has a relative error of at most {error:g}; ≤ before the rank of a "
-        "randomized SVD, unknown where that does not reach it.",
-        None,
-    )
-    for pivoting in strategies:
+    for method, meaning in _MEANINGS.items():
         yield column(
-            f"{pivoting} rank for {error:g}",
-            f"The same of LDU with {pivoting} pivoting and a refitted diagonal; > the largest rank that was looked at.",
-            pivoting,
+            method,
+            f"Smallest rank at which {meaning} has a relative error of at most {error:g}, and how many fewer or more "
+            "numbers its factors have than the weight; > the largest rank that was looked at, ≤ before a rank where a "
+            "smaller one may do, unknown where those that were looked at may do.",
         )
 
 

@@ -73,8 +73,9 @@ _OF_ANALYSIS = {
         "analyzed": "bool", "reason": "string", "seconds": "float64", "device": "string", "m": "Int64", "n": "Int64",
         "largest_singular_value": "float64", "smallest_singular_value": "float64", "stable_rank": "float64",
         "effective_rank": "float64", "spectral_entropy": "float64", "svd_seconds": "float64", "svd_niter": "Int64",
-        "recommended_rank": "Int64", "recommended_pivoting": "string", "recommended_storage": "string",
-        "recommendation_pays": "boolean", "recommendation": "string",
+        "recommended_method": "string", "recommended_rank": "Int64", "recommended_pivoting": "string",
+        "recommended_storage": "string", "recommended_numbers": "Int64", "size_left": "float64",
+        "recommendation": "string",
     }),
     "figures": _columns(
         _KEYS | {"rank": "int64", "seconds": "float64"} | _diagnostics()
@@ -86,7 +87,7 @@ _OF_ANALYSIS = {
     }),
     "targets": _columns({
         "tensor": "string", "method": "string", "pivoting": "string", "refit": "bool", "target": "float64",
-        "rank": "Int64", "looked_at": "int64",
+        "rank": "Int64", "rank_is_bound": "bool", "numbers": "Int64", "saved": "float64", "looked_at": "int64",
     }),
 }  # fmt: skip
 _OF_COMPARISON = {

@@ -93,10 +93,12 @@ def _summary(matrix: MatrixAnalysis) -> dict[str, Any]:
         "spectral_entropy": spectrum.entropy,
         "svd_seconds": matrix.svd_seconds,
         "svd_niter": matrix.svd_niter,
+        "recommended_method": advice.method or "keep",
         "recommended_rank": advice.rank,
         "recommended_pivoting": advice.pivoting,
         "recommended_storage": advice.storage,
-        "recommendation_pays": advice.pays,
+        "recommended_numbers": advice.numbers,
+        "size_left": advice.numbers / matrix.size,
         "recommendation": advice.reason,
     }
 
@@ -162,7 +164,14 @@ def _target_rows(analysis: Analysis) -> Iterator[dict[str, Any]]:
     for tensor, matrix in analysis.matrices:
         for item in matrix.needed:
             row = asdict(item)
-            yield {"tensor": tensor.name, "target": row.pop("error"), **row}
+            saved = None if item.numbers is None else 1 - item.numbers / matrix.size
+            yield {
+                "tensor": tensor.name,
+                "target": row.pop("error"),
+                "rank_is_bound": row.pop("bound"),
+                "saved": saved,
+                **row,
+            }
 
 
 _ROWS = {"tensors": _tensor_rows, "figures": _figure_rows, "curves": _curve_rows, "targets": _target_rows}

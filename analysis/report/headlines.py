@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.report.advice import verdict
+from lowrank_ldu.analysis.report.advice import by_method, verdict
 from lowrank_ldu.analysis.report.coverage import coverage
 from lowrank_ldu.analysis.report.scope import Scope, headline_scope, least_error, seconds_of, seconds_of_svd, svd_name
 from lowrank_ldu.formatting import duration, figure, interval
@@ -23,7 +23,8 @@ def headlines(analysis: Analysis) -> list[str]:
     rank = analysis.headline_rank
     matrices = [matrix for _, matrix in analysis.matrices]
     scope = headline_scope(analysis)
-    sentences = [verdict(matrices, max(analysis.options.targets)), coverage(analysis)]
+    target = max(analysis.options.targets)
+    sentences = [verdict(matrices, target), by_method(matrices, target), coverage(analysis)]
     if len(scope.matrices) < len(matrices):
         sentences.append(
             f"{len(scope.matrices)} of {len(matrices)} matrices have a full rank above {rank}; what is said about rank "

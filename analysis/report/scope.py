@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.analysis.engine.survey import TensorResult
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
-    from lowrank_ldu.analysis.measures.recommendation import NeededRank
+    from lowrank_ldu.analysis.measures.needed import NeededRank
     from lowrank_ldu.analysis.result import Analysis
     from lowrank_ldu.decomposition import Pivoting
 
@@ -90,11 +90,20 @@ def energy(matrix: MatrixAnalysis, rank: int) -> str:
     return interval(matrix.spectrum.energy[rank], matrix.spectrum.energy_bound[rank])
 
 
-def needed_in_words(needed: NeededRank, matrix: MatrixAnalysis) -> str:
+def needed_in_words(needed: NeededRank) -> str:
     """Return the smallest rank for a target error in words."""
     if needed.rank is None:
-        return f"> {needed.looked_at}" if needed.method == "ldu" or matrix.svd_niter is None else "unknown"
-    return f"≤ {needed.rank}" if needed.method == "svd" and matrix.svd_niter is not None else str(needed.rank)
+        return "unknown" if needed.bound else f"> {needed.looked_at}"
+    return f"{'≤ ' if needed.bound else ''}{needed.rank}"
+
+
+def needed_and_saved(needed: NeededRank, matrix: MatrixAnalysis) -> str:
+    """Return the smallest rank for a target error, and the change in numbers against the weight, in words."""
+    rank = needed_in_words(needed)
+    if needed.numbers is None:
+        return rank
+    change = needed.numbers / matrix.size - 1
+    return f"{rank} ({change:+.0%})".replace("-", "\N{MINUS SIGN}")
 
 
 def seconds_of(measurements: Iterable[Measurement]) -> list[float]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.analysis.measures.recommendation import METHODS
 from lowrank_ldu.analysis.report.advice import advice_of
 from lowrank_ldu.analysis.report.chart import Chart, Series, draw_chart
-from lowrank_ldu.analysis.report.scope import best_name, energy, least_error, needed_in_words, stable_rank, svd_name
+from lowrank_ldu.analysis.report.scope import (
+    best_name,
+    energy,
+    least_error,
+    needed_and_saved,
+    stable_rank,
+    svd_name,
+)
 from lowrank_ldu.diagnostics import Diagnostics
 from lowrank_ldu.formatting import duration, figure, interval
 
@@ -35,7 +43,7 @@ class View:
     svd : str
         What the black line of the errors is.
     needed : list of tuple of (str, list of str)
-        For each method, the smallest ranks for the target errors.
+        For each method, the smallest ranks for the target errors, and what they save.
     facts : list of tuple of (str, str)
         What is true of the matrix whatever the rank.
     charts : list of Chart
@@ -74,8 +82,8 @@ def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
 def _needed(matrix: MatrixAnalysis) -> list[tuple[str, list[str]]]:
     rows: dict[str, list[str]] = {}
     for item in matrix.needed:
-        name = f"LDU {item.pivoting}{', refitted' if item.refit else ''}" if item.method == "ldu" else "SVD"
-        rows.setdefault(name, []).append(needed_in_words(item, matrix))
+        how = f" {item.pivoting}{', refitted' if item.refit else ''}" if item.pivoting else ""
+        rows.setdefault(f"{METHODS[item.method]}{how}", []).append(needed_and_saved(item, matrix))
     return list(rows.items())
 
 

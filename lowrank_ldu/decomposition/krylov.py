@@ -34,6 +34,13 @@ class Sketch:
         for field in fields(self):
             check_count(getattr(self, field.name), field.name)
 
+    def spanning_rank(self, k: int) -> int:
+        """Return the smallest rank whose range is the whole space of dimension k.
+
+        From there on what is found is the best approximation.
+        """
+        return max(1, -(-k // (self.niter + 1)) - self.oversampling)
+
 
 class _ExtremeNumbersError(ArithmeticError):
     """Numbers are so near an end of the range that W has to be scaled first."""

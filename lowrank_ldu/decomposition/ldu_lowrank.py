@@ -168,7 +168,7 @@ def near_best(W: Array, rank: int, sketch: Sketch, backend: Backend, *, whole: b
         return backend.from_numpy(np.ascontiguousarray(coefficients, dtype_name(W)), W)
 
     # Where the range would be the whole space, nothing has to be looked for.
-    if (whole or (sketch.niter + 1) * width >= min(W.shape)) and gram_is_enough(W, backend):
+    if (whole or rank >= sketch.spanning_rank(min(W.shape))) and gram_is_enough(W, backend):
         exponent = 0
         values, vectors = gram_directions(W, backend)
         orthonormal = of_library(vectors[:, :rank])

@@ -52,13 +52,38 @@ class CoreErrors:
     def at(self, rank: int) -> float:
         """Return the Frobenius error at a rank, in the target's unit."""
         if self._target.in_range:
-            if rank > self._looked_at:
-                self._held, self._looked_at = self._energies(rank), rank
-            if rank <= len(self._held):
-                square = self._target.energy - float(self._held[rank - 1])
+            held = self._held_up_to(rank)
+            if rank <= len(held):
+                square = self._target.energy - float(held[rank - 1])
                 if square > _SHARE * self._target.energy:
                     return float(square**0.5)
         return self._by_bases(rank)
+
+    def squares(self, least: float) -> npt.NDArray[np.float64]:
+        """Return the squared errors at all ranks.
+
+        Rounding may take all of an error below about 1e-7 of W's norm, and leave less than nothing of it. NaN where it
+        is not looked for: from where an error is at most `least`, in the target's unit; and for the zero matrix.
+        """
+        rank = int(self._terms.unit_z.shape[0])
+        found = np.full(rank, np.nan)
+        if not self._target.in_range:
+            return found
+        energy = self._target.energy
+        held = self._held_up_to(rank)
+        squares = energy - held
+        # Errors do not increase along the rank.
+        clear = int(np.count_nonzero(squares > _SHARE * energy))
+        found[:clear] = squares[:clear]
+        if clear < rank and not (clear and squares[clear - 1] <= least**2):
+            core = np.asarray(self._backend.to_numpy(self._bases_of(rank)[1]))[:rank, :rank]
+            found[clear:] = (energy - _leading_energies(core))[clear:]
+        return found
+
+    def _held_up_to(self, rank: int) -> npt.NDArray[np.float64]:
+        if rank > self._looked_at:
+            self._held, self._looked_at = self._energies(rank), rank
+        return self._held
 
     def _energies(self, rank: int) -> npt.NDArray[np.float64]:
         """Return |C|^2 at the ranks 1, 2, ... up to `rank`, as far as columns are independent."""
@@ -75,8 +100,7 @@ class CoreErrors:
             )
             cross = solved.T
         count = min(cross.shape)
-        squares = cross[:count, :count] ** 2
-        return np.diagonal(squares.cumsum(axis=0).cumsum(axis=1))
+        return _leading_energies(cross[:count, :count])
 
     def _by_bases(self, rank: int) -> float:
         left, core, right = self._bases_of(rank)
@@ -111,3 +135,9 @@ class CoreErrors:
         rounding = float(xp.finfo(columns.dtype).eps) * max(columns.shape)
         independent = xp.abs(xp.linalg.diagonal(triangle)) > rounding * sizes
         return basis * xp.astype(independent, columns.dtype)
+
+
+def _leading_energies(core: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the sums of squares of the leading 1 x 1, 2 x 2, ... parts of a square matrix."""
+    squares = core * core
+    return np.diagonal(squares.cumsum(axis=0).cumsum(axis=1))

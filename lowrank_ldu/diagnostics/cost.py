@@ -68,6 +68,25 @@ def apply_flops(m: int, n: int, rank: int) -> int:
     return 2 * rank * (m + n) + rank
 
 
+def factor_numbers(method: str, m: int, n: int, rank: int) -> int:
+    """Count the numbers that a weight's factors are stored in.
+
+    - "ldu", "ldu_lowrank": L below its unit diagonal and diag(z) U from its diagonal on, in the order of the pivots,
+      r (m + n - r); and the pivots, r rows and r columns, an index counted as a number;
+    - "ldu_core": the same, and the r x r core;
+    - "svd": both factors and the singular values, r (m + n + 1).
+
+    Examples
+    --------
+    >>> [factor_numbers(method, 8, 6, 2) for method in ("ldu", "ldu_core", "svd")]
+    [28, 32, 30]
+    """
+    if method == "svd":
+        return rank * (m + n + 1)
+    packed = rank * (m + n - rank) + 2 * rank
+    return packed + rank * rank if method == "ldu_core" else packed
+
+
 def stored_numbers(rank: int) -> int:
     """Count the numbers that `save_adapter` writes for a layer.
 

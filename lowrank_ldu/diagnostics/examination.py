@@ -127,6 +127,34 @@ class Examination:
             plain, refit = (np.sqrt(np.maximum(squares, 0.0)) / norm for squares in self._errors.squares())
         return plain, refit
 
+    @full_precision()
+    def core_curve(self, least: float = 0.0) -> npt.NDArray[np.float64]:
+        r"""Return the relative Frobenius errors with the best core, at all ranks.
+
+        From sums of squares at all ranks at once: rounding below about 1e-7. 0 for the zero matrix.
+
+        Parameters
+        ----------
+        least : float
+            The least error of interest: what comes after an error of at most this may be NaN, which saves two QR
+            decompositions.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from lowrank_ldu import ldu
+        >>> from lowrank_ldu.diagnostics import Target
+        >>> W = np.array([[4.0, 0.0], [0.0, 3.0]])
+        >>> Examination(Target(W), ldu(W)).core_curve()
+        array([0.6, 0. ])
+        """
+        norm = self._target.scaled_frobenius_norm
+        if norm == 0.0:
+            return np.zeros(self._factors.rank)
+        with quiet():
+            squares = self._cores.squares(least * norm)
+        return np.sqrt(np.maximum(squares, 0.0)) / norm
+
     def _measure(self, rank: int, *, core: bool) -> Diagnostics:
         m, n = self._factors.shape
         target, terms = self._target, self._terms

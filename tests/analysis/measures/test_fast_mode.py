@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lowrank_ldu import ldu, ldu_lowrank
 from lowrank_ldu.analysis import SurveyOptions
-from lowrank_ldu.analysis.measures import matrix as module
+from lowrank_ldu.analysis.measures import yardstick as module
 from lowrank_ldu.analysis.measures.matrix import analyze_matrix
 from lowrank_ldu.decomposition.krylov import gram_directions
 from lowrank_ldu.diagnostics import Examination, Target

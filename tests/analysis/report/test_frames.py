@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -112,10 +113,11 @@ def test_tensors_have_a_row_for_each_tensor(analysis):
     assert (convolution["shape"], convolution["m"], convolution["n"]) == ("6x3x2x2", 6, 12)
     bias = frame.loc["bias"]
     assert (bool(bias["analyzed"]), bias["reason"]) == (False, "1-D: no matrix to factor")
-    assert bias["recommendation_pays"] is bias["m"] is pd.NA
+    assert bias["recommended_method"] is bias["m"] is pd.NA
     assert math.isnan(bias["stable_rank"])
     advice, tall = matrix_of(analysis, "tall").recommendation, frame.loc["tall"]
     assert (tall["recommended_rank"], tall["recommendation"]) == (advice.rank, advice.reason)
+    assert (tall["recommended_method"], tall["size_left"]) == (advice.method, advice.numbers / 360)
     assert tall["reason"] is tall["svd_niter"] is pd.NA
 
 
@@ -129,9 +131,14 @@ def test_curves_and_targets_are_those_of_the_matrices(analysis):
             assert rows[column].tolist() == getattr(curve, column)
     assert curves.loc[curves["method"] == "svd", "error"].tolist() == matrix.svd_curve
     targets = analysis.targets[analysis.targets["tensor"] == "tall"]
-    assert [(row["target"], row["refit"], row["rank"]) for _, row in targets.iterrows()] == [
-        (item.error, item.refit, item.rank) for item in matrix.needed
+    found = [
+        tuple(row[name] for name in ("method", "target", "refit", "rank", "rank_is_bound", "numbers"))
+        for _, row in targets.iterrows()
     ]
+    assert found == [
+        (item.method, item.error, item.refit, item.rank, item.bound, item.numbers) for item in matrix.needed
+    ]
+    np.testing.assert_allclose(targets["saved"], [1 - item.numbers / 360 for item in matrix.needed])
 
 
 def test_layers_and_modules_are_those_of_the_names(analysis):

@@ -35,8 +35,10 @@ def test_layers_and_modules(analysis):
     shares = {}
     for tensor, matrix in analysis.matrices:
         found = advice_of(matrix)
-        # Two factors and a diagonal, or the weight.
-        assert found.share == (1 if found.rank is None else found.rank * (matrix.m + matrix.n + 1) / matrix.size)
+        # Packed factors and their pivots, both factors of the SVD, or the weight.
+        sizes = matrix.m + matrix.n
+        left = found.rank and found.rank * (sizes + 1 if found.method == "svd" else sizes - found.rank + 2)
+        assert found.share == (left / matrix.size if left else 1)
         shares[tensor.name] = found.share
     assert len(set(shares.values())) > 2
     assert heat.cells["up", 10].share == shares["model.layers.10.up.weight"]

@@ -18,7 +18,7 @@ from weights import HOSTILE, weight
 from lowrank_ldu.analysis import NeededRank, SurveyOptions, analyze_checkpoint, headlines, write_report
 from lowrank_ldu.analysis.report.page import analysis_json, render_report
 from lowrank_ldu.analysis.report.plots import draw_plots
-from lowrank_ldu.analysis.report.scope import least_error, needed_in_words
+from lowrank_ldu.analysis.report.scope import least_error, needed_and_saved
 from lowrank_ldu.errors import OutputError
 from lowrank_ldu.files import check_target, whole_folder
 from lowrank_ldu.formatting import cell, interval
@@ -150,9 +150,9 @@ def test_page_of_degenerate_checkpoints(tmp_path, state):
 def test_headlines_count_what_the_figures_say(analysis):
     sentences = headlines(analysis)
     larger = [matrix for _, matrix in analysis.matrices if min(matrix.m, matrix.n) > 8]
-    assert sentences[2].startswith(f"{len(larger)} of 5 matrices have a full rank above 8")
+    assert sentences[3].startswith(f"{len(larger)} of 5 matrices have a full rank above 8")
     worse = sum(matrix.at("ldu", 8, "partial").diagnostics.frobenius_error > 1 for matrix in larger)
-    assert f"partial pivoting are worse than the zero matrix in {worse} of {len(larger)} matrices" in sentences[3]
+    assert f"partial pivoting are worse than the zero matrix in {worse} of {len(larger)} matrices" in sentences[4]
 
 
 @pytest.fixture(scope="module")
@@ -200,20 +200,24 @@ def test_cheap_tables_hold_the_bounds(cheap, tmp_path):
 
 
 def test_ranks_for_targets_in_words(analysis):
-    matrix = analysis.matrices[0][1]
-    found, missing = (NeededRank("svd", None, False, 0.5, rank, 12) for rank in (3, None))
-    assert (needed_in_words(found, matrix), needed_in_words(missing, matrix)) == ("3", "> 12")
-    estimated = dataclasses.replace(matrix, svd_niter=2)
-    assert (needed_in_words(found, estimated), needed_in_words(missing, estimated)) == ("≤ 3", "unknown")
-    for rank, words in ((3, "3"), (None, "> 12")):
-        assert needed_in_words(NeededRank("ldu", "partial", True, 0.5, rank, 12), estimated) == words
+    matrix = {tensor.name: matrix for tensor, matrix in analysis.matrices}["tall"]  # 30 x 12
+    for rank, bound, numbers, words in (
+        (3, False, 129, "3 (\N{MINUS SIGN}64%)"),
+        (3, True, 129, "≤ 3 (\N{MINUS SIGN}64%)"),
+        (11, False, 363, "11 (+1%)"),
+        (12, False, 360, "12 (+0%)"),
+        (None, False, None, "> 12"),
+        (None, True, None, "unknown"),
+    ):
+        needed = NeededRank("svd", None, False, 0.5, rank, bound, numbers, 12)
+        assert needed_and_saved(needed, matrix) == words
 
 
 def test_headlines_at_full_rank_speak_of_rounding(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"w": weight(5, 5)}, path)
     sentences = headlines(analyze_checkpoint(path, SurveyOptions(ranks=(64,), threads=1)))
-    assert sentences[2].startswith("At full rank LDU with partial pivoting reproduces the matrices")
+    assert sentences[3].startswith("At full rank LDU with partial pivoting reproduces the matrices")
 
 
 def test_folder_appears_whole(tmp_path):
