@@ -9,7 +9,7 @@ import torch
 from pretend_device import DEVICE, NARROW, pretending
 
 from lowrank_ldu.analysis import SurveyOptions
-from lowrank_ldu.analysis.measures import matrix as module
+from lowrank_ldu.analysis.measures import yardstick as module
 from lowrank_ldu.analysis.measures.matrix import analyze_matrix
 from lowrank_ldu.backend import backend_of
 from lowrank_ldu.decomposition.krylov import gram_directions
