@@ -52,6 +52,8 @@ def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
         shares = (row.explained.least, row.explained.median, row.explained.greatest)
         table.add_row("" if row.place == place else row.place, row.method, f"{row.numbers:,.0f}", *map(figure, shares))
         place = row.place
+    say(f"Base: {comparison.base}")
+    say(f"Tuned: {comparison.tuned}")
     console.print(table)
     for sentence in comparison_headlines(comparison):
         console.print(sentence)
@@ -88,8 +90,8 @@ def compare(
     """Compare a fine-tuned checkpoint with its base.
 
     Says how much of the update the base's LDU diagonal can express, beside LoRA and singular vectors. Writes
-    compare.csv, compare.json and compare.html. While it runs, results are kept in a journal beside the folder; --resume
-    goes on from there.
+    compare.html, tables as CSV and Parquet, compare.json and plots as PNG and SVG. While it runs, results are kept in a
+    journal beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
     from lowrank_ldu.analysis import CompareOptions, compare_checkpoints, write_comparison  # noqa: PLC0415
