@@ -27,6 +27,7 @@ from lowrank_ldu.cli.options import (
 from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
+    from lowrank_ldu.adapters import AdapterUpdates
     from lowrank_ldu.analysis import CheckpointComparison
 
 _REASONS_SHOWN = 4
@@ -70,12 +71,24 @@ def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
     say(f"Report: {out / 'compare.html'}")
 
 
+def _updates_or_path(tuned: str) -> AdapterUpdates | str:
+    from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder  # noqa: PLC0415
+
+    if not is_adapter_folder(tuned):
+        return tuned
+    from lowrank_ldu.adapters import open_updates  # noqa: PLC0415
+
+    return open_updates(tuned)
+
+
 def compare(
     base: Annotated[
         str,
         typer.Argument(help=f"The base. {CHECKPOINT}"),
     ],
-    tuned: Annotated[str, typer.Argument(help="The fine-tuned checkpoint, likewise; the format may differ.")],
+    tuned: Annotated[
+        str, typer.Argument(help="The fine-tuned checkpoint, likewise, in any format; or an adapter's folder.")
+    ],
     *,
     rank: Rank = None,
     pivoting: PivotingNames = None,
@@ -110,7 +123,9 @@ def compare(
         )
         with journal_beside(out, overwrite=overwrite) as journal:
             with show_progress() as progress:
-                comparison = compare_checkpoints(base, tuned, options, progress, journal=journal, resume=resume)
+                comparison = compare_checkpoints(
+                    base, _updates_or_path(tuned), options, progress, journal=journal, resume=resume
+                )
             with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
                 write_comparison(comparison, folder)
         show_comparison(comparison, out)

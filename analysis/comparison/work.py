@@ -1,0 +1,87 @@
+"""Load one pair of weights and compare them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.analysis.comparison.matrix import compare_matrices
+from lowrank_ldu.analysis.engine.executor import describe_error
+from lowrank_ldu.analysis.selection import as_matrix
+from lowrank_ldu.errors import CheckpointError, RemoteError
+from lowrank_ldu.validation import check_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult
+    from lowrank_ldu.analysis.options import CompareOptions
+    from lowrank_ldu.checkpoints.reader import UpdatesReader
+    from lowrank_ldu.checkpoints.weights import WeightsReader
+
+    # The base's tensor, and the other side's, or what makes an update from the base.
+    Loaded = tuple[torch.Tensor, torch.Tensor | Callable[[], torch.Tensor]]
+
+
+def load_pair(pair: Pair, base: WeightsReader, tuned: WeightsReader) -> Loaded | str:
+    """Load both sides of a pair, or return why one cannot be read.
+
+    Raises
+    ------
+    RemoteError
+        A server does not give it, which says nothing of the tensor.
+    """
+    assert pair.base is not None and pair.tuned is not None  # noqa: S101, PT018  # others are left out
+    try:
+        weight = base.load(pair.base.name)
+        if tuned.updates is not None:
+            return weight, partial(_update_of, tuned.updates, pair, base, _whole(pair, base, weight))
+        other = tuned.load(pair.tuned.name)
+        return weight, base.part_of_update(pair.name, other) if pair.is_part else other
+    except RemoteError:
+        raise
+    except (CheckpointError, MemoryError) as error:
+        return describe_error(error)
+
+
+def _whole(pair: Pair, base: WeightsReader, weight: torch.Tensor) -> torch.Tensor:
+    """Return the matrix (out, in) that an adapter was trained on."""
+    assert pair.base is not None  # noqa: S101  # others are left out
+    whole = base.whole_of(pair.base.name) if pair.is_part else None
+    if whole is None:
+        return as_matrix(weight, pair.base.order)
+    return as_matrix(base.load_whole(pair.base.name), whole.order)
+
+
+def _update_of(updates: UpdatesReader, pair: Pair, base: WeightsReader, matrix: torch.Tensor) -> torch.Tensor:
+    assert pair.tuned is not None  # noqa: S101  # others are left out
+    update = updates.update_of(pair.tuned.name, matrix)
+    return base.part_of_update(pair.name, update) if pair.is_part else update
+
+
+def compare_pair(pair: Pair, loaded: list[Loaded | str], options: CompareOptions, *, updates: bool) -> PairResult:
+    """Compare the one pair in a list, which is taken out of it, so that nothing else keeps it in memory."""
+    tensors = loaded.pop()
+    if isinstance(tensors, str):
+        return pair.result("not compared", tensors)
+    orders = [info.order if info else () for info in (pair.base, pair.tuned)]
+    try:
+        other = tensors[1] if isinstance(tensors[1], torch.Tensor) else tensors[1]()
+        base, _ = check_matrix(as_matrix(tensors[0], orders[0]), "the base's tensor")
+        tuned, _ = check_matrix(as_matrix(other, orders[1]), "the tuned tensor")
+        del tensors, other
+        # In float64 if either is. Half precision has been widened to float32 before, so that no difference is lost.
+        update, _ = check_matrix(tuned if updates else tuned - base, "the update")
+    except ValueError as error:
+        return pair.result("not compared", str(error))
+    except MemoryError as error:  # of an update that is made from its base
+        return pair.result("not compared", describe_error(error))
+    del tuned
+    if not bool(update.any()):
+        return pair.result("unchanged", "equal in every entry")
+    try:
+        return pair.result("compared", None, compare_matrices(base, update, options))
+    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
+        return pair.result("not compared", describe_error(error))
