@@ -46,9 +46,12 @@ class ComparisonPlots:
 def draw_comparison(comparison: CheckpointComparison) -> ComparisonPlots:
     """Draw all plots."""
     heat = heat_of_updates(comparison)
+    heat_plot = heat_panel(heat, HEAT_TITLE) if heat.cells else None
+    if heat_plot is not None:
+        heat_plot.add_legend(heading=_sides(comparison))
     return ComparisonPlots(
         overview=overview_panel(comparison),
-        heat=heat_panel(heat, HEAT_TITLE) if heat.cells else None,
+        heat=heat_plot,
         shares=[
             _against_rank(comparison, logarithmic=False),
             _against_rank(comparison, logarithmic=True),

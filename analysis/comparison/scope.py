@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 FEWEST = 16
 WHY_LEFT_OUT = (
     f"A side of it is shorter than {FEWEST}, as of a head of few classes: its full rank is so low that LoRA of rank 1 "
-    "holds much of any update, and a diagonal has hardly a number. It is not in the figures, bands and extremes over "
-    "all matrices."
+    "holds much of any update, and a diagonal has hardly a number. The summary, bands and extremes are without it."
 )
 
 
@@ -27,9 +26,6 @@ class Sides(NamedTuple):
 
     base: str
     tuned: str
-
-    def __str__(self) -> str:
-        return f"base {self.base}, tuned {self.tuned}"
 
 
 def sides_of(comparison: CheckpointComparison) -> Sides:

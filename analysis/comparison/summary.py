@@ -143,7 +143,7 @@ def _narrow_sentences(comparison: CheckpointComparison) -> list[str]:
     are = "1 matrix of them has" if len(narrow) == 1 else f"{len(narrow)} matrices of them have"
     sentence = (
         f"{are} a side shorter than {FEWEST}: {named}{more}. So low a full rank is no measure of others (LoRA of rank "
-        "1 holds much of any such update): figures, bands and extremes over all matrices are without."
+        "1 holds much of any such update): all other figures, bands and extremes here are over the rest."
     )
     return [sentence]
 

@@ -139,7 +139,8 @@ def test_sides_are_named_so_that_they_are_told_apart(layered, tmp_path):
     assert sides_of(same) == ("state dict in memory",) * 2
     assert "base before/model.safetensors and tuned after/model.safetensors" in repr(layered)
     plots = draw_comparison(layered)
-    for panel in (plots.overview, *plots.shares):
+    assert len(plots.panels) == 5
+    for panel in plots.panels:
         (legend,) = panel.figure.legends
         assert legend.get_title().get_text() == "base: before/model.safetensors\ntuned: after/model.safetensors"
     hostile = dataclasses.replace(layered, base="$x_{<b>/m", tuned="$y$/m")
