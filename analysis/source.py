@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from lowrank_ldu.analysis.memory import MemoryConfig, MemoryReader
+from lowrank_ldu.checkpoints.reader import UpdatesReader
 from lowrank_ldu.checkpoints.weights import WeightsReader, open_weights
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.validation import shown
 
-Source = str | os.PathLike[str] | nn.Module | Mapping[str, Any]
+Source = str | os.PathLike[str] | nn.Module | Mapping[str, Any] | UpdatesReader
 _ACCEPTED = (
     "a path, hf://OWNER/NAME or another URL, a torch.nn.Module, or a state dict (a mapping of str to torch.Tensor)"
 )
@@ -32,10 +33,11 @@ def open_source(source: Source, name: str = "source") -> WeightsReader:
 
     Parameters
     ----------
-    source : str, os.PathLike, nn.Module or mapping of str to torch.Tensor
+    source : str, os.PathLike, nn.Module, mapping of str to torch.Tensor, or UpdatesReader
         A path or URL as for `lowrank_ldu.checkpoints.open_weights`, or a model in memory, whose tensors may be on any
         device. Of a module it is what its `state_dict()` holds. What is combined or quantized is taken apart as in
-        files, by the module's `config` where a file's would be.
+        files, by the module's `config` where a file's would be. Or the updates of an adapter, as of
+        `lowrank_ldu.adapters.open_updates`, which are closed with the reader.
     name : str
         What the caller calls it, for the messages.
 
@@ -56,6 +58,8 @@ def open_source(source: Source, name: str = "source") -> WeightsReader:
         config = MemoryConfig(_configuration(source))
         reader = MemoryReader(source.state_dict(), f"{type(source).__name__} in memory")
         return WeightsReader(reader, lambda _: config)
+    if isinstance(source, UpdatesReader):
+        return WeightsReader(source)
     if isinstance(source, Mapping):
         _check_mapping(source, name)
         config = MemoryConfig({})

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison  # noqa: TC001  # journals are decoded by it
-from lowrank_ldu.analysis.comparison.updates import matrix_names, named_by, owner, parts_of_updates, updated_name
+from lowrank_ldu.analysis.comparison.updates import (
+    in_shape_of_weights,
+    matrix_names,
+    named_by,
+    owner,
+    parts_of_updates,
+    updated_name,
+)
 from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_reason
 from lowrank_ldu.checkpoints.formats.lora_folder import adapted_name
 
@@ -65,7 +72,8 @@ class Pair:
     A side that lacks it has None, and `base_is` or `tuned_is` where it is there but is not a plain tensor. The tuned
     side of a part is the update of the whole matrix, with the part's shape. `unmeasured` is what an adapter has of the
     weight, or of its module, that is no update which can be measured. `order_is_unknown` says that one side does not
-    tell whether it is stored as the other one.
+    tell whether it is stored as the other one, and `shape_is_unknown` that the tuned side has an update of a weight
+    that is not there.
     """
 
     name: str
@@ -76,6 +84,7 @@ class Pair:
     is_part: bool = False
     unmeasured: str | None = None
     order_is_unknown: bool = False
+    shape_is_unknown: bool = False
 
     def result(
         self, status: Status, reason: str | None = None, comparison: MatrixComparison | None = None
@@ -85,7 +94,7 @@ class Pair:
             self.name,
             status,
             self.base.shape if self.base else None,
-            self.tuned.shape if self.tuned else None,
+            self.tuned.shape if self.tuned and not self.shape_is_unknown else None,
             dtype_in_words(self.base) if self.base else self.base_is or "",
             dtype_in_words(self.tuned) if self.tuned else self.tuned_is or "",
             reason,
@@ -129,6 +138,8 @@ def pair_up(base: WeightsReader, tuned: WeightsReader) -> tuple[list[Pair], Pref
     renamed = _without_prefix(names, set(weights.values()), prefixes)
     of_tuned = {renamed.get(weights[info.name], weights[info.name]): info for info in tuned.tensors}
     parts: dict[str, TensorInfo] = {}
+    if tuned.updates is not None:
+        of_tuned = in_shape_of_weights(base, of_tuned)
     if tuned.holds_updates:
         parts = parts_of_updates(base, of_tuned)
         for whole in {part.part_of for part in parts.values()}:
@@ -147,6 +158,7 @@ def pair_up(base: WeightsReader, tuned: WeightsReader) -> tuple[list[Pair], Pref
             name in parts,
             next((unmeasured[each] for each in owner(name) if each in unmeasured), None),
             _order_is_unknown(of_base.get(name), of_tuned.get(name), base, tuned),
+            tuned.updates is not None and name in of_tuned and of_tuned[name].shape == (),
         )
         for name in listed
     ]

@@ -4,44 +4,35 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.comparison.matrix import MatrixComparison, compare_matrices
-from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult, Prefixes, leave_out, pair_up
-from lowrank_ldu.analysis.device import (
-    CPU,
-    compute_there,
-    describe_device,
-    is_out_of_memory,
-    pinned,
-    usable_device,
-)
-from lowrank_ldu.analysis.engine.executor import describe_error, list_reasons, work_through
+from lowrank_ldu.analysis.comparison.pairs import PairResult, Prefixes, leave_out, pair_up
+from lowrank_ldu.analysis.comparison.work import compare_pair, load_pair
+from lowrank_ldu.analysis.device import describe_device, usable_device
+from lowrank_ldu.analysis.engine.executor import list_reasons, work_through
 from lowrank_ldu.analysis.engine.journal import ResultKind
 from lowrank_ldu.analysis.engine.keeping import check_keeping, gather
 from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
 from lowrank_ldu.analysis.framed import Framed
 from lowrank_ldu.analysis.options import CompareOptions
-from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.analysis.source import open_source
+from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder
 from lowrank_ldu.environment import Environment, describe_environment
-from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError, RemoteError
+from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError
 from lowrank_ldu.files import whole_folder
-from lowrank_ldu.validation import check_flag, check_matrix, check_path, given_fields, shows_fields
+from lowrank_ldu.validation import check_flag, check_path, given_fields, shown, shows_fields
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
-    import torch
 
+    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.source import Source
     from lowrank_ldu.checkpoints import CheckpointReader
-    from lowrank_ldu.checkpoints.weights import WeightsReader
 
 COMPARISON_RESULTS = ResultKind(
     "a comparison", PairResult, "comparison", lambda result: result.status in {"compared", "unchanged"}
@@ -226,7 +217,8 @@ def compare_checkpoints(
     ----------
     base, tuned : str, os.PathLike, torch.nn.Module or mapping of str to torch.Tensor
         As for `lowrank_ldu.analysis.analyze`. Tensors are matched by name, but for a prefix that all of one side have;
-        the formats may differ. `tuned` may be the folder of a LoRA adapter: its updates are measured.
+        the formats may differ. `tuned` may be the folder of a LoRA adapter, or what `lowrank_ldu.adapters.open_updates`
+        gives for one of LoLDU, which is closed in the end: its updates are measured.
     options : CompareOptions
         With `threads` = 1 a single pair of weights is in memory at any time; with more, at most that many.
     progress : callable, optional
@@ -254,11 +246,16 @@ def compare_checkpoints(
     """
     if not isinstance(options, CompareOptions):  # a survey's have more, which would be ignored
         raise OptionError(f"options is a {type(options).__name__}; accepted: CompareOptions")
+    if is_adapter_folder(tuned):
+        raise CheckpointError(
+            f"tuned is {shown(str(tuned))}, the folder of a LoLDU adapter, whose updates are made from the base's "
+            "weights; accepted: lowrank_ldu.adapters.open_updates(path)"
+        )
     check_keeping(base, tuned, journal=journal, resume=check_flag(resume, "resume"))
     device = usable_device(options.device)
     start = time.perf_counter()
     with open_source(base, "base") as base_reader, open_source(tuned, "tuned") as tuned_reader:
-        if base_reader.holds_updates:
+        if base_reader.holds_updates or is_adapter_folder(base):
             raise CheckpointError(
                 f"{base_reader.path}: holds the updates of an adapter, and is given as the base; accepted: the weights "
                 "that it was trained on, with the adapter as the tuned side"
@@ -269,8 +266,8 @@ def compare_checkpoints(
         chosen = {name: pair.base for name, pair in pairs.items() if name not in results and pair.base is not None}
         threads = Threads(
             options.threads,
-            lambda info: _load(pairs[info.name], base_reader, tuned_reader, device),
-            lambda info, loaded: _compare(pairs[info.name], loaded, options, updates=updates, device=device),
+            lambda info: load_pair(pairs[info.name], base_reader, tuned_reader, device),
+            lambda info, loaded: compare_pair(pairs[info.name], loaded, options, updates=updates, device=device),
             give_up=lambda: _give_up(base_reader, tuned_reader),
             alone=device.type != "cpu",
         )
@@ -301,76 +298,9 @@ def compare_checkpoints(
     return comparison
 
 
-def _load(
-    pair: Pair, base: WeightsReader, tuned: CheckpointReader, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor] | str:
-    assert pair.base is not None and pair.tuned is not None  # noqa: S101, PT018  # others are left out
-    try:
-        weight, other = base.load(pair.base.name), tuned.load(pair.tuned.name)
-        update = base.part_of_update(pair.name, other) if pair.is_part else other
-        return pinned(weight, device), pinned(update, device)
-    except RemoteError:  # which says nothing of the tensor
-        raise
-    except (CheckpointError, MemoryError) as error:
-        return describe_error(error)
-
-
 def _give_up(*readers: CheckpointReader) -> None:
     for reader in readers:
         reader.give_up()
-
-
-def _compare(
-    pair: Pair,
-    loaded: list[tuple[torch.Tensor, torch.Tensor] | str],
-    options: CompareOptions,
-    *,
-    updates: bool,
-    device: torch.device,
-) -> PairResult:
-    tensors = loaded.pop()
-    if isinstance(tensors, str):
-        return pair.result("not compared", tensors)
-    compute = partial(_compare_tensors, pair, options=options, updates=updates)
-    found = None
-    if device.type != "cpu":
-        try:
-            found = compute_there(compute, tensors, device)
-        except RuntimeError as error:
-            return pair.result("not compared", describe_error(error))
-    if found is None:
-        device, on_host = CPU, list(tensors)
-        del tensors
-        found = compute(on_host)
-    return found if found.comparison is None else replace(found, device=str(device))
-
-
-def _compare_tensors(pair: Pair, tensors: list[torch.Tensor], *, options: CompareOptions, updates: bool) -> PairResult:
-    """Compare two tensors where they are; the list is emptied.
-
-    Raises
-    ------
-    RuntimeError
-        A device's memory ran out.
-    """
-    orders = [info.order if info else () for info in (pair.base, pair.tuned)]
-    try:
-        base, _ = check_matrix(as_matrix(tensors[0], orders[0]), "the base's tensor")
-        tuned, _ = check_matrix(as_matrix(tensors[1], orders[1]), "the tuned tensor")
-        tensors.clear()
-        # In float64 if either is. Half precision has been widened to float32 before, so that no difference is lost.
-        update, _ = check_matrix(tuned if updates else tuned - base, "the update")
-    except ValueError as error:
-        return pair.result("not compared", str(error))
-    del tuned
-    if not bool(update.any()):
-        return pair.result("unchanged", "equal in every entry")
-    try:
-        return pair.result("compared", None, compare_matrices(base, update, options))
-    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError for both LAPACK and memory
-        if base.device.type != "cpu" and is_out_of_memory(error):
-            raise
-        return pair.result("not compared", describe_error(error))
 
 
 def _nothing_compared(results: list[PairResult]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.analysis.comparison.report import comparison_columns
+from lowrank_ldu.analysis.comparison.columns import comparison_columns
+from lowrank_ldu.analysis.comparison.scope import sides_of
 from lowrank_ldu.analysis.comparison.summary import comparison_headlines, summary_rows
 from lowrank_ldu.analysis.report.columns import cells
 from lowrank_ldu.analysis.report.summary import notebook_html, time_in_words
@@ -30,7 +30,7 @@ def comparison_text(comparison: CheckpointComparison) -> str:
 
 
 def _title(comparison: CheckpointComparison) -> str:
-    return " and ".join(printable(PurePath(path).name) for path in (comparison.base, comparison.tuned))
+    return " and ".join(f"{side} {printable(name)}" for side, name in sides_of(comparison)._asdict().items())
 
 
 def _explained(comparison: CheckpointComparison) -> str:

@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.formatting import figure
+from lowrank_ldu.analysis.comparison.lines import Line, lines_of
+from lowrank_ldu.analysis.comparison.scope import FEWEST, narrow_matrices, sides_of, typical_matrices
+from lowrank_ldu.formatting import figure, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.analysis.comparison.pairs import Prefixes
     from lowrank_ldu.analysis.comparison.run import CheckpointComparison
     from lowrank_ldu.decomposition import Pivoting
+
+# Of the matrices with few rows, in a sentence.
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -63,59 +67,40 @@ class SummaryRow:
 def summary_rows(comparison: CheckpointComparison) -> list[SummaryRow]:
     """Return the rows of the summary.
 
-    Every method at each rank asked for and at the full one, then LoRA of rank 1.
+    Every method at each rank asked for and at the full one, then LoRA of rank 1. Matrices with a side shorter than 16
+    do not count, where there are others.
     """
-    matrices = [matrix for _, matrix in comparison.matrices]
+    matrices = [matrix for _, matrix in typical_matrices(comparison)]
     rows: list[SummaryRow] = []
     for rank in (*comparison.options.ranks, None):
         scope = [matrix for matrix in matrices if rank is None or rank < matrix.full_rank]
         if scope:
-            rows += _at(rank, scope, comparison.options.pivoting)
-    rows.append(
-        SummaryRow(
-            "rank 1",
-            "LoRA, its least",
-            median(matrix.least_lora for matrix in matrices),
-            Spread.of(matrix.spectrum.energy[1] for matrix in matrices),
-            len(matrices),
-        )
-    )
+            rows += _at(rank, scope, lines_of(comparison.options.pivoting))
+    least = next(line for line in lines_of(()) if line.method == "lora")
+    rows.append(_row("rank 1", f"{least.short}, its least", least, [(matrix, 1) for matrix in matrices]))
     return rows
 
 
-def _at(rank: int | None, scope: list[MatrixComparison], strategies: Iterable[Pivoting]) -> Iterator[SummaryRow]:
+def _at(rank: int | None, scope: list[MatrixComparison], lines: list[Line]) -> Iterator[SummaryRow]:
     place = "full rank" if rank is None else f"rank {rank}"
+    for line in lines:
+        if line.method != "lora" or rank is not None:  # at full rank LoRA is a dense update
+            yield _row(place, line.short, line, [(matrix, rank or matrix.full_rank) for matrix in scope])
 
-    def row(
-        method: str,
-        numbers: Callable[[MatrixComparison, int], float],
-        explained: Callable[[MatrixComparison, int], float],
-    ) -> SummaryRow:
-        ranks = [rank or matrix.full_rank for matrix in scope]
-        pairs = list(zip(scope, ranks, strict=True))
-        return SummaryRow(
-            place,
-            method,
-            median(numbers(*pair) for pair in pairs),
-            Spread.of(explained(*pair) for pair in pairs),
-            len(scope),
-        )
 
-    for pivoting in strategies:
-        yield row(
-            f"LDU, {pivoting}",
-            lambda _, at: at + 1,
-            lambda matrix, at, pivoting=pivoting: matrix.ldu[pivoting].explained[at],  # type: ignore[misc]
-        )
-    yield row("SVD basis", lambda _, at: at + 1, lambda matrix, at: matrix.svd.explained[at])
-    yield row("random, expected", lambda _, at: at + 1, lambda matrix, at: matrix.random(at))
-    if rank is not None:  # at full rank LoRA is a dense update
-        yield row("LoRA", lambda matrix, at: at * matrix.least_lora, lambda matrix, at: matrix.spectrum.energy[at])
+def _row(place: str, method: str, line: Line, pairs: list[tuple[MatrixComparison, int]]) -> SummaryRow:
+    return SummaryRow(
+        place,
+        method,
+        median(line.numbers(*pair) for pair in pairs),
+        Spread.of(line.share(*pair) for pair in pairs),
+        len(pairs),
+    )
 
 
 def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
     """Return the results of a comparison in sentences."""
-    matrices = [matrix for _, matrix in comparison.matrices]
+    matrices = [matrix for _, matrix in typical_matrices(comparison)]
     norm, stable, effective = (
         Spread.of(values)
         for values in (
@@ -126,16 +111,17 @@ def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
     )
     sentences = [
         (
-            f"{len(matrices)} matrices were changed, {len(comparison.unchanged)} are equal in every entry. The "
-            f"updates are {norm} of their weights in the Frobenius norm, with a stable rank of {stable} and an "
+            f"{len(comparison.matrices)} matrices were changed, {len(comparison.unchanged)} are equal in every entry. "
+            f"The updates are {norm} of their weights in the Frobenius norm, with a stable rank of {stable} and an "
             f"effective rank of {effective} (medians, least and greatest)."
         )
     ]
+    sentences += _narrow_sentences(comparison)
     if comparison.updates:
         sentences.append(
             "The tuned side is an adapter: its updates are measured, and weights that it has nothing of are unchanged."
         )
-    sentences += _prefix_sentences(comparison.prefixes)
+    sentences += _prefix_sentences(comparison)
     sentences += [_full_rank_sentence(matrices, pivoting) for pivoting in comparison.options.pivoting]
     singular = Spread.of(matrix.svd.explained[matrix.full_rank] for matrix in matrices)
     sentences.append(f"A diagonal between all of the base's singular vectors can express {singular}.")
@@ -148,10 +134,29 @@ def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
     return sentences
 
 
-def _prefix_sentences(prefixes: Prefixes) -> list[str]:
+def _narrow_sentences(comparison: CheckpointComparison) -> list[str]:
+    narrow = narrow_matrices(comparison)
+    if not narrow:
+        return []
+    named = ", ".join(f"{printable(tensor.name)} ({matrix.m} x {matrix.n})" for tensor, matrix in narrow[:_MOST_NAMED])
+    more = f" and {len(narrow) - _MOST_NAMED} more" if len(narrow) > _MOST_NAMED else ""
+    are = "1 matrix of them has" if len(narrow) == 1 else f"{len(narrow)} matrices of them have"
+    sentence = (
+        f"{are} a side shorter than {FEWEST}: {named}{more}. So low a full rank is no measure of others (LoRA of rank "
+        "1 holds much of any such update): all other figures, bands and extremes here are over the rest."
+    )
+    return [sentence]
+
+
+def _prefix_sentences(comparison: CheckpointComparison) -> list[str]:
+    sides, prefixes = sides_of(comparison), comparison.prefixes
     return [
-        f"Names of the {side} are compared without the {prefix!r} that they have before those of the other side."
-        for side, prefix in (("base", prefixes.base), ("tuned checkpoint", prefixes.tuned))
+        f"Names of the {side} ({printable(name)}) are compared without the {prefix!r} that they have before those of "
+        "the other side."
+        for side, name, prefix in (
+            ("base", sides.base, prefixes.base),
+            ("tuned checkpoint", sides.tuned, prefixes.tuned),
+        )
         if prefix
     ]
 

@@ -38,6 +38,26 @@ def updated_name(module: str, names: Iterable[str]) -> str:
     return next((name for name in candidates if name in names), candidates[1])
 
 
+def in_shape_of_weights(base: WeightsReader, updates: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Give updates the shape of their weights, where the adapter knows the matrix alone, or not even that.
+
+    Parameters
+    ----------
+    base : WeightsReader
+    updates : mapping of str to TensorInfo
+        By the name that the base has for the updated matrix.
+    """
+    weights = {info.name: info for info in base.tensors}
+    weights |= {whole.name: whole for name in list(weights) if (whole := base.whole_of(name)) is not None}
+    result = {}
+    for name, update in updates.items():
+        weight, shape = weights.get(name), update.shape
+        if weight is not None and len(weight.shape) > 1 and shape in {(), matrix_shape(weight.shape, weight.order)}:
+            shape = tuple(weight.shape[axis] for axis in weight.order) if weight.order else weight.shape
+        result[name] = replace(update, shape=shape)
+    return result
+
+
 def parts_of_updates(base: WeightsReader, updates: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """Return the update of each weight that is a part of an updated matrix.
 

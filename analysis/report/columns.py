@@ -52,6 +52,28 @@ class Cell:
     text: str
 
 
+@dataclass(frozen=True)
+class Row(Generic[_Matrix]):
+    """Hold the row of one matrix.
+
+    Attributes
+    ----------
+    name : str
+        Of the tensor.
+    matrix : MatrixAnalysis or MatrixComparison
+    dtype : str
+    cells : list of Cell
+    note : str
+        What has to be said of this one, if anything.
+    """
+
+    name: str
+    matrix: _Matrix
+    dtype: str
+    cells: list[Cell]
+    note: str = ""
+
+
 def cells(columns: list[Column[_Matrix]], matrix: _Matrix) -> list[Cell]:
     """Return the row of a matrix."""
     return [column.cell(matrix) for column in columns]

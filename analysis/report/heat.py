@@ -1,4 +1,4 @@
-"""Draw the heat map: what is left of the weights, layers by module types."""
+"""Draw a heat map: one figure of each matrix, layers by module types."""
 
 from __future__ import annotations
 
@@ -11,67 +11,88 @@ from matplotlib import colormaps
 from matplotlib.colors import Colormap, Normalize, to_hex
 from matplotlib.figure import Figure
 
-from lowrank_ldu.analysis.report.advice import advice_of
 from lowrank_ldu.analysis.report.panel import Panel, plain
-from lowrank_ldu.analysis.report.places import places_of
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.report.advice import Advice
+    from collections.abc import Callable, Mapping, Sequence
+
     from lowrank_ldu.analysis.report.panel import Place
-    from lowrank_ldu.analysis.result import Analysis
+    from lowrank_ldu.analysis.report.places import ModulePlace
 
 SHADES: Colormap = colormaps["Blues_r"]
-# Shares of a weight's numbers, from nothing to all of it.
 SCALE = Normalize(0.0, 1.0, clip=True)
 _LIGHT = 0.45
 
 
-def shade(share: float) -> str:
-    """Return the color of what is left of a weight: dark where that is little.
+def shade(at: float) -> str:
+    """Return the color of a place on a scale from 0, which is dark, to 1.
 
     Examples
     --------
-    >>> [shade(share) for share in (0.0, 0.5, 1.0)]
+    >>> [shade(at) for at in (0.0, 0.5, 1.0)]
     ['#08306b', '#6caed6', '#f7fbff']
     """
-    return to_hex(SHADES(SCALE(share)))
+    return to_hex(SHADES(SCALE(at)))
 
 
-def ink(share: float) -> str:
-    """Return the color of text on `shade(share)`."""
-    return "#fff" if share < _LIGHT else "#222"
+def ink(at: float) -> str:
+    """Return the color of text on `shade(at)`."""
+    return "#fff" if at < _LIGHT else "#222"
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """Say how figures are shown.
+
+    Attributes
+    ----------
+    place : callable
+        From a figure to its place on the scale of colors, from 0 to 1.
+    write : callable
+        From a figure to its text.
+    label : str
+        What the figures are.
+    ticks : sequence of tuple of (float, str)
+        Places that are labeled, and the labels.
+    """
+
+    place: Callable[[float], float]
+    write: Callable[[float], str]
+    label: str
+    ticks: Sequence[tuple[float, str]]
 
 
 @dataclass(frozen=True)
 class HeatCell:
-    """Hold what is recommended for one module type in one layer.
+    """Hold the figure of one module type in one layer.
 
     Attributes
     ----------
-    share : float
-        Numbers of the recommended factors over those of the weight, 1 where it is kept; the median over its matrices.
+    figure : float
+        The median over its matrices.
     matrices : int
         How many they are: more than one where a layer has several experts, say.
-    worst : str
-        Name of the one of which most is left.
-    advice : str
-        What is recommended for that one, in a few words.
+    most : str
+        Name of the one with the greatest figure.
+    words : str
+        What is said of that one, in a few words.
+    at : float
+        The figure's place on the scale of colors.
+    text : str
+        The figure in words.
     """
 
-    share: float
+    figure: float
     matrices: int
-    worst: str
-    advice: str
-
-    @property
-    def text(self) -> str:
-        """The share in words."""
-        return f"{self.share:.0%}" if self.share < 1.0 else "keep"
+    most: str
+    words: str
+    at: float
+    text: str
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Hold what is recommended by layer and module type.
+    """Hold figures by layer and module type.
 
     Attributes
     ----------
@@ -83,47 +104,52 @@ class HeatMap:
         There is none where a layer has no such module.
     apart : dict of str to HeatCell
         By name, the matrices outside layers.
+    scale : HeatScale
     """
 
     modules: list[str]
     layers: list[int]
     cells: dict[tuple[str, int], HeatCell]
     apart: dict[str, HeatCell]
+    scale: HeatScale
 
 
-def heat_map(analysis: Analysis) -> HeatMap:
-    """Arrange what is recommended by layer and module type.
+def arrange(
+    figures: Mapping[str, float], words: Mapping[str, str], places: Mapping[str, ModulePlace], scale: HeatScale
+) -> HeatMap:
+    """Arrange figures by layer and module type.
 
-    Names tell both (`places_of`).
+    Parameters
+    ----------
+    figures, words : mapping of str
+        The figure of each matrix, by its name, and what is said of it.
+    places : mapping of str to ModulePlace
+        As of `places_of`.
+    scale : HeatScale
     """
-    found = places_of(analysis)
-    advice: dict[tuple[str, int | None], dict[str, Advice]] = {}
-    for tensor, matrix in analysis.matrices:
-        place = found[tensor.name]
-        advice.setdefault((place.module, place.layer), {})[tensor.name] = advice_of(matrix)
+    groups: dict[tuple[str, int | None], list[str]] = {}
+    for name in figures:
+        groups.setdefault((places[name].module, places[name].layer), []).append(name)
+
+    def cell(names: list[str]) -> HeatCell:
+        middle = median(figures[name] for name in names)
+        most = max(names, key=figures.__getitem__)
+        return HeatCell(middle, len(names), most, words[most], scale.place(middle), scale.write(middle))
+
     cells: dict[tuple[str, int], HeatCell] = {}
     apart: dict[str, HeatCell] = {}
-    for (module, layer), named in advice.items():
+    for (module, layer), names in groups.items():
         if layer is None:
-            apart |= {name: _cell({name: each}) for name, each in named.items()}
+            apart |= {name: cell([name]) for name in names}
         else:
-            cells[module, layer] = _cell(named)
+            cells[module, layer] = cell(names)
     return HeatMap(
         modules=list(dict.fromkeys(module for module, _ in cells)),
         layers=sorted({layer for _, layer in cells}),
         cells=cells,
         apart=apart,
+        scale=scale,
     )
-
-
-def _cell(named: dict[str, Advice]) -> HeatCell:
-    worst = max(named, key=lambda name: named[name].share)
-    return HeatCell(median(each.share for each in named.values()), len(named), worst, named[worst].short)
-
-
-def heat_title(analysis: Analysis) -> str:
-    """Return what the heat map shows, for its title."""
-    return f"Left at an error of {max(analysis.options.targets):g}"
 
 
 _CELL = 0.24  # inches
@@ -136,7 +162,7 @@ def heat_panel(heat: HeatMap, title: str, place: Place = Figure) -> Panel:
     """
     values = np.full((len(heat.modules), len(heat.layers)), np.nan)
     for (module, layer), cell in heat.cells.items():
-        values[heat.modules.index(module), heat.layers.index(layer)] = cell.share
+        values[heat.modules.index(module), heat.layers.index(layer)] = cell.at
     size = (max(4.8, 2.6 + _CELL * len(heat.layers)), max(2.4, 1.5 + _CELL * len(heat.modules)))
     panel = Panel("heat-map", title, "layer", "", size, place=place)
     image = panel.axes.pcolormesh(values, cmap=SHADES, norm=SCALE, edgecolors="white", linewidth=0.5)
@@ -152,6 +178,6 @@ def heat_panel(heat: HeatMap, title: str, place: Place = Figure) -> Panel:
         fontsize=9,
         parse_math=False,
     )
-    bar = panel.figure.colorbar(image, ax=panel.axes, label="numbers left", aspect=12)
-    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0 %", "25 %", "50 %", "75 %", "keep"])
+    bar = panel.figure.colorbar(image, ax=panel.axes, label=heat.scale.label, aspect=12)
+    bar.set_ticks([at for at, _ in heat.scale.ticks], labels=[text for _, text in heat.scale.ticks])
     return panel

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
-from lowrank_ldu.analysis.report.heat import heat_map, heat_panel, heat_title
+from lowrank_ldu.analysis.report.heat import heat_panel
+from lowrank_ldu.analysis.report.heat_of_advice import heat_map, heat_title
 from lowrank_ldu.analysis.report.plot_overview import overview_panel
 from lowrank_ldu.analysis.report.plots import (
     FACTORS,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from lowrank_ldu.analysis.document import ANALYSIS_FORMAT, json_document, results_as_tensors
-from lowrank_ldu.analysis.report.columns import cells, columns
+from lowrank_ldu.analysis.report.columns import Row, cells, columns
 from lowrank_ldu.analysis.report.headlines import headlines
-from lowrank_ldu.analysis.report.heat import heat_map, ink, shade
-from lowrank_ldu.analysis.report.panel import COLORS
+from lowrank_ldu.analysis.report.heat import ink, shade
+from lowrank_ldu.analysis.report.heat_of_advice import heat_map
+from lowrank_ldu.analysis.report.panel import COLORS, save_panels
 from lowrank_ldu.analysis.report.plots import draw_plots
 from lowrank_ldu.analysis.report.scope import svd_name
 from lowrank_ldu.analysis.report.tables import write_tables
@@ -56,8 +57,7 @@ def write_report(analysis: Analysis, folder: str | os.PathLike[str], sections: S
     write_tables(analysis, folder)
     (folder / "analysis.json").write_text(analysis_json(analysis), encoding="utf-8")
     plots = draw_plots(analysis)
-    (folder / "figures").mkdir(exist_ok=True)
-    plots.save(folder / "figures")
+    save_panels(plots.panels, folder)
     (folder / "report.html").write_text(render_report(analysis, plots, sections), encoding="utf-8")
 
 
@@ -109,7 +109,7 @@ def render_report(analysis: Analysis, plots: Plots, sections: Sequence[Markup] =
         },
         colors=COLORS,
         columns=table,
-        rows=[(tensor, matrix, cells(table, matrix)) for tensor, matrix in analysis.matrices],
+        rows=[Row(tensor.name, matrix, tensor.dtype, cells(table, matrix)) for tensor, matrix in analysis.matrices],
         numbers={tensor.name: number for number, (tensor, _) in enumerate(analysis.matrices, 1)},
         view=lambda matrix: view_of(matrix, analysis),
     )

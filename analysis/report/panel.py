@@ -172,19 +172,22 @@ class Panel:
         look: dict[str, Any] = {"color": COLORS[method], "marker": MARKERS[method], "alpha": alpha}
         self.axes.scatter(drawable(x), drawable(y), s=28, label=label, **look)
 
-    def add_legend(self, markerscale: float = 1.0) -> None:
+    def add_legend(self, markerscale: float = 1.0, *, heading: str = "") -> None:
         """Add the legend below the axes, where it hides no data.
 
         A caller's figure may have no room there: it goes where matplotlib finds the most in the axes.
 
-        Its markers are `markerscale` times as large as those drawn.
+        Its markers are `markerscale` times as large as those drawn. `heading` is shown above them as it is, also with
+        dollars in it.
         """
         handles, labels = self.axes.get_legend_handles_labels()
         look: dict[str, Any] = {"fontsize": 10, "handletextpad": 0.5, "markerscale": markerscale}
+        look |= {"title": heading, "title_fontsize": 10} if heading else {}
         if self._is_callers:
             legend = self.axes.legend(handles, labels, **look)
         else:
             legend = self.figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, **look)
+        legend.get_title().set_parse_math(False)
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set_alpha(1.0)  # points are pale where they are many
@@ -239,6 +242,14 @@ class Panel:
             canvas.print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         self.figure.set_layout_engine("none")  # the axes have their places now
         return buffer.getvalue()
+
+
+def save_panels(panels: Iterable[Panel], folder: Path) -> None:
+    """Write plots as PNG and SVG into the folder `figures` of a report."""
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    for panel in panels:
+        panel.save(figures)
 
 
 def draw_band(

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from lowrank_ldu.analysis.measures.curves import sample_ranks
 from lowrank_ldu.analysis.measures.timing import Problem
-from lowrank_ldu.analysis.report.heat import heat_map, heat_panel, heat_title
+from lowrank_ldu.analysis.report.heat import heat_panel
+from lowrank_ldu.analysis.report.heat_of_advice import heat_map, heat_title
 from lowrank_ldu.analysis.report.panel import COLORS, Panel, draw_band, drawable_logarithm
 from lowrank_ldu.analysis.report.plot_overview import overview_panel
 from lowrank_ldu.analysis.report.scope import best_name, svd_name
@@ -19,7 +20,6 @@ from lowrank_ldu.errors import OptionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis
     from lowrank_ldu.analysis.report.panel import Place
@@ -212,11 +212,10 @@ class Plots:
     conditioning: list[Panel]
     times: list[Panel]
 
-    def save(self, folder: Path) -> None:
-        """Write each plot as PNG and SVG into a folder."""
-        for panels in vars(self).values():
-            for panel in panels:
-                panel.save(folder)
+    @property
+    def panels(self) -> list[Panel]:
+        """All plots."""
+        return [panel for panels in vars(self).values() for panel in panels]
 
 
 def draw_plots(analysis: Analysis) -> Plots:

@@ -33,34 +33,48 @@ _LEAST_ERROR = 1e-2  # lower errors leave the chart: full rank would flatten all
 
 
 @dataclass(frozen=True)
+class ViewTable:
+    """Hold a table of a view.
+
+    Attributes
+    ----------
+    label : str
+        What it is, for who does not see it.
+    headings : list of str
+        The first one is that of the rows' names.
+    rows : list of tuple of (str, list of str)
+        The name of each, and its cells.
+    narrow : bool
+        Whether it has few columns.
+    """
+
+    label: str
+    headings: list[str]
+    rows: list[tuple[str, list[str]]]
+    narrow: bool = False
+
+
+@dataclass(frozen=True)
 class View:
     """Hold the texts and charts of one matrix.
 
     Attributes
     ----------
-    advice : str
-        What is recommended.
-    svd : str
-        What the black line of the errors is.
-    needed : list of tuple of (str, list of str)
-        For each method, the smallest ranks for the target errors, and what they save.
+    summary : list of tuple of (str, str)
+        Sentences: what stands out, and what follows it.
+    charts : list of Chart
+    legend : list of tuple of (str, str)
+        The look of each line, as in the charts, and its text.
     facts : list of tuple of (str, str)
         What is true of the matrix whatever the rank.
-    charts : list of Chart
-        Errors, and pivots.
-    methods : list of str
-        Headings of the columns of `figures`.
-    figures : list of tuple of (str, list of str)
-        For each field of `Diagnostics`, its figure by method.
+    tables : list of ViewTable
     """
 
-    advice: str
-    svd: str
-    needed: list[tuple[str, list[str]]]
-    facts: list[tuple[str, str]]
+    summary: list[tuple[str, str]]
     charts: list[Chart]
-    methods: list[str]
-    figures: list[tuple[str, list[str]]]
+    legend: list[tuple[str, str]]
+    facts: list[tuple[str, str]]
+    tables: list[ViewTable]
 
 
 def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
@@ -68,14 +82,31 @@ def view_of(matrix: MatrixAnalysis, analysis: Analysis) -> View:
     records = [measurement.diagnostics for measurement in matrix.measurements]
     figures = [(name.replace("_", " "), [figure(getattr(item, name)) for item in records]) for name in _OF_A_RANK]
     figures.append(("time", [duration(measurement.seconds) for measurement in matrix.measurements]))
+    reason = matrix.recommendation.reason
+    targets = [str(error) for error in analysis.options.targets]
+    methods = [_method(measurement) for measurement in matrix.measurements]
     return View(
-        advice=advice_of(matrix).text,
-        svd=best_name([matrix]),
-        needed=_needed(matrix),
-        facts=_facts(matrix),
+        summary=[(f"Recommended: {advice_of(matrix).text}.", f"{reason[:1].upper()}{reason[1:]}.")],
         charts=_charts(matrix, analysis),
-        methods=[_method(measurement) for measurement in matrix.measurements],
-        figures=figures,
+        legend=[
+            ("svd", f"━ {best_name([matrix])}"),
+            *(
+                line
+                for pivoting in analysis.options.pivoting
+                for line in ((pivoting, f"━ LDU {pivoting}"), (pivoting, f"╍ {pivoting}, refitted diagonal"))
+            ),
+            ("zero", "┄ zero matrix"),
+        ],
+        facts=_facts(matrix),
+        tables=[
+            ViewTable(
+                "Ranks for target errors",
+                ["smallest rank (and numbers) for an error of", *targets],
+                _needed(matrix),
+                narrow=True,
+            ),
+            ViewTable("All figures", ["figure", *methods], figures),
+        ],
     )
 
 

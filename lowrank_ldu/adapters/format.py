@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-WEIGHTS_FILE = "adapter.safetensors"
-CONFIG_FILE = "adapter.json"
 # Key in either configuration, of this package or of PEFT, of the path of the fitted basis.
 BASIS_FILE = "basis_file"
 FORMAT = "lowrank-ldu adapter"

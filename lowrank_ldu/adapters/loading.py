@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from lowrank_ldu.adapters.bases import find_bases_of
-from lowrank_ldu.adapters.format import CONFIG_FILE
 from lowrank_ldu.adapters.input_files import checked_model_and_path, checked_path
 from lowrank_ldu.adapters.native_folder import read_native
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG, read_peft
 from lowrank_ldu.adapters.ties import check_ties
+from lowrank_ldu.checkpoints.adapter_folder import CONFIG_FILE
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.base_identity import warn_of
 from lowrank_ldu.nn.calls import observe

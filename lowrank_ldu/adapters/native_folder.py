@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load
 
 from lowrank_ldu.adapters.format import (
-    CONFIG_FILE,
     FORMAT,
     VERSION,
-    WEIGHTS_FILE,
     check_numbers,
     checked_basis_file,
     checked_record,
@@ -20,6 +18,7 @@ from lowrank_ldu.adapters.format import (
 )
 from lowrank_ldu.adapters.input_files import read_json, read_tensors
 from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+from lowrank_ldu.checkpoints.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import AdapterError
 

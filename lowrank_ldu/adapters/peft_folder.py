@@ -13,6 +13,8 @@ from safetensors.torch import load
 from lowrank_ldu.adapters.format import check_numbers, checked_basis_file, checked_record
 from lowrank_ldu.adapters.input_files import read_json, read_tensors
 from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+from lowrank_ldu.checkpoints.adapter_folder import PEFT_WEIGHTS
+from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION
 from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.nn.kinds import LinearKind, TransposedLinearKind
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_CONFIG = ADAPTER_CONFIGURATION
 _PREFIX, _INFIX = "base_model.model.", ".loldu_adapter."
 # PEFT keeps the embeddings of a model beside an adapter of one of them.
 _BASE_WEIGHT = ".base_layer.weight"

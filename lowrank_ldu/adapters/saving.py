@@ -12,10 +12,8 @@ import torch
 from lowrank_ldu.adapters.bases import given_basis
 from lowrank_ldu.adapters.format import (
     BASIS_FILE,
-    CONFIG_FILE,
     FORMAT,
     VERSION,
-    WEIGHTS_FILE,
     LayerRecord,
     check_numbers,
     sealed,
@@ -25,6 +23,7 @@ from lowrank_ldu.adapters.input_files import checked_model_and_path, checked_pat
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG
 from lowrank_ldu.adapters.stored_layer import StoredLayer
 from lowrank_ldu.adapters.ties import tied_tensors
+from lowrank_ldu.checkpoints.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from lowrank_ldu.errors import AdapterError
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.nn import LDULayer, lowrank_layers

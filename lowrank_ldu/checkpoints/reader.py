@@ -155,3 +155,38 @@ class CheckpointReader(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class UpdatesReader(CheckpointReader):
+    """Hold an open adapter whose updates depend on the weights that they are of.
+
+    A shape in `tensors` is that of the weight as a matrix (out, in), or empty where the adapter does not say.
+    """
+
+    holds_updates = True
+
+    @abstractmethod
+    def update_of(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return the update of one weight.
+
+        Parameters
+        ----------
+        name : str
+            One of the names in `tensors`.
+        weight : torch.Tensor, shape (m, n)
+            The base weight as a matrix (out, in), in the dtype in which it is stored.
+
+        Returns
+        -------
+        torch.Tensor, shape (m, n)
+
+        Raises
+        ------
+        CheckpointError
+            The weight is not the one of training, or there is no such update.
+        """
+
+    def _read(self, info: TensorInfo) -> torch.Tensor:
+        raise CheckpointError(
+            f"{self.path}: the update of {info.name!r} is made from its base weight; accepted: update_of(name, weight)"
+        )

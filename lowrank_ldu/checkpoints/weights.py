@@ -13,7 +13,7 @@ from lowrank_ldu.checkpoints.opening import open_checkpoint
 from lowrank_ldu.checkpoints.parts import Part, parts_of, transposed_names, undecided_names
 from lowrank_ldu.checkpoints.quantized import find_quantized
 from lowrank_ldu.checkpoints.quantized.weight import QuantizedWeight, Stored
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo, UpdatesReader
 from lowrank_ldu.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class WeightsReader(CheckpointReader):
     ----------
     undecided : set of str
         Weights of which nothing here tells whether they are stored as (in, out).
+    updates : UpdatesReader or None
+        The reader that was given, where it makes updates from the weights that they are of.
 
     Notes
     -----
@@ -67,6 +69,7 @@ class WeightsReader(CheckpointReader):
     def __init__(self, reader: CheckpointReader, config_of: Callable[[TensorInfo], ModelConfig] | None = None) -> None:
         self._reader = reader
         self.holds_updates = reader.holds_updates
+        self.updates = reader if isinstance(reader, UpdatesReader) else None
         self.other_files = reader.other_files
         config_of = config_of or ModelConfigs(reader).of
         stored = Stored(reader, config_of)
@@ -155,6 +158,11 @@ class WeightsReader(CheckpointReader):
         if source.part.take is None or source.part.row is not None:
             return None
         return replace(source.stored.info, order=source.part.info.order)
+
+    def load_whole(self, name: str) -> torch.Tensor:
+        """Read the matrix that a weight is some outputs of, by `whole_of`, as it is stored, and dequantized."""
+        self.info(name)
+        return self._load_matrix(self._sources[name], None)
 
     def part_of_update(self, name: str, update: torch.Tensor) -> torch.Tensor:
         """Return the part of an update that is a weight's own.

@@ -28,6 +28,7 @@ from lowrank_ldu.cli.options import (
 from lowrank_ldu.formatting import duration, figure
 
 if TYPE_CHECKING:
+    from lowrank_ldu.adapters import AdapterUpdates
     from lowrank_ldu.analysis import CheckpointComparison
 
 _REASONS_SHOWN = 4
@@ -53,6 +54,8 @@ def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
         shares = (row.explained.least, row.explained.median, row.explained.greatest)
         table.add_row("" if row.place == place else row.place, row.method, f"{row.numbers:,.0f}", *map(figure, shares))
         place = row.place
+    say(f"Base: {comparison.base}")
+    say(f"Tuned: {comparison.tuned}")
     console.print(table)
     for sentence in comparison_headlines(comparison):
         console.print(sentence)
@@ -70,12 +73,24 @@ def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
     say(f"Report: {out / 'compare.html'}")
 
 
+def _updates_or_path(tuned: str) -> AdapterUpdates | str:
+    from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder  # noqa: PLC0415
+
+    if not is_adapter_folder(tuned):
+        return tuned
+    from lowrank_ldu.adapters import open_updates  # noqa: PLC0415
+
+    return open_updates(tuned)
+
+
 def compare(
     base: Annotated[
         str,
         typer.Argument(help=f"The base. {CHECKPOINT}"),
     ],
-    tuned: Annotated[str, typer.Argument(help="The fine-tuned checkpoint, likewise; the format may differ.")],
+    tuned: Annotated[
+        str, typer.Argument(help="The fine-tuned checkpoint, likewise, in any format; or an adapter's folder.")
+    ],
     *,
     rank: Rank = None,
     pivoting: PivotingNames = None,
@@ -91,8 +106,8 @@ def compare(
     """Compare a fine-tuned checkpoint with its base.
 
     Says how much of the update the base's LDU diagonal can express, beside LoRA and singular vectors. Writes
-    compare.csv, compare.json and compare.html. While it runs, results are kept in a journal beside the folder; --resume
-    goes on from there.
+    compare.html, tables as CSV and Parquet, compare.json and plots as PNG and SVG. While it runs, results are kept in a
+    journal beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
     from lowrank_ldu.analysis import CompareOptions, compare_checkpoints, write_comparison  # noqa: PLC0415
@@ -112,7 +127,9 @@ def compare(
         )
         with journal_beside(out, overwrite=overwrite) as journal:
             with show_progress() as progress:
-                comparison = compare_checkpoints(base, tuned, options, progress, journal=journal, resume=resume)
+                comparison = compare_checkpoints(
+                    base, _updates_or_path(tuned), options, progress, journal=journal, resume=resume
+                )
             with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
                 write_comparison(comparison, folder)
         show_comparison(comparison, out)

@@ -14,6 +14,7 @@ from lowrank_ldu.nn import inject, lowrank_layers, unload
 
 FILES = [
     "compare-tensors.csv", "compare-tensors.parquet", "compare.csv", "compare.html", "compare.json", "compare.parquet",
+    "figures",
 ]  # fmt: skip
 
 
@@ -54,6 +55,8 @@ def test_writes_the_report(tmp_path, pair, out):
         "LDU, rook",
         "LoRA, its least",
         "1 matrices were changed, 0 are equal",
+        f"Base: {pair[0]}",
+        f"Tuned: {pair[1]}",
     ):
         assert text in result.stdout
     assert "2 not compared: 1 x 1-D: no matrix to factor; 1 x only in the base." in result.stdout

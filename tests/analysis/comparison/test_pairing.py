@@ -34,7 +34,8 @@ def test_a_common_prefix_is_left_out(prefix):
     assert (of_tuned.prefixes.base, of_tuned.prefixes.tuned) == ("", prefix)
     assert [tensor.name for tensor in of_tuned.others] == ["classifier.weight"]
     assert any(
-        f"tuned checkpoint are compared without the '{prefix}'" in each for each in comparison_headlines(of_tuned)
+        f"tuned checkpoint (state dict in memory) are compared without the '{prefix}'" in each
+        for each in comparison_headlines(of_tuned)
     )
     of_base = compare(with_prefix(base, prefix), tuned, **OPTIONS)
     assert (of_base.prefixes.base, of_base.prefixes.tuned) == (prefix, "")

@@ -13,7 +13,7 @@ from weights import weight
 
 from lowrank_ldu.analysis import Analysis, CompareOptions, JournalError, SurveyOptions, analyze, compare, examine_claims
 from lowrank_ldu.analysis.claims.report import render_claims
-from lowrank_ldu.analysis.comparison import run
+from lowrank_ldu.analysis.comparison import work
 from lowrank_ldu.analysis.comparison.report import render_comparison
 from lowrank_ldu.analysis.device import is_out_of_memory, usable_device
 from lowrank_ldu.analysis.engine import resources, shapes, survey
@@ -69,7 +69,7 @@ def pretended_device(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "synchronize", lambda: wait(None))
     monkeypatch.setattr(survey, "_analyze_on_device", on_device(survey._analyze_on_device))
-    monkeypatch.setattr(run, "compute_there", on_device(run.compute_there))
+    monkeypatch.setattr(work, "compute_there", on_device(work.compute_there))
     monkeypatch.setattr(shapes, "time_methods", on_device(shapes.time_methods))
     return there
 

@@ -181,4 +181,8 @@ def test_page_of_a_comparison(browser, checkpoints, tmp_path, width):
     write_comparison(compare_checkpoints(*checkpoints, CompareOptions(ranks=(3, 8), threads=1)), tmp_path)
     show(browser, tmp_path / "compare.html", *WIDTHS[width])
     assert browser.find_element(By.TAG_NAME, "h1").is_displayed()
+    assert visible_view(browser) == []
+    browser.find_element(By.CSS_SELECTOR, "#table-of-matrices a[href='#matrix-2']").click()
+    assert visible_view(browser) == ["matrix-2"]
+    assert not browser.find_element(By.ID, "top").is_displayed()
     assert_harmless(browser, tmp_path / "compare.html")

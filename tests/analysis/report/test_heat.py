@@ -8,7 +8,8 @@ from weights import weight
 
 from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint
 from lowrank_ldu.analysis.report.advice import advice_of
-from lowrank_ldu.analysis.report.heat import HeatCell, heat_map, ink, shade
+from lowrank_ldu.analysis.report.heat import ink, shade
+from lowrank_ldu.analysis.report.heat_of_advice import LEFT, heat_map
 from lowrank_ldu.analysis.report.page import render_report
 from lowrank_ldu.analysis.report.plots import draw_plots
 
@@ -41,11 +42,11 @@ def test_layers_and_modules(analysis):
         assert found.share == (left / matrix.size if left else 1)
         shares[tensor.name] = found.share
     assert len(set(shares.values())) > 2
-    assert heat.cells["up", 10].share == shares["model.layers.10.up.weight"]
+    assert heat.cells["up", 10].figure == shares["model.layers.10.up.weight"]
     experts = heat.cells["experts.*.down", 1]
     named = {name: share for name, share in shares.items() if "experts" in name}
-    assert (experts.matrices, experts.share) == (3, sorted(named.values())[1])
-    assert named[experts.worst] == max(named.values())
+    assert (experts.matrices, experts.figure) == (3, sorted(named.values())[1])
+    assert named[experts.most] == max(named.values())
     assert ("experts.*.down", 0) not in heat.cells
 
 
@@ -55,7 +56,7 @@ def test_cells_open_their_matrix(analysis):
     table = source[source.index('<table class="heat"') :]
     table = table[: table.index("</table>")]
     assert set(re.findall(r"#matrix-(\d+)", table)) == {
-        str(numbers[cell.worst]) for cell in heat_map(analysis).cells.values()
+        str(numbers[cell.most]) for cell in heat_map(analysis).cells.values()
     }
 
 
@@ -80,5 +81,5 @@ def test_dark_is_what_saves_most():
 
     assert light(0.0) < light(0.3) < light(0.6) < light(0.9) < light(1.0)
     assert (ink(0.0), ink(0.9), ink(1.0)) == ("#fff", "#222", "#222")
-    assert HeatCell(0.494, 1, "w", "SVD, 3").text == "49%"
-    assert HeatCell(1.0, 1, "w", "keep").text == "keep"
+    assert LEFT.write(0.494) == "49%"
+    assert LEFT.write(1.0) == "keep"

@@ -1,0 +1,146 @@
+"""Read the updates that a stored adapter makes of its base's weights."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from lowrank_ldu.adapters.bases import find_bases_of
+from lowrank_ldu.adapters.input_files import checked_path
+from lowrank_ldu.adapters.loading import read_adapter
+from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG
+from lowrank_ldu.checkpoints.adapter_folder import CONFIG_FILE, PEFT_WEIGHTS, WEIGHTS_FILE
+from lowrank_ldu.checkpoints.reader import TensorInfo, UpdatesReader
+from lowrank_ldu.errors import AdapterError, CheckpointError
+from lowrank_ldu.nn.update import updated_matrix
+from lowrank_ldu.validation import dtype_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+    from lowrank_ldu.nn.basis import FittedBasis
+
+
+def open_updates(
+    path: str | os.PathLike[str], *, basis: FittedBasis | str | os.PathLike[str] | None = None
+) -> AdapterUpdates:
+    """Open a stored adapter for the updates that it makes, to be compared with its base.
+
+    Parameters
+    ----------
+    path : path
+        Folder that `save_adapter` wrote, or `save_pretrained` of a PEFT model with a `LolduConfig`.
+    basis : FittedBasis or path, optional
+        As for `load_adapter`.
+
+    Returns
+    -------
+    AdapterUpdates
+        For `lowrank_ldu.analysis.compare`, which closes it.
+
+    Raises
+    ------
+    TypeError
+        `path` is no path, or `basis` no basis and no path.
+    AdapterError
+        A file is missing, damaged or changed, or is not of such an adapter; or its fitted basis is not found.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from torch import nn
+    >>> from lowrank_ldu.adapters import save_adapter
+    >>> from lowrank_ldu.nn import inject
+    >>> model = nn.Sequential(nn.Linear(6, 5))
+    >>> weight = model[0].weight.detach().clone()
+    >>> _ = inject(model, ["0"], rank=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_adapter(model, folder)
+    ...     with open_updates(folder) as updates:
+    ...         print([(info.name, info.shape, info.stored_as) for info in updates.tensors])
+    ...         update = updates.update_of("0", weight)
+    [('0', (5, 6), 'LoLDU of rank 2')]
+    >>> update.shape
+    torch.Size([5, 6])
+    """
+    folder = checked_path(path)
+    adapter = read_adapter(folder)
+    find_bases_of(adapter, basis)
+    return AdapterUpdates(folder, adapter)
+
+
+class AdapterUpdates(UpdatesReader):
+    """Reader of the updates of a LoLDU adapter: W_adapted - W_base of each layer, by the layer's name.
+
+    PEFT's files say nothing of a weight's shape: there it is empty.
+
+    Parameters
+    ----------
+    folder : Path
+    adapter : AdapterFile
+        Whose fitted bases layers know.
+    """
+
+    def __init__(self, folder: Path, adapter: AdapterFile) -> None:
+        of_peft = os.path.lexists(folder / PEFT_CONFIG)
+        self.other_files = (folder / (PEFT_CONFIG if of_peft else CONFIG_FILE),)
+        self._layers = dict(_by_every_name(adapter))
+        file = str(folder / (PEFT_WEIGHTS if of_peft else WEIGHTS_FILE))
+        infos = [_info(name, layer, adapter, file) for name, layer in self._layers.items()]
+        whole = {
+            name: f"{dtype_name(tensor)} tensor that was trained whole, and is no update"
+            for name, tensor in adapter.module_tensors.items()
+        }
+        super().__init__(folder, infos, whole)
+
+    def update_of(self, name: str, weight: Tensor) -> Tensor:
+        """Return the update of one weight.
+
+        Parameters
+        ----------
+        name : str
+            Of a layer, as listed in `tensors`.
+        weight : Tensor, shape (m, n)
+            The base weight as a matrix (out, in), in the dtype in which it is stored.
+
+        Returns
+        -------
+        Tensor, shape (m, n)
+            In float32, or in float64 if `weight` is.
+
+        Raises
+        ------
+        CheckpointError
+            The weight is not the one that the adapter was trained on, or cannot be factored; or the update is not the
+            one of training, or not finite.
+        """
+        self.info(name)
+        try:
+            held, _ = self._layers[name].rebuild(weight, "error")
+        except (AdapterError, TypeError) as error:
+            raise CheckpointError(str(error)) from error
+        with torch.no_grad():
+            return updated_matrix(held.factors, held.delta)
+
+
+def _by_every_name(adapter: AdapterFile) -> Iterator[tuple[str, StoredLayer]]:
+    """Yield each layer by its name, and by those that the model had it under as well."""
+    for name, layer in adapter.layers.items():
+        yield name, layer
+        for other in adapter.shared.get(name, ()):
+            yield other, layer
+
+
+def _info(name: str, layer: StoredLayer, adapter: AdapterFile, file: str) -> TensorInfo:
+    shape: tuple[int, ...] = layer.record.shape if any(layer.record.shape) else ()
+    own = adapter.base_weights.get(layer.name)
+    if own is not None:  # perhaps with more rows than the base has
+        shape = tuple(layer.kind.as_matrix(own).shape)
+    nbytes = sum(tensor.nbytes for tensor in layer.tensors.values())
+    return TensorInfo(name, shape, "float32", file, nbytes, f"LoLDU of rank {layer.record.options.rank}")
