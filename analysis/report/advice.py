@@ -120,8 +120,9 @@ def by_method(matrices: Sequence[MatrixAnalysis], target: float) -> str:
         shares = [share_left(item, matrix) for item, matrix in zip(of_method, matrices, strict=True)]
         left = sum(share * matrix.size for share, matrix in zip(shares, matrices, strict=True)) / whole
         count = sum(share < 1 for share in shares)
-        parts.append(f"{name} makes {count} smaller and leaves {left:.0%} of all numbers")
-    return f"At a relative error of {target:g}, each method alone, of {len(matrices)} matrices: {'; '.join(parts)}."
+        total = f" of {len(matrices)} matrices made smaller" if not parts else ""
+        parts.append(f"{name} {left:.0%} ({count}{total})")
+    return f"At a relative error of {target:g} each method alone leaves of all numbers: {', '.join(parts)}."
 
 
 def share_left(needed: NeededRank, matrix: MatrixAnalysis) -> float:

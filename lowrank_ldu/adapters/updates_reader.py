@@ -61,7 +61,7 @@ def open_updates(
     >>> weight = model[0].weight.detach().clone()
     >>> _ = inject(model, ["0"], rank=2)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_adapter(model, folder)
+    ...     _ = save_adapter(model, folder)
     ...     with open_updates(folder) as updates:
     ...         print([(info.name, info.shape, info.stored_as) for info in updates.tensors])
     ...         update = updates.update_of("0", weight)

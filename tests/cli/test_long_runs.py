@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from lowrank_ldu.analysis.comparison import run as comparison_module
+from lowrank_ldu.analysis.comparison import work as comparison_module
 from lowrank_ldu.analysis.engine import survey as survey_module
 from lowrank_ldu.cli import progress as progress_module
 from lowrank_ldu.cli.app import app

@@ -156,6 +156,6 @@ def test_failures_are_reasons(checkpoints, monkeypatch):
     def fail(*_):
         raise torch.linalg.LinAlgError("did not converge")
 
-    monkeypatch.setattr("lowrank_ldu.analysis.comparison.run.compare_matrices", fail)
+    monkeypatch.setattr("lowrank_ldu.analysis.comparison.work.compare_matrices", fail)
     with pytest.raises(NothingToCompareError, match="4 x not compared: error: did not converge"):
         compare_checkpoints(*checkpoints, OPTIONS)

@@ -14,6 +14,7 @@ from weights import weight
 from lowrank_ldu.analysis import Analysis, CompareOptions, JournalError, SurveyOptions, analyze, compare, examine_claims
 from lowrank_ldu.analysis.claims.report import render_claims
 from lowrank_ldu.analysis.comparison import work
+from lowrank_ldu.analysis.comparison.plots import draw_comparison
 from lowrank_ldu.analysis.comparison.report import render_comparison
 from lowrank_ldu.analysis.device import is_out_of_memory, usable_device
 from lowrank_ldu.analysis.engine import resources, shapes, survey
@@ -219,9 +220,9 @@ def test_a_comparison_on_a_device_is_that_of_the_cpu_and_says_so(device):
         assert "1 of 3 matrices on the CPU" in found.computed_on
         assert "computed on" in repr(found)
         assert set(found.tensors["device"]) == {"cpu", where}
-        assert f"<p>Computed on {where}" in render_comparison(found)
+        assert f"<p>Computed on {where}" in render_comparison(found, draw_comparison(found))
     assert expected.computed_on == "cpu"
-    assert "Computed on" not in render_comparison(expected)
+    assert "Computed on" not in render_comparison(expected, draw_comparison(expected))
 
 
 @pytest.mark.usefixtures("device")

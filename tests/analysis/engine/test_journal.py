@@ -309,7 +309,7 @@ def test_errors_are_tried_again(work, journal, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("lowrank_ldu.analysis.engine.survey.analyze_matrix", scarce)
-        patch.setattr("lowrank_ldu.analysis.comparison.run.compare_matrices", scarce)
+        patch.setattr("lowrank_ldu.analysis.comparison.work.compare_matrices", scarce)
         with pytest.raises(ValueError, match="error: MemoryError"):
             work.run(journal)
         assert not journal.exists()

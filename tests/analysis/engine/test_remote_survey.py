@@ -201,7 +201,7 @@ def test_a_worker_reads_the_same_file(server):
         source = cluster.Source.of(reader)
         assert source.path == server.url + PATH
         try:
-            analysis, _ = cluster.analyze_remotely(source, OPTIONS, reader.info("w0"))
+            analysis = cluster.analyze_remotely(source, OPTIONS, reader.info("w0")).analysis
             assert not isinstance(analysis, str)
             cluster.forget_checkpoints()
             server.files[PATH] = save({name: values + 1 for name, values in TENSORS.items()})

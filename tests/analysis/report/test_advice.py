@@ -166,5 +166,5 @@ def test_each_method_alone_is_summed_over_all_matrices():
     sentence = by_method(matrices, 0.5)
     low = next(item for item in matrices[0].needed if item.method == "ldu_lowrank")
     left = (numbers("ldu_lowrank", 40, 40, low.rank) + 144) / 1744
-    assert f"near-best LDU makes 1 smaller and leaves {left:.0%} of all numbers" in sentence
+    assert f"near-best LDU {left:.0%} (1), LDU core" in sentence
     assert "of 2 matrices" in sentence

@@ -21,7 +21,7 @@ NO_MATRICES = {
 
 
 def said(state, **options):
-    return headlines(analyze(state, **OPTIONS, **options))[1]
+    return headlines(analyze(state, **OPTIONS, **options))[2]
 
 
 def test_tensors_that_are_no_matrices_leave_nothing_out():
@@ -99,7 +99,7 @@ def test_what_an_optimizer_keeps_is_listed_and_not_analyzed(tmp_path, optimizer)
     assert [tensor.name for tensor, _ in analysis.matrices] == ["state_dict.weight"]
     kept = {tensor.name for tensor in analysis.skipped if tensor.reason == "kept by an optimizer: it is no weight"}
     assert kept >= {f"optimizer_states.0.state.{place}" + ending for place in (0, 1) for ending in _endings(optimizer)}
-    assert headlines(analysis)[1].startswith("COMPLETE")
+    assert headlines(analysis)[2].startswith("COMPLETE")
     for opened in (open_checkpoint(path), open_weights(path)):
         with opened as reader:
             name = min(name for name in kept if reader.info(name).shape == (6, 5))
@@ -126,4 +126,4 @@ def test_what_an_optimizer_of_keras_keeps_is_not_analyzed(tmp_path, place):
     assert {tensor.name: tensor.reason for tensor in analysis.skipped} == {
         place: "kept by an optimizer: it is no weight"
     }
-    assert headlines(analysis)[1].startswith("COMPLETE")
+    assert headlines(analysis)[2].startswith("COMPLETE")
