@@ -114,7 +114,7 @@ def by_method(matrices: Sequence[MatrixAnalysis], target: float) -> str:
     """Return one sentence on what each method alone saves at a target error."""
     whole = sum(matrix.size for matrix in matrices)
     needed = [needed_by_method(matrix, target) for matrix in matrices]
-    parts = []
+    parts: list[str] = []
     for place, name in enumerate(METHODS.values()):
         of_method = [items[place] for items in needed]
         shares = [share_left(item, matrix) for item, matrix in zip(of_method, matrices, strict=True)]
