@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.measures.recommendation import METHODS, least_needed
+from lowrank_ldu.diagnostics.cost import factor_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,8 @@ class Advice:
         Numbers of the factors over those of the weight; 1 for the weight.
     short, text : str
         For a cell of a table, and a sentence without its end.
+    is_bound : bool
+        Whether a smaller rank may do.
     """
 
     method: Method | None
@@ -38,6 +41,7 @@ class Advice:
     share: float
     short: str
     text: str
+    is_bound: bool = False
 
 
 def needed_by_method(matrix: MatrixAnalysis, target: float) -> list[NeededRank]:
@@ -62,7 +66,7 @@ def advice_of(matrix: MatrixAnalysis) -> Advice:
         f"{best.storage}: {at_most}{share:.0%} of the weight's numbers"
     )
     short = f"{SHORT[best.method]}{by}, {'≤ ' if chosen.bound else ''}{best.rank}"
-    return Advice(best.method, best.rank, share, short, text)
+    return Advice(best.method, best.rank, share, short, text, chosen.bound)
 
 
 def _keep(needed: Sequence[NeededRank]) -> Advice:
@@ -102,11 +106,12 @@ def verdict(matrices: Sequence[MatrixAnalysis], target: float) -> str:
     whole = sum(matrix.size for matrix in matrices)
     left = sum(each.share * matrix.size for each, matrix in zip(advice, matrices, strict=True))
     typical = median(each.share for each in smaller)
+    at_most = "at most " if unknown or any(each.is_bound for each in smaller) else ""
     counts = Counter(each.method for each in smaller)
     by = ", ".join(f"{counts[method]} by {name}" for method, name in METHODS.items() if counts[method])
     return (
         f"At a relative error of {target:g}, {len(smaller)} of {len(advice)} matrices get smaller, to {typical:.0%} of "
-        f"their numbers (median), and all together to {left / whole:.0%}: {by}.{open_ones}"
+        f"their numbers (median), and all together to {at_most}{left / whole:.0%}: {by}.{open_ones}"
     )
 
 
@@ -121,8 +126,21 @@ def by_method(matrices: Sequence[MatrixAnalysis], target: float) -> str:
         left = sum(share * matrix.size for share, matrix in zip(shares, matrices, strict=True)) / whole
         count = sum(share < 1 for share in shares)
         total = f" of {len(matrices)} matrices made smaller" if not parts else ""
-        parts.append(f"{name} {left:.0%} ({count}{total})")
+        # Ranks that were not looked at, or of which only a bound is known, may do better.
+        known = all(_is_settled(item, matrix) for item, matrix in zip(of_method, matrices, strict=True))
+        at_most, at_least = ("", "") if known else ("at most ", "at least ")
+        parts.append(f"{name} {at_most}{left:.0%} ({at_least}{count}{total})")
     return f"At a relative error of {target:g} each method alone leaves of all numbers: {', '.join(parts)}."
+
+
+def _is_settled(needed: NeededRank, matrix: MatrixAnalysis) -> bool:
+    """Whether no other rank can turn out to be enough and to take fewer numbers."""
+    if needed.rank is not None or needed.bound:
+        return not needed.bound
+    beyond = needed.looked_at + 1
+    if beyond > min(matrix.m, matrix.n):
+        return True
+    return factor_numbers(needed.method, matrix.m, matrix.n, beyond) >= matrix.size
 
 
 def share_left(needed: NeededRank, matrix: MatrixAnalysis) -> float:

@@ -175,7 +175,7 @@ def analyze(
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
-    check_engine(engine, scheduler, threads)
+    check_engine(engine, scheduler, threads, device)
     if times not in {None, *_YES_NO}:
         fail(f"--times is {times!r}; accepted: {', '.join(_YES_NO)}")
     with readable_errors():

@@ -90,7 +90,7 @@ def claims(
     from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
 
-    check_engine(engine, scheduler, threads)
+    check_engine(engine, scheduler, threads, device)
     if resume and out is None:
         fail("--resume is given without --out; accepted: with the --out that the journal to go on with is beside")
 

@@ -97,7 +97,7 @@ def prefer_huge_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def check_engine(engine: EngineKind, scheduler: str | None, threads: int | None) -> None:
+def check_engine(engine: EngineKind, scheduler: str | None, threads: int | None, device: str) -> None:
     """Refuse options of one engine that are given with the other."""
     if engine is EngineKind.DASK and scheduler is None:
         fail("--engine dask is given without --scheduler; accepted: the scheduler's address, such as tcp://HOST:8786")
@@ -105,6 +105,8 @@ def check_engine(engine: EngineKind, scheduler: str | None, threads: int | None)
         fail(f"--scheduler is given with --engine {engine.value}; accepted: with --engine dask")
     if engine is EngineKind.DASK and threads is not None:
         fail("--threads is given with --engine dask, whose workers have their own; accepted: with --engine local")
+    if engine is EngineKind.DASK and device != "cpu":
+        fail(f"--device is {device} with --engine dask, whose workers would share it; accepted: with --engine local")
 
 
 def check_report(report_to: str) -> None:

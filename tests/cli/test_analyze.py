@@ -141,6 +141,10 @@ def test_bad_checkpoint_is_one_line_and_leaves_nothing(tmp_path, out, kind, monk
             ["--engine", "dask", "--scheduler", "tcp://h:1", "--threads", "2"],
             "--threads is given with --engine dask, whose workers have their own; accepted: with --engine local",
         ),
+        (
+            ["--engine", "dask", "--scheduler", "tcp://h:1", "--device", "cuda"],
+            "--device is cuda with --engine dask, whose workers would share it; accepted: with --engine local",
+        ),
     ],
 )
 def test_bad_option_is_named(tmp_path, out, arguments, message, monkeypatch):

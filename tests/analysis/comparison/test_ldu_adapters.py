@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -210,6 +211,12 @@ def test_folders_are_told_apart(tmp_path):
     (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"a": torch.ones(2)}, tmp_path / "lora" / "adapter_model.safetensors")
     assert not is_adapter_folder(tmp_path / "lora")
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(native / "adapter.json", half)
+    assert is_adapter_folder(half)
+    with pytest.raises(AdapterError, match=r"adapter\.safetensors"):
+        open_updates(half)
     # A model with an adapter beside it is a model.
     save_file(model.state_dict(), native / "model.safetensors")
     assert not is_adapter_folder(native)
