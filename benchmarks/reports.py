@@ -105,7 +105,8 @@ def recommended(matrices):
     advice = [(advice_of(matrix), matrix.size) for matrix in matrices]
     left = sum(each.share * size for each, size in advice) / sum(size for _, size in advice)
     counts = Counter(each.method for each, _ in advice)
-    return f"{left:.0%}", ", ".join(f"{counts[method]} by {name}" for method, name in METHODS.items())
+    kept = [f"{counts[None]} kept"] if counts[None] else []
+    return f"{left:.0%}", ", ".join([*(f"{counts[method]} by {name}" for method, name in METHODS.items()), *kept])
 
 
 def main():

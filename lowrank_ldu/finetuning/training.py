@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _FITTED_TO = 64
 # Of these, so many at a time are sorted by length.
 _WINDOW = 8
+# transformers' name of the strategy, and of the column that it takes lengths from.
+_BY_LENGTH, _TOKENS = "group_by_length", "input_ids"
 _SEEDS = 1000
 
 
@@ -68,6 +70,7 @@ class Training:
         transformers.set_seed(config.seed)
         with _quiet(bars=shown):
             task = get_kind(config.kind).load(config)
+        _check_lengths(task, arguments)
         same = {
             "model": weights_digest(task.model, task.head),
             "data": task.data_digest,
@@ -290,8 +293,7 @@ class _Batches:
         self._most = most
         self._size = arguments.per_device_train_batch_size
         self._seed = seed
-        grouped = arguments.train_sampling_strategy == "group_by_length"
-        self._grouped = most is not None and grouped and "input_ids" in task.train.column_names
+        self._grouped = most is not None and arguments.train_sampling_strategy == _BY_LENGTH
 
     def __iter__(self) -> Iterator[Any]:
         rows, device = self._task.train, next(self._task.model.parameters()).device
@@ -299,18 +301,28 @@ class _Batches:
         order = torch.randperm(len(rows), generator=generator).tolist()
         end = len(order) if self._most is None else min(len(order), self._size * self._most)
         if self._grouped:
-            order = _grouped(order[:end], list(map(len, rows["input_ids"][:])), self._size, generator)
+            lengths = {place: len(rows[place][_TOKENS]) for place in order[:end]}
+            order = _grouped(lengths, self._size, generator)
         for start in range(0, end, self._size):
             batch = self._task.collator([rows[place] for place in order[start : start + self._size]])
             yield {name: values.to(device) for name, values in batch.items()}
 
 
-def _grouped(order: list[int], lengths: Sequence[int], size: int, generator: torch.Generator) -> list[int]:
+def _check_lengths(task: LoadedTask, arguments: Any) -> None:
+    """Refuse to group rows that have no length."""
+    if arguments.train_sampling_strategy == _BY_LENGTH and _TOKENS not in task.train[0]:
+        raise OptionError(
+            f"train_sampling_strategy is {_BY_LENGTH!r}, and the training rows are no texts; accepted for them: "
+            "'random', 'sequential'"
+        )
+
+
+def _grouped(lengths: Mapping[int, int], size: int, generator: torch.Generator) -> list[int]:
     """Sort each window of a few batches by length, and shuffle its batches.
 
-    A sum of gradients over whole windows is what it would be without, as each row's weight is.
+    Where a batch's loss is the mean over its rows, the sum of gradients over whole windows is what it would be without.
     """
-    found: list[int] = []
+    order, found = list(lengths), list[int]()
     for start in range(0, len(order), size * _WINDOW):
         window = sorted(order[start : start + size * _WINDOW], key=lengths.__getitem__)
         # Only the last batch of all may be smaller.

@@ -171,6 +171,13 @@ def test_digits_need_no_download_and_their_network_is_kept(digits_cache, tmp_pat
     kept.write_bytes(content)
 
 
+def test_images_have_no_length_to_be_grouped_by(base, tmp_path):
+    settings = {**SETTINGS, "train_sampling_strategy": "group_by_length"}
+    choice = Choice(method="full", model=str(base / "model"), data=str(base / "data"), settings=settings)
+    with pytest.raises(OptionError, match="is 'group_by_length', and the training rows are no texts; accepted"):
+        run_recipe(load_recipe("images"), tmp_path, choice, seeds=[0])
+
+
 def test_the_pixels_of_digits_are_those_of_the_pretraining():
     from lowrank_ldu.finetuning.digits.data import load_digits_split
 

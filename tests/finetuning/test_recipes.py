@@ -263,7 +263,7 @@ def test_every_form_of_ldu_has_its_own_rate_for_sentiment():
 
 
 def test_methods_are_listed_without_peft(tmp_path):
-    """It takes ten seconds to import."""
+    """It takes seconds to import."""
     script = "import sys; from lowrank_ldu.cli.app import app; app(['finetune', '--list'], standalone_mode=False)"
     found = subprocess.run(
         [sys.executable, "-c", f"{script}; print(sorted({{'peft', 'transformers'}} & sys.modules.keys()))"],

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_ldu.checkpoints.adapter_folder import PEFT_WEIGHTS
+from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION
 from lowrank_ldu.errors import AdapterError, MissingExtraError, OptionError
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.methods.method import Prepared
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What is meant to be so, is no fault of the user's, or is an error here.
 _KNOWN = (
     "Specified to not (save|load)",
@@ -61,7 +62,7 @@ class PreparedByPeft(Prepared):
         from peft import PeftConfig  # noqa: PLC0415  # peft may be absent
         from peft.utils import load_peft_weights, set_peft_model_state_dict  # noqa: PLC0415
 
-        for name in (_CONFIG, _WEIGHTS):
+        for name in (ADAPTER_CONFIGURATION, PEFT_WEIGHTS):
             # PEFT would look for it on the hub.
             if not (folder / name).is_file():
                 raise AdapterError(f"{folder}: has no {name}; accepted: a folder that `save` wrote")
@@ -216,8 +217,8 @@ def of_task(model: nn.Module, request: MethodRequest, whole: Sequence[str]) -> d
 def why_missing(module: str, name: str) -> str | None:
     """Return why a class of an optional library cannot be had, or None.
 
-    The library is imported only where its text does not have the name: PEFT takes ten seconds, and methods are listed
-    more often than used.
+    The library is imported only where its text does not have the name: PEFT takes seconds, and methods are listed more
+    often than used.
     """
     if module not in sys.modules and find_spec("peft") is not None:
         spec = find_spec(module)

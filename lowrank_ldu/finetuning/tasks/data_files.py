@@ -101,8 +101,8 @@ def limit_of(split: str, options: Mapping[str, Any]) -> int | None:
 
     Those that training is not chosen by are tests.
     """
-    kind = {"train": "train"}.get(split, "eval" if split.startswith("validation") else "predict")
-    limit: int | None = options[f"max_{kind}_samples"]
+    name = "max_eval_samples" if split.startswith("validation") else "max_predict_samples"
+    limit: int | None = options["max_train_samples" if split == "train" else name]
     return limit
 
 
