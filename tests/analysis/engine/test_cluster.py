@@ -171,8 +171,8 @@ def test_a_bug_keeps_its_exception(engine):
 def test_what_kills_every_worker_is_a_reason():
     executor = Workers(None, "here", None)
     killed = KilledWorker("task", None, 3)
-    outcome, _ = executor._outcome("error", (KilledWorker, killed, None))
-    assert outcome == "error: 4 workers died when they were at it, for want of memory perhaps"
+    outcome = executor._outcome("error", (KilledWorker, killed, None))
+    assert outcome.analysis == "error: 4 workers died when they were at it, for want of memory perhaps"
 
 
 def test_a_lost_scheduler_is_named():
