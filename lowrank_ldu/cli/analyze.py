@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import fail, readable_errors
-from lowrank_ldu.cli.long_runs import engine_at, journal_beside
+from lowrank_ldu.cli.long_runs import LOADING, WRITING, engine_at, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
     Device,
@@ -170,10 +170,12 @@ def analyze(
     beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis import SurveyOptions, write_report  # noqa: PLC0415
-    from lowrank_ldu.analysis import analyze as analyze_source  # noqa: PLC0415
-    from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
+    from lowrank_ldu.cli.progress import show_progress, show_stage  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
+
+    with show_stage(LOADING):
+        from lowrank_ldu.analysis import SurveyOptions, write_report  # noqa: PLC0415
+        from lowrank_ldu.analysis import analyze as analyze_source  # noqa: PLC0415
 
     check_engine(engine, scheduler, threads, device)
     if times not in {None, *_YES_NO}:
@@ -198,6 +200,6 @@ def analyze(
                 analysis = analyze_source(
                     checkpoint, options=options, progress=progress, journal=journal, resume=resume, engine=used
                 )
-            with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
+            with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder, show_stage(WRITING):
                 write_report(analysis, folder)
         show_summary(analysis, out)

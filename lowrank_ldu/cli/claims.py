@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import fail, readable_errors
-from lowrank_ldu.cli.long_runs import engine_at, journal_beside
+from lowrank_ldu.cli.long_runs import LOADING, WRITING, engine_at, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
     Device,
@@ -86,9 +86,11 @@ def claims(
     kept in a journal beside the folder while it runs; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis import SurveyOptions, examine_claims, write_claims  # noqa: PLC0415
-    from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
+    from lowrank_ldu.cli.progress import show_progress, show_stage  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
+
+    with show_stage(LOADING):
+        from lowrank_ldu.analysis import SurveyOptions, examine_claims, write_claims  # noqa: PLC0415
 
     check_engine(engine, scheduler, threads, device)
     if resume and out is None:
@@ -117,6 +119,6 @@ def claims(
         else:
             with journal_beside(out, overwrite=overwrite) as journal:
                 examined = examine(journal)
-                with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
+                with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder, show_stage(WRITING):
                     write_claims(examined, examined.analysis, folder)
         show_claims(examined, examined.analysis, out)

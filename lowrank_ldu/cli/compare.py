@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import readable_errors
-from lowrank_ldu.cli.long_runs import journal_beside
+from lowrank_ldu.cli.long_runs import LOADING, WRITING, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
     Device,
@@ -110,9 +110,11 @@ def compare(
     journal beside the folder; --resume goes on from there.
     """
     prefer_huge_pages()
-    from lowrank_ldu.analysis import CompareOptions, compare_checkpoints, write_comparison  # noqa: PLC0415
-    from lowrank_ldu.cli.progress import show_progress  # noqa: PLC0415
+    from lowrank_ldu.cli.progress import show_progress, show_stage  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
+
+    with show_stage(LOADING):
+        from lowrank_ldu.analysis import CompareOptions, compare_checkpoints, write_comparison  # noqa: PLC0415
 
     with readable_errors():
         options = options_of(
@@ -130,6 +132,6 @@ def compare(
                 comparison = compare_checkpoints(
                     base, _updates_or_path(tuned), options, progress, journal=journal, resume=resume
                 )
-            with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder:
+            with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder, show_stage(WRITING):
                 write_comparison(comparison, folder)
         show_comparison(comparison, out)

@@ -11,6 +11,7 @@ import typer
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import readable_errors
+from lowrank_ldu.cli.long_runs import LOADING, WRITING
 
 _RECIPE, _COMPARISON = "digits", "demo"
 _RANKS = (8, 32)
@@ -32,15 +33,17 @@ def demo(
     and its weights are analyzed. It is then fine-tuned on other images, turned upside down and inverted, by linear
     probe, LoLDU, LoRA, PiSSA and full fine-tuning with the same batches. The LoLDU adapter is reloaded and merged.
     """
-    from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, headlines, write_report  # noqa: PLC0415
     from lowrank_ldu.cli.compare_methods import show_comparison  # noqa: PLC0415
-    from lowrank_ldu.cli.progress import show_items, show_progress  # noqa: PLC0415
-    from lowrank_ldu.demo.report import comparison_section, saved_sentences, start_sentence  # noqa: PLC0415
-    from lowrank_ldu.demo.round_trip import BASE_FILE, round_trip  # noqa: PLC0415
+    from lowrank_ldu.cli.progress import show_items, show_progress, show_stage  # noqa: PLC0415
     from lowrank_ldu.files import whole_folder  # noqa: PLC0415
-    from lowrank_ldu.finetuning import comparison as comparing  # noqa: PLC0415
-    from lowrank_ldu.finetuning.digits.determinism import single_threaded  # noqa: PLC0415
-    from lowrank_ldu.finetuning.recipe import load_recipe  # noqa: PLC0415
+
+    with show_stage(LOADING):
+        from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, headlines, write_report  # noqa: PLC0415
+        from lowrank_ldu.demo.report import comparison_section, saved_sentences, start_sentence  # noqa: PLC0415
+        from lowrank_ldu.demo.round_trip import BASE_FILE, round_trip  # noqa: PLC0415
+        from lowrank_ldu.finetuning import comparison as comparing  # noqa: PLC0415
+        from lowrank_ldu.finetuning.digits.determinism import single_threaded  # noqa: PLC0415
+        from lowrank_ldu.finetuning.recipe import load_recipe  # noqa: PLC0415
 
     # A missing package of the extra is an ImportError, whose message names the extra.
     with (
@@ -63,7 +66,8 @@ def demo(
             analysis = analyze_checkpoint(folder / BASE_FILE, SurveyOptions(ranks=_RANKS), progress)
         # The folder gets its own name at the end.
         analysis = replace(analysis, checkpoint=str(out / BASE_FILE))
-        write_report(analysis, folder, sections=[comparison_section(plan, methods, saved)])
+        with show_stage(WRITING):
+            write_report(analysis, folder, sections=[comparison_section(plan, methods, saved)])
         console = SafeConsole()
         console.print(start_sentence())
         show_comparison(plan, methods)

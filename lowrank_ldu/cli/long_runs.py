@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.analysis import Engine
 
+# Stages before and after the work itself.
+LOADING = "loading libraries"
+WRITING = "writing the report"
+
 
 @contextmanager
 def journal_beside(out: Path, *, overwrite: bool) -> Iterator[Path]:

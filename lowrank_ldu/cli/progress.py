@@ -33,6 +33,14 @@ def _bar(before: str, after: str) -> Progress:
 
 
 @contextmanager
+def show_stage(name: str) -> Iterator[None]:
+    """Show what is done at present, where nobody knows how long it takes."""
+    with _bar("", "{task.description}") as bar:
+        bar.add_task(name, total=None)
+        yield
+
+
+@contextmanager
 def show_progress() -> Iterator[Callable[[SurveyProgress], None]]:
     """Show how far a survey is, and the time left."""
     with _bar("{task.fields[count]}", "{task.description}") as bar:

@@ -29,6 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 
 COMMANDS = {
+    "analyze": ("base.safetensors",),
     "claims": ("base.safetensors",),
     "compare": ("base.safetensors", "tuned.safetensors"),
 }
@@ -71,6 +72,19 @@ def figures(folder):
     content = json.loads(document.read_text(encoding="utf-8"))
     content["claims"] = [claim for claim in content.get("claims", []) if claim["claim"] != "speed"]
     return strip(content)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_terminal_is_told_each_stage(folder, monkeypatch, command):
+    assert "libraries" not in run(command, out="piped").stderr
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    told = run(command).stderr
+    stages = ["loading libraries", "reading the checkpoint", f"{MATRICES}/{MATRICES}", "writing the report"]
+    places = [told.find(stage) for stage in stages]
+    assert -1 not in places, told
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
