@@ -44,7 +44,8 @@ class PairResult:
     base_dtype, tuned_dtype : str
         As stored, and what it was dequantized to; for what is not a tensor, what it is; empty where there is nothing.
     reason : str or None
-        Why there is no comparison.
+        Why there is no comparison; or how the base differs from the one that an adapter was trained on, if that was
+        accepted.
     comparison : MatrixComparison or None
         Only of what was compared.
     device : str or None

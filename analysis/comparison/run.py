@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 COMPARISON_RESULTS = ResultKind(
     "a comparison", PairResult, "comparison", lambda result: result.status in {"compared", "unchanged"}
 )
+_ACCEPTED = "; accepted: "
 
 
 @dataclass(frozen=True)
@@ -306,6 +307,9 @@ def _give_up(*readers: CheckpointReader) -> None:
 def _nothing_compared(results: list[PairResult]) -> str:
     if not results:
         return "they hold no tensors at all"
-    counts = Counter(f"{result.status}: {result.reason}" for result in results)
+    # What is accepted is said once, after all reasons.
+    said = [(result.status, *str(result.reason).partition(_ACCEPTED)[::2]) for result in results]
+    counts = Counter(f"{status}: {reason}" for status, reason, _ in said)
     reasons = [f"{count} x {reason}" for reason, count in counts.most_common()]
-    return f"no matrix is in both and changed; {list_reasons(reasons)}"
+    accepted = next((f"{_ACCEPTED}{accepted}" for _, _, accepted in said if accepted), "")
+    return f"no matrix is in both and changed; {list_reasons(reasons)}{accepted}"

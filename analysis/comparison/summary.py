@@ -121,6 +121,7 @@ def comparison_headlines(comparison: CheckpointComparison) -> list[str]:
         sentences.append(
             "The tuned side is an adapter: its updates are measured, and weights that it has nothing of are unchanged."
         )
+    sentences += _other_base_sentences(comparison)
     sentences += _prefix_sentences(comparison)
     sentences += [_full_rank_sentence(matrices, pivoting) for pivoting in comparison.options.pivoting]
     singular = Spread.of(matrix.svd.explained[matrix.full_rank] for matrix in matrices)
@@ -146,6 +147,15 @@ def _narrow_sentences(comparison: CheckpointComparison) -> list[str]:
         "1 holds much of any such update): all other figures, bands and extremes here are over the rest."
     )
     return [sentence]
+
+
+def _other_base_sentences(comparison: CheckpointComparison) -> list[str]:
+    deviating = [tensor for tensor, _ in comparison.matrices if tensor.reason is not None]
+    if not deviating:
+        return []
+    are = "1 update is" if len(deviating) == 1 else f"{len(deviating)} updates are"
+    first = f"{printable(deviating[0].name)}: {printable(str(deviating[0].reason))}"
+    return [f"{are} not as in training, which was accepted. {first}."]
 
 
 def _prefix_sentences(comparison: CheckpointComparison) -> list[str]:

@@ -12,6 +12,7 @@ from lowrank_ldu.analysis.comparison.matrix import compare_matrices
 from lowrank_ldu.analysis.device import CPU, compute_there, is_out_of_memory, pinned
 from lowrank_ldu.analysis.engine.executor import describe_error
 from lowrank_ldu.analysis.selection import as_matrix
+from lowrank_ldu.checkpoints.reader import Update
 from lowrank_ldu.errors import CheckpointError, RemoteError
 from lowrank_ldu.validation import check_matrix
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.checkpoints.weights import WeightsReader
 
     # The base's tensor, and the other side's, or what makes an update from the base.
-    Loaded = tuple[torch.Tensor, torch.Tensor | Callable[[], torch.Tensor]]
+    Loaded = tuple[torch.Tensor, torch.Tensor | Callable[[], Update]]
 
 
 def load_pair(pair: Pair, base: WeightsReader, tuned: WeightsReader, device: torch.device = CPU) -> Loaded | str:
@@ -59,10 +60,10 @@ def _whole(pair: Pair, base: WeightsReader, weight: torch.Tensor) -> torch.Tenso
     return as_matrix(base.load_whole(pair.base.name), whole.order)
 
 
-def _update_of(updates: UpdatesReader, pair: Pair, base: WeightsReader, matrix: torch.Tensor) -> torch.Tensor:
+def _update_of(updates: UpdatesReader, pair: Pair, base: WeightsReader, matrix: torch.Tensor) -> Update:
     assert pair.tuned is not None  # noqa: S101  # others are left out
     update = updates.update_of(pair.tuned.name, matrix)
-    return base.part_of_update(pair.name, update) if pair.is_part else update
+    return update._replace(matrix=base.part_of_update(pair.name, update.matrix)) if pair.is_part else update
 
 
 def compare_pair(
@@ -76,12 +77,13 @@ def compare_pair(
     if isinstance(sides, str):
         return pair.result("not compared", sides)
     try:
-        tensors = [sides[0], sides[1] if isinstance(sides[1], torch.Tensor) else sides[1]()]
+        other = Update(sides[1]) if isinstance(sides[1], torch.Tensor) else sides[1]()
     except ValueError as error:
         return pair.result("not compared", str(error))
     except MemoryError as error:  # of an update that is made from its base
         return pair.result("not compared", describe_error(error))
-    del sides
+    tensors, deviation = [sides[0], other.matrix], other.deviation
+    del sides, other
     compute = partial(_compare_tensors, pair, options=options, updates=updates)
     found = None
     if device.type != "cpu":
@@ -91,7 +93,7 @@ def compare_pair(
             return pair.result("not compared", describe_error(error))
     if found is None:
         device, found = CPU, compute(tensors)
-    return found if found.comparison is None else replace(found, device=str(device))
+    return found if found.comparison is None else replace(found, device=str(device), reason=deviation)
 
 
 def _compare_tensors(pair: Pair, tensors: list[torch.Tensor], *, options: CompareOptions, updates: bool) -> PairResult:

@@ -118,14 +118,12 @@ class StoredLayer:
         deviation = self._base_deviation(matrix)
         # This comes before the factorization, which has no meaning on another base and may fail there.
         if deviation is not None and outcome(deviation, policy) == "error":
-            accepted = (
-                "the same base, or accept_other_base=True (--accept-other-base of export) for a rounded copy of it"
-            )
+            accepted = "the same base, or accept_other_base=True (--accept-other-base) for a rounded copy of it"
             if deviation.size > UNRELATED:
                 # Rows that were added to an embedding move the rows that are sampled.
                 accepted = (
                     "the same base, with as many rows (saved after its vocabulary was resized, if it was), or "
-                    "accept_other_base=True (--accept-other-base of export) to take this one as it is"
+                    "accept_other_base=True (--accept-other-base) to take this one as it is"
                 )
             raise AdapterError(f"{deviation}, so that its numbers mean something else; accepted: {accepted}")
         held = self._held(matrix)
@@ -136,7 +134,7 @@ class StoredLayer:
         if outcome(deviation, policy) == "error":
             raise AdapterError(
                 f"{deviation}: {self._reason()}; accepted: an adapter that can be rebuilt, or accept_other_base=True "
-                "(--accept-other-base of export) to take it as it is"
+                "(--accept-other-base) to take it as it is"
             )
         return held, deviation
 

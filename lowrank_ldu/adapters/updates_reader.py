@@ -12,10 +12,10 @@ from lowrank_ldu.adapters.input_files import checked_path
 from lowrank_ldu.adapters.loading import read_adapter
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG
 from lowrank_ldu.checkpoints.adapter_folder import CONFIG_FILE, PEFT_WEIGHTS, WEIGHTS_FILE
-from lowrank_ldu.checkpoints.reader import TensorInfo, UpdatesReader
+from lowrank_ldu.checkpoints.reader import TensorInfo, Update, UpdatesReader
 from lowrank_ldu.errors import AdapterError, CheckpointError
 from lowrank_ldu.nn.update import updated_matrix
-from lowrank_ldu.validation import dtype_name
+from lowrank_ldu.validation import check_flag, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lowrank_ldu.adapters.stored_layer import AdapterFile, StoredLayer
+    from lowrank_ldu.nn.base_identity import BaseCheck
     from lowrank_ldu.nn.basis import FittedBasis
 
 
 def open_updates(
-    path: str | os.PathLike[str], *, basis: FittedBasis | str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    basis: FittedBasis | str | os.PathLike[str] | None = None,
+    accept_other_base: bool = False,
 ) -> AdapterUpdates:
     """Open a stored adapter for the updates that it makes, to be compared with its base.
 
@@ -38,6 +42,8 @@ def open_updates(
         Folder that `save_adapter` wrote, or `save_pretrained` of a PEFT model with a `LolduConfig`.
     basis : FittedBasis or path, optional
         As for `load_adapter`.
+    accept_other_base : bool
+        Take weights that are not those of training as they are; what is compared with them says how far off they are.
 
     Returns
     -------
@@ -47,7 +53,7 @@ def open_updates(
     Raises
     ------
     TypeError
-        `path` is no path, or `basis` no basis and no path.
+        `path` is no path, `basis` no basis and no path, or `accept_other_base` no bool.
     AdapterError
         A file is missing, damaged or changed, or is not of such an adapter; or its fitted basis is not found.
 
@@ -64,15 +70,15 @@ def open_updates(
     ...     _ = save_adapter(model, folder)
     ...     with open_updates(folder) as updates:
     ...         print([(info.name, info.shape, info.stored_as) for info in updates.tensors])
-    ...         update = updates.update_of("0", weight)
+    ...         update = updates.update_of("0", weight).matrix
     [('0', (5, 6), 'LoLDU of rank 2')]
     >>> update.shape
     torch.Size([5, 6])
     """
-    folder = checked_path(path)
+    folder, accepted = checked_path(path), check_flag(accept_other_base, "accept_other_base")
     adapter = read_adapter(folder)
     find_bases_of(adapter, basis)
-    return AdapterUpdates(folder, adapter)
+    return AdapterUpdates(folder, adapter, accept_other_base=accepted)
 
 
 class AdapterUpdates(UpdatesReader):
@@ -85,9 +91,12 @@ class AdapterUpdates(UpdatesReader):
     folder : Path
     adapter : AdapterFile
         Whose fitted bases layers know.
+    accept_other_base : bool
+        As for `open_updates`.
     """
 
-    def __init__(self, folder: Path, adapter: AdapterFile) -> None:
+    def __init__(self, folder: Path, adapter: AdapterFile, *, accept_other_base: bool = False) -> None:
+        self._policy: BaseCheck = "warn" if accept_other_base else "error"
         of_peft = os.path.lexists(folder / PEFT_CONFIG)
         self.other_files = (folder / (PEFT_CONFIG if of_peft else CONFIG_FILE),)
         self._layers = dict(_by_every_name(adapter))
@@ -99,7 +108,7 @@ class AdapterUpdates(UpdatesReader):
         }
         super().__init__(folder, infos, whole)
 
-    def update_of(self, name: str, weight: Tensor) -> Tensor:
+    def update_of(self, name: str, weight: Tensor) -> Update:
         """Return the update of one weight.
 
         Parameters
@@ -111,22 +120,26 @@ class AdapterUpdates(UpdatesReader):
 
         Returns
         -------
-        Tensor, shape (m, n)
+        Update
             In float32, or in float64 if `weight` is.
 
         Raises
         ------
         CheckpointError
-            The weight is not the one that the adapter was trained on, or cannot be factored; or the update is not the
-            one of training, or not finite.
+            The weight is not the one that the adapter was trained on, or the update not the one of training, and that
+            was not accepted; or the weight cannot be factored, or the update is not finite.
         """
         self.info(name)
+        layer = self._layers[name]
+        # The caller knows which weight it is; and what is true of many is said in the same words.
+        prefix = f"layer {layer.name!r}: "
         try:
-            held, _ = self._layers[name].rebuild(weight, "error")
+            held, deviation = layer.rebuild(weight, self._policy)
         except (AdapterError, TypeError) as error:
-            raise CheckpointError(str(error)) from error
+            raise CheckpointError(str(error).removeprefix(prefix)) from error
         with torch.no_grad():
-            return updated_matrix(held.factors, held.delta)
+            update = updated_matrix(held.factors, held.delta)
+        return Update(update, None if deviation is None else str(deviation).removeprefix(prefix))
 
 
 def _by_every_name(adapter: AdapterFile) -> Iterator[tuple[str, StoredLayer]]:

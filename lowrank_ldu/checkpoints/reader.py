@@ -6,7 +6,7 @@ import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.errors import CheckpointError
@@ -157,6 +157,20 @@ class CheckpointReader(ABC):
         self.close()
 
 
+class Update(NamedTuple):
+    """Hold the update of one weight.
+
+    Attributes
+    ----------
+    matrix : torch.Tensor, shape (m, n)
+    deviation : str, optional
+        How the weight, or the update, differs from those of training, where that was accepted.
+    """
+
+    matrix: torch.Tensor
+    deviation: str | None = None
+
+
 class UpdatesReader(CheckpointReader):
     """Hold an open adapter whose updates depend on the weights that they are of.
 
@@ -166,7 +180,7 @@ class UpdatesReader(CheckpointReader):
     holds_updates = True
 
     @abstractmethod
-    def update_of(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+    def update_of(self, name: str, weight: torch.Tensor) -> Update:
         """Return the update of one weight.
 
         Parameters
@@ -178,12 +192,12 @@ class UpdatesReader(CheckpointReader):
 
         Returns
         -------
-        torch.Tensor, shape (m, n)
+        Update
 
         Raises
         ------
         CheckpointError
-            The weight is not the one of training, or there is no such update.
+            The weight is not the one of training, and that was not accepted; or there is no such update.
         """
 
     def _read(self, info: TensorInfo) -> torch.Tensor:

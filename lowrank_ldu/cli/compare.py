@@ -10,10 +10,12 @@ import typer
 from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
-from lowrank_ldu.cli.errors import readable_errors
+from lowrank_ldu.cli.errors import fail, readable_errors
 from lowrank_ldu.cli.long_runs import LOADING, WRITING, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
+    AcceptOtherBase,
+    Basis,
     Device,
     Exclude,
     PivotingNames,
@@ -73,14 +75,17 @@ def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
     say(f"Report: {out / 'compare.html'}")
 
 
-def _updates_or_path(tuned: str) -> AdapterUpdates | str:
+def _updates_or_path(tuned: str, basis: Path | None, *, accept_other_base: bool) -> AdapterUpdates | str:
     from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder  # noqa: PLC0415
 
     if not is_adapter_folder(tuned):
+        given = {"--basis": basis is not None, "--accept-other-base": accept_other_base}
+        for name in (name for name, is_given in given.items() if is_given):
+            fail(f"{name} is given, and {tuned!r} is no folder of a LoLDU adapter; accepted: with one as TUNED")
         return tuned
     from lowrank_ldu.adapters import open_updates  # noqa: PLC0415
 
-    return open_updates(tuned)
+    return open_updates(tuned, basis=basis, accept_other_base=accept_other_base)
 
 
 def compare(
@@ -102,6 +107,8 @@ def compare(
     seed: Seed = 0,
     threads: ThreadCount = None,
     device: Device = "cpu",
+    basis: Basis = None,
+    accept_other_base: AcceptOtherBase = False,
 ) -> None:
     """Compare a fine-tuned checkpoint with its base.
 
@@ -127,11 +134,10 @@ def compare(
             threads=threads,
             device=device,
         )
+        other = _updates_or_path(tuned, basis, accept_other_base=accept_other_base)
         with journal_beside(out, overwrite=overwrite) as journal:
             with show_progress() as progress:
-                comparison = compare_checkpoints(
-                    base, _updates_or_path(tuned), options, progress, journal=journal, resume=resume
-                )
+                comparison = compare_checkpoints(base, other, options, progress, journal=journal, resume=resume)
             with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder, show_stage(WRITING):
                 write_comparison(comparison, folder)
         show_comparison(comparison, out)

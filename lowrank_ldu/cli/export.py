@@ -14,6 +14,7 @@ import typer
 
 from lowrank_ldu.cli.console import say
 from lowrank_ldu.cli.errors import fail, readable_errors
+from lowrank_ldu.cli.options import AcceptOtherBase, Basis  # noqa: TC001  # typer reads the annotations
 
 if TYPE_CHECKING:
     from lowrank_ldu.adapters import AdapterFile
@@ -53,16 +54,8 @@ def export(
             "--keep-module-dtype", help="With merged: write modules trained whole in their own dtype, not the base's."
         ),
     ] = False,
-    accept_other_base: Annotated[
-        bool, typer.Option("--accept-other-base", help="Accept base weights that are not those of training, and warn.")
-    ] = False,
-    basis: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of the fitted basis that the adapter's factors are of.",
-            show_default="where the adapter says, or beside its folder",
-        ),
-    ] = None,
+    accept_other_base: AcceptOtherBase = False,
+    basis: Basis = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the folder.")] = False,
 ) -> None:
     """Turn a LoLDU adapter into something that needs no LoLDU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
@@ -55,6 +56,21 @@ ThreadCount = Annotated[int | None, typer.Option(help="Cores to use, by threads 
 Device = Annotated[
     str,
     choice(("cpu", "cuda", "cuda:N", "mps"), help="Device to compute on, one matrix while the next is read."),
+]
+
+
+AcceptOtherBase = Annotated[
+    bool,
+    typer.Option(
+        "--accept-other-base", help="Accept base weights that are not those of an adapter's training, and say so."
+    ),
+]
+Basis = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of the fitted basis that an adapter's factors are of.",
+        show_default="where the adapter says, or beside its folder",
+    ),
 ]
 
 

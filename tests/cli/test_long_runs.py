@@ -74,8 +74,9 @@ def figures(folder):
     return strip(content)
 
 
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_terminal_is_told_each_stage(folder, monkeypatch, command):
+def test_a_terminal_is_told_each_stage(monkeypatch, command):
     assert "libraries" not in run(command, out="piped").stderr
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from typer.testing import CliRunner
 
 from lowrank_ldu.adapters import load_adapter, open_updates, save_adapter
-from lowrank_ldu.analysis import compare, write_comparison
+from lowrank_ldu.analysis import compare, comparison_headlines, write_comparison
 from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder
 from lowrank_ldu.cli.app import app
@@ -152,7 +152,7 @@ def test_updates_of_fused_weights_are_taken_apart(tmp_path, dtype):
     names = [f"h.0.attn.c_attn.weight[{part}]" for part in "qkv"] + ["h.0.mlp.c_fc.weight"]
     assert [tensor.name for tensor, _ in found.matrices] == names
     with open_updates(folder) as updates:
-        whole = updates.update_of("h.0.attn.c_attn", model.h[0].attn.c_attn.weight.T)
+        whole = updates.update_of("h.0.attn.c_attn", model.h[0].attn.c_attn.weight.T).matrix
     if dtype is torch.float32:
         assert_is_update_of_merged(found, base, merged(model, folder), len(names))
     for place, (_, matrix) in enumerate(found.matrices[:3]):
@@ -182,6 +182,34 @@ def test_another_base_is_refused_layer_by_layer(tmp_path):
     assert "the weight is not the one that the adapter was trained on" in reasons["first.weight"]
     assert "its shape is 16x12 in the base and 12x16 in the tuned checkpoint" in reasons["second.weight"]
     assert [tensor.name for tensor, _ in found.matrices] == ["embed.weight", "conv.weight"]
+
+
+def test_another_base_is_accepted_and_said_so(tmp_path):
+    model = Mixed()
+    folder, journal = native_adapter(model, tmp_path / "adapter"), tmp_path / "journal"
+    rounded = copy.deepcopy(model).bfloat16()
+    base = saved_base(tmp_path / "base", rounded)
+    with pytest.raises(NothingToCompareError) as refused:
+        compare(base, open_updates(folder), journal=journal, **OPTIONS)
+    assert str(refused.value).count("; accepted: ") == 1
+    assert str(refused.value).endswith("(--accept-other-base) for a rounded copy of it")
+    # What was refused is not finished.
+    accepting = open_updates(folder, accept_other_base=True)
+    found = compare(base, accepting, journal=journal, resume=True, **OPTIONS)
+    assert [tensor.name.split(".")[0] for tensor, _ in found.matrices] == sorted(TARGETS)
+    with pytest.warns(UserWarning, match="is not the one that the adapter was trained on"):
+        load_adapter(rounded, folder, accept_other_base=True)
+    for tensor, matrix in found.matrices:
+        assert tensor.reason.startswith("the weight is not the one that the adapter was trained on: it differs, by 0.")
+        layer = dict(lowrank_layers(rounded))[tensor.name.split(".")[0]]
+        assert matrix.update_norm == pytest.approx(float(layer.delta_weight().detach().norm()), rel=1e-5)
+    sentence = f"4 updates are not as in training, which was accepted. conv.weight: {found.matrices[0][0].reason}."
+    assert sentence in comparison_headlines(found)
+    assert found.tensors["reason"].notna().sum() >= len(TARGETS)
+    # The base of training deviates in nothing.
+    own = compare(model, open_updates(folder, accept_other_base=True), **OPTIONS)
+    assert all(tensor.reason is None for tensor, _ in own.matrices)
+    assert not any("accepted" in headline for headline in comparison_headlines(own))
 
 
 @pytest.mark.parametrize("adapter", [native_adapter, peft_adapter])
@@ -258,6 +286,7 @@ def test_the_command_takes_the_folder(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "4 matrices were changed" in result.stdout
+
     assert "The tuned side is an adapter" in result.stdout
     content = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
     assert content["updates"] is True
@@ -267,3 +296,23 @@ def test_the_command_takes_the_folder(tmp_path):
     assert load_file(folder / "adapter.safetensors")
     with open_checkpoint(folder) as stored:  # the numbers of the adapter, as before
         assert not stored.holds_updates
+
+
+def test_the_command_takes_a_rounded_base_and_says_so(tmp_path):
+    model = Mixed()
+    base = saved_base(tmp_path / "base", copy.deepcopy(model).half())
+    folder = native_adapter(model, tmp_path / "adapter")
+
+    def run(tuned, *options):
+        command = ["compare", str(base), str(tuned), "--rank", "3", "--threads", "1", "--out", str(tmp_path / "out")]
+        return CliRunner().invoke(app, [*command, *options])
+
+    assert "(--accept-other-base) for a rounded copy of it" in run(folder).stderr
+    accepted = run(folder, "--accept-other-base")
+    assert accepted.exit_code == 0, accepted.output
+    assert "4 updates are not as in training, which was accepted" in " ".join(accepted.stdout.split())
+    for option in (["--accept-other-base"], ["--basis", "basis.safetensors"]):
+        refused = run(base, *option)
+        assert refused.exit_code == 2
+        assert f"{option[0]} is given, and" in refused.stderr
+        assert "accepted: with one as TUNED" in refused.stderr
