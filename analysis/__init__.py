@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.run import CheckpointComparison, compare, compare_checkpoints
     from lowrank_ldu.analysis.comparison.summary import SummaryRow, comparison_headlines, summary_rows
     from lowrank_ldu.analysis.engine.cluster import connect
-    from lowrank_ldu.analysis.engine.executor import Progress
+    from lowrank_ldu.analysis.engine.executor import Engine, Progress
     from lowrank_ldu.analysis.engine.journal import lock_journal
-    from lowrank_ldu.analysis.engine.survey import Engine, TensorResult
+    from lowrank_ldu.analysis.engine.survey import TensorResult
     from lowrank_ldu.analysis.measures.curves import Curve
     from lowrank_ldu.analysis.measures.initialization_change import InitializationChange
     from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
@@ -124,7 +124,7 @@ _HOMES = {
     "connect": "engine.cluster",
     "Progress": "engine.executor",
     "lock_journal": "engine.journal",
-    "Engine": "engine.survey",
+    "Engine": "engine.executor",
     "TensorResult": "engine.survey",
     "Curve": "measures.curves",
     "InitializationChange": "measures.initialization_change",

@@ -5,27 +5,23 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.device import describe_device, usable_device
 from lowrank_ldu.analysis.engine.executor import list_reasons
 from lowrank_ldu.analysis.engine.journal import ResultKind
-from lowrank_ldu.analysis.engine.keeping import check_keeping, gather
+from lowrank_ldu.analysis.engine.keeping import check_keeping, environment_of, gather
 from lowrank_ldu.analysis.engine.shapes import with_times
 from lowrank_ldu.analysis.engine.survey import TensorResult, survey
-from lowrank_ldu.analysis.engine.threads import describe_threads
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.analysis.selection import skip_reason
 from lowrank_ldu.analysis.source import open_source
-from lowrank_ldu.environment import Environment, describe_environment
-from lowrank_ldu.errors import NothingToAnalyzeError, OptionError
+from lowrank_ldu.errors import NothingToAnalyzeError
 from lowrank_ldu.validation import check_flag, check_instance, given_fields, shows_fields
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.engine.executor import Progress
-    from lowrank_ldu.analysis.engine.survey import Engine
+    from lowrank_ldu.analysis.engine.executor import Engine, Progress
     from lowrank_ldu.analysis.source import Source
 
 ANALYSIS_RESULTS = ResultKind("an analysis", TensorResult, "analysis", lambda result: result.analysis is not None)
@@ -132,7 +128,7 @@ def analyze_checkpoint(
     """
     check_instance(options, "options", SurveyOptions)
     check_keeping(path, journal=journal, resume=check_flag(resume, "resume"), engine=engine)
-    environment = _environment(options, engine)
+    environment = environment_of(options, engine)
     start = time.perf_counter()
     with open_source(path) as reader:
         order = {name: place for place, name in enumerate([*(info.name for info in reader.tensors), *reader.ignored])}
@@ -154,19 +150,6 @@ def analyze_checkpoint(
     if not analysis.matrices:
         raise NothingToAnalyzeError(f"{opened}: {_nothing_analyzed(results)}")
     return analysis
-
-
-def _environment(options: SurveyOptions, engine: Engine | None) -> Environment:
-    """Describe the machine, and refuse a device that is not there or that an engine would not use."""
-    if engine is not None:
-        if options.device != "cpu":
-            raise OptionError(
-                f"device is {options.device!r} with an engine, whose workers would share it; accepted: device='cpu', "
-                "or engine=None"
-            )
-        return describe_environment(engine.description)
-    device = describe_device(usable_device(options.device))
-    return describe_environment(describe_threads(options.threads, options.device), device)
 
 
 def _nothing_analyzed(results: list[TensorResult]) -> str:

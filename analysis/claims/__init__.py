@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.engine.executor import Progress
-    from lowrank_ldu.analysis.engine.survey import Engine
+    from lowrank_ldu.analysis.engine.executor import Engine, Progress
     from lowrank_ldu.analysis.source import Source
 
 __all__ = ["examine_claims"]

@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.analysis.comparison.pairs import PairResult, Prefixes, leave_out, pair_up
-from lowrank_ldu.analysis.comparison.work import compare_pair, load_pair
-from lowrank_ldu.analysis.device import describe_device, usable_device
+from lowrank_ldu.analysis.comparison.work import executor_of
 from lowrank_ldu.analysis.engine.executor import list_reasons, work_through
 from lowrank_ldu.analysis.engine.journal import ResultKind
-from lowrank_ldu.analysis.engine.keeping import check_keeping, gather
-from lowrank_ldu.analysis.engine.threads import Threads, describe_threads
+from lowrank_ldu.analysis.engine.keeping import check_keeping, environment_of, gather
 from lowrank_ldu.analysis.framed import Framed
 from lowrank_ldu.analysis.options import CompareOptions
 from lowrank_ldu.analysis.source import open_source
 from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder
-from lowrank_ldu.environment import Environment, describe_environment
 from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.validation import check_flag, check_path, given_fields, shown, shows_fields
@@ -30,9 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.analysis.engine.executor import Progress
+    from lowrank_ldu.analysis.engine.executor import Engine, Progress
     from lowrank_ldu.analysis.source import Source
-    from lowrank_ldu.checkpoints import CheckpointReader
+    from lowrank_ldu.environment import Environment
 
 COMPARISON_RESULTS = ResultKind(
     "a comparison", PairResult, "comparison", lambda result: result.status in {"compared", "unchanged"}
@@ -159,6 +156,7 @@ def compare(
     progress: Callable[[Progress], None] | None = None,
     journal: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    engine: Engine | None = None,
     **fields: Any,
 ) -> CheckpointComparison:
     """Compare a fine-tuned checkpoint, module or state dict with its base.
@@ -172,7 +170,7 @@ def compare(
     options : CompareOptions, optional
         How to compare them, in place of keywords.
     progress : callable, optional
-        As for `compare_checkpoints`, which this calls, like `journal` and `resume`.
+        As for `compare_checkpoints`, which this calls, like `journal`, `resume` and `engine`.
     **fields
         Those of `CompareOptions`, with its defaults: `ranks`, `pivoting`, `select`, `exclude`, `seed`, `threads`,
         `device`.
@@ -198,7 +196,7 @@ def compare(
     [[2.0, 0.862], [3.0, 1.0]]
     """
     chosen = given_fields(CompareOptions, options, fields)
-    return compare_checkpoints(base, tuned, chosen, progress, journal=journal, resume=resume)
+    return compare_checkpoints(base, tuned, chosen, progress, journal=journal, resume=resume, engine=engine)
 
 
 def compare_checkpoints(
@@ -209,6 +207,7 @@ def compare_checkpoints(
     *,
     journal: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    engine: Engine | None = None,
 ) -> CheckpointComparison:
     """Measure the updates between two checkpoints.
 
@@ -228,6 +227,8 @@ def compare_checkpoints(
         Where to keep results as they come. The file is left for the caller, who removes it when the report is saved.
     resume : bool
         Go on where the journal that is there ends, if there is one.
+    engine : Engine, optional
+        As for `analyze_checkpoint`. Both checkpoints have to be at the same path on every worker.
 
     Returns
     -------
@@ -236,8 +237,9 @@ def compare_checkpoints(
     Raises
     ------
     OptionError
-        The options are not those of a comparison; a journal is given with a model in memory, or `resume` without a
-        journal; the device is not there.
+        The options are not those of a comparison; a journal or an engine is given with a model in memory, an engine
+        with the updates of a LoLDU adapter, or `resume` without a journal; the device is not there, or is given with
+        an engine.
     CheckpointError
         A checkpoint cannot be read.
     JournalError
@@ -252,8 +254,8 @@ def compare_checkpoints(
             f"tuned is {shown(str(tuned))}, the folder of a LoLDU adapter, whose updates are made from the base's "
             "weights; accepted: lowrank_ldu.adapters.open_updates(path)"
         )
-    check_keeping(base, tuned, journal=journal, resume=check_flag(resume, "resume"))
-    device = usable_device(options.device)
+    check_keeping(base, tuned, journal=journal, resume=check_flag(resume, "resume"), engine=engine)
+    environment = environment_of(options, engine)
     start = time.perf_counter()
     with open_source(base, "base") as base_reader, open_source(tuned, "tuned") as tuned_reader:
         if base_reader.holds_updates or is_adapter_folder(base):
@@ -265,18 +267,12 @@ def compare_checkpoints(
         pairs, updates = {pair.name: pair for pair in listed}, tuned_reader.holds_updates
         results = leave_out(listed, options, updates=updates)
         chosen = {name: pair.base for name, pair in pairs.items() if name not in results and pair.base is not None}
-        threads = Threads(
-            options.threads,
-            lambda info: load_pair(pairs[info.name], base_reader, tuned_reader, device),
-            lambda info, loaded: compare_pair(pairs[info.name], loaded, options, updates=updates, device=device),
-            give_up=lambda: _give_up(base_reader, tuned_reader),
-            alone=device.type != "cpu",
-        )
+        executor = executor_of(pairs, base_reader, tuned_reader, options, engine)
 
         def work(known: Sequence[PairResult]) -> Iterator[PairResult]:
             finished = {result.name: chosen[result.name] for result in known}
             left = (info for name, info in chosen.items() if name not in finished)
-            return (outcome for _, outcome in work_through(left, threads, progress, finished=finished.values()))
+            return (outcome for _, outcome in work_through(left, executor, progress, finished=finished.values()))
 
         compared, before = gather(
             COMPARISON_RESULTS,
@@ -291,17 +287,11 @@ def compare_checkpoints(
         results |= {result.name: result for result in compared}
         opened = str(base_reader.path), str(tuned_reader.path)
     ordered = [results[name] for name in pairs]
-    environment = describe_environment(describe_threads(options.threads, options.device), describe_device(device))
     seconds = before + time.perf_counter() - start
     comparison = CheckpointComparison(*opened, options, environment, seconds, ordered, prefixes, updates)
     if not comparison.matrices:
         raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_nothing_compared(ordered)}")
     return comparison
-
-
-def _give_up(*readers: CheckpointReader) -> None:
-    for reader in readers:
-        reader.give_up()
 
 
 def _nothing_compared(results: list[PairResult]) -> str:

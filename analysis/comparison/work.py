@@ -4,28 +4,107 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from lowrank_ldu.analysis.comparison.matrix import compare_matrices
-from lowrank_ldu.analysis.device import CPU, compute_there, is_out_of_memory, pinned
+from lowrank_ldu.analysis.comparison.pairs import pair_up
+from lowrank_ldu.analysis.device import CPU, compute_there, is_out_of_memory, pinned, usable_device
 from lowrank_ldu.analysis.engine.executor import describe_error
+from lowrank_ldu.analysis.engine.resources import limit_threads
+from lowrank_ldu.analysis.engine.threads import Threads
+from lowrank_ldu.analysis.engine.worker import SharedCheckpoint, kept_open
 from lowrank_ldu.analysis.selection import as_matrix
 from lowrank_ldu.checkpoints.reader import Update
 from lowrank_ldu.errors import CheckpointError, RemoteError
 from lowrank_ldu.validation import check_matrix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from lowrank_ldu.analysis.comparison.pairs import Pair, PairResult
+    from lowrank_ldu.analysis.engine.executor import Engine, Executor
     from lowrank_ldu.analysis.options import CompareOptions
+    from lowrank_ldu.checkpoints import TensorInfo
     from lowrank_ldu.checkpoints.reader import UpdatesReader
     from lowrank_ldu.checkpoints.weights import WeightsReader
 
     # The base's tensor, and the other side's, or what makes an update from the base.
     Loaded = tuple[torch.Tensor, torch.Tensor | Callable[[], Update]]
+
+
+def executor_of(
+    pairs: Mapping[str, Pair],
+    base: WeightsReader,
+    tuned: WeightsReader,
+    options: CompareOptions,
+    engine: Engine | None = None,
+) -> Executor[PairResult]:
+    """Return what compares pairs: threads of this process, or the workers of an engine.
+
+    Parameters
+    ----------
+    pairs : mapping of str to Pair
+        By the names of the tensors that the executor is given.
+    base, tuned : WeightsReader
+        Open checkpoints.
+    options : CompareOptions
+    engine : Engine, optional
+    """
+    if engine is not None:
+        task = partial(compare_remotely, SharedCheckpoint.of(base), SharedCheckpoint.of(tuned), options)
+        return engine.executor(task, lambda info, reason: pairs[info.name].result("not compared", reason))
+    device = usable_device(options.device)
+
+    def give_up() -> None:
+        base.give_up()
+        tuned.give_up()
+
+    return Threads(
+        options.threads,
+        lambda info: load_pair(pairs[info.name], base, tuned, device),
+        lambda info, loaded: compare_pair(
+            pairs[info.name], loaded, options, updates=tuned.holds_updates, device=device
+        ),
+        give_up=give_up,
+        alone=device.type != "cpu",
+    )
+
+
+class _Paired(NamedTuple):
+    base: WeightsReader
+    tuned: WeightsReader
+    pairs: dict[str, Pair]
+
+
+def _paired(base: WeightsReader, tuned: WeightsReader) -> _Paired:
+    return _Paired(base, tuned, {pair.name: pair for pair in pair_up(base, tuned)[0]})
+
+
+def compare_remotely(
+    base: SharedCheckpoint, tuned: SharedCheckpoint, options: CompareOptions, info: TensorInfo
+) -> PairResult:
+    """Read and compare a pair on a worker, with one thread.
+
+    Parameters
+    ----------
+    base, tuned : SharedCheckpoint
+    options : CompareOptions
+    info : TensorInfo
+        Of the base's tensor.
+
+    Raises
+    ------
+    WorkerError
+        As for `SharedCheckpoint.open`.
+    """
+    limit_threads(1)
+    opened, reading = kept_open((base, tuned), _paired)
+    pair = opened.pairs[info.name]
+    with reading:
+        loaded = [load_pair(pair, opened.base, opened.tuned)]
+    return compare_pair(pair, loaded, options, updates=opened.tuned.holds_updates)
 
 
 def load_pair(pair: Pair, base: WeightsReader, tuned: WeightsReader, device: torch.device = CPU) -> Loaded | str:

@@ -1,23 +1,14 @@
-"""Run a survey on the workers of a Dask cluster."""
+"""Work through matrices on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
-import lowrank_ldu
-from lowrank_ldu.analysis.engine.resources import limit_threads
-from lowrank_ldu.analysis.engine.survey import Outcome, load, timed_analysis
-from lowrank_ldu.checkpoints.file_states import file_states
-from lowrank_ldu.checkpoints.remote.path import RemotePath
-from lowrank_ldu.checkpoints.weights import open_weights
-from lowrank_ldu.errors import CheckpointError, ClusterError, WorkerError
+from lowrank_ldu.analysis.engine.worker import forget_checkpoints
+from lowrank_ldu.errors import ClusterError, WorkerError
 from lowrank_ldu.validation import check_instance
 
 if TYPE_CHECKING:
@@ -25,102 +16,9 @@ if TYPE_CHECKING:
 
     from distributed import Client, Future
 
-    from lowrank_ldu.analysis.options import SurveyOptions
-    from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints import TensorInfo
 
-# Threads of a worker that start together must not open a checkpoint twice.
-_opening = Lock()
-
-
-@dataclass(frozen=True)
-class Source:
-    """Identify a checkpoint for the workers.
-
-    They find its tensors by it, and see whether these are the right ones.
-
-    Attributes
-    ----------
-    version : str
-        Of this package.
-    path : str
-        Of the checkpoint, absolute; or its URL.
-    files : tuple of (str, str, str)
-        Path, size, and time of change or mark of the content of each file that holds tensors.
-    """
-
-    version: str
-    path: str
-    files: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def of(cls, reader: CheckpointReader) -> Source:
-        """Return the source of an open checkpoint.
-
-        Raises
-        ------
-        ClusterError
-            Its URL holds secrets, which the scheduler and the logs of workers would see.
-        """
-        path = reader.path
-        if isinstance(path, RemotePath) and path.address.has_secrets:
-            raise ClusterError(
-                f"{path}: was opened with a query or with user information, which workers must not be sent; accepted: "
-                "the local engine, or a URL without them, and credentials in the environment of each worker"
-            )
-        files = ((file, *map(str, state)) for file, state in file_states(reader).items())
-        return cls(lowrank_ldu.__version__, str(path.absolute() if isinstance(path, Path) else path), tuple(files))
-
-
-def analyze_remotely(source: Source, options: SurveyOptions, info: TensorInfo) -> Outcome:
-    """Read and analyze a tensor on a worker.
-
-    With one thread: a worker has as many tasks at once as it has threads.
-
-    Parameters
-    ----------
-    source : Source
-    options : SurveyOptions
-    info : TensorInfo
-
-    Returns
-    -------
-    Outcome
-        As of `timed_analysis`.
-
-    Raises
-    ------
-    WorkerError
-        This machine does not have the same checkpoint at the same path, or another version of this package.
-    """
-    limit_threads(1)
-    with _opening:
-        reader, reading = _opened(source)
-    with reading:
-        loaded = [load(reader, info)]
-    return timed_analysis(info, loaded, options)
-
-
-# Readers are kept from task to task. One that is pushed out is closed when no thread uses it any more.
-@lru_cache(maxsize=2)
-def _opened(source: Source) -> tuple[CheckpointReader, Lock]:
-    if source.version != lowrank_ldu.__version__:
-        raise WorkerError(f"has lowrank-ldu {lowrank_ldu.__version__}; accepted: {source.version}, as here")
-    try:
-        reader = open_weights(source.path)
-    except CheckpointError as error:
-        raise WorkerError(f"{error}; the checkpoint has to be at the same path on every worker") from error
-    if Source.of(reader) != source:
-        raise WorkerError(
-            f"{source.path}: its files have another size or time of change than those that were opened here"
-        )
-    return reader, Lock()
-
-
-def forget_checkpoints() -> None:
-    """Close the checkpoints that are open in this process."""
-    with _opening:
-        _opened.cache_clear()
-
+_Outcome = TypeVar("_Outcome")
 
 CONNECT_SECONDS = 5.0
 WORKERS_SECONDS = 30.0
@@ -182,7 +80,7 @@ def _quiet(logger: str) -> Iterator[None]:
 
 
 class Cluster:
-    """Run surveys on a Dask cluster.
+    """Do work on a Dask cluster.
 
     Parameters
     ----------
@@ -201,16 +99,15 @@ class Cluster:
         threads = self._client.nthreads()
         return f"dask, workers: {len(threads)}, threads: {sum(threads.values())}"
 
-    def executor(self, reader: CheckpointReader, options: SurveyOptions) -> Workers:
-        """Return the workers for one checkpoint.
+    def executor(
+        self, task: Callable[[TensorInfo], _Outcome], failed: Callable[[TensorInfo, str], _Outcome]
+    ) -> Workers[_Outcome]:
+        """Return the workers for one task."""
+        return Workers(self._client, self._scheduler, task, failed)
 
-        They open it themselves.
-        """
-        return Workers(self._client, self._scheduler, partial(analyze_remotely, Source.of(reader), options))
 
-
-class Workers:
-    """Run the tasks of one survey on a cluster.
+class Workers(Generic[_Outcome]):
+    """Do one task for many tensors on a cluster.
 
     Parameters
     ----------
@@ -218,13 +115,22 @@ class Workers:
     scheduler : str
         Its address, for messages.
     task : callable
-        What is done for a tensor, of which no more than the description is sent.
+        What is done for a tensor, of which no more than the description is sent. It can be pickled.
+    failed : callable
+        From a tensor whose workers died, and the reason, to its outcome.
     """
 
-    def __init__(self, client: Client, scheduler: str, task: Callable[[TensorInfo], Outcome]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        scheduler: str,
+        task: Callable[[TensorInfo], _Outcome],
+        failed: Callable[[TensorInfo, str], _Outcome],
+    ) -> None:
         self._client = client
         self._scheduler = scheduler
         self._task = task
+        self._failed = failed
 
     def at_once(self, tensors: Sequence[TensorInfo]) -> int:
         """Count the tensors that are analyzed at the same time.
@@ -234,7 +140,7 @@ class Workers:
         threads: int = sum(self._client.nthreads().values())
         return min(len(tensors), threads)
 
-    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, Outcome]]:
+    def run(self, tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, _Outcome]]:
         """Yield each tensor with its outcome.
 
         Tensors of workers that die are done again by others.
@@ -256,25 +162,26 @@ class Workers:
                 pending[self._client.submit(self._task, info, key=key, pure=False, fifo_timeout="0 ms")] = info
             completed = as_completed(list(pending), loop=self._client.loop, with_results=True, raise_errors=False)
             for future, result in completed:
-                outcome = self._outcome(future.status, result)
+                outcome = self._outcome(pending[future], future.status, result)
                 yield pending.pop(future), outcome
         finally:
             if self._client.status == "running":
                 self._client.cancel(list(pending))
                 self._client.run(forget_checkpoints, on_error="ignore")
 
-    def _outcome(self, status: str, result: Any) -> Outcome:
+    def _outcome(self, info: TensorInfo, status: str, result: Any) -> _Outcome:
         from distributed import KilledWorker  # noqa: PLC0415  # an extra's
 
         if status == "finished":
-            outcome: Outcome = result
+            outcome: _Outcome = result
             return outcome
         if status != "error":
             raise ClusterError(f"scheduler {self._scheduler!r}: the connection to it is lost")
         _, error, traceback = result
         if isinstance(error, KilledWorker):
             died = error.allowed_failures + 1
-            return Outcome(f"error: {died} workers died when they were at it, for want of memory perhaps")
+            reason = f"error: {died} workers died when they were at it, for want of memory perhaps"
+            return self._failed(info, reason)
         if isinstance(error, WorkerError | ImportError):
             raise ClusterError(f"scheduler {self._scheduler!r}: a worker {_one_line(error)}") from error
         raise error.with_traceback(traceback)

@@ -36,6 +36,27 @@ class Executor(Protocol[_Outcome_co]):
         """
 
 
+class Engine(Protocol):
+    """Work through tensors elsewhere than in this process's threads."""
+
+    @property
+    def description(self) -> str:
+        """Kind and size of the engine in words."""
+
+    def executor(
+        self, task: Callable[[TensorInfo], _Outcome], failed: Callable[[TensorInfo, str], _Outcome]
+    ) -> Executor[_Outcome]:
+        """Return an executor that does a task for each tensor.
+
+        Parameters
+        ----------
+        task : callable
+            It can be pickled, and opens what it reads itself.
+        failed : callable
+            From a tensor that cannot be worked on, and the reason, to its outcome.
+        """
+
+
 @dataclass(frozen=True)
 class Progress:
     """Report how far a survey or comparison is.

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
+from lowrank_ldu.analysis.device import describe_device, usable_device
 from lowrank_ldu.analysis.engine.journal import Journal, Origin, Result
+from lowrank_ldu.analysis.engine.threads import describe_threads
 from lowrank_ldu.analysis.source import is_in_memory
+from lowrank_ldu.checkpoints.reader import UpdatesReader
+from lowrank_ldu.environment import Environment, describe_environment
 from lowrank_ldu.errors import JournalError, OptionError
 from lowrank_ldu.validation import check_path, shown
 
@@ -17,8 +21,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from lowrank_ldu.analysis.engine.executor import Engine
     from lowrank_ldu.analysis.engine.journal import ResultKind
-    from lowrank_ldu.analysis.engine.survey import Engine
     from lowrank_ldu.analysis.options import CompareOptions, SurveyOptions
     from lowrank_ldu.analysis.source import Source
     from lowrank_ldu.checkpoints import CheckpointReader
@@ -91,8 +95,8 @@ def check_keeping(*sources: Source, journal: object, resume: bool, engine: Engin
     Raises
     ------
     OptionError
-        `resume` is given without a journal; or a journal or an engine with a model in memory, where no file tells what
-        results belong to.
+        `resume` is given without a journal; a journal or an engine with a model in memory, where no file tells what
+        results belong to; or an engine with the updates of an adapter, which are made here.
     TypeError
         The journal is no path, or the engine none.
     """
@@ -105,7 +109,31 @@ def check_keeping(*sources: Source, journal: object, resume: bool, engine: Engin
                 f"{name} is given with a {'module' if isinstance(in_memory, nn.Module) else 'state dict'} in memory; "
                 f"accepted: {name}=None, or {'the path of a checkpoint' if len(sources) == 1 else 'two paths'}"
             )
+    if engine is not None and any(isinstance(source, UpdatesReader) for source in sources):
+        raise OptionError(
+            "engine is given with the updates of a LoLDU adapter, which its workers cannot make; accepted: "
+            "engine=None, the local engine"
+        )
     if journal is not None:
         check_path(journal, "journal")
     if engine is not None and not hasattr(engine, "executor"):
         raise TypeError(f"engine is {shown(engine)}; accepted: what lowrank_ldu.analysis.connect gives, or None")
+
+
+def environment_of(options: SurveyOptions | CompareOptions, engine: Engine | None) -> Environment:
+    """Describe the machine and what does the work on it.
+
+    Raises
+    ------
+    OptionError
+        The device is not there, or an engine is given beside it, which would not use it.
+    """
+    if engine is None:
+        device = describe_device(usable_device(options.device))
+        return describe_environment(describe_threads(options.threads, options.device), device)
+    if options.device != "cpu":
+        raise OptionError(
+            f"device is {options.device!r} with an engine, whose workers would share it; accepted: device='cpu', or "
+            "engine=None"
+        )
+    return describe_environment(engine.description)

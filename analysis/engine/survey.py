@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from lowrank_ldu.analysis.device import CPU, compute_there, is_out_of_memory, pinned, usable_device
 from lowrank_ldu.analysis.engine.executor import describe_error, work_through
-from lowrank_ldu.analysis.engine.resources import bytes_per_entry, size_reason
+from lowrank_ldu.analysis.engine.resources import bytes_per_entry, limit_threads, size_reason
 from lowrank_ldu.analysis.engine.threads import Threads
+from lowrank_ldu.analysis.engine.worker import SharedCheckpoint, kept_open
 from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, analyze_matrix
 from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, skip_reason
 from lowrank_ldu.environment import physical_memory
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from lowrank_ldu.analysis.engine.executor import Executor, Progress
+    from lowrank_ldu.analysis.engine.executor import Engine, Executor, Progress
     from lowrank_ldu.analysis.options import SurveyOptions
     from lowrank_ldu.checkpoints import CheckpointReader, TensorInfo
+    from lowrank_ldu.checkpoints.weights import WeightsReader
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,8 @@ class Outcome(NamedTuple):
     device: str = "cpu"
 
 
-class Engine(Protocol):
-    """Run surveys elsewhere than in this process's threads."""
-
-    @property
-    def description(self) -> str:
-        """Kind and size of the engine in words."""
-
-    def executor(self, reader: CheckpointReader, options: SurveyOptions) -> Executor[Outcome]:
-        """Return an executor for the tensors of a checkpoint.
-
-        For each of them it does what `load` and `timed_analysis` do.
-        """
-
-
 def survey(
-    reader: CheckpointReader,
+    reader: WeightsReader,
     options: SurveyOptions,
     progress: Callable[[Progress], None] | None = None,
     *,
@@ -103,7 +92,7 @@ def survey(
 
     Parameters
     ----------
-    reader : CheckpointReader
+    reader : WeightsReader
         An open checkpoint.
     options : SurveyOptions
         With `threads` = 1 a single weight is in memory at any time; with more, at most that many, and no more than
@@ -138,7 +127,7 @@ def survey(
             yield _result(info, reason)
     for info, outcome in work_through(
         (info for info in chosen if info.name not in finished),
-        _threads(reader, options) if engine is None else engine.executor(reader, options),
+        _threads(reader, options) if engine is None else _elsewhere(reader, options, engine),
         progress,
         finished=[info for info in chosen if info.name in finished],
     ):
@@ -160,6 +149,43 @@ def _threads(reader: CheckpointReader, options: SurveyOptions) -> Executor[Outco
         reader.give_up,
         alone=device.type != "cpu",
     )
+
+
+def _elsewhere(reader: WeightsReader, options: SurveyOptions, engine: Engine) -> Executor[Outcome]:
+    task = partial(analyze_remotely, SharedCheckpoint.of(reader), options)
+    return engine.executor(task, lambda _, reason: Outcome(reason))
+
+
+def analyze_remotely(checkpoint: SharedCheckpoint, options: SurveyOptions, info: TensorInfo) -> Outcome:
+    """Read and analyze a tensor on a worker.
+
+    With one thread: a worker has as many tasks at once as it has threads.
+
+    Parameters
+    ----------
+    checkpoint : SharedCheckpoint
+    options : SurveyOptions
+    info : TensorInfo
+
+    Returns
+    -------
+    Outcome
+        As of `timed_analysis`.
+
+    Raises
+    ------
+    WorkerError
+        As for `SharedCheckpoint.open`.
+    """
+    limit_threads(1)
+    reader, reading = kept_open((checkpoint,), _alone)
+    with reading:
+        loaded = [load(reader, info)]
+    return timed_analysis(info, loaded, options)
+
+
+def _alone(reader: WeightsReader) -> WeightsReader:
+    return reader
 
 
 def load(reader: CheckpointReader, info: TensorInfo) -> torch.Tensor | str:

@@ -11,19 +11,23 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import fail, readable_errors
-from lowrank_ldu.cli.long_runs import LOADING, WRITING, journal_beside
+from lowrank_ldu.cli.long_runs import LOADING, WRITING, engine_at, journal_beside
 from lowrank_ldu.cli.options import (
     CHECKPOINT,
     AcceptOtherBase,
     Basis,
     Device,
+    EngineKind,
+    EngineName,
     Exclude,
     PivotingNames,
     Rank,
     Resume,
+    Scheduler,
     Seed,
     Select,
     ThreadCount,
+    check_engine,
     options_of,
     prefer_huge_pages,
 )
@@ -107,6 +111,8 @@ def compare(
     seed: Seed = 0,
     threads: ThreadCount = None,
     device: Device = "cpu",
+    engine: EngineName = EngineKind.LOCAL,
+    scheduler: Scheduler = None,
     basis: Basis = None,
     accept_other_base: AcceptOtherBase = False,
 ) -> None:
@@ -123,6 +129,7 @@ def compare(
     with show_stage(LOADING):
         from lowrank_ldu.analysis import CompareOptions, compare_checkpoints, write_comparison  # noqa: PLC0415
 
+    check_engine(engine, scheduler, threads, device)
     with readable_errors():
         options = options_of(
             CompareOptions,
@@ -136,8 +143,10 @@ def compare(
         )
         other = _updates_or_path(tuned, basis, accept_other_base=accept_other_base)
         with journal_beside(out, overwrite=overwrite) as journal:
-            with show_progress() as progress:
-                comparison = compare_checkpoints(base, other, options, progress, journal=journal, resume=resume)
+            with engine_at(scheduler) as used, show_progress() as progress:
+                comparison = compare_checkpoints(
+                    base, other, options, progress, journal=journal, resume=resume, engine=used
+                )
             with whole_folder(out, overwrite=overwrite, otherwise="--overwrite") as folder, show_stage(WRITING):
                 write_comparison(comparison, folder)
         show_comparison(comparison, out)

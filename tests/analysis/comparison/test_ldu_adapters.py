@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lowrank_ldu.analysis import compare, comparison_headlines, write_comparison
 from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder
 from lowrank_ldu.cli.app import app
-from lowrank_ldu.errors import AdapterError, CheckpointError, JournalError, NothingToCompareError
+from lowrank_ldu.errors import AdapterError, CheckpointError, JournalError, NothingToCompareError, OptionError
 from lowrank_ldu.nn import inject, lowrank_layers, unload
 from lowrank_ldu.peft import LolduConfig
 
@@ -258,6 +259,11 @@ def test_a_path_is_refused_with_what_opens_it_and_so_is_an_adapter_as_base(tmp_p
     for base in (folder, open_updates(folder)):
         with pytest.raises(CheckpointError, match="given as the base"):
             compare(base, model, **OPTIONS)
+    with (
+        open_updates(folder) as updates,
+        pytest.raises(OptionError, match="updates of a LoLDU adapter, which"),
+    ):
+        compare(folder, updates, engine=SimpleNamespace(executor=None), **OPTIONS)
     with open_updates(folder) as updates, pytest.raises(CheckpointError, match=r"accepted: update_of"):
         updates.load("first")
     with pytest.raises(CheckpointError, match="is closed"):

@@ -10,13 +10,21 @@ import time
 
 import pytest
 from distributed import KilledWorker, LocalCluster
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 from weights import weight
 
-from lowrank_ldu.analysis import SurveyOptions, analyze_checkpoint, connect, examine_claims
+from lowrank_ldu.analysis import (
+    CompareOptions,
+    SurveyOptions,
+    analyze_checkpoint,
+    compare_checkpoints,
+    connect,
+    examine_claims,
+)
 from lowrank_ldu.analysis.engine import cluster as cluster_module
 from lowrank_ldu.analysis.engine.cluster import Workers
+from lowrank_ldu.analysis.engine.survey import _elsewhere
 from lowrank_ldu.checkpoints.weights import open_weights
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.errors import ClusterError
@@ -25,6 +33,7 @@ from lowrank_ldu.errors import ClusterError
 pytestmark = pytest.mark.longer
 
 OPTIONS = SurveyOptions(ranks=(2, 4), threads=1)
+LORA = {"A": (2, 80), "B": (91, 2)}  # of w1
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -135,11 +144,40 @@ def test_claims_go_on_by_a_cluster(checkpoint, scheduler, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.usefixtures("engine")
+def test_a_comparison_is_that_of_this_process(checkpoint, scheduler, engine, tmp_path):
+    """Pairs by threads of a cluster, of files and of the pieces of a stack, and of an adapter's updates."""
+    tuned = tmp_path / "tuned.safetensors"
+    changed = {name: 1.5 * values if values.ndim > 1 else values for name, values in load_file(checkpoint).items()}
+    save_file({f"model.{name}": values for name, values in changed.items()}, tuned)
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["w"]}')
+    pairs = {f"base_model.model.w1.lora_{side}.weight": weight(*shape) for side, shape in LORA.items()}
+    save_file(pairs, lora / "adapter_model.safetensors")
+    options = CompareOptions(ranks=(2, 4), threads=1)
+    for other, count in ((tuned, 18), (lora, 1)):
+        journal = tmp_path / f"{other.stem}.journal"
+        there = compare_checkpoints(checkpoint, other, options, journal=journal, engine=engine)
+        assert without_times(there) == without_times(compare_checkpoints(checkpoint, other, options))
+        assert len(there.matrices) == count
+        assert there.environment.engine.startswith("dask, workers: ")
+        assert sorted(names_in(journal)) == sorted(tensor.name for tensor, _ in there.matrices)
+        # What a cluster began this process goes on with.
+        again = compare_checkpoints(checkpoint, other, options, journal=journal, resume=True)
+        assert without_times(again) == without_times(there)
+    command = ["compare", str(checkpoint), str(tuned), "--rank", "2", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--engine", "dask", "--scheduler", scheduler.address])
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert content["environment"]["engine"].startswith("dask, workers: ")
+
+
 def test_a_worker_that_does_not_see_the_checkpoint_says_so(tmp_path, engine):
     path = tmp_path / "model.safetensors"
     save_file({"a": weight(5, 4), "b": weight(6, 4)}, path)
     with open_weights(path) as reader:
-        executor = engine.executor(reader, OPTIONS)
+        executor = _elsewhere(reader, OPTIONS, engine)
         path.rename(tmp_path / "elsewhere.safetensors")
         with pytest.raises(
             ClusterError, match=r"a worker .*model.safetensors: no such file.* same path on every worker"
@@ -151,7 +189,7 @@ def test_a_worker_that_sees_another_checkpoint_says_so(tmp_path, engine):
     path = tmp_path / "model.safetensors"
     save_file({"a": weight(5, 4)}, path)
     with open_weights(path) as reader:
-        executor = engine.executor(reader, OPTIONS)
+        executor = _elsewhere(reader, OPTIONS, engine)
         save_file({"a": weight(5, 8)}, path)
         with pytest.raises(ClusterError, match="its files have another size or time of change"):
             list(executor.run(reader.tensors))
@@ -165,19 +203,19 @@ def test_a_worker_of_another_version_says_so(checkpoint, engine, monkeypatch):
 
 def test_a_bug_keeps_its_exception(engine):
     with pytest.raises(TypeError, match="unhashable"):
-        list(Workers(engine._client, "here", {}.__contains__).run([[]]))
+        list(Workers(engine._client, "here", {}.__contains__, None).run([[]]))
 
 
 def test_what_kills_every_worker_is_a_reason():
-    executor = Workers(None, "here", None)
+    executor = Workers(None, "here", None, lambda info, reason: (info, reason))
     killed = KilledWorker("task", None, 3)
-    outcome = executor._outcome("error", (KilledWorker, killed, None))
-    assert outcome.analysis == "error: 4 workers died when they were at it, for want of memory perhaps"
+    outcome = executor._outcome("w0", "error", (KilledWorker, killed, None))
+    assert outcome == ("w0", "error: 4 workers died when they were at it, for want of memory perhaps")
 
 
 def test_a_lost_scheduler_is_named():
     with pytest.raises(ClusterError, match="scheduler 'here': the connection to it is lost"):
-        Workers(None, "here", None)._outcome("cancelled", None)
+        Workers(None, "here", None, None)._outcome("w0", "cancelled", None)
 
 
 def until(condition, seconds=120):

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from weights import weight
 
 from lowrank_ldu.analysis import CompareOptions, SurveyOptions, analyze_checkpoint, compare_checkpoints
-from lowrank_ldu.analysis.engine import cluster
-from lowrank_ldu.analysis.engine.survey import survey
+from lowrank_ldu.analysis.engine.survey import analyze_remotely, survey
+from lowrank_ldu.analysis.engine.worker import SharedCheckpoint, forget_checkpoints
 from lowrank_ldu.checkpoints import open_weights
 from lowrank_ldu.cli.app import app
 from lowrank_ldu.errors import ClusterError, JournalError, RemoteError, WorkerError
@@ -198,17 +198,17 @@ def test_a_comparison_reads_pairs(server, tmp_path):
 
 def test_a_worker_reads_the_same_file(server):
     with open_weights(server.url + PATH) as reader:
-        source = cluster.Source.of(reader)
+        source = SharedCheckpoint.of(reader)
         assert source.path == server.url + PATH
         try:
-            analysis = cluster.analyze_remotely(source, OPTIONS, reader.info("w0")).analysis
+            analysis = analyze_remotely(source, OPTIONS, reader.info("w0")).analysis
             assert not isinstance(analysis, str)
-            cluster.forget_checkpoints()
+            forget_checkpoints()
             server.files[PATH] = save({name: values + 1 for name, values in TENSORS.items()})
             with pytest.raises(WorkerError, match="its files have another size or time of change"):
-                cluster.analyze_remotely(source, OPTIONS, reader.info("w1"))
+                analyze_remotely(source, OPTIONS, reader.info("w1"))
         finally:
-            cluster.forget_checkpoints()
+            forget_checkpoints()
 
 
 @pytest.mark.parametrize("start", ["http://me:hush@", "http://"])
@@ -216,7 +216,7 @@ def test_workers_are_sent_no_secrets(server, start):
     end = "" if "hush" in start else "?signature=hush"
     with open_weights(f"{start}{server.host}{PATH}{end}") as reader:
         with pytest.raises(ClusterError, match="accepted: the local engine") as caught:
-            cluster.Source.of(reader)
+            SharedCheckpoint.of(reader)
         assert "hush" not in str(caught.value)
 
 
