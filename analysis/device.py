@@ -16,7 +16,7 @@ _Result = TypeVar("_Result")
 
 CPU = torch.device("cpu")
 # What Apple's devices and the libraries of CUDA say.
-_WANT_OF_MEMORY = "out of memory", "STATUS_ALLOC_FAILED"
+_WANT_OF_MEMORY = "out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory"
 
 
 def usable_device(name: str) -> torch.device:

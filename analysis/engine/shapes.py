@@ -10,7 +10,7 @@ from lowrank_ldu.analysis.device import is_out_of_memory, usable_device
 from lowrank_ldu.analysis.engine.executor import work_through
 from lowrank_ldu.analysis.engine.resources import bytes_per_entry, size_reason
 from lowrank_ldu.analysis.engine.threads import Threads
-from lowrank_ldu.analysis.measures.timing import Method, Problem, Times, time_methods
+from lowrank_ldu.analysis.measures.timing import Problem, Times, time_methods
 from lowrank_ldu.checkpoints import TensorInfo
 from lowrank_ldu.environment import physical_memory
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.analysis.engine.executor import Progress
     from lowrank_ldu.analysis.engine.survey import TensorResult
+    from lowrank_ldu.analysis.measures.matrix import MethodAtRank
     from lowrank_ldu.analysis.options import SurveyOptions
 
 
@@ -28,8 +29,8 @@ def with_times(
     """Return results with the times of methods on matrices of their shapes.
 
     One after another, by one thread of this process and on the device of the survey, so that nothing else of it is in
-    their way. Shapes that only workers with more memory could analyze have no times, nor have those that the device has
-    too little memory for.
+    their way. Shapes that only workers with more memory could analyze have no times, nor have those that there is too
+    little memory for now.
 
     Parameters
     ----------
@@ -38,11 +39,11 @@ def with_times(
     progress : callable, optional
         As of `survey`: shapes take the places of tensors.
     """
-    methods: dict[Problem, set[Method]] = {}
+    methods: dict[Problem, set[MethodAtRank]] = {}
     for result in results:
         if result.analysis is not None:
             found = methods.setdefault(Problem.of(result.analysis), set())
-            found.update(map(Method.of, result.analysis.measurements))
+            found.update(measurement.of for measurement in result.analysis.measurements)
     each, memory, device = bytes_per_entry(options), physical_memory(), usable_device(options.device)
     described = {_described(problem): problem for problem in methods}
     problems = {info: problem for info, problem in described.items() if size_reason(info, each, memory) is None}
@@ -51,8 +52,10 @@ def with_times(
         problem = loaded.pop()
         try:
             return problem, time_methods(problem, methods[problem], options.ranks, options.seed, device)
+        except MemoryError:
+            return problem, None
         except RuntimeError as error:
-            if device.type == "cpu" or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         return problem, None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -38,6 +38,19 @@ if TYPE_CHECKING:
 PISSA_ITERATIONS = 4
 
 
+class MethodAtRank(NamedTuple):
+    """Identify a method at a rank; the fields are those of its figures."""
+
+    method: str
+    pivoting: str | None
+    rank: int
+    exact: bool = False
+
+    def __str__(self) -> str:
+        pivoting = [repr(self.pivoting)] if self.pivoting else []
+        return f"({', '.join([repr(self.method), str(self.rank), *pivoting, *['exact=True'] * self.exact])})"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Hold the figures of one method at one rank.
@@ -59,6 +72,12 @@ class Measurement:
     seconds: float | None = None
     exact: bool = False
     starts: dict[Initialization, InitializationChange] = field(default_factory=dict)
+
+    @property
+    def of(self) -> MethodAtRank:
+        """What was measured."""
+        figures = self.diagnostics
+        return MethodAtRank(figures.method, figures.pivoting, figures.rank, self.exact)
 
 
 @dataclass(frozen=True)
@@ -127,22 +146,12 @@ class MatrixAnalysis:
         KeyError
             It was not measured; the message lists what was.
         """
-        wanted = (method, pivoting, min(check_count(rank, "rank"), self.m, self.n), exact)
+        wanted = MethodAtRank(method, pivoting, min(check_count(rank, "rank"), self.m, self.n), exact)
         for measurement in self.measurements:
-            if _key(measurement) == wanted:
+            if measurement.of == wanted:
                 return measurement
-        known = [_described(*_key(measurement)) for measurement in self.measurements]
-        raise KeyError(f"{_described(*wanted)} was not measured; accepted: {', '.join(dict.fromkeys(known))}")
-
-
-def _described(method: str, pivoting: str | None, rank: int, exact: bool) -> str:
-    how = [repr(method), str(rank), *([repr(pivoting)] if pivoting else []), *(["exact=True"] if exact else [])]
-    return f"({', '.join(how)})"
-
-
-def _key(measurement: Measurement) -> tuple[str, str | None, int, bool]:
-    figures = measurement.diagnostics
-    return figures.method, figures.pivoting, figures.rank, measurement.exact
+        known = dict.fromkeys(str(measurement.of) for measurement in self.measurements)
+        raise KeyError(f"{wanted} was not measured; accepted: {', '.join(known)}")
 
 
 def analyze_matrix(W: torch.Tensor, options: SurveyOptions) -> MatrixAnalysis:

@@ -19,7 +19,7 @@ from lowrank_ldu.decomposition.pissa import split_evenly
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, Measurement
+    from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, MethodAtRank
     from lowrank_ldu.decomposition import SVD, Pivoting
 
 # Seconds below which a run is repeated, for the best of three: short runs scatter.
@@ -51,36 +51,20 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Method:
-    """Identify a method at a rank; the fields are those of a measurement's figures."""
-
-    name: str
-    pivoting: str | None
-    rank: int
-    exact: bool
-
-    @classmethod
-    def of(cls, measurement: Measurement) -> Method:
-        """Return the method that was measured."""
-        figures = measurement.diagnostics
-        return cls(figures.method, figures.pivoting, figures.rank, measurement.exact)
-
-
-@dataclass(frozen=True)
 class Times:
     """Hold the seconds of the SVD and of each method."""
 
     svd: float
-    methods: dict[Method, float]
+    methods: dict[MethodAtRank, float]
 
     def put_into(self, matrix: MatrixAnalysis) -> MatrixAnalysis:
         """Return the analysis of a matrix with these times."""
-        timed = [replace(item, seconds=self.methods[Method.of(item)]) for item in matrix.measurements]
+        timed = [replace(item, seconds=self.methods[item.of]) for item in matrix.measurements]
         return replace(matrix, svd_seconds=self.svd, measurements=timed)
 
 
 def time_methods(
-    problem: Problem, methods: set[Method], ranks: tuple[int, ...], seed: int, device: torch.device = CPU
+    problem: Problem, methods: set[MethodAtRank], ranks: tuple[int, ...], seed: int, device: torch.device = CPU
 ) -> Times:
     """Time each method on a random matrix of a shape.
 
@@ -91,7 +75,7 @@ def time_methods(
     Parameters
     ----------
     problem : Problem
-    methods : set of Method
+    methods : set of MethodAtRank
     ranks : tuple of int
         Those that were asked for: the randomized SVD serves the largest.
     seed : int
@@ -110,15 +94,15 @@ def time_methods(
     with whole_products(device):
         factors, svd_seconds = _timed(lambda: svd(measured, **options), measured.device)
 
-        def seconds_of(method: Method) -> float:
-            if method.name == "ldu":
-                pivoting = cast("Pivoting", method.pivoting)
-                return _timed(lambda: ldu(W, method.rank, pivoting=pivoting, seed=seed), W.device)[1]
-            if method.name == "ldu_lowrank":
-                return _timed(lambda: ldu_lowrank(W, method.rank, seed=seed), W.device)[1]
-            if method.exact:
-                return svd_seconds + _split_seconds(factors, method.rank, measured.device)
-            quick = partial(pissa, measured, method.rank, niter=PISSA_ITERATIONS, seed=seed)
+        def seconds_of(timed: MethodAtRank) -> float:
+            if timed.method == "ldu":
+                pivoting = cast("Pivoting", timed.pivoting)
+                return _timed(lambda: ldu(W, timed.rank, pivoting=pivoting, seed=seed), W.device)[1]
+            if timed.method == "ldu_lowrank":
+                return _timed(lambda: ldu_lowrank(W, timed.rank, seed=seed), W.device)[1]
+            if timed.exact:
+                return svd_seconds + _split_seconds(factors, timed.rank, measured.device)
+            quick = partial(pissa, measured, timed.rank, niter=PISSA_ITERATIONS, seed=seed)
             return _timed(quick, measured.device)[1]
 
         return Times(svd_seconds, {method: seconds_of(method) for method in methods})

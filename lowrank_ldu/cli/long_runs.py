@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.cli.console import say
-from lowrank_ldu.errors import NothingToAnalyzeError, NothingToCompareError, OutputError, RemoteError
+from lowrank_ldu.errors import ClusterError, NothingToAnalyzeError, NothingToCompareError, OutputError, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ def journal_beside(out: Path, *, overwrite: bool) -> Iterator[Path]:
     with lock_journal(journal):
         try:
             yield journal
-        except (KeyboardInterrupt, SystemExit, OutputError, RemoteError):
+        except (KeyboardInterrupt, SystemExit, OutputError, RemoteError, ClusterError):
             if journal.exists():
                 say(f"{journal.name} has the results so far; --resume goes on from there", err=True)
             raise

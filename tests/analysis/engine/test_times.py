@@ -9,7 +9,8 @@ from weights import weight
 from lowrank_ldu.analysis import Analysis, SurveyOptions, analyze, headlines
 from lowrank_ldu.analysis.engine import shapes
 from lowrank_ldu.analysis.measures import timing
-from lowrank_ldu.analysis.measures.timing import Method, Problem, time_methods
+from lowrank_ldu.analysis.measures.matrix import MethodAtRank
+from lowrank_ldu.analysis.measures.timing import Problem, time_methods
 from lowrank_ldu.errors import OptionError
 
 STATE = {"a.weight": weight(20, 12), "b.weight": weight(20, 12).double(), "c.weight": 2 * weight(20, 12)}
@@ -56,6 +57,27 @@ def test_matrices_of_a_shape_have_the_same_times(monkeypatch):
     assert len(asked) == 2
 
 
+NO_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(NO_MEMORY)], ids=["python", "torch"])
+def test_a_shape_without_memory_has_no_times_and_loses_no_figures(monkeypatch, tmp_path, error):
+    def fails(problem, *others):
+        if problem.dtype == "float64":
+            raise error
+        return time_methods(problem, *others)
+
+    monkeypatch.setattr(shapes, "time_methods", fails)
+    analysis = analyze(STATE, mode="exact", **OPTIONS)
+    seconds = seconds_of(analysis)
+    assert all(each is None for each in seconds["b.weight"])
+    assert all(each > 0 for name in ("a.weight", "c.weight") for each in seconds[name])
+    analysis.save(tmp_path / "report")
+    error = RuntimeError("what is wrong is not memory")
+    with pytest.raises(RuntimeError, match="not memory"):
+        analyze(STATE, mode="exact", **OPTIONS)
+
+
 def test_every_method_is_timed_at_its_rank(monkeypatch):
     called = []
 
@@ -71,15 +93,15 @@ def test_every_method_is_timed_at_its_rank(monkeypatch):
     for name in ("ldu", "ldu_lowrank", "pissa", "svd"):
         monkeypatch.setattr(timing, name, recorded(name))
     methods = {
-        Method("ldu", "partial", 4, exact=False),
-        Method("ldu", "rook", 9, exact=False),
-        Method("ldu_lowrank", None, 4, exact=False),
-        Method("pissa", None, 4, exact=False),
-        Method("pissa", None, 4, exact=True),
+        MethodAtRank("ldu", "partial", 4, exact=False),
+        MethodAtRank("ldu", "rook", 9, exact=False),
+        MethodAtRank("ldu_lowrank", None, 4, exact=False),
+        MethodAtRank("pissa", None, 4, exact=False),
+        MethodAtRank("pissa", None, 4, exact=True),
     }
     times = time_methods(Problem(12, 9, "float64", None), methods, (4,), seed=0)
     assert set(times.methods) == methods
-    assert times.methods[Method("pissa", None, 4, exact=True)] > times.svd
+    assert times.methods[MethodAtRank("pissa", None, 4, exact=True)] > times.svd
     assert set(called) == {
         ("ldu", (12, 9), torch.float64, 4, "partial"),
         ("ldu", (12, 9), torch.float64, 9, "rook"),
