@@ -9,7 +9,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lowrank_ldu.checkpoints.model_config import CONFIGURATIONS, ModelConfig, Section
-from lowrank_ldu.checkpoints.reader import SAME_TENSOR, CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import SAME_TENSOR, CheckpointReader, TensorInfo, Unread
 from lowrank_ldu.validation import dtype_name
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class MemoryReader(CheckpointReader):
                 ignored[name] = type(value).__name__
                 continue
             if value.layout is not torch.strided or value.is_nested:
-                ignored[name] = f"{value.dtype} tensor, {value.layout}, on {value.device}"
+                ignored[name] = Unread(f"{value.dtype} tensor, {value.layout}, on {value.device}")
                 continue
             self._values[name] = value.detach()
             problem = _problem(value, tensors, name)

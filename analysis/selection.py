@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.checkpoints.reader import Unread
 from lowrank_ldu.validation import DTYPES
 
 if TYPE_CHECKING:
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import CompareOptions, SurveyOptions
     from lowrank_ldu.checkpoints import TensorInfo
 
-# The reason of a tensor that is a matrix of one row or column.
+# Reasons of what readers ignore, and of a tensor that is a matrix of one row or column.
+NO_TENSOR = "not a plain tensor"
+UNREAD = f"{NO_TENSOR}; it may hold weights"
 RANK_ONE = "one side of the matrix is 1: its rank is 1 and there is nothing to choose"
 _INTEGERS = re.compile(r"u?int\d+|bool")
 
@@ -102,3 +105,14 @@ def _shape_reason(info: TensorInfo) -> str | None:
     if 1 in matrix_shape(shape, info.order):
         return RANK_ONE
     return None
+
+
+def ignored_reason(what: str) -> str:
+    """Return why something that a reader ignores is not analyzed.
+
+    Examples
+    --------
+    >>> ignored_reason("int"), ignored_reason(Unread("sparse tensor"))
+    ('not a plain tensor', 'not a plain tensor; it may hold weights')
+    """
+    return UNREAD if isinstance(what, Unread) else NO_TENSOR

@@ -15,7 +15,7 @@ from lowrank_ldu.analysis.comparison.updates import (
     parts_of_updates,
     updated_name,
 )
-from lowrank_ldu.analysis.selection import dtype_in_words, name_reason, storage_reason
+from lowrank_ldu.analysis.selection import NO_TENSOR, dtype_in_words, name_reason, storage_reason
 from lowrank_ldu.checkpoints.formats.lora_folder import adapted_name
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def _mismatch(base: TensorInfo, tuned: TensorInfo) -> str | None:
 
 def _one_sided(pair: Pair, pairs: list[Pair]) -> PairResult:
     if pair.base is None and pair.tuned is None:
-        return pair.result("not compared", "not a plain tensor")
+        return pair.result("not compared", NO_TENSOR)
     if pair.base is None:
         if pair.base_is is not None:
             return pair.result("not compared", f"it is not a plain tensor ({pair.base_is}) in the base")

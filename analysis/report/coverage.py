@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.engine.executor import list_reasons
-from lowrank_ldu.analysis.selection import RANK_ONE, matrix_shape
+from lowrank_ldu.analysis.selection import RANK_ONE, UNREAD, matrix_shape
 from lowrank_ldu.checkpoints.reader import NO_WEIGHT, SAME_TENSOR
 
 if TYPE_CHECKING:
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 
 # Integers that nobody packs weights into: indices, positions, masks.
 _COUNTS = re.compile(r"bool|u?int16|u?int64")
-# What readers say of contents that may be weights and could not be loaded: their shape is not known.
-_UNREAD = re.compile(
-    r"torch\.\w+ tensor, |sparse tensor$|(?!STRING|UINT(16|32|64))\w+ tensor of dimensions \[\d+, "
-    r"|b?float\d+ tensor that is no factor|factor (?!without)|\w+ tensor in a file of the other byte order"
-    r"|dataset (of another|that)|member that|group in more|link, |(float|complex|object)\w* (array|dataset)$"
-    r"|array (that|whose)|of a version|said to have|folder that"
-)
 
 
 def coverage(analysis: Analysis) -> str:
@@ -33,9 +26,7 @@ def coverage(analysis: Analysis) -> str:
     could not be loaded may hold more of them.
     """
     left_out = Counter(result.reason or "" for result in analysis.skipped if _may_be_a_matrix(result))
-    unread = Counter(
-        result.dtype for result in analysis.skipped if result.shape is None and _UNREAD.match(result.dtype)
-    )
+    unread = Counter(result.dtype for result in analysis.skipped if result.reason == UNREAD)
     count, missing = len(analysis.matrices), sum(left_out.values())
     if not missing and not unread:
         return f"COMPLETE: all matrices are analyzed, {count} of {count}."

@@ -14,7 +14,7 @@ from lowrank_ldu.checkpoints.formats import READERS, SAFETENSORS_SUFFIX, SUFFIXE
 from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader, lora_config
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.hub import PREFIX, find
-from lowrank_ldu.checkpoints.reader import CheckpointReader
+from lowrank_ldu.checkpoints.reader import CheckpointReader, Unread
 from lowrank_ldu.checkpoints.remote.address import HUB, check_no_url, check_url, scheme_of
 from lowrank_ldu.checkpoints.remote.path import RemotePath, remote_path
 from lowrank_ldu.checkpoints.remote.web_files import WebFiles
@@ -368,7 +368,7 @@ def _open_subdirectories(path: Place) -> MultiFileReader:
         try:
             reader = _open_own_files(folder) if folder.is_dir() else None
         except PermissionError as error:
-            closed[f"{folder.name}/"] = f"folder that cannot be read ({reason_of(error)})"
+            closed[f"{folder.name}/"] = Unread(f"folder that cannot be read ({reason_of(error)})")
             continue
         if reader is None:
             continue

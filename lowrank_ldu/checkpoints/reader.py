@@ -27,6 +27,12 @@ MOMENT = f"kept by an optimizer{NO_WEIGHT}"
 SAME_TENSOR = "the same tensor as "
 
 
+class Unread(str):
+    """Describe what is not loaded as a tensor, and may hold weights all the same."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Hold what is known of a tensor without its values.

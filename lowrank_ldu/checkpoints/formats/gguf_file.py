@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lowrank_ldu.checkpoints.formats.gguf_header import header_of
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo, Unread
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, library_for, refused_as, stored_range
 from lowrank_ldu.errors import CheckpointError
 
@@ -67,8 +67,10 @@ class GgufReader(CheckpointReader):
         with refused_as(path, "GGUF file", LIBRARY_ERRORS), np.errstate(all="ignore"):
             stored, swapped = _described(self._library, path)
             ignored = {
-                tensor.name: f"{tensor.kind.name} tensor in a file of the other byte order; accepted: F16, F32 and the "
-                "like, or a model that is converted for this machine"
+                tensor.name: Unread(
+                    f"{tensor.kind.name} tensor in a file of the other byte order; accepted: F16, F32 and the like, or "
+                    "a model that is converted for this machine"
+                )
                 for tensor in stored
                 if swapped and tensor.dtype == np.uint8
             }

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lowrank_ldu.checkpoints.formats.numpy_file import torch_name
-from lowrank_ldu.checkpoints.reader import MOMENT, CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.formats.numpy_file import of_dtype, torch_name
+from lowrank_ldu.checkpoints.reader import MOMENT, CheckpointReader, TensorInfo, Unread
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, library_for, reason_of, refused_as
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_written, open_regular
@@ -78,11 +78,11 @@ class Hdf5Reader(CheckpointReader):
             try:
                 item = self._member(group, key, seen)
             except LIBRARY_ERRORS as error:  # one that is damaged takes no other with it
-                item = f"member that cannot be read ({reason_of(error)})"
+                item = Unread(f"member that cannot be read ({reason_of(error)})")
             if not isinstance(item, self._library.Group):
                 yield name, item
             elif name.count("/") >= _MOST_DEPTH:
-                yield name, f"group in more than {_MOST_DEPTH} others"
+                yield name, Unread(f"group in more than {_MOST_DEPTH} others")
             else:
                 yield from self._walk(item, f"{name}/", seen)
 
@@ -92,7 +92,7 @@ class Hdf5Reader(CheckpointReader):
         The obstacle is a text: why the member is neither of them.
         """
         if not isinstance(group.get(key, getlink=True), self._library.HardLink):
-            return "link, which may lead out of the file"
+            return Unread("link, which may lead out of the file")
         item = group[key]
         # Hard links can make a group its own member.
         address = self._address(item)
@@ -131,17 +131,17 @@ def _not_a_tensor(dataset: Any) -> str | None:
     A tensor is in this file and can be loaded.
     """
     if dataset.external or dataset.is_virtual:
-        return "dataset of another file, which is not opened"
+        return Unread("dataset of another file, which is not opened")
     if dataset.shape is None:
         return "empty dataset"
     if _torch_name(dataset) is None:
-        return f"{dataset.dtype} dataset"
+        return of_dtype(dataset.dtype, "dataset")
     declared, stored = dataset.nbytes, dataset.id.get_storage_size()
     if dataset.compression is None and not dataset.chunks and declared != stored:
-        return f"dataset that is said to have {declared} bytes, of which {stored} are there"
+        return Unread(f"dataset that is said to have {declared} bytes, of which {stored} are there")
     # Unwritten chunks cost nothing in the file and all of their size in memory, and zeros deflate a thousandfold.
     if dataset.chunks and declared > _MOST_INFLATED * max(stored, 1):
-        return f"dataset that is said to have {declared} bytes, of which the file has {stored}"
+        return Unread(f"dataset that is said to have {declared} bytes, of which the file has {stored}")
     return None
 
 

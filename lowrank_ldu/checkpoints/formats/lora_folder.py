@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo, Unread
 from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.patterns import Patterns
@@ -117,7 +117,8 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
     for info in tensors:
         found = _FACTOR.fullmatch(info.name)
         if found is None or info.dtype not in _FLOATS:
-            ignored[info.name] = f"{info.dtype} tensor that is no factor of an update"
+            what = f"{info.dtype} tensor that is no factor of an update"
+            ignored[info.name] = Unread(what) if "float" in info.dtype else what
         else:
             factors.setdefault((found["module"], found["kind"]), {})[found["letter"]] = info
     decomposed = {name.partition(".lora_magnitude_vector")[0] for name in ignored if ".lora_magnitude_vector" in name}
@@ -143,7 +144,8 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
             name = module.removeprefix(_WRAPPER)
             pairs[name] = _Pair(a, b, _scaling(config, alphas, name, a.shape[0]), kind != "")
             continue
-        ignored |= {info.name: reason for info in pair.values()}
+        # Half a pair is no update.
+        ignored |= {info.name: reason if a is None or b is None else Unread(reason) for info in pair.values()}
     return pairs, ignored
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo, Unread
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, reason_of, refused_as, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import check_written, open_regular, read_exactly
@@ -73,7 +73,7 @@ class NumpyReader(CheckpointReader):
             # A file of another name was told by these bytes.
             single = path.suffix.lower() == ".npy" or (path.suffix.lower() != ".npz" and not zipfile.is_zipfile(path))
             for name, what in self._list_file(path) if single else self._list_archive(path):
-                found[name] = "array whose name two members have" if name in found else what
+                found[name] = Unread("array whose name two members have") if name in found else what
         super().__init__(
             path,
             (what for what in found.values() if isinstance(what, TensorInfo)),
@@ -91,7 +91,8 @@ class NumpyReader(CheckpointReader):
                 if name == member.filename:
                     yield name, "not an array"
                 elif member.file_size > _MOST_INFLATED * max(member.compress_size, 1):
-                    yield name, f"said to have {member.file_size} bytes, of {member.compress_size} compressed ones"
+                    size, compressed = member.file_size, member.compress_size
+                    yield name, Unread(f"said to have {size} bytes, of {compressed} compressed ones")
                 else:
                     yield name, self._member(path, name, archive, member)
 
@@ -104,7 +105,7 @@ class NumpyReader(CheckpointReader):
             with archive.open(member) as stream:
                 return self._header(path, name, member.filename, stream, member.file_size)
         except _ERRORS as error:
-            return f"array that cannot be read ({reason_of(error)})"
+            return Unread(f"array that cannot be read ({reason_of(error)})")
 
     def _header(self, path: Path, name: str, member: str, stream: IO[bytes], size: int) -> TensorInfo | str:
         """Read an array's header, or return the obstacle.
@@ -114,13 +115,13 @@ class NumpyReader(CheckpointReader):
         head = io.BytesIO(stream.read(_LONGEST_HEADER))
         read_header = _HEADERS.get(npy.read_magic(head))
         if read_header is None:
-            return "of a version of the format that is not known"
+            return Unread("of a version of the format that is not known")
         shape, fortran, dtype = read_header(head)
         start = head.tell()
         kind = torch_name(dtype)
         if kind is None or dtype.subdtype is not None:
             # If a type holds arrays, numpy gives another shape than the written one.
-            return f"{dtype} array"
+            return of_dtype(dtype, "array")
         if any(size < 0 for size in shape):
             raise ValueError(f"{name!r} is said to have the shape {shape}, with negative sizes")
         nbytes = math.prod(shape) * dtype.itemsize
@@ -154,6 +155,12 @@ class NumpyReader(CheckpointReader):
                 return read_exactly(stream, info.nbytes)
         except _ERRORS as error:
             raise CheckpointError(f"{self.path}: array {info.name!r} cannot be read ({reason_of(error)})") from error
+
+
+def of_dtype(dtype: np.dtype, what: str) -> str:
+    """Describe an array or dataset whose dtype torch has not."""
+    text = f"{dtype} {what}"
+    return Unread(text) if dtype.kind in "fcO" else text
 
 
 def torch_name(dtype: np.dtype) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.reader import NO_WEIGHT, CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import NO_WEIGHT, CheckpointReader, TensorInfo, Unread
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, library_for, likely_cause, reason_of, refused_as
 from lowrank_ldu.errors import CheckpointError
 
@@ -35,6 +35,8 @@ _DTYPES = {
 }
 
 
+# Other types that nobody keeps weights in.
+_NO_WEIGHTS = ("STRING", "UINT16", "UINT32", "UINT64")
 _RECURRENT = ("LSTM", "GRU", "RNN")
 # What takes a weight, and what it does as; the latter of ONNX Runtime's.
 _OPERATIONS = {
@@ -82,13 +84,16 @@ class OnnxReader(CheckpointReader):
         ignored: dict[str, str] = {}
         for prefix, part in self._graphs(graph):
             uses = _uses(part, self._onnx.AttributeProto.GRAPH)
-            ignored |= {prefix + _text(tensor.values.name): "sparse tensor" for tensor in part.sparse_initializer}
+            ignored |= {
+                prefix + _text(tensor.values.name): Unread("sparse tensor") for tensor in part.sparse_initializer
+            }
             for given, tensor in (*((tensor.name, tensor) for tensor in part.initializer), *self._constants(part)):
                 name, kind = prefix + _text(given), self._kind(tensor)
                 if name in self._stored or name in ignored:
                     raise CheckpointError(f"{path}: two initializers or constants are called {name!r}")
                 if kind not in _DTYPES or any(size < 0 for size in tensor.dims):
-                    ignored[name] = f"{kind} tensor of dimensions {list(tensor.dims)}"
+                    what = f"{kind} tensor of dimensions {list(tensor.dims)}"
+                    ignored[name] = what if kind in _NO_WEIGHTS or len(tensor.dims) < 2 else Unread(what)
                     continue
                 self._stored[name] = tensor
                 dtype, shape, use = _DTYPES[kind], tuple(tensor.dims), uses.get(given, "")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.reader import MOMENT, CheckpointReader, TensorInfo
+from lowrank_ldu.checkpoints.reader import MOMENT, CheckpointReader, TensorInfo, Unread
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, likely_cause, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.pickles import check_calls
@@ -282,7 +282,7 @@ def _is_plain(value: torch.Tensor, places: dict[int, int]) -> bool:
 
 def _describe(value: object) -> str:
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype} tensor, {value.layout}, on {value.device}"
+        return Unread(f"{value.dtype} tensor, {value.layout}, on {value.device}")
     if isinstance(value, dict | list | tuple):
         return f"{type(value).__name__} that is already listed under another name"
     return type(value).__name__

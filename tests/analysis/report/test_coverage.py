@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from weights import weight
 
 from lowrank_ldu.analysis import analyze, headlines
 from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.checkpoints.weights import open_weights
 
+PAIR = {"A": (2, 5), "B": (6, 2)}
 OPTIONS = {"ranks": (2,), "pivoting": "partial", "threads": 1}
 NO_MATRICES = {
     "bias": torch.ones(4),
@@ -83,6 +85,37 @@ def test_what_cannot_be_loaded_may_be_more(tmp_path):
         (tmp_path / "a.npz", "object array"),
     ):
         assert said(source) == f"PARTIAL: 1 of 1 matrices are analyzed; not read, and may hold more: 1 x {what}."
+
+
+def test_what_an_adapter_has_beside_updates_may_be_more(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    factors = {f"{name}.lora_{side}.weight": weight(*shape) for name in "wv" for side, shape in PAIR.items()}
+    beside = {
+        "v.lora_magnitude_vector": torch.ones(6),  # so that v's update is DoRA's
+        "half.lora_A.weight": weight(2, 5),
+        "ids": torch.arange(4),
+    }
+    save_file(factors | beside, tmp_path / "adapter_model.safetensors")
+    assert said(tmp_path) == (
+        "PARTIAL: 1 of 1 matrices are analyzed; not read, and may hold more: 2 x factor of a DoRA update, which needs "
+        "the base weight; 1 x float32 tensor that is no factor of an update."
+    )
+
+
+def test_types_that_torch_lacks_may_be_more(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    kinds = onnx.TensorProto
+    odd = [
+        onnx.helper.make_tensor("float8", kinds.FLOAT8E5M2FNUZ, [2, 2], [1.0] * 4),
+        onnx.helper.make_tensor("words", kinds.STRING, [2, 2], [b"a"] * 4),
+        onnx.helper.make_tensor("scale", kinds.FLOAT8E5M2FNUZ, [2], [1.0] * 2),
+    ]
+    stored = [onnx.numpy_helper.from_array(weight(6, 5).numpy(), "w"), *odd]
+    graph = onnx.helper.make_graph([], "graph", [], [], initializer=stored)
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "a.onnx")
+    assert said(tmp_path / "a.onnx").endswith(
+        "not read, and may hold more: 1 x FLOAT8E5M2FNUZ tensor of dimensions [2, 2]."
+    )
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
