@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import signal
 import sys
@@ -47,8 +46,6 @@ def main() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(exit_.code)
-        # The interpreter would look for garbage among all objects of all libraries once more: up to a second of it.
-        gc.freeze()
         raise
 
 
