@@ -43,6 +43,10 @@ def compare_methods(
     trials: Annotated[
         int | None, typer.Option(help="Settings tried for each method.", show_default="the comparison's")
     ] = None,
+    trial_seeds: Annotated[
+        int | None,
+        typer.Option(help="Seeds that each setting is tried with.", show_default="the comparison's"),
+    ] = None,
     search: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,7 +95,7 @@ def compare_methods(
         chosen = Choice(variant=variant, model=model, data=data, settings=settings)
         folder = out or Path(_OUT) / _name(loaded, selection.name, variant)
         plan = comparing.plan_comparison(
-            loaded, folder, selection, chosen, tasks=task or [], seeds=seeds, trials=trials
+            loaded, folder, selection, chosen, tasks=task or [], seeds=seeds, trials=trials, trial_seeds=trial_seeds
         )
         if dry_run:
             _show_plan(plan)
@@ -123,8 +127,10 @@ def _show_plan(plan: Plan) -> None:
             tried = [setting_name(setting) for setting in plan.settings[task, entry.name]]
             console.print(f"  {task}: {'; '.join(tried)}")
     pairs = len(list(plan.pairs))
-    count = pairs * (plan.trials + len(plan.seeds) - 1)
-    console.print(f"{count} runs: {plan.trials} trials and {len(plan.seeds)} seeds of {pairs} pairs of task and entry")
+    # The first seeds of the chosen setting are among its trials.
+    trials = plan.trials * plan.trial_seeds
+    count = pairs * (trials + len(plan.seeds) - plan.trial_seeds)
+    console.print(f"{count} runs: {trials} trials and {len(plan.seeds)} seeds of {pairs} pairs of task and entry")
 
 
 # What fits a terminal; the rest is in table.md.

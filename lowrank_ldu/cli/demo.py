@@ -57,7 +57,7 @@ def demo(
         warnings.filterwarnings("ignore", ".*a lower rank than asked for", UserWarning)
         recipe = load_recipe(_RECIPE)
         plan = comparing.plan_comparison(recipe, folder, comparing.select_entries(recipe, comparison=_COMPARISON))
-        count = len(list(plan.pairs)) * (plan.trials + len(plan.seeds))
+        count = len(list(plan.pairs)) * (plan.trials * plan.trial_seeds + len(plan.seeds))
         with show_items(count) as tell:
             trained = comparing.compare_methods(plan, tell=tell)
         methods = comparing.write_comparison(plan, trained)

@@ -12,6 +12,7 @@ from tiny_text_models import data_set, offline, save_model
 
 from lowrank_ldu.errors import DivergenceError, OptionError, RunDirectoryError
 from lowrank_ldu.finetuning import Choice, list_recipes, load_recipe, train
+from lowrank_ldu.finetuning.comparison import compare as comparing
 from lowrank_ldu.finetuning.comparison import (
     compare_methods,
     interval,
@@ -24,8 +25,9 @@ from lowrank_ldu.finetuning.comparison import (
     worker,
     write_comparison,
 )
-from lowrank_ldu.finetuning.comparison.trials import trial_settings
+from lowrank_ldu.finetuning.comparison.trials import setting_name, trial_settings
 from lowrank_ldu.finetuning.run_directory import RunDirectory
+from lowrank_ldu.finetuning.runs import Result
 from lowrank_ldu.finetuning.training import Training
 
 RECIPE = """
@@ -63,6 +65,8 @@ head = {{ method = "head", title = "LP" }}
 wild = {{ method = "lora", title = "LoRA at no rate", r = 2, search = {{ learning_rate = [1e30, 2e30] }} }}
 """
 
+
+RECORD = {"greater_is_better": True}
 
 _offline = pytest.fixture(offline, scope="module", autouse=True)
 
@@ -103,6 +107,41 @@ def test_every_method_gets_the_same_trials_and_the_best_one_all_seeds(compared):
         best = max(trials, key=lambda each: each.result.score)
         assert {each.setting for each in finals} == {best.setting}
         assert [each.chosen for each in trials] == [each.setting == best.setting for each in trials]
+
+
+def test_a_setting_is_chosen_by_the_mean_of_its_seeds(recipe, tmp_path, monkeypatch):
+    """One is best with the first seed, another on average, and a third fails with the second seed."""
+    plan = plan_of(recipe, tmp_path, ["lora-1"], trials=3, trial_seeds=2, seeds=3)
+    settings = map(setting_name, plan.settings["mnli", "lora-1"])
+    trained, by_setting = [], dict(zip(settings, [(0.9, 0.5), (0.8, 0.7), (0.95, None)], strict=True))
+
+    def train_one(run, _, tests, *options):
+        assert options == ("none", None)
+        setting, seed = run.folder.parent.parent.name, plan.seeds.index(run.config.seed)
+        trained.append((setting, run.config.seed, tests))
+        score = by_setting[setting][min(seed, 1)]
+        if score is None:
+            return "the loss is no number"
+        return Result(run.folder, "mnli", run.config.seed, "accuracy", {"validation": {"accuracy": score}}, 1, RECORD)
+
+    monkeypatch.setattr(comparing, "train_one", train_one)
+    found = compare_methods(plan)
+    first, second, third = by_setting
+    assert trained == [
+        *((setting, seed, False) for setting in (first, second, third) for seed in (3, 1)),
+        *((second, seed, True) for seed in (3, 1, 4)),
+    ]
+    assert {each.setting for each in found if each.chosen} == {second}
+    assert [each.failure is None for each in found if each.setting == third] == [True, False]
+    monkeypatch.setattr(comparing, "is_there", lambda run, tests: run.config.seed == 3)
+    assert not any(each.chosen for each in compare_methods(plan, finished_only=True))  # a seed of each is missing
+
+
+def test_trial_seeds_are_a_comparisons_own_or_ones_choice(recipe, tmp_path):
+    changed = variant(recipe, trial_seeds=2, sweep="r")
+    assert plan_of(changed, tmp_path, ["lora-1"]).trial_seeds == 2
+    assert plan_of(changed, tmp_path, ["lora-1"], trial_seeds=3).trial_seeds == 3
+    assert plan_of(recipe, tmp_path, ["lora-1"]).trial_seeds == 1
 
 
 def test_tests_are_read_for_the_chosen_setting_alone(compared):
@@ -291,6 +330,8 @@ def test_wrong_options_are_found_before_anything_is_trained(recipe, tmp_path):
     for options, message in (
         ({"trials": 0}, "trials is 0; accepted: an integer from 1 on"),
         ({"seeds": 0}, "seeds is 0"),
+        ({"trial_seeds": 4}, "trial_seeds is 4; accepted: 1 to 3, the number of seeds"),
+        ({"trial_seeds": 0}, "trial_seeds is 0; accepted: an integer from 1 on"),
         ({"choice": Choice(method="lora")}, "method is 'lora'; accepted: none, the entries have methods"),
         ({"choice": Choice(settings={"n_frequency": 3})}, "n_frequency"),
         ({"tasks": ["mnlii"]}, "task is 'mnlii'; accepted: mnli"),
@@ -346,6 +387,7 @@ def variant(recipe, entries=None, **changes):
         ({"sweep": ["r"]}, r"sweep is \['r'\]"),
         ({"reference": "lora-5"}, "reference is 'lora-5'; accepted: lora-1, lora-4"),
         ({"trials": "3"}, "trials is '3'; accepted: an integer from 1 on"),
+        ({"trial_seeds": 0}, "trial_seeds is 0; accepted: an integer from 1 on"),
         ({"settings": 3}, "settings is 3; accepted: a table"),
     ],
 )

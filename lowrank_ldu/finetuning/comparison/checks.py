@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.finetuning.recipe import Recipe
 
-_OF_COMPARISON = ("about", "trials", "seeds", "reference", "sweep", "search", "settings", "metrics", "entries")
+_COUNTS = ("trials", "trial_seeds", "seeds")
+_OF_COMPARISON = ("about", *_COUNTS, "reference", "sweep", "search", "settings", "metrics", "entries")
 
 # Scores of which are of different rows.
 _OF_EVALUATION = {
@@ -51,7 +52,7 @@ def check_comparison(table: Mapping[str, Any], where: str) -> None:
     for name in table:
         if name not in _OF_COMPARISON:
             raise OptionError(f"{where} has {name}; accepted: {', '.join(_OF_COMPARISON)}")
-    for name in ("trials", "seeds"):
+    for name in _COUNTS:
         value = table.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{where}: {name} is {shown(value)}; accepted: an integer from 1 on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def compare_methods(
 ) -> list[Trained]:
     """Train every run of a comparison that is not finished.
 
-    Each entry is tried with each of its settings and the first seed. The setting that did best on validation data is
+    Each entry is tried with each of its settings and the first seeds. The setting that did best on validation data is
     trained with all seeds; then the rows that are evaluated once are. The same call goes on where an earlier one was
     stopped. A finished run keeps its adapter and no checkpoints.
 
@@ -90,9 +91,11 @@ def compare_methods(
         What is given cannot be used, or training cannot go on. A loss that is no number fails its run alone, and
         leaves failure.txt in its folder; the run is not trained again while that is there.
     """
-    first = plan.seeds[0]
     trials = [
-        (task, entry, setting, first) for task, entry in plan.pairs for setting in plan.settings[task, entry.name]
+        (task, entry, setting, seed)
+        for seed in plan.seeds[: plan.trial_seeds]
+        for task, entry in plan.pairs
+        for setting in plan.settings[task, entry.name]
     ]
     # The first setting of every entry, then the second one: what is stopped early holds something of each.
     trials.sort(key=lambda each: plan.settings[each[0], each[1].name].index(each[2]))
@@ -132,17 +135,20 @@ class _Options:
 
 
 def _best(plan: Plan, task: str, entry: Entry, tried: dict[Any, Result | str]) -> dict[str, Any] | None:
-    """Return the setting that did best on validation data.
+    """Return the setting whose mean on validation data is best.
 
-    None where all failed, or where one was not tried yet.
+    None where each failed with some seed, or where one was not tried yet.
     """
     best, most = None, -math.inf
     for setting in plan.settings[task, entry.name]:
-        outcome = tried.get((task, entry.name, setting_name(setting), plan.seeds[0]))
-        if outcome is None:
+        runs = (task, entry.name, setting_name(setting))
+        outcomes = [tried.get((*runs, seed)) for seed in plan.seeds[: plan.trial_seeds]]
+        if any(outcome is None for outcome in outcomes):
             return None
-        if isinstance(outcome, Result):
-            score = outcome.score if outcome.record["greater_is_better"] else -outcome.score
+        results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+        if len(results) == len(outcomes):
+            mean = statistics.fmean(result.score for result in results)
+            score = mean if results[0].record["greater_is_better"] else -mean
             if score > most:
                 best, most = setting, score
     return best

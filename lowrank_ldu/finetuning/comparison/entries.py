@@ -76,6 +76,8 @@ class Selection:
         Name of the entry that the others are compared with.
     trials : int
         Settings that are tried for each entry.
+    trial_seeds : int
+        Seeds that each of them is tried with.
     seeds : int or None
         Number of seeds; None for the recipe's own.
     sweep : str or None
@@ -91,6 +93,7 @@ class Selection:
     seeds: int | None
     sweep: str | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
+    trial_seeds: int = 1
 
     def searching(self, search: Mapping[str, Any]) -> Selection:
         """Return the selection with the same search for all entries."""
@@ -163,6 +166,7 @@ def select_entries(
         seeds=table.get("seeds"),
         sweep=table.get("sweep"),
         metrics=metrics,
+        trial_seeds=table.get("trial_seeds", 1),
     )
 
 

@@ -36,6 +36,7 @@ class Plan:
     tasks : tuple of str
     seeds : tuple of int
     trials : int
+    trial_seeds : int
     out : pathlib.Path
     """
 
@@ -45,6 +46,7 @@ class Plan:
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
     trials: int
+    trial_seeds: int
     out: Path
     settings: dict[tuple[str, str], list[dict[str, Any]]] = field(repr=False, default_factory=dict)
 
@@ -73,6 +75,7 @@ def plan_comparison(
     tasks: Sequence[str] = (),
     seeds: int | None = None,
     trials: int | None = None,
+    trial_seeds: int | None = None,
 ) -> Plan:
     """Check everything that a comparison will need, and train nothing.
 
@@ -91,6 +94,8 @@ def plan_comparison(
         given.
     trials : int, optional
         Likewise.
+    trial_seeds : int, optional
+        How many of the seeds each trial has, likewise. The setting with the best mean is chosen.
 
     Returns
     -------
@@ -110,11 +115,14 @@ def plan_comparison(
         raise OptionError(f"out is {str(out)!r}, which is no folder; accepted: a new one, or a comparison's")
     trials = selection.trials if trials is None else trials
     count = selection.seeds or len(recipe.seeds) if seeds is None else seeds
-    for name, value in (("trials", trials), ("seeds", count)):
+    trial_seeds = selection.trial_seeds if trial_seeds is None else trial_seeds
+    for name, value in (("trials", trials), ("seeds", count), ("trial_seeds", trial_seeds)):
         try:
             check_count(value, name, least=1)
         except (TypeError, ValueError) as error:
             raise OptionError(str(error)) from error
+    if trial_seeds > count:
+        raise OptionError(f"trial_seeds is {trial_seeds}; accepted: 1 to {count}, the number of seeds")
     more = range(max(recipe.seeds) + 1, max(recipe.seeds) + 1 + count)
     plan = Plan(
         recipe=recipe,
@@ -123,6 +131,7 @@ def plan_comparison(
         tasks=tuple(dict.fromkeys(tasks or recipe.tasks)),
         seeds=(*recipe.seeds, *more)[:count],
         trials=trials,
+        trial_seeds=trial_seeds,
         out=out,
     )
     for entry in selection.entries:

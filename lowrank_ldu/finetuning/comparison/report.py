@@ -175,11 +175,19 @@ def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
     return [
         *told,
         f"Difference: from {reference.title}, with the same seeds and rows.",
-        "Settings are the recipe's."
-        if plan.trials == 1
-        else f"Each method was tried with {plan.trials} settings on validation data; the table has the best one.",
+        _trials_told(plan),
         "Numbers: those beside the head. MB: the most memory of a run. kB: the adapter's files, the head included.",
     ]
+
+
+def _trials_told(plan: Plan) -> str:
+    if plan.trials == 1:
+        return "Settings are the recipe's."
+    seeds = "one seed" if plan.trial_seeds == 1 else f"{plan.trial_seeds} seeds"
+    return (
+        f"Each method was tried with {plan.trials} settings and {seeds} on validation data; the table has the best "
+        "setting."
+    )
 
 
 def _markdown(plan: Plan, methods: pd.DataFrame, figures: pd.DataFrame | None) -> str:
