@@ -5,15 +5,14 @@ The path is a file, a folder, an index of shards, a URL, or a name on the hub.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.formats import READERS, SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, suffix_by_content
+from lowrank_ldu.checkpoints.formats import SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, suffix_by_content
 from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader, lora_config
-from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader
 from lowrank_ldu.checkpoints.hub import PREFIX, find
+from lowrank_ldu.checkpoints.multi_file import MultiFileReader, list_files, open_file
 from lowrank_ldu.checkpoints.reader import CheckpointReader, Unread
 from lowrank_ldu.checkpoints.remote.address import HUB, check_no_url, check_url, scheme_of
 from lowrank_ldu.checkpoints.remote.path import RemotePath, remote_path
@@ -25,9 +24,7 @@ from lowrank_ldu.validation import check_path
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import torch
+    from collections.abc import Iterable
 
     from lowrank_ldu.checkpoints.reader import TensorInfo
     from lowrank_ldu.checkpoints.remote.path import Place
@@ -128,101 +125,6 @@ def open_remote(path: RemotePath) -> CheckpointReader:
     return open_file(path) if path.suffix.lower() in (*SUFFIXES, *_OTHER_FILES) else open_directory(path)
 
 
-def open_file(path: Place, suffix: str = "") -> CheckpointReader:
-    """Open one file that holds tensors.
-
-    Parameters
-    ----------
-    path : pathlib.Path or RemotePath
-        Its suffix tells the format.
-    suffix : str
-        Of the format that a file of an unknown suffix is of, where that is known.
-    """
-    if isinstance(path, RemotePath):
-        known = path.suffix.lower() if path.suffix.lower() in READERS else suffix
-        if known != SAFETENSORS_SUFFIX:
-            raise CheckpointError(
-                f"{path}: only safetensors can be read on a server, by ranges; accepted: {SAFETENSORS_SUFFIX}, its "
-                "index, or a folder of them; download the file, and give its path"
-            )
-        return SafetensorsReader(path)
-    reader = READERS.get(path.suffix.lower()) or READERS.get(suffix)
-    if reader is None:
-        raise CheckpointError(f"{path}: unknown suffix {path.suffix!r}; accepted: {', '.join(SUFFIXES)}")
-    return reader(path)
-
-
-class MultiFileReader(CheckpointReader):
-    """Reader of several files, of which it has at most one open.
-
-    Parameters
-    ----------
-    path : pathlib.Path or RemotePath
-        What was opened: an index or a directory.
-    stored : mapping of str to TensorInfo
-        For every name the tensor that it stands for, as its own file lists it.
-    ignored : mapping of str to str
-        What the files hold besides plain tensors.
-    files : sequence of pathlib.Path or RemotePath
-        The files beside an index, or of one folder.
-    suffix : str
-        Of the format of files with an unknown suffix.
-
-    Attributes
-    ----------
-    stored, files
-        As given.
-    directory : pathlib.Path or RemotePath, optional
-        The directory, where one was opened; `path` may be an index in it.
-    """
-
-    def __init__(
-        self,
-        path: Place,
-        stored: Mapping[str, TensorInfo],
-        ignored: Mapping[str, str],
-        files: Sequence[Place] = (),
-        suffix: str = "",
-    ) -> None:
-        super().__init__(path, (replace(info, name=name) for name, info in stored.items()), ignored)
-        self.stored = dict(stored)
-        self.files = tuple(files)
-        self.directory: Place | None = None
-        self._suffix = suffix
-        self._file: CheckpointReader | None = None
-
-    def _read(self, info: TensorInfo) -> torch.Tensor:
-        stored = self.stored[info.name]
-        if self._file is None or str(self._file.path) != stored.file:
-            self._close_file()
-            self._file = open_file(self.place(stored), self._suffix)
-        return self._file.load(stored.name)
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def close(self) -> None:
-        """Close the file that is open, if one is."""
-        super().close()
-        self._close_file()
-
-
-def _list_files(files: Iterable[Place], suffix: str = "") -> tuple[list[TensorInfo], dict[str, str]]:
-    """Return the tensors of all files, and other contents.
-
-    Other contents are called ``file name:name``. One file is opened after another.
-    """
-    tensors: list[TensorInfo] = []
-    ignored: dict[str, str] = {}
-    for file in files:
-        with open_file(file, suffix) as reader:
-            tensors += reader.tensors
-            ignored |= {f"{file.name}:{name}": what for name, what in reader.ignored.items()}
-    return tensors, ignored
-
-
 def open_index(path: Place) -> MultiFileReader:
     """Open the checkpoint that an index describes.
 
@@ -261,7 +163,7 @@ def open_index(path: Place) -> MultiFileReader:
         raise CheckpointError(f"{path}: missing {len(missing)} of {len(shards)} shards: {_some(missing)}")
     # Shards may be called anything, where the index says of what format they are.
     suffix = SAFETENSORS_SUFFIX if path.name.lower().endswith(INDEX_SUFFIXES[0]) else ""
-    tensors, ignored = _list_files(shards.values(), suffix)
+    tensors, ignored = list_files(shards.values(), suffix)
     listed = {(str(shards[shard]), name) for name, shard in weight_map.items()}
     stored = {info.name: info for info in tensors if (info.file, info.name) in listed}
     absent = [f"{name!r} in {shard}" for name, shard in weight_map.items() if name not in stored]
@@ -402,7 +304,7 @@ def _find_index(files: list[Place], suffix: str, preferred: str) -> Place | None
 
 
 def _open_files(path: Place, files: list[Place]) -> MultiFileReader:
-    tensors, ignored = _list_files(files)
+    tensors, ignored = list_files(files)
     stored = {info.name: info for info in tensors}
     if len(stored) < len(tensors):
         names = {str(file): file.name for file in files}

@@ -21,7 +21,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import save, save_file  # noqa: E402
 
-from lowrank_ldu.checkpoints import CheckpointError, TensorInfo, open_checkpoint, opening  # noqa: E402
+from lowrank_ldu.checkpoints import CheckpointError, TensorInfo, multi_file, open_checkpoint  # noqa: E402
 
 STATE = {
     "layer.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -536,14 +536,14 @@ def test_index_that_lists_an_index(tmp_path):
 
 def test_at_most_one_shard_is_open(tmp_path, monkeypatch):
     opened = []
-    original = opening.open_file
+    original = multi_file.open_file
 
     def recording(path, *suffix):
         assert all(reader._closed for reader in opened)
         opened.append(original(path, *suffix))
         return opened[-1]
 
-    monkeypatch.setattr(opening, "open_file", recording)
+    monkeypatch.setattr(multi_file, "open_file", recording)
     with open_checkpoint(FORMATS["torch-index"](tmp_path)) as reader:
         listing = len(opened)
         for name in [*STATE, *STATE]:
