@@ -16,7 +16,7 @@ from lowrank_ldu.analysis.framed import Framed
 from lowrank_ldu.analysis.options import CompareOptions
 from lowrank_ldu.analysis.source import open_source
 from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder
-from lowrank_ldu.errors import CheckpointError, NothingToCompareError, OptionError
+from lowrank_ldu.errors import CheckpointError, JournalError, NothingToCompareError, OptionError
 from lowrank_ldu.files import whole_folder
 from lowrank_ldu.validation import check_flag, check_path, given_fields, shown, shows_fields
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.engine.executor import Engine, Progress
     from lowrank_ldu.analysis.source import Source
+    from lowrank_ldu.checkpoints.weights import WeightsReader
     from lowrank_ldu.environment import Environment
 
 COMPARISON_RESULTS = ResultKind(
@@ -270,6 +271,7 @@ def compare_checkpoints(
         executor = executor_of(pairs, base_reader, tuned_reader, options, engine)
 
         def work(known: Sequence[PairResult]) -> Iterator[PairResult]:
+            _check_base_policy(known, tuned_reader, journal)
             finished = {result.name: chosen[result.name] for result in known}
             left = (info for name, info in chosen.items() if name not in finished)
             return (outcome for _, outcome in work_through(left, executor, progress, finished=finished.values()))
@@ -292,6 +294,18 @@ def compare_checkpoints(
     if not comparison.matrices:
         raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_nothing_compared(ordered)}")
     return comparison
+
+
+def _check_base_policy(known: Sequence[PairResult], tuned: WeightsReader, journal: object) -> None:
+    """Refuse results of a journal whose base would not be accepted now."""
+    if tuned.updates is None or tuned.updates.accepts_other_base:
+        return
+    accepted = next((result.name for result in known if result.comparison is not None and result.reason), None)
+    if accepted is not None:
+        raise JournalError(
+            f"{journal}: has the update of {accepted!r} for a base that is not the one of training; accepted: "
+            "accept_other_base=True (--accept-other-base) again, or remove the file to begin anew"
+        )
 
 
 def _nothing_compared(results: list[PairResult]) -> str:

@@ -155,7 +155,8 @@ def _other_base_sentences(comparison: CheckpointComparison) -> list[str]:
         return []
     are = "1 update is" if len(deviating) == 1 else f"{len(deviating)} updates are"
     first = f"{printable(deviating[0].name)}: {printable(str(deviating[0].reason))}"
-    return [f"{are} not as in training, which was accepted. {first}."]
+    sentence = f"{are} of weights other than those of training, or come out otherwise, which was accepted."
+    return [f"{sentence} The first is {first}. How far off each is stands in `tensors` as its reason."]
 
 
 def _prefix_sentences(comparison: CheckpointComparison) -> list[str]:

@@ -96,6 +96,7 @@ class AdapterUpdates(UpdatesReader):
     """
 
     def __init__(self, folder: Path, adapter: AdapterFile, *, accept_other_base: bool = False) -> None:
+        self.accepts_other_base = accept_other_base
         self._policy: BaseCheck = "warn" if accept_other_base else "error"
         of_peft = os.path.lexists(folder / PEFT_CONFIG)
         self.other_files = (folder / (PEFT_CONFIG if of_peft else CONFIG_FILE),)

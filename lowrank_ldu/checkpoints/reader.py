@@ -181,9 +181,15 @@ class UpdatesReader(CheckpointReader):
     """Hold an open adapter whose updates depend on the weights that they are of.
 
     A shape in `tensors` is that of the weight as a matrix (out, in), or empty where the adapter does not say.
+
+    Attributes
+    ----------
+    accepts_other_base : bool
+        Whether weights that are not those of training are taken as they are.
     """
 
     holds_updates = True
+    accepts_other_base = False
 
     @abstractmethod
     def update_of(self, name: str, weight: torch.Tensor) -> Update:

@@ -79,7 +79,9 @@ def show_comparison(comparison: CheckpointComparison, out: Path) -> None:
     say(f"Report: {out / 'compare.html'}")
 
 
-def _updates_or_path(tuned: str, basis: Path | None, *, accept_other_base: bool) -> AdapterUpdates | str:
+def _updates_or_path(
+    tuned: str, basis: Path | None, engine: EngineKind, *, accept_other_base: bool
+) -> AdapterUpdates | str:
     from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder  # noqa: PLC0415
 
     if not is_adapter_folder(tuned):
@@ -87,6 +89,11 @@ def _updates_or_path(tuned: str, basis: Path | None, *, accept_other_base: bool)
         for name in (name for name, is_given in given.items() if is_given):
             fail(f"{name} is given, and {tuned!r} is no folder of a LoLDU adapter; accepted: with one as TUNED")
         return tuned
+    if engine is not EngineKind.LOCAL:
+        fail(
+            f"--engine is {engine.value}, and {tuned!r} is the folder of a LoLDU adapter, whose updates workers cannot "
+            "make; accepted: --engine local"
+        )
     from lowrank_ldu.adapters import open_updates  # noqa: PLC0415
 
     return open_updates(tuned, basis=basis, accept_other_base=accept_other_base)
@@ -141,7 +148,7 @@ def compare(
             threads=threads,
             device=device,
         )
-        other = _updates_or_path(tuned, basis, accept_other_base=accept_other_base)
+        other = _updates_or_path(tuned, basis, engine, accept_other_base=accept_other_base)
         with journal_beside(out, overwrite=overwrite) as journal:
             with engine_at(scheduler) as used, show_progress() as progress:
                 comparison = compare_checkpoints(

@@ -62,7 +62,8 @@ Device = Annotated[
 AcceptOtherBase = Annotated[
     bool,
     typer.Option(
-        "--accept-other-base", help="Accept base weights that are not those of an adapter's training, and say so."
+        "--accept-other-base",
+        help="Accept base weights that are not those of training, and say how far off they are.",
     ),
 ]
 Basis = Annotated[

@@ -137,6 +137,19 @@ def test_a_setting_is_chosen_by_the_mean_of_its_seeds(recipe, tmp_path, monkeypa
     assert not any(each.chosen for each in compare_methods(plan, finished_only=True))  # a seed of each is missing
 
 
+def test_a_single_setting_may_fail_with_a_seed(recipe, tmp_path, monkeypatch):
+    plan = plan_of(recipe, tmp_path, ["lora-1"], trials=1, trial_seeds=2, seeds=3)
+
+    def train_one(run, *_):
+        if run.config.seed == 1:
+            return "the loss is no number"
+        return Result(run.folder, "mnli", run.config.seed, "accuracy", {"validation": {"accuracy": 0.5}}, 1, RECORD)
+
+    monkeypatch.setattr(comparing, "train_one", train_one)
+    finals = [each for each in compare_methods(plan) if not each.trial]
+    assert [(each.seed, each.failure is None) for each in finals] == [(3, True), (1, False), (4, True)]
+
+
 def test_trial_seeds_are_a_comparisons_own_or_ones_choice(recipe, tmp_path):
     changed = variant(recipe, trial_seeds=2, sweep="r")
     assert plan_of(changed, tmp_path, ["lora-1"]).trial_seeds == 2

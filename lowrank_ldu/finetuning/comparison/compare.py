@@ -137,15 +137,18 @@ class _Options:
 def _best(plan: Plan, task: str, entry: Entry, tried: dict[Any, Result | str]) -> dict[str, Any] | None:
     """Return the setting whose mean on validation data is best.
 
-    None where each failed with some seed, or where one was not tried yet.
+    None where each failed with some seed, or where one was not tried yet. A single setting may fail with some.
     """
     best, most = None, -math.inf
-    for setting in plan.settings[task, entry.name]:
+    settings = plan.settings[task, entry.name]
+    for setting in settings:
         runs = (task, entry.name, setting_name(setting))
         outcomes = [tried.get((*runs, seed)) for seed in plan.seeds[: plan.trial_seeds]]
         if any(outcome is None for outcome in outcomes):
             return None
         results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+        if results and len(settings) == 1:
+            return setting
         if len(results) == len(outcomes):
             mean = statistics.fmean(result.score for result in results)
             score = mean if results[0].record["greater_is_better"] else -mean

@@ -204,8 +204,12 @@ def test_another_base_is_accepted_and_said_so(tmp_path):
         assert tensor.reason.startswith("the weight is not the one that the adapter was trained on: it differs, by 0.")
         layer = dict(lowrank_layers(rounded))[tensor.name.split(".")[0]]
         assert matrix.update_norm == pytest.approx(float(layer.delta_weight().detach().norm()), rel=1e-5)
-    sentence = f"4 updates are not as in training, which was accepted. conv.weight: {found.matrices[0][0].reason}."
-    assert sentence in comparison_headlines(found)
+    (sentence,) = (each for each in comparison_headlines(found) if "which was accepted" in each)
+    assert sentence.startswith("4 updates are of weights other than those of training")
+    assert f"The first is conv.weight: {found.matrices[0][0].reason}." in sentence
+    # A strict comparison does not go on from what was accepted.
+    with pytest.raises(JournalError, match=r"weight' for a base that is not the one.*--accept-other-base"):
+        compare(base, open_updates(folder), journal=journal, resume=True, **OPTIONS)
     assert found.tensors["reason"].notna().sum() >= len(TARGETS)
     # The base of training deviates in nothing.
     own = compare(model, open_updates(folder, accept_other_base=True), **OPTIONS)
@@ -292,7 +296,6 @@ def test_the_command_takes_the_folder(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "4 matrices were changed" in result.stdout
-
     assert "The tuned side is an adapter" in result.stdout
     content = json.loads((tmp_path / "out" / "compare.json").read_text(encoding="utf-8"))
     assert content["updates"] is True
@@ -316,7 +319,10 @@ def test_the_command_takes_a_rounded_base_and_says_so(tmp_path):
     assert "(--accept-other-base) for a rounded copy of it" in run(folder).stderr
     accepted = run(folder, "--accept-other-base")
     assert accepted.exit_code == 0, accepted.output
-    assert "4 updates are not as in training, which was accepted" in " ".join(accepted.stdout.split())
+    assert "4 updates are of weights other than those of training" in " ".join(accepted.stdout.split())
+    dask = CliRunner().invoke(app, ["compare", str(base), str(folder), "--engine", "dask", "--scheduler", "tcp://a:1"])
+    assert dask.exit_code == 2
+    assert "whose updates workers cannot make; accepted: --engine local" in dask.stderr
     for option in (["--accept-other-base"], ["--basis", "basis.safetensors"]):
         refused = run(base, *option)
         assert refused.exit_code == 2
