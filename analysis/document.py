@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.run import CheckpointComparison
     from lowrank_ldu.analysis.result import Analysis
 
-ANALYSIS_FORMAT = "lowrank-ldu analysis 2"
+ANALYSIS_FORMAT = "lowrank-ldu analysis 3"
 _Record = TypeVar("_Record")
 
 _NOTE = (
