@@ -36,6 +36,15 @@ HALF = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 HALF_NAMES = ("half_precision", "float16", "autocast", "float8", "rounded_copy", "zero_delta", "values_and_gradients")
 
 
+def pytest_configure(config):
+    """Let one process run a whole file, where there are several.
+
+    Fixtures of a file are set up once then. An option for all of pytest, benchmarks too, would turn these off.
+    """
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "loadfile"
+
+
 def pytest_collection_modifyitems(items):
     """Mark the tests whose results depend on how the processor rounds to half precision."""
     for item in items:

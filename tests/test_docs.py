@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,10 @@ def test_the_readme_has_one_command_line_for(heading):
     )
     blocks = re.findall(r"^```sh\n(.*?)^```", section.group(1), re.MULTILINE | re.DOTALL)
     assert [block.count("\n") for block in blocks] == [1]
+
+
+def test_benchmarks_measure_with_the_options_of_this_project():
+    """An option of pytest-xdist among them would turn every measurement off, and leave a word at the end."""
+    command = [sys.executable, "-m", "pytest", "benchmarks/test_triangular.py", "--benchmark-only", "--collect-only"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
