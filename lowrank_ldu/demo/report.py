@@ -11,7 +11,7 @@ from lowrank_ldu.finetuning.comparison import score_panel, sentences, table_rows
 from lowrank_ldu.finetuning.comparison.report import HEADINGS
 from lowrank_ldu.finetuning.digits import DEFAULT_SHIFT, pretrained_digits_vit
 from lowrank_ldu.finetuning.digits.data import load_digits_split
-from lowrank_ldu.finetuning.digits.training import accuracy
+from lowrank_ldu.finetuning.digits.pretraining import accuracy
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit import image_processing_pil_vit
 
 from lowrank_ldu.finetuning.digits import base as digits_base
-from lowrank_ldu.finetuning.digits.pretraining import pretrain
-from lowrank_ldu.finetuning.digits.training import TrainingSettings
+from lowrank_ldu.finetuning.digits.pretraining import PretrainingSettings, pretrain
 
 LABELS = ("blue", "green", "red")
 _CHANNELS = {"red": 0, "green": 1, "blue": 2}
@@ -28,7 +27,7 @@ def separate_cache(folder):
 def pretrain_briefly(patch, folder):
     """The network of digits is trained for one epoch instead of 40, and kept in a folder of the test."""
     patch.setattr(digits_base, "cache_folder", lambda: folder)
-    patch.setattr(digits_base, "pretrain", partial(pretrain, settings=TrainingSettings(epochs=1)))
+    patch.setattr(digits_base, "pretrain", partial(pretrain, settings=PretrainingSettings(epochs=1)))
 
 
 def picture(label, seed, side=SIDE):

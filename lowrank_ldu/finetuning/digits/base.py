@@ -14,7 +14,7 @@ from safetensors.torch import save
 from lowrank_ldu.files import replace_file
 from lowrank_ldu.finetuning.digits.data import GRAY_LEVELS, load_digits_split
 from lowrank_ldu.finetuning.digits.network import VisionTransformerSettings, build_vision_transformer
-from lowrank_ldu.finetuning.digits.pretraining import LEARNING_RATE, PRETRAINING, pretrain
+from lowrank_ldu.finetuning.digits.pretraining import PRETRAINING, pretrain
 from lowrank_ldu.finetuning.digits.rows import BRIGHTNESS
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.manifest import weights_digest
@@ -47,7 +47,7 @@ def pretrained_digits_vit() -> tuple[Any, Any]:
     path = cache_folder() / f"{MODEL}-{_key()}.safetensors"
     model = _read(path)
     if model is None:
-        model, _ = pretrain(load_digits_split())
+        model = pretrain(load_digits_split().pretraining)
         tensors = {name: each.contiguous() for name, each in model.state_dict().items()}
         # Without a place to keep it, it is made each time.
         with contextlib.suppress(OSError):
@@ -62,7 +62,6 @@ def _key() -> str:
         _FORMAT,
         VisionTransformerSettings(),
         PRETRAINING,
-        LEARNING_RATE,
         torch.__version__,
         torch.backends.cpu.get_cpu_capability(),
         *(version(package) for package in ("transformers", "scikit-learn")),
