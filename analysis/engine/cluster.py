@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
@@ -152,6 +153,7 @@ class Workers(Generic[_Outcome]):
         """
         from distributed import as_completed  # noqa: PLC0415  # an extra's
 
+        self._check_workers()
         run = uuid4().hex
         pending: dict[Future[Any], TensorInfo] = {}
         try:
@@ -168,6 +170,20 @@ class Workers(Generic[_Outcome]):
             if self._client.status == "running":
                 self._client.cancel(list(pending))
                 self._client.run(forget_checkpoints, on_error="ignore")
+
+    def _check_workers(self) -> None:
+        """Refuse workers that cannot load the task.
+
+        They would leave the cluster when they are sent it, without a word, and the run would wait for others.
+        """
+        # By a function of Python's own, which every worker has.
+        answers = self._client.run(pickle.loads, pickle.dumps(self._task), on_error="return")
+        for worker, answer in answers.items():
+            if isinstance(answer, Exception):
+                raise ClusterError(
+                    f"scheduler {self._scheduler!r}: the worker {worker} cannot load what it has to do "
+                    f"({_one_line(answer)}); accepted: workers that have this version of lowrank-ldu installed"
+                ) from answer
 
     def _outcome(self, info: TensorInfo, status: str, result: Any) -> _Outcome:
         from distributed import KilledWorker  # noqa: PLC0415  # an extra's

@@ -61,7 +61,8 @@ def read_adapter(path: str | os.PathLike[str]) -> AdapterFile:
     """
     folder = checked_path(path)
     if os.path.isfile(folder):  # noqa: PTH113  # Path's raises where no file can have such a name
-        raise AdapterError(f"{folder}: is a file; accepted: the folder of an adapter, such as {folder.parent}")
+        parent = folder.absolute().parent
+        raise AdapterError(f"{folder}: is a file; accepted: the folder of an adapter, such as {parent}")
     of_peft, native = (os.path.lexists(folder / name) for name in (PEFT_CONFIG, CONFIG_FILE))
     if of_peft and native:
         raise AdapterError(f"{folder}: holds two adapters, {PEFT_CONFIG} and {CONFIG_FILE}; accepted: a folder of one")

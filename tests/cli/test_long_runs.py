@@ -13,6 +13,7 @@ from lowrank_ldu.analysis.comparison import work as comparison_module
 from lowrank_ldu.analysis.engine import survey as survey_module
 from lowrank_ldu.cli import progress as progress_module
 from lowrank_ldu.cli.app import app
+from lowrank_ldu.errors import ClusterError, RemoteError
 
 MATRICES = 4
 
@@ -39,12 +40,12 @@ def run(command, *more, out="out"):
     return CliRunner().invoke(app, [command, *sources, "--out", out, "--rank", "2", "--threads", "1", *more])
 
 
-def stop_at(finished, monkeypatch):
+def stop_at(finished, monkeypatch, error=KeyboardInterrupt):
     @contextmanager
     def show_progress():
         def update(state):
             if state.finished == finished:
-                raise KeyboardInterrupt
+                raise error
 
         yield update
 
@@ -107,6 +108,19 @@ def test_goes_on_and_reports_the_same(folder, monkeypatch, command):
     assert sorted(path.name for path in folder.iterdir()) == ["base.safetensors", "out", "tuned.safetensors"]
     assert run(command, out="whole").exit_code == 0
     assert figures(folder / "out") == figures(folder / "whole")
+
+
+@pytest.mark.parametrize("command", ["analyze", *COMMANDS])
+@pytest.mark.parametrize("error", [ClusterError, RemoteError])
+def test_what_is_lost_on_the_way_is_gone_on_from(folder, monkeypatch, command, error):
+    with monkeypatch.context() as patch:
+        stop_at(3, patch, error("the connection to it is lost"))
+        stopped = run(command)
+    assert stopped.exit_code == 2
+    told = "out.journal has the results so far; --resume goes on from there\nerror: the connection to it is lost\n"
+    assert stopped.stderr == told
+    assert run(command, "--resume").exit_code == 0
+    assert not (folder / "out.journal").exists()
 
 
 def test_a_report_that_cannot_be_written_leaves_the_journal(folder, monkeypatch):

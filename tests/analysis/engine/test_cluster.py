@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from distributed import KilledWorker, LocalCluster
@@ -199,6 +200,25 @@ def test_a_worker_of_another_version_says_so(checkpoint, engine, monkeypatch):
     monkeypatch.setattr("lowrank_ldu.__version__", "9.9.9")
     with pytest.raises(ClusterError, match=r"a worker has lowrank-ldu .*; accepted: 9\.9\.9, as here"):
         analyze_checkpoint(checkpoint, OPTIONS, engine=engine)
+
+
+@pytest.mark.parametrize("module", [cluster_module.__name__, "a_module_of_this_process"])
+def test_a_worker_that_lacks_the_task_says_so(checkpoint, engine, workers, monkeypatch, module):
+    """It has an older copy, or none: here the task is in this process's modules alone."""
+    monkeypatch.setitem(sys.modules, "a_module_of_this_process", types.ModuleType("a_module_of_this_process"))
+    later = types.FunctionType(until.__code__, {}, "later")
+    later.__module__, later.__qualname__ = module, "later"
+    monkeypatch.setattr(sys.modules[module], "later", later, raising=False)
+    with (
+        open_weights(checkpoint) as reader,
+        pytest.raises(
+            ClusterError,
+            match=r"the worker tcp://.* cannot load what it has to do \((Can't get attribute|No module named)",
+        ),
+    ):
+        list(engine.executor(later, None).run(reader.tensors[:1]))
+    # None has gone.
+    assert len(engine._client.nthreads()) == sum(worker.poll() is None for worker in workers) > 0
 
 
 def test_a_bug_keeps_its_exception(engine):
