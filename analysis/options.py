@@ -111,8 +111,8 @@ class SurveyOptions(_Options):
         matrix where the smaller side has at most 1,024 rows, or else the leading ones from the sketch of the near-best
         LDU.
     targets : tuple of float
-        Relative Frobenius errors: the smallest rank that reaches each is looked for. Positive. Stored in descending
-        order, each once.
+        Relative Frobenius errors: the smallest rank that reaches each is looked for. Above 0 and below 1. Stored in
+        descending order, each once.
     dtype : {"float32", "float64"} or None
         What factorizations are computed in; None: float64 for weights in float64, float32 for all others. Figures are
         computed in float64 always.
@@ -251,7 +251,9 @@ def _checked_targets(targets: Sequence[object]) -> tuple[float, ...]:
     found = set()
     for target in targets:
         number = math.nan if isinstance(target, bool) or not isinstance(target, numbers.Real) else float(target)
-        if not 0 < number < math.inf:
-            raise OptionError(f"targets holds {target!r}; accepted: relative errors, finite and above 0")
+        if not 0 < number < 1:
+            raise OptionError(
+                f"targets holds {target!r}; accepted: relative errors above 0 and below 1, which the zero matrix has"
+            )
         found.add(number)
     return tuple(sorted(found, reverse=True))

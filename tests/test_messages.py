@@ -90,7 +90,7 @@ def test_single_values_stand_for_tuples_of_one():
         (lambda: SurveyOptions(select=3), "select is 3; accepted: a regular expression, or None$"),
         (
             lambda: SurveyOptions(targets=(0.5, "a")),
-            "targets holds 'a'; accepted: relative errors, finite and above 0$",
+            "targets holds 'a'; accepted: relative errors above 0 and below 1, which the zero matrix has$",
         ),
         (
             lambda: SurveyOptions(rank=8),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from lowrank_ldu.analysis.comparison.matrix import MatrixComparison  # noqa: TC001  # journals are decoded by it
@@ -17,6 +17,7 @@ from lowrank_ldu.analysis.comparison.updates import (
 )
 from lowrank_ldu.analysis.selection import NO_TENSOR, dtype_in_words, name_reason, storage_reason
 from lowrank_ldu.checkpoints.formats.lora_folder import adapted_name
+from lowrank_ldu.checkpoints.reader import SAME_TENSOR
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -243,11 +244,18 @@ def _mismatch(base: TensorInfo, tuned: TensorInfo) -> str | None:
     if shapes[0] != shapes[1]:
         before, after = ("x".join(map(str, shape)) or "scalar" for shape in shapes)
         return f"its shape is {before} in the base and {after} in the tuned checkpoint"
-    reason = storage_reason(base)
+    if base.reason == tuned.reason and base.reason.startswith(SAME_TENSOR):
+        return base.reason
+    reason = _own_reason(base)
     if reason is not None:
         return reason
-    reason = storage_reason(tuned)
+    reason = _own_reason(tuned)
     return None if reason is None else f"in the tuned checkpoint: {reason}"
+
+
+def _own_reason(info: TensorInfo) -> str | None:
+    """Return why a tensor is no matrix; that it is tied on one side alone is no reason, since the other one differs."""
+    return storage_reason(replace(info, reason="") if info.reason.startswith(SAME_TENSOR) else info)
 
 
 def _one_sided(pair: Pair, pairs: list[Pair]) -> PairResult:

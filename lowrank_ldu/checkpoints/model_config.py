@@ -85,11 +85,17 @@ class Section:
 class ModelConfig:
     """Hold the configuration in a folder of weights.
 
-    A file that is missing, too large or not JSON says nothing.
+    A file that is missing says nothing. One that cannot be read is an error, when it is asked: without it weights would
+    be taken for others.
 
     Parameters
     ----------
     folder : pathlib.Path or RemotePath
+
+    Raises
+    ------
+    CheckpointError
+        A file is too large, or is no JSON that says one thing.
     """
 
     def __init__(self, folder: Place) -> None:
@@ -111,13 +117,16 @@ class ModelConfig:
 
     def _read(self, name: str) -> Section | None:
         path = self._folder / name
-        try:
-            value = read_json(path, "configuration", CONFIGURATION, lenient=True) if is_there(path) else None
-        except RemoteError:
-            # Without it weights would be taken for others: a server that fails is no file that is missing.
-            raise
-        except (CheckpointError, OSError):
+        if not is_there(path):
             return None
+        try:
+            value = read_json(path, "configuration", CONFIGURATION, lenient=True)
+        except RemoteError:
+            raise
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; accepted: the whole configuration, which says how weights are stored, or none"
+            ) from error
         return Section(value) if isinstance(value, dict) and value else None
 
 

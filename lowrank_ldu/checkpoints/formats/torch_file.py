@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lowrank_ldu.checkpoints.reader import MOMENT, CheckpointReader, TensorInfo, Unread
+from lowrank_ldu.checkpoints.reader import MOMENT, SAME_TENSOR, CheckpointReader, TensorInfo, Unread
 from lowrank_ldu.checkpoints.safe_reading import LIBRARY_ERRORS, empty_tensor, likely_cause, stored_range
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.pickles import check_calls
@@ -62,7 +62,8 @@ class TorchReader(CheckpointReader):
         content = self._load(path)
         self._values: dict[str, torch.Tensor] = {}
         ignored = {}
-        moments: set[str] = set()
+        reasons: dict[str, str] = {}
+        known: dict[tuple[object, ...], str] = {}
         if isinstance(content, torch.Tensor):
             content = {"tensor": content}
         if not isinstance(content, dict | list | tuple):
@@ -75,8 +76,8 @@ class TorchReader(CheckpointReader):
                 if name in self._values:
                     raise CheckpointError(f"{path}: nested names joined with dots give two tensors called {name!r}")
                 self._values[name] = value.detach()
-                if moment:
-                    moments.add(name)
+                first = known.setdefault(_numbers(value), name) if value.numel() else name
+                reasons[name] = MOMENT if moment else "" if first == name else f"{SAME_TENSOR}{first!r}"
             else:
                 ignored[name] = _describe(value)
         super().__init__(
@@ -88,7 +89,7 @@ class TorchReader(CheckpointReader):
                     str(value.dtype).removeprefix("torch."),
                     str(path),
                     value.nbytes,
-                    reason=MOMENT if name in moments else "",
+                    reason=reasons[name],
                 )
                 for name, value in self._values.items()
             ),
@@ -163,6 +164,12 @@ def _place(value: torch.Tensor) -> int:
     """
     place = getattr(value.untyped_storage(), "_checkpoint_offset", None)
     return -1 if place is None else int(place)
+
+
+def _numbers(value: torch.Tensor) -> tuple[object, ...]:
+    """Return which numbers of the file a tensor has: tied weights have the same."""
+    storage = _place(value) if value.is_meta else value.untyped_storage().data_ptr()
+    return storage, value.storage_offset(), value.dtype, value.shape, value.stride(), value.is_neg()
 
 
 def _places(path: Path) -> dict[int, int]:

@@ -213,3 +213,24 @@ def test_a_part_of_a_checkpoint_is_not_compared_with_its_transpose():
     # Of two such parts both are as they are stored.
     both = compare({name: base[name] for name in tuned}, tuned, **OPTIONS)
     assert both.matrices[0][1].update_norm == pytest.approx(whole.matrices[0][1].update_norm)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("tied_side", ["base", "tuned"])
+def test_a_weight_that_is_tied_on_one_side_is_compared(tmp_path, tied_side, saved):
+    """A fine-tuning may have taken it apart; on both sides alike it is one weight, and compared once."""
+    shared, own = weight(8, 6), weight(8, 6, seed=1)
+    tied, untied = {"embedding": shared, "head": shared}, {"embedding": shared + 0.1, "head": own}
+    sides = [tied, untied] if tied_side == "base" else [untied, tied]
+    moved = {"embedding": shared + 0.1}
+    again = moved | {"head": moved["embedding"]}
+    if saved:
+        for number, side in enumerate([*sides, tied, again]):
+            torch.save(side, tmp_path / f"{number}.pt")
+        *sides, tied, again = [tmp_path / f"{number}.pt" for number in range(4)]
+    found = {result.name: result for result in compare(*sides, ranks=2).results}
+    assert found["head"].status == found["embedding"].status == "compared"
+    expected = float((own - shared).norm() / (shared if tied_side == "base" else own).norm())
+    assert found["head"].comparison.relative_norm == pytest.approx(expected, rel=1e-5)
+    both = {result.name: (result.status, result.reason) for result in compare(tied, again, ranks=2).results}
+    assert both == {"embedding": ("compared", None), "head": ("not compared", "the same tensor as 'embedding'")}

@@ -324,6 +324,7 @@ def test_nothing_to_analyze_says_why(tmp_path, options):
         ({"targets": ()}, "targets is empty"),
         ({"targets": (0.5, 0.0)}, "targets holds 0.0; accepted: relative errors"),
         ({"targets": (float("nan"),)}, "targets holds nan"),
+        ({"targets": (0.5, 1.0)}, "targets holds 1.0; accepted: relative errors above 0 and below 1"),
     ],
 )
 def test_options_out_of_range_are_refused(given, message):
@@ -332,9 +333,9 @@ def test_options_out_of_range_are_refused(given, message):
 
 
 def test_options_are_ordered_and_unique():
-    options = SurveyOptions(ranks=(8, 2, 8), pivoting=("rook", "partial", "rook"), targets=(0.1, 1, 0.1))
+    options = SurveyOptions(ranks=(8, 2, 8), pivoting=("rook", "partial", "rook"), targets=(0.1, 0.5, 0.1))
     assert options.ranks == (2, 8)
-    assert options.targets == (1.0, 0.1)
+    assert options.targets == (0.5, 0.1)
     assert options.pivoting == ("rook", "partial")
 
 

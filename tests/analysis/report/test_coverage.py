@@ -64,6 +64,12 @@ def test_what_is_left_out_is_counted_by_reason():
 def test_what_is_there_twice_or_added_leaves_nothing_out(tmp_path):
     shared = weight(6, 5)
     assert said({"a": shared, "tied": shared}) == "COMPLETE: all matrices are analyzed, 1 of 1."
+    # In the format of before torch 1.6 values are read at once.
+    for number, zipped in enumerate((True, False)):
+        states = {"a": shared, "tied": shared, "part": shared[:3]}
+        torch.save(states, tmp_path / f"{number}.pt", _use_new_zipfile_serialization=zipped)
+        found = {result.name: result.reason for result in analyze(tmp_path / f"{number}.pt", ranks=2).results}
+        assert found == {"a": None, "tied": "the same tensor as 'a'", "part": None}
     onnx = pytest.importorskip("onnx")
     weights = {"W": weight(12, 5), "R": weight(12, 3), "B": weight(2, 24)}
     node = onnx.helper.make_node("LSTM", ["x", "W", "R", "B"], ["y"], hidden_size=3)
