@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.comparison.pairs import PairResult
     from lowrank_ldu.analysis.comparison.report import write_comparison
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison, compare, compare_checkpoints
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
+    from lowrank_ldu.analysis.comparison.run import compare, compare_checkpoints
     from lowrank_ldu.analysis.comparison.summary import SummaryRow, comparison_headlines, summary_rows
     from lowrank_ldu.analysis.engine.cluster import connect
     from lowrank_ldu.analysis.engine.executor import Engine, Progress
@@ -115,7 +116,7 @@ _HOMES = {
     "MatrixComparison": "comparison.matrix",
     "PairResult": "comparison.pairs",
     "write_comparison": "comparison.report",
-    "CheckpointComparison": "comparison.run",
+    "CheckpointComparison": "comparison.result",
     "compare": "comparison.run",
     "compare_checkpoints": "comparison.run",
     "SummaryRow": "comparison.summary",

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from lowrank_ldu.validation import shown
+
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
     from lowrank_ldu.analysis.result import Analysis
 
 ANALYSIS_FORMAT = "lowrank-ldu analysis 3"
+COMPARISON_FORMAT = "lowrank-ldu comparison 2"
+CLAIMS_FORMAT = "lowrank-ldu claims 2"
 _Record = TypeVar("_Record")
+_Held = TypeVar("_Held", "Analysis", "CheckpointComparison")
 
 _NOTE = (
     "JSON has no infinite numbers: they are the strings 'inf', '-inf' and 'nan', which float() in Python reads. "
@@ -95,3 +100,31 @@ def decoded_record(record: dict[str, Any], kind: type[_Record], numbers: tuple[s
     if finite_json(asdict(decoded)) != record:  # type: ignore[call-overload]  # every kind is a dataclass
         raise ValueError("its fields are others")
     return decoded
+
+
+def tensors_as_results(
+    content: dict[str, Any], kind: type[_Held], record: type[Any], numbers: tuple[str, ...]
+) -> _Held:
+    """Rebuild results from what `results_as_tensors` gives.
+
+    Parameters
+    ----------
+    content : dict
+        Of a document, without the keys that every document begins with.
+    kind : type
+        Of the results.
+    record : type
+        The dataclass of the result for one tensor.
+    numbers : tuple of str
+        Its fields that have texts that stand for numbers.
+
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        As for `decoded_record`.
+    """
+    if set(content) != {each.name for each in fields(kind)} - {"results"} | {"tensors"}:
+        raise ValueError(f"its keys are {shown(sorted(content))}")
+    rest = {key: value for key, value in content.items() if key != "tensors"} | {"results": []}
+    results = [decoded_record(tensor, record, numbers) for tensor in content["tensors"]]
+    return replace(decoded_record(rest, kind, ("seconds",)), results=results)

@@ -1,41 +1,66 @@
-"""Read a saved analysis back."""
+"""Read saved results back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lowrank_ldu.analysis.document import ANALYSIS_FORMAT, decoded_record, floats_of
+from lowrank_ldu.analysis.document import ANALYSIS_FORMAT, tensors_as_results
 from lowrank_ldu.analysis.engine.survey import TensorResult
-from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.result import Analysis
-from lowrank_ldu.environment import Environment
 from lowrank_ldu.errors import DocumentError
 from lowrank_ldu.untrusted import Limit, check_regular, read_json
 from lowrank_ldu.validation import check_path
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
     from pathlib import Path
 
-ANALYSIS_FILE = "analysis.json"
-_KIND, _, _VERSION = ANALYSIS_FORMAT.rpartition(" ")
 # A matrix has about 50 kilobytes: some ten thousand of them.
 _LARGEST = Limit(2**29, 2**26)
-_KEYS = {"format", "note", "checkpoint", "options", "environment", "seconds", "tensors"}
-_ACCEPTED = f"a folder that Analysis.save wrote, or {ANALYSIS_FILE} in it"
+_Held = TypeVar("_Held")
 
 
-def load_analysis(path: str | os.PathLike[str]) -> Analysis:
-    """Read the document of an analysis.
+@dataclass(frozen=True)
+class DocumentKind(Generic[_Held]):
+    """Say what a document is of, and how it is decoded.
+
+    Attributes
+    ----------
+    name : str
+        Of what it is of, with an article if it has one.
+    format : str
+        With the version, which is its last word.
+    file : str
+        Its name in the folder of a report.
+    writer : str
+        What writes the folder.
+    decode : callable
+        From the content, without the keys that every document begins with, to the results. Errors of damaged content
+        are those of `lowrank_ldu.analysis.document.decoded_record`.
+    """
+
+    name: str
+    format: str
+    file: str
+    writer: str
+    decode: Callable[[dict[str, Any]], _Held]
+
+    @property
+    def accepted(self) -> str:
+        """What can be read, in words."""
+        return f"a folder that {self.writer} wrote, or {self.file} in it"
+
+
+def load_document(kind: DocumentKind[_Held], path: str | os.PathLike[str]) -> _Held:
+    """Read a document.
 
     Parameters
     ----------
+    kind : DocumentKind
     path : str or os.PathLike
         The folder of a report, or the document in it.
-
-    Returns
-    -------
-    Analysis
 
     Raises
     ------
@@ -44,40 +69,41 @@ def load_analysis(path: str | os.PathLike[str]) -> Analysis:
     """
     file = check_path(path, "folder")
     try:
-        file = file / ANALYSIS_FILE if file.is_dir() else file
+        file = file / kind.file if file.is_dir() else file
         check_regular(file)
         content = read_json(file, _LARGEST, surrogates=True)
     except FileNotFoundError as error:
-        raise DocumentError(f"{file}: no such file; accepted: {_ACCEPTED}") from error
+        raise DocumentError(f"{file}: no such file; accepted: {kind.accepted}") from error
     except OSError as error:
         raise DocumentError(f"{file}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise DocumentError(f"{file}: cannot be read ({error}); accepted: {_ACCEPTED}") from error
-    _check_format(content, file)
+        raise DocumentError(f"{file}: cannot be read ({error}); accepted: {kind.accepted}") from error
+    _check_format(content, file, kind)
     try:
-        return _analysis(content)
+        del content["format"], content["note"]
+        return kind.decode(content)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise DocumentError(f"{file}: is damaged ({error}); accepted: {_ACCEPTED}") from error
+        raise DocumentError(f"{file}: is damaged ({error}); accepted: {kind.accepted}") from error
 
 
-def _check_format(content: Any, file: Path) -> None:
-    kind = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(kind, str) or not kind.startswith(f"{_KIND} "):
-        raise DocumentError(f"{file}: is no document of an analysis; accepted: {_ACCEPTED}")
-    if kind != ANALYSIS_FORMAT:
-        version = kind.removeprefix(f"{_KIND} ")[:20]
-        raise DocumentError(f"{file}: is an analysis of version {version}; accepted: version {_VERSION}")
+def _check_format(content: Any, file: Path, kind: DocumentKind[Any]) -> None:
+    word, _, version = kind.format.rpartition(" ")
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, str) or not found.startswith(f"{word} "):
+        raise DocumentError(f"{file}: is no document of {kind.name}; accepted: {kind.accepted}")
+    if found != kind.format:
+        other = found.removeprefix(f"{word} ")[:20]
+        raise DocumentError(f"{file}: is a document of {kind.name} of version {other}; accepted: version {version}")
 
 
-def _analysis(content: dict[str, Any]) -> Analysis:
-    if set(content) != _KEYS:
-        raise ValueError(f"its keys are {', '.join(sorted(content))}")
-    if not isinstance(content["checkpoint"], str):
-        raise TypeError("its checkpoint is no text")
-    return Analysis(
-        checkpoint=content["checkpoint"],
-        options=decoded_record(content["options"], SurveyOptions),
-        environment=decoded_record(content["environment"], Environment),
-        seconds=float(floats_of(content["seconds"])),
-        results=[decoded_record(tensor, TensorResult, ("analysis", "seconds")) for tensor in content["tensors"]],
-    )
+def decoded_analysis(content: dict[str, Any]) -> Analysis:
+    """Rebuild an analysis from the content of a document."""
+    return tensors_as_results(content, Analysis, TensorResult, ("analysis", "seconds"))
+
+
+_ANALYSES = DocumentKind("an analysis", ANALYSIS_FORMAT, "analysis.json", "Analysis.save", decoded_analysis)
+
+
+def load_analysis(path: str | os.PathLike[str]) -> Analysis:
+    """Read the document of an analysis, as of `load_document`."""
+    return load_document(_ANALYSES, path)

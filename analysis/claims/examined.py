@@ -81,6 +81,29 @@ class Claims(Framed, Sequence[Claim]):
         with whole_folder(check_path(folder, "folder"), overwrite=overwrite) as made:
             write_claims(self.claims, self.analysis, made)
 
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Claims:
+        """Read claims that were saved.
+
+        Parameters
+        ----------
+        folder : str or os.PathLike
+            What `save` wrote, or its `claims.json`.
+
+        Returns
+        -------
+        Claims
+            Equal to those that were saved.
+
+        Raises
+        ------
+        DocumentError
+            There is no such document, it is damaged, or it is of another version.
+        """
+        from lowrank_ldu.analysis.claims.reading import load_claims  # noqa: PLC0415
+
+        return load_claims(folder)
+
     def __repr__(self) -> str:
         lines = [f"Claims of arXiv 2410.13618 on {len(self.analysis.matrices)} matrices"]
         lines += [f"{claim.name}: {_verdicts(claim)}" for claim in self.claims]

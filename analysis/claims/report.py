@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.document import json_document
+from lowrank_ldu.analysis.document import CLAIMS_FORMAT, json_document, results_as_tensors
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.analysis.report.where import timed_on
 from lowrank_ldu.analysis.result import Analysis
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.analysis.claims.verdict import Claim, Finding
 
+PAPER = "arXiv 2410.13618"
+
 
 def write_claims(claims: Sequence[Claim], analysis: Analysis, folder: str | os.PathLike[str]) -> None:
     """Write the claims into a folder.
 
-    `claims.json` holds every figure, and `claims.html` is a page that needs nothing else.
+    `claims.json` holds everything, also the analysis, and `Claims.load` reads it; `claims.html` is a page that needs
+    nothing else.
 
     Parameters
     ----------
@@ -49,27 +52,21 @@ def write_claims(claims: Sequence[Claim], analysis: Analysis, folder: str | os.P
 def claims_json(claims: Sequence[Claim], analysis: Analysis) -> str:
     """Return the claims as strict JSON.
 
-    It has what is needed to repeat the test.
+    It has what they were tested on too, as the document of an analysis has it.
     """
-    content = {
-        "paper": "arXiv 2410.13618",
-        "checkpoint": analysis.checkpoint,
-        "options": asdict(analysis.options),
-        "environment": asdict(analysis.environment),
-        "seconds": analysis.seconds,
-        "skipped": [{"tensor": tensor.name, "reason": tensor.reason} for tensor in analysis.skipped],
-        "claims": [
-            {
-                "claim": claim.name,
-                "statement": claim.statement,
-                "source": claim.source,
-                "rule": claim.rule,
-                "findings": [_finding(finding) for finding in claim.findings],
-            }
-            for claim in claims
-        ],
+    content = {"paper": PAPER, "claims": [claim_record(claim) for claim in claims], **results_as_tensors(analysis)}
+    return json_document(CLAIMS_FORMAT, content)
+
+
+def claim_record(claim: Claim) -> dict[str, Any]:
+    """Return a claim as a dict, with the verdict and the medians of each finding."""
+    return {
+        "claim": claim.name,
+        "statement": claim.statement,
+        "source": claim.source,
+        "rule": claim.rule,
+        "findings": [_finding(finding) for finding in claim.findings],
     }
-    return json_document("lowrank-ldu claims 1", content)
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

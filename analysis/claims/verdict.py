@@ -26,15 +26,15 @@ class MatrixCase:
         Its name in the checkpoint.
     rank : int
         Number of terms measured.
-    figures : dict of str to float
-        What was measured; names that end in `seconds` are seconds, all others are ratios or counts.
+    figures : dict of str to int or float
+        What was measured; names that end in `seconds` are seconds, all others are ratios, or counts, which are int.
     holds : bool
         Whether the claim's rule is met.
     """
 
     tensor: str
     rank: int
-    figures: dict[str, float]
+    figures: dict[str, int | float]
     holds: bool
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
 
 
 def comparison_frame(comparison: CheckpointComparison, name: str) -> pd.DataFrame:

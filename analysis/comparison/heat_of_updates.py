@@ -13,7 +13,7 @@ from lowrank_ldu.formatting import figure
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
 
 HEAT_TITLE = "‖update‖ / ‖base‖"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from lowrank_ldu.analysis.comparison.heat_of_updates import HEAT_TITLE, heat_of_updates
 from lowrank_ldu.analysis.comparison.lines import lines_of
@@ -17,11 +18,15 @@ from lowrank_ldu.analysis.report.places import places_of
 from lowrank_ldu.analysis.report.rows import Marks, RowsLook, by_module, rows_panel
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
+    from lowrank_ldu.analysis.report.heat import HeatMap
+    from lowrank_ldu.analysis.report.panel import Place
 
 _SHARE = "share of ‖update‖² explained"
 # Least share on a logarithmic axis: smaller ones would flatten all others.
 _LEAST_DRAWN = 1e-6
+# Inches: the label of the shares is as long as the axes are high, beside a legend of five lines.
+_SIZE = (4.8, 4.3)
 # A name of a side in a legend.
 _LONGEST_SIDE = 42
 
@@ -46,21 +51,25 @@ class ComparisonPlots:
 def draw_comparison(comparison: CheckpointComparison) -> ComparisonPlots:
     """Draw all plots."""
     heat = heat_of_updates(comparison)
-    heat_plot = heat_panel(heat, HEAT_TITLE) if heat.cells else None
-    if heat_plot is not None:
-        heat_plot.add_legend(heading=_sides(comparison))
     return ComparisonPlots(
         overview=overview_panel(comparison),
-        heat=heat_plot,
+        heat=update_heat_panel(comparison, heat) if heat.cells else None,
         shares=[
-            _against_rank(comparison, logarithmic=False),
-            _against_rank(comparison, logarithmic=True),
-            _against_numbers(comparison),
+            share_panel(comparison, logarithmic=False),
+            share_panel(comparison, logarithmic=True),
+            number_panel(comparison),
         ],
     )
 
 
-def overview_panel(comparison: CheckpointComparison) -> Panel:
+def update_heat_panel(comparison: CheckpointComparison, heat: HeatMap, place: Place = Figure) -> Panel:
+    """Draw how far weights were moved, by layer and module type; the heat map has cells."""
+    panel = heat_panel(heat, HEAT_TITLE, place)
+    panel.add_legend(heading=_sides(comparison))
+    return panel
+
+
+def overview_panel(comparison: CheckpointComparison, place: Place = Figure) -> Panel:
     """Draw a row of shares for each matrix.
 
     By module type, in the order of layers, at the headline rank.
@@ -81,12 +90,13 @@ def overview_panel(comparison: CheckpointComparison) -> Panel:
     ]
     title = f"Share of each update, rank {rank}"
     look = RowsLook(title, _SHARE, _LEAST_DRAWN, 1.0, reaches=(0.5, 1.0), heading=_sides(comparison))
-    return rows_panel(groups, series, look)
+    return rows_panel(groups, series, look, place)
 
 
-def _against_rank(comparison: CheckpointComparison, *, logarithmic: bool) -> Panel:
+def share_panel(comparison: CheckpointComparison, place: Place = Figure, *, logarithmic: bool) -> Panel:
+    """Draw shares against the rank."""
     scale = "logarithmic" if logarithmic else "linear"
-    panel = Panel(f"explained-{scale}", f"Against rank, {scale}", "rank r", _SHARE)
+    panel = Panel(f"explained-{scale}", f"Against rank, {scale}", "rank r", _SHARE, _SIZE, place=place)
     matrices = [matrix for _, matrix in typical_matrices(comparison)]
     k = max(matrix.full_rank for matrix in matrices)
     for line in lines_of(comparison.options.pivoting):
@@ -98,12 +108,14 @@ def _against_rank(comparison: CheckpointComparison, *, logarithmic: bool) -> Pan
     return panel
 
 
-def _against_numbers(comparison: CheckpointComparison) -> Panel:
+def number_panel(comparison: CheckpointComparison, place: Place = Figure) -> Panel:
     """Draw shares against trained numbers.
 
     Divided by the least number that LoRA trains, so that matrices of every shape fit.
     """
-    panel = Panel("explained-numbers", "Against trained numbers", "trained numbers / (m + n)", _SHARE)
+    panel = Panel(
+        "explained-numbers", "Against trained numbers", "trained numbers / (m + n)", _SHARE, _SIZE, place=place
+    )
     matrices = [matrix for _, matrix in typical_matrices(comparison)]
     for line in lines_of(comparison.options.pivoting):
         curves = [

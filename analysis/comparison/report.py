@@ -11,11 +11,11 @@ from lowrank_ldu.analysis.comparison.columns import comparison_columns
 from lowrank_ldu.analysis.comparison.heat_of_updates import heat_of_updates
 from lowrank_ldu.analysis.comparison.lines import LOOKS
 from lowrank_ldu.analysis.comparison.plots import draw_comparison
-from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+from lowrank_ldu.analysis.comparison.result import CheckpointComparison
 from lowrank_ldu.analysis.comparison.scope import WHY_LEFT_OUT, narrow_matrices, sides_of, typical_matrices
 from lowrank_ldu.analysis.comparison.summary import comparison_headlines, summary_rows
 from lowrank_ldu.analysis.comparison.views import view_of_update
-from lowrank_ldu.analysis.document import json_document, results_as_tensors
+from lowrank_ldu.analysis.document import COMPARISON_FORMAT, json_document, results_as_tensors
 from lowrank_ldu.analysis.report.columns import Row, cells
 from lowrank_ldu.analysis.report.heat import ink, shade
 from lowrank_ldu.analysis.report.panel import save_panels
@@ -50,7 +50,7 @@ def write_comparison(comparison: CheckpointComparison, folder: str | os.PathLike
     folder = Path(folder)
     write_frame(comparison.figures, folder, "compare")
     write_frame(comparison.tensors, folder, "compare-tensors")
-    document = json_document("lowrank-ldu comparison 1", results_as_tensors(comparison))
+    document = json_document(COMPARISON_FORMAT, results_as_tensors(comparison))
     (folder / "compare.json").write_text(document, encoding="utf-8")
     plots = draw_comparison(comparison)
     save_panels(plots.panels, folder)

@@ -4,148 +4,32 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.analysis.comparison.pairs import PairResult, Prefixes, leave_out, pair_up
+from lowrank_ldu.analysis.comparison.pairs import PairResult, leave_out, pair_up
+from lowrank_ldu.analysis.comparison.result import CheckpointComparison
 from lowrank_ldu.analysis.comparison.work import executor_of
 from lowrank_ldu.analysis.engine.executor import list_reasons, work_through
 from lowrank_ldu.analysis.engine.journal import ResultKind
 from lowrank_ldu.analysis.engine.keeping import check_keeping, environment_of, gather
-from lowrank_ldu.analysis.framed import Framed
 from lowrank_ldu.analysis.options import CompareOptions
 from lowrank_ldu.analysis.source import open_source
 from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder
 from lowrank_ldu.errors import CheckpointError, JournalError, NothingToCompareError, OptionError
-from lowrank_ldu.files import whole_folder
-from lowrank_ldu.validation import check_flag, check_path, given_fields, shown, shows_fields
+from lowrank_ldu.validation import check_flag, given_fields, shown, shows_fields
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
-    import pandas as pd
-
-    from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
     from lowrank_ldu.analysis.engine.executor import Engine, Progress
     from lowrank_ldu.analysis.source import Source
     from lowrank_ldu.checkpoints.weights import WeightsReader
-    from lowrank_ldu.environment import Environment
 
 COMPARISON_RESULTS = ResultKind(
     "a comparison", PairResult, "comparison", lambda result: result.status in {"compared", "unchanged"}
 )
 _ACCEPTED = "; accepted: "
-
-
-@dataclass(frozen=True)
-class CheckpointComparison(Framed):
-    """Results of a comparison.
-
-    Attributes
-    ----------
-    base, tuned : str
-        The paths that were opened, or what was compared in memory.
-    options : CompareOptions
-    environment : Environment
-    seconds : float
-        Wall-clock time.
-    results : list of PairResult
-        Every name of either checkpoint, in the order of the base, then of the tuned one.
-    prefixes : Prefixes
-        What names of one side have before those of the other.
-    updates : bool
-        Whether the tuned side is an adapter, whose updates were measured as they are.
-    tensors, figures : pandas.DataFrame
-        The same as tables, new ones each time: a row for each name; for each changed matrix, method and rank.
-        `lowrank_ldu.analysis.frame_columns` has their columns, which `save` writes too.
-    """
-
-    base: str
-    tuned: str
-    options: CompareOptions
-    environment: Environment
-    seconds: float
-    results: list[PairResult]
-    prefixes: Prefixes = field(default_factory=Prefixes)
-    updates: bool = False
-
-    @property
-    def matrices(self) -> list[tuple[PairResult, MatrixComparison]]:
-        """Changed matrices, each with its comparison."""
-        return [(tensor, tensor.comparison) for tensor in self.results if tensor.comparison is not None]
-
-    @property
-    def computed_on(self) -> str:
-        """What the matrices were computed on, as of `Analysis.computed_on`."""
-        from lowrank_ldu.analysis.report.where import computed_on  # noqa: PLC0415
-
-        return computed_on(self)
-
-    @property
-    def headline_rank(self) -> int:
-        """Rank of the summaries.
-
-        The largest one asked for that is below the full rank of some matrix.
-        """
-        return self.options.headline_rank(max(matrix.full_rank for _, matrix in self.matrices))
-
-    @property
-    def others(self) -> list[PairResult]:
-        """Everything else, each with a reason."""
-        return [tensor for tensor in self.results if tensor.comparison is None]
-
-    @property
-    def unchanged(self) -> list[PairResult]:
-        """Matrices that are equal in every entry."""
-        return [tensor for tensor in self.results if tensor.status == "unchanged"]
-
-    @property
-    def tensors(self) -> pd.DataFrame:
-        """A row for each name of either checkpoint."""
-        return self._frame("tensors")
-
-    @property
-    def figures(self) -> pd.DataFrame:
-        """A row for each changed matrix, method and rank."""
-        return self._frame("figures")
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the report into a folder, whole or not at all.
-
-        Parameters
-        ----------
-        folder : str or os.PathLike
-            Made if it is not there; the folder that it is in has to be. What is written is said at
-            `lowrank_ldu.analysis.write_comparison`.
-        overwrite : bool
-            Replace files of the same names in it; others stay. Without it the folder has to be empty.
-
-        Raises
-        ------
-        OutputError
-            The folder is not empty, without `overwrite`, or cannot be written.
-        """
-        from lowrank_ldu.analysis.comparison.report import write_comparison  # noqa: PLC0415
-
-        overwrite = check_flag(overwrite, "overwrite")
-        with whole_folder(check_path(folder, "folder"), overwrite=overwrite) as made:
-            write_comparison(self, made)
-
-    def __repr__(self) -> str:
-        from lowrank_ldu.analysis.comparison.shown import comparison_text  # noqa: PLC0415
-
-        return comparison_text(self)
-
-    def _repr_html_(self) -> str:
-        from lowrank_ldu.analysis.comparison.shown import comparison_html  # noqa: PLC0415
-
-        return comparison_html(self)
-
-    def _build(self, name: str) -> pd.DataFrame:
-        from lowrank_ldu.analysis.comparison.frames import comparison_frame  # noqa: PLC0415  # pandas takes a while
-
-        return comparison_frame(self, name)
 
 
 @shows_fields(CompareOptions)

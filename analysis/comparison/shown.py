@@ -12,7 +12,7 @@ from lowrank_ldu.analysis.report.summary import notebook_html, time_in_words
 from lowrank_ldu.formatting import figure, printable
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
 
 
 def comparison_text(comparison: CheckpointComparison) -> str:

@@ -14,7 +14,7 @@ from lowrank_ldu.formatting import figure, printable
 if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.lines import Line
     from lowrank_ldu.analysis.comparison.matrix import MatrixComparison
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
     from lowrank_ldu.analysis.options import CompareOptions
 
 # Lower shares and errors leave the charts.

@@ -21,6 +21,7 @@ from lowrank_ldu.analysis.report.plots import (
 from lowrank_ldu.validation import check_choice
 
 if TYPE_CHECKING:
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
     from lowrank_ldu.analysis.report.panel import Place
     from lowrank_ldu.analysis.result import Analysis
     from lowrank_ldu.decomposition import Pivoting
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 def draw_overview(analysis: Analysis, ax: Axes | None) -> Axes:
     """Draw a row of errors for each matrix."""
-    return overview_panel(analysis, _place(analysis, ax)).axes
+    return overview_panel(analysis, place_of(analysis, ax)).axes
 
 
 def draw_heat_map(analysis: Analysis, ax: Axes | None) -> Axes:
     """Draw what is left of the weights by layer and module type."""
-    place = _place(analysis, ax)
+    place = place_of(analysis, ax)
     heat = heat_map(analysis)
     if not heat.cells:
         raise ValueError("no matrix has a layer in its name; accepted: names such as 'layers.0.weight', or plot_errors")
@@ -42,36 +43,36 @@ def draw_heat_map(analysis: Analysis, ax: Axes | None) -> Axes:
 
 def draw_errors(analysis: Analysis, ax: Axes | None, pivoting: Pivoting | None) -> Axes:
     """Draw errors along the rank."""
-    panel = error_panel(analysis, _strategy(analysis, pivoting), _place(analysis, ax))
+    panel = error_panel(analysis, _strategy(analysis, pivoting), place_of(analysis, ax))
     panel.axes.set_ylim(bottom=0)
     return panel.axes
 
 
 def draw_pivots(analysis: Analysis, ax: Axes | None, pivoting: Pivoting | None) -> Axes:
     """Draw pivots along the elimination."""
-    return pivot_panel(analysis, _strategy(analysis, pivoting), _place(analysis, ax)).axes
+    return pivot_panel(analysis, _strategy(analysis, pivoting), place_of(analysis, ax)).axes
 
 
 def draw_conditioning(analysis: Analysis, ax: Axes | None, factor: Factor) -> Axes:
     """Draw condition numbers."""
     check_choice(factor, "factor", FACTORS)
-    return conditioning_panel(analysis, factor, _place(analysis, ax)).axes
+    return conditioning_panel(analysis, factor, place_of(analysis, ax)).axes
 
 
 def draw_times(analysis: Analysis, ax: Axes | None) -> Axes:
     """Draw the time of each method."""
-    return time_panel(analysis, _place(analysis, ax)).axes
+    return time_panel(analysis, place_of(analysis, ax)).axes
 
 
 def draw_speeds(analysis: Analysis, ax: Axes | None) -> Axes:
     """Draw the time of the SVD over that of each method."""
-    return speed_panel(analysis, _place(analysis, ax)).axes
+    return speed_panel(analysis, place_of(analysis, ax)).axes
 
 
-def _place(analysis: Analysis, ax: Axes | None) -> Place:
+def place_of(held: Analysis | CheckpointComparison, ax: Axes | None, what: str = "analysis") -> Place:
     """Return where to draw: given axes, or a new figure of pyplot."""
-    if not analysis.matrices:
-        raise ValueError("the analysis has no matrices; accepted: one that has some to draw")
+    if not held.matrices:
+        raise ValueError(f"the {what} has no matrices; accepted: one that has some to draw")
     if ax is None:
         from matplotlib import pyplot as plt  # noqa: PLC0415  # it chooses a window system
 

@@ -175,12 +175,15 @@ class Panel:
     def add_legend(self, markerscale: float = 1.0, *, heading: str = "") -> None:
         """Add the legend below the axes, where it hides no data.
 
-        A caller's figure may have no room there: it goes where matplotlib finds the most in the axes.
+        A caller's figure may have no room there: it goes where matplotlib finds the most in the axes, and a heading
+        alone, which would hide what is drawn, goes nowhere.
 
         Its markers are `markerscale` times as large as those drawn. `heading` is shown above them as it is, also with
         dollars in it.
         """
         handles, labels = self.axes.get_legend_handles_labels()
+        if self._is_callers and not handles:
+            return
         look: dict[str, Any] = {"fontsize": 10, "handletextpad": 0.5, "markerscale": markerscale}
         look |= {"title": heading, "title_fontsize": 10} if heading else {}
         if self._is_callers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lowrank_ldu.analysis.comparison.run import CheckpointComparison
+    from lowrank_ldu.analysis.comparison.result import CheckpointComparison
     from lowrank_ldu.analysis.result import Analysis
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from lowrank_ldu.analysis import (
     Analysis,
+    CheckpointComparison,
+    Claims,
     CompareOptions,
     SurveyOptions,
     analyze,
@@ -58,7 +60,7 @@ def test_arguments_of_another_kind(checkpoint, analysis, comparison, tmp_path):
     refused = {
         "folder is a int; accepted: a path": [
             *(lambda result=result: result.save(3) for result in (analysis, comparison, claims)),
-            lambda: Analysis.load(3),
+            *(lambda kind=kind: kind.load(3) for kind in (Analysis, CheckpointComparison, Claims)),
         ],
         # It would count as True.
         "overwrite is 'no'; accepted: True or False": [

@@ -65,7 +65,7 @@ def test_folder_that_is_not_empty_needs_overwrite(tmp_path):
     assert "is not empty" in refused.stderr
     assert (out / "claims.json").read_text() == "old"
     assert run(path, "--out", out, "--overwrite", "--threads", 1).exit_code == 0
-    assert json.loads((out / "claims.json").read_text(encoding="utf-8"))["format"] == "lowrank-ldu claims 1"
+    assert json.loads((out / "claims.json").read_text(encoding="utf-8"))["format"] == "lowrank-ldu claims 2"
 
 
 @pytest.mark.parametrize(

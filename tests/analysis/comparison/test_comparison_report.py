@@ -47,7 +47,7 @@ def test_json_is_strict_and_holds_every_tensor(folder, comparison):
         raise AssertionError(constant)
 
     content = json.loads((folder / "compare.json").read_text(encoding="utf-8"), parse_constant=refuse)
-    assert content["format"] == "lowrank-ldu comparison 1"
+    assert content["format"] == "lowrank-ldu comparison 2"
     assert [tensor["name"] for tensor in content["tensors"]] == [tensor.name for tensor in comparison.results]
     (tall,) = (tensor["comparison"] for tensor in content["tensors"] if tensor["name"] == "tall")
     expected = next(matrix for tensor, matrix in comparison.matrices if tensor.name == "tall")

@@ -4,8 +4,8 @@ import dataclasses
 import inspect
 import math
 
-import numpy as np
 import pytest
+from axes import assert_same, drawn
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from pages import Page, assert_loads_nothing
@@ -40,22 +40,6 @@ def figures():
     plt.switch_backend("agg")
     yield
     plt.close("all")
-
-
-def drawn(axes):
-    """What is on axes: points and lines."""
-    lines = [np.asarray(line.get_xydata()) for line in axes.lines]
-    collections = [np.asarray(each.get_offsets()) for each in axes.collections]
-    return [axes.get_title(loc="left"), axes.get_xlabel(), *lines, *collections]
-
-
-def assert_same(first, second):
-    assert len(first) == len(second)
-    for one, other in zip(first, second, strict=True):
-        if isinstance(one, str):
-            assert one == other
-        else:
-            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", PLOTS)
