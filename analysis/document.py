@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.run import CheckpointComparison
     from lowrank_ldu.analysis.result import Analysis
 
-ANALYSIS_FORMAT = "lowrank-ldu analysis 3"
+ANALYSIS_FORMAT = "lowrank-ldu analysis 4"
 _Record = TypeVar("_Record")
 
 _NOTE = (

@@ -11,7 +11,7 @@ from lowrank_ldu.analysis.result import Analysis
 from lowrank_ldu.environment import Environment
 from lowrank_ldu.errors import DocumentError
 from lowrank_ldu.untrusted import Limit, check_regular, read_json
-from lowrank_ldu.validation import check_path
+from lowrank_ldu.validation import check_path, shown
 
 if TYPE_CHECKING:
     import os
@@ -21,7 +21,7 @@ ANALYSIS_FILE = "analysis.json"
 _KIND, _, _VERSION = ANALYSIS_FORMAT.rpartition(" ")
 # A matrix has about 50 kilobytes: some ten thousand of them.
 _LARGEST = Limit(2**29, 2**26)
-_KEYS = {"format", "note", "checkpoint", "options", "environment", "seconds", "tensors"}
+_KEYS = {"format", "note", "checkpoint", "options", "environment", "seconds", "tensors", "adapter_numbers"}
 _ACCEPTED = f"a folder that Analysis.save wrote, or {ANALYSIS_FILE} in it"
 
 
@@ -79,5 +79,12 @@ def _analysis(content: dict[str, Any]) -> Analysis:
         options=decoded_record(content["options"], SurveyOptions),
         environment=decoded_record(content["environment"], Environment),
         seconds=float(floats_of(content["seconds"])),
+        adapter_numbers=_count_or_none(content["adapter_numbers"]),
         results=[decoded_record(tensor, TensorResult, ("analysis", "seconds")) for tensor in content["tensors"]],
     )
+
+
+def _count_or_none(value: Any) -> int | None:
+    if value is None or (type(value) is int and value > 0):
+        return value
+    raise TypeError(f"its adapter_numbers is {shown(value)}")

@@ -9,8 +9,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
+from lowrank_ldu.checkpoints.adapter_folder import LORA, adapter_config, adapter_method, method_in, why_no_weights
 from lowrank_ldu.checkpoints.formats import SAFETENSORS_SUFFIX, SUFFIXES, TORCH_SUFFIXES, suffix_by_content
-from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader, lora_config
+from lowrank_ldu.checkpoints.formats.lora_folder import LoraReader
 from lowrank_ldu.checkpoints.hub import PREFIX, find
 from lowrank_ldu.checkpoints.multi_file import MultiFileReader, list_files, open_file
 from lowrank_ldu.checkpoints.reader import CheckpointReader, Unread
@@ -20,7 +21,7 @@ from lowrank_ldu.checkpoints.remote.web_files import WebFiles
 from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.untrusted import LISTING
-from lowrank_ldu.validation import check_path
+from lowrank_ldu.validation import check_path, shown
 
 if TYPE_CHECKING:
     import os
@@ -204,7 +205,7 @@ def open_directory(path: Place) -> CheckpointReader:
     counts if it is called ``model.safetensors.index.json`` or ``pytorch_model.bin.index.json``, or is the only one.
     If there is none, the same in each of its folders, as a diffusers pipeline has them: names of tensors are preceded
     by the folder's and a slash. Hidden files and folders are not looked at. A LoRA adapter that PEFT saved gives the
-    updates that it makes (`LoraReader`).
+    updates that it makes (`LoraReader`); of adapters of other methods the tensors are listed, with `no_weights`.
 
     Parameters
     ----------
@@ -222,19 +223,23 @@ def open_directory(path: Place) -> CheckpointReader:
         If there is none of these, or if what is there cannot be read.
     """
     try:
-        config = None if _is_model(path) else lora_config(path)
+        names = [entry.name for entry in path.iterdir()]
+        config = None if _is_model(names) else adapter_config(path)
         reader = _open_own_files(path)
         if reader is None:
             reader = _open_subdirectories(path)
     except OSError as error:
         raise CheckpointError(f"{path}: the directory cannot be read ({reason_of(error)})") from error
     reader.directory = path
-    return reader if config is None else LoraReader(path, config, reader)
+    if config is not None and config.get("peft_type") == LORA:
+        return LoraReader(path, config, reader)
+    reader.no_weights = why_no_weights(path, adapter_method(names, config))
+    return reader
 
 
-def _is_model(path: Place) -> bool:
-    """Return whether a directory holds a model's weights and no adapter's."""
-    names = [entry.name for entry in path.iterdir()]
+def _is_model(names: Iterable[str]) -> bool:
+    """Return whether a directory's files hold a model's weights and no adapter's."""
+    names = list(names)
     return any(name.startswith(_MODEL) for name in names) and not any(name.startswith(_ADAPTER) for name in names)
 
 
@@ -268,6 +273,11 @@ def _open_subdirectories(path: Place) -> MultiFileReader:
     closed: dict[str, str] = {}
     for folder in _entries(path):
         try:
+            if folder.is_dir() and (method := method_in(folder)) is not None:
+                ignored[f"{folder.name}/"] = Unread(
+                    f"folder of an adapter of the method {shown(method)}: open it alone"
+                )
+                continue
             reader = _open_own_files(folder) if folder.is_dir() else None
         except PermissionError as error:
             closed[f"{folder.name}/"] = Unread(f"folder that cannot be read ({reason_of(error)})")
@@ -280,7 +290,8 @@ def _open_subdirectories(path: Place) -> MultiFileReader:
     if not stored and not ignored and isinstance(path, RemotePath):
         raise CheckpointError(
             f"{path}: no checkpoint is there; accepted: a {SAFETENSORS_SUFFIX} file, an index of shards, or a folder "
-            f"(a web server lists no files: there the names {', '.join(WebFiles.names)} are looked for)"
+            f"(a web server lists no files: there the names {', '.join(WebFiles.names)} are looked for; "
+            "a LoLDU adapter is read from this machine only)"
         )
     if not stored and not ignored:
         looked_for = ", ".join(f"*{suffix}" for suffix in (SAFETENSORS_SUFFIX, *TORCH_SUFFIXES, *INDEX_SUFFIXES))
