@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION
+from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION, is_there
 from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.checkpoints.safe_reading import read_json
 from lowrank_ldu.errors import CheckpointError
@@ -111,6 +111,14 @@ def why_no_weights(folder: Place, method: str | None) -> str:
         f"holds a LoLDU adapter, whose updates are made from its base's weights{where} as TUNED of lowrank-ldu compare "
         "BASE TUNED, which measures them (from Python, opened by lowrank_ldu.adapters.open_updates)"
     )
+
+
+def why_no_weights_in(file: Place) -> str:
+    """Say why the tensors of a file are no weights, where an adapter's configuration beside it says so."""
+    config = ADAPTER_CONFIGURATION if _is_of_peft(file.name) else CONFIG_FILE if file.name == WEIGHTS_FILE else ""
+    if not config or not is_there(file.parent / config):
+        return ""
+    return f"has the tensors of an adapter, which are no weights, by the {config} beside it; accepted: its folder"
 
 
 def is_adapter_folder(path: object) -> bool:

@@ -126,6 +126,8 @@ class TestLora:
         with pytest.raises(CheckpointError, match=message) as caught:
             open_weights(tmp_path)
         assert "\n" not in str(caught.value)
+        with pytest.raises(CheckpointError, match=r"by the adapter_config\.json beside it; accepted: its folder"):
+            open_weights(tmp_path / "adapter_model.safetensors")
         with open_checkpoint(tmp_path) as reader:  # what is stored, whatever it is
             assert [info.name for info in reader.tensors] == ["base_model.model.a.hada_w1_a"]
         # A folder with such folders has no weights of theirs either.

@@ -127,6 +127,8 @@ class TestWhatIsRead:
             server.files["/a/adapter_config.json"] = json.dumps({"peft_type": method}).encode()
             with pytest.raises(CheckpointError, match=message):
                 open_weights(server.url + "/a/")
+        with pytest.raises(CheckpointError, match="which are no weights, .*; accepted: its folder"):
+            open_weights(server.url + "/a/adapter_model.safetensors")
         server.files["/own/adapter.safetensors"] = save({"w.diagonal": weight(4)})
         with pytest.raises(CheckpointError, match="a LoLDU adapter is read from this machine only"):
             open_weights(server.url + "/own/")
