@@ -12,7 +12,7 @@ from lowrank_ldu.analysis.engine.shapes import with_times
 from lowrank_ldu.analysis.engine.survey import TensorResult, survey
 from lowrank_ldu.analysis.options import SurveyOptions
 from lowrank_ldu.analysis.result import Analysis
-from lowrank_ldu.analysis.selection import skip_reason
+from lowrank_ldu.analysis.selection import matrix_shape, skip_reason
 from lowrank_ldu.analysis.source import open_source
 from lowrank_ldu.errors import NothingToAnalyzeError
 from lowrank_ldu.validation import check_flag, check_instance, given_fields, shows_fields
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.analysis.engine.executor import Engine, Progress
     from lowrank_ldu.analysis.source import Source
+    from lowrank_ldu.checkpoints import TensorInfo
 
 ANALYSIS_RESULTS = ResultKind("an analysis", TensorResult, "analysis", lambda result: result.analysis is not None)
 
@@ -133,6 +134,7 @@ def analyze_checkpoint(
     with open_source(path) as reader:
         order = {name: place for place, name in enumerate([*(info.name for info in reader.tensors), *reader.ignored])}
         opened = str(reader.path)
+        updates = {info.name: _factor_numbers(info) for info in reader.tensors} if reader.holds_updates else None
         results, before = gather(
             ANALYSIS_RESULTS,
             lambda known: survey(reader, options, progress, known=known, engine=engine),
@@ -146,10 +148,15 @@ def analyze_checkpoint(
     if options.has_times:
         results = with_times(results, options, progress)
     results.sort(key=lambda result: order[result.name])
-    analysis = Analysis(opened, options, environment, before + time.perf_counter() - start, results)
+    stored = None if updates is None else sum(updates[each.name] for each in results if each.analysis is not None)
+    analysis = Analysis(opened, options, environment, before + time.perf_counter() - start, results, stored)
     if not analysis.matrices:
         raise NothingToAnalyzeError(f"{opened}: {_nothing_analyzed(results)}")
     return analysis
+
+
+def _factor_numbers(info: TensorInfo) -> int:
+    return info.rank * sum(matrix_shape(info.shape, info.order)) if info.rank else 0
 
 
 def _nothing_analyzed(results: list[TensorResult]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.comparison.result import CheckpointComparison
     from lowrank_ldu.analysis.result import Analysis
 
-ANALYSIS_FORMAT = "lowrank-ldu analysis 3"
+ANALYSIS_FORMAT = "lowrank-ldu analysis 4"
 COMPARISON_FORMAT = "lowrank-ldu comparison 2"
 CLAIMS_FORMAT = "lowrank-ldu claims 2"
 _Record = TypeVar("_Record")

@@ -35,6 +35,8 @@ class Analysis(Framed):
         Wall-clock time of the survey, of all its parts if it was continued.
     results : list of TensorResult
         Every tensor in the order of the checkpoint, then what is not a plain tensor.
+    adapter_numbers : int or None
+        If the matrices are the updates of an adapter, the numbers that it stores for them; None for weights.
     tensors, figures, curves, targets : pandas.DataFrame
         The same as tables, new ones each time: a row for each tensor; for each tensor, method and rank; for each point
         of a curve along the rank; for each tensor, method and target error. `lowrank_ldu.analysis.frame_columns` has
@@ -46,6 +48,7 @@ class Analysis(Framed):
     environment: Environment
     seconds: float
     results: list[TensorResult]
+    adapter_numbers: int | None = None
 
     @property
     def matrices(self) -> list[tuple[TensorResult, MatrixAnalysis]]:

@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from lowrank_ldu.checkpoints.reader import Unread
+from lowrank_ldu.checkpoints.reader import NO_WEIGHT, Unread
 from lowrank_ldu.validation import DTYPES
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.analysis.options import CompareOptions, SurveyOptions
     from lowrank_ldu.checkpoints import TensorInfo
 
-# Reasons of what readers ignore, and of a tensor that is a matrix of one row or column.
+# Reason of what readers ignore; what it begins with where that may hold weights; and of a matrix of one row or column.
 NO_TENSOR = "not a plain tensor"
-UNREAD = f"{NO_TENSOR}; it may hold weights"
+UNREAD = "not read, and may hold weights: "
 RANK_ONE = "one side of the matrix is 1: its rank is 1 and there is nothing to choose"
 _INTEGERS = re.compile(r"u?int\d+|bool")
 
@@ -113,6 +113,21 @@ def ignored_reason(what: str) -> str:
     Examples
     --------
     >>> ignored_reason("int"), ignored_reason(Unread("sparse tensor"))
-    ('not a plain tensor', 'not a plain tensor; it may hold weights')
+    ('not a plain tensor', 'not read, and may hold weights: sparse tensor')
+    >>> ignored_reason("factor without the other one: it is no weight")
+    'factor without the other one: it is no weight'
     """
-    return UNREAD if isinstance(what, Unread) else NO_TENSOR
+    if isinstance(what, Unread):
+        return f"{UNREAD}{what}"
+    return what if what.endswith(NO_WEIGHT) else NO_TENSOR
+
+
+def ignored_dtype(what: str) -> str:
+    """Return what a table of dtypes says of something that a reader ignores: nothing where its reason says it.
+
+    Examples
+    --------
+    >>> ignored_dtype("int"), ignored_dtype(Unread("sparse tensor"))
+    ('int', '')
+    """
+    return what if ignored_reason(what) == NO_TENSOR else ""

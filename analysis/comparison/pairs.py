@@ -15,7 +15,13 @@ from lowrank_ldu.analysis.comparison.updates import (
     parts_of_updates,
     updated_name,
 )
-from lowrank_ldu.analysis.selection import NO_TENSOR, dtype_in_words, name_reason, storage_reason
+from lowrank_ldu.analysis.selection import (
+    dtype_in_words,
+    ignored_dtype,
+    ignored_reason,
+    name_reason,
+    storage_reason,
+)
 from lowrank_ldu.checkpoints.formats.lora_folder import adapted_name
 from lowrank_ldu.checkpoints.reader import SAME_TENSOR
 
@@ -97,8 +103,8 @@ class Pair:
             status,
             self.base.shape if self.base else None,
             self.tuned.shape if self.tuned and not self.shape_is_unknown else None,
-            dtype_in_words(self.base) if self.base else self.base_is or "",
-            dtype_in_words(self.tuned) if self.tuned else self.tuned_is or "",
+            dtype_in_words(self.base) if self.base else ignored_dtype(self.base_is or ""),
+            dtype_in_words(self.tuned) if self.tuned else ignored_dtype(self.tuned_is or ""),
             reason,
             comparison,
         )
@@ -260,7 +266,7 @@ def _own_reason(info: TensorInfo) -> str | None:
 
 def _one_sided(pair: Pair, pairs: list[Pair]) -> PairResult:
     if pair.base is None and pair.tuned is None:
-        return pair.result("not compared", NO_TENSOR)
+        return pair.result("not compared", ignored_reason(pair.base_is or pair.tuned_is or ""))
     if pair.base is None:
         if pair.base_is is not None:
             return pair.result("not compared", f"it is not a plain tensor ({pair.base_is}) in the base")

@@ -142,12 +142,11 @@ def compare_checkpoints(
     check_keeping(base, tuned, journal=journal, resume=check_flag(resume, "resume"), engine=engine)
     environment = environment_of(options, engine)
     start = time.perf_counter()
+    if is_adapter_folder(base):
+        raise _adapter_as_base(base)
     with open_source(base, "base") as base_reader, open_source(tuned, "tuned") as tuned_reader:
-        if base_reader.holds_updates or is_adapter_folder(base):
-            raise CheckpointError(
-                f"{base_reader.path}: holds the updates of an adapter, and is given as the base; accepted: the weights "
-                "that it was trained on, with the adapter as the tuned side"
-            )
+        if base_reader.holds_updates:
+            raise _adapter_as_base(base_reader.path)
         listed, prefixes = pair_up(base_reader, tuned_reader)
         pairs, updates = {pair.name: pair for pair in listed}, tuned_reader.holds_updates
         results = leave_out(listed, options, updates=updates)
@@ -178,6 +177,13 @@ def compare_checkpoints(
     if not comparison.matrices:
         raise NothingToCompareError(f"{opened[0]} and {opened[1]}: {_nothing_compared(ordered)}")
     return comparison
+
+
+def _adapter_as_base(path: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: holds the updates of an adapter, and is given as the base; accepted: the weights that it was trained "
+        "on, with the adapter as the tuned side"
+    )
 
 
 def _check_base_policy(known: Sequence[PairResult], tuned: WeightsReader, journal: object) -> None:

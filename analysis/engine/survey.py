@@ -13,7 +13,7 @@ from lowrank_ldu.analysis.engine.resources import bytes_per_entry, limit_threads
 from lowrank_ldu.analysis.engine.threads import Threads
 from lowrank_ldu.analysis.engine.worker import SharedCheckpoint, kept_open
 from lowrank_ldu.analysis.measures.matrix import MatrixAnalysis, analyze_matrix
-from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, ignored_reason, skip_reason
+from lowrank_ldu.analysis.selection import as_matrix, dtype_in_words, ignored_dtype, ignored_reason, skip_reason
 from lowrank_ldu.environment import physical_memory
 from lowrank_ldu.errors import CheckpointError, RemoteError
 from lowrank_ldu.validation import check_matrix
@@ -42,7 +42,8 @@ class TensorResult:
     shape : tuple of int, or None
         As stored; None for what is not a tensor.
     dtype : str
-        As stored, and what it was dequantized to; for what is not a tensor, what it is.
+        As stored, and what it was dequantized to; for what is not a tensor, what it is,
+        or nothing where `reason` says it.
     reason : str or None
         Why it was not analyzed.
     analysis : MatrixAnalysis or None
@@ -113,7 +114,7 @@ def survey(
         the error as its reason.
     """
     for name, what in reader.ignored.items():
-        yield TensorResult(name, None, what, ignored_reason(what))
+        yield TensorResult(name, None, ignored_dtype(what), ignored_reason(what))
     chosen: list[TensorInfo] = []
     finished = {result.name for result in known}
     for info in reader.tensors:

@@ -26,7 +26,8 @@ def coverage(analysis: Analysis) -> str:
     could not be loaded may hold more of them.
     """
     left_out = Counter(result.reason or "" for result in analysis.skipped if _may_be_a_matrix(result))
-    unread = Counter(result.dtype for result in analysis.skipped if result.reason == UNREAD)
+    reasons = [result.reason or "" for result in analysis.skipped if result.shape is None]
+    unread = Counter(reason.removeprefix(UNREAD) for reason in reasons if reason.startswith(UNREAD))
     count, missing = len(analysis.matrices), sum(left_out.values())
     if not missing and not unread:
         return f"COMPLETE: all matrices are analyzed, {count} of {count}."

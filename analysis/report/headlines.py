@@ -24,7 +24,8 @@ def headlines(analysis: Analysis) -> list[str]:
     matrices = [matrix for _, matrix in analysis.matrices]
     scope = headline_scope(analysis)
     target = max(analysis.options.targets)
-    sentences = [verdict(matrices, target), by_method(matrices, target), coverage(analysis)]
+    first = " ".join([verdict(matrices, target), *adapter_sentences(analysis)])
+    sentences = [first, by_method(matrices, target), coverage(analysis)]
     if len(scope.matrices) < len(matrices):
         sentences.append(
             f"{len(scope.matrices)} of {len(matrices)} matrices have a full rank above {rank}; what is said about rank "
@@ -38,6 +39,19 @@ def headlines(analysis: Analysis) -> list[str]:
         sentences.append(_time_sentence(scope, analysis))
     sentences.append(_tie_sentence(scope, analysis.options.pivoting))
     return sentences
+
+
+def adapter_sentences(analysis: Analysis) -> list[str]:
+    """Return a sentence on the adapter, where the matrices are its updates."""
+    stored = analysis.adapter_numbers
+    if stored is None:
+        return []
+    whole = sum(matrix.size for _, matrix in analysis.matrices)
+    sentence = (
+        f"The matrices are the updates of an adapter, which itself stores {stored:,} numbers, r (m + n) of each: "
+        f"{stored / whole:.0%} of the {whole:,} that sizes here are measured against."
+    )
+    return [sentence]
 
 
 def _median(values: Iterable[float]) -> str:

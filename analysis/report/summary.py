@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.analysis.report.columns import cells, columns
-from lowrank_ldu.analysis.report.headlines import headlines
+from lowrank_ldu.analysis.report.headlines import adapter_sentences, headlines
 from lowrank_ldu.analysis.report.scope import headline_scope, svd_name
 from lowrank_ldu.analysis.report.templating import page_template
 from lowrank_ldu.formatting import duration, figure, printable
@@ -30,6 +30,7 @@ def analysis_text(analysis: Analysis) -> str:
         + time_in_words(analysis.seconds),
         f"{ranks}; {', '.join(options.pivoting)} pivoting; mode {options.mode}",
         *([f"computed on {printable(analysis.computed_on)}"] if options.device != "cpu" else []),
+        *(adapter_sentences(analysis) if count else []),
         *([_errors(analysis)] if count else []),
         "frames: tensors, figures, curves, targets; save(folder) writes the report",
     ]

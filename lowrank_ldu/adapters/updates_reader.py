@@ -12,7 +12,7 @@ from lowrank_ldu.adapters.input_files import checked_path
 from lowrank_ldu.adapters.loading import read_adapter
 from lowrank_ldu.adapters.peft_folder import PEFT_CONFIG
 from lowrank_ldu.checkpoints.adapter_folder import CONFIG_FILE, PEFT_WEIGHTS, WEIGHTS_FILE
-from lowrank_ldu.checkpoints.reader import TensorInfo, Update, UpdatesReader
+from lowrank_ldu.checkpoints.reader import TensorInfo, Unread, Update, UpdatesReader
 from lowrank_ldu.errors import AdapterError, CheckpointError
 from lowrank_ldu.nn.update import updated_matrix
 from lowrank_ldu.validation import check_flag, dtype_name
@@ -104,7 +104,7 @@ class AdapterUpdates(UpdatesReader):
         file = str(folder / (PEFT_WEIGHTS if of_peft else WEIGHTS_FILE))
         infos = [_info(name, layer, adapter, file) for name, layer in self._layers.items()]
         whole = {
-            name: f"{dtype_name(tensor)} tensor that was trained whole, and is no update"
+            name: Unread(f"{dtype_name(tensor)} tensor that was trained whole, and is no update")
             for name, tensor in adapter.module_tensors.items()
         }
         super().__init__(folder, infos, whole)

@@ -58,6 +58,8 @@ class TensorInfo:
         Why the values are no weights, where more is known of it than dtype and shape tell.
     part_of : str
         The stored tensor that this one is a part of, if it is: the parts are loaded best one after another.
+    rank : int
+        Of the factors that are stored, where the values are their product: r (m + n) numbers. 0 where they are not.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TensorInfo:
     order: tuple[int, ...] = ()
     reason: str = ""
     part_of: str = ""
+    rank: int = 0
 
 
 class CheckpointReader(ABC):
@@ -86,11 +89,14 @@ class CheckpointReader(ABC):
         What the files hold besides plain tensors: name, and what it is (``{"epoch": "int"}``).
     holds_updates : bool
         Whether the tensors are updates of a model's weights, as of an adapter.
+    no_weights : str
+        Why the tensors are neither weights nor updates, and what is accepted, where they are known to be none.
     other_files : tuple of pathlib.Path
         Files that values are in, other than those that the tensors name.
     """
 
     holds_updates = False
+    no_weights = ""
     other_files: tuple[Path, ...] = ()
 
     def __init__(self, path: Place, tensors: Iterable[TensorInfo], ignored: Mapping[str, str]) -> None:

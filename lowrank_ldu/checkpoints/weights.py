@@ -212,7 +212,7 @@ def open_weights(path: str | os.PathLike[str]) -> WeightsReader:
     Raises
     ------
     CheckpointError
-        As for `open_checkpoint`.
+        As for `open_checkpoint`; or it holds an adapter whose tensors are neither weights nor updates of them.
 
     Examples
     --------
@@ -232,4 +232,8 @@ def open_weights(path: str | os.PathLike[str]) -> WeightsReader:
     mlp.experts.down_proj[0] (3, 4)
     mlp.experts.down_proj[1] (3, 4)
     """
-    return WeightsReader(open_checkpoint(path))
+    reader = open_checkpoint(path)
+    if reader.no_weights:
+        reader.close()
+        raise CheckpointError(f"{reader.path}: {reader.no_weights}")
+    return WeightsReader(reader)

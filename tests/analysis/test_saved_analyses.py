@@ -105,7 +105,7 @@ DAMAGED = {
     "twice": (lambda text: text.replace('"seconds":', '"seconds":1,"seconds":', 1), "the key 'seconds' is there twice"),
     "other": (lambda text: '{"format":"lowrank-ldu comparison 1"}', "is no document of an analysis"),
     "list": (lambda text: "[1]", "is no document of an analysis"),
-    "newer": (lambda text: text.replace(ANALYSIS_FORMAT, "lowrank-ldu analysis 9"), "version 9; accepted: version 3"),
+    "newer": (lambda text: text.replace(ANALYSIS_FORMAT, "lowrank-ldu analysis 9"), "version 9; accepted: version 4"),
     "no seconds": (edit(lambda content: content.pop("seconds")), "is damaged"),
     "one more": (edit(lambda content: content.update(more=1)), "is damaged"),
     "words": (edit(lambda content: content.update(seconds="soon")), "is damaged"),

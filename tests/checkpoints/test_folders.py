@@ -1,6 +1,7 @@
 """Folders: pipelines of several models, and LoRA adapters, whose updates are PEFT's."""
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint
+from lowrank_ldu.checkpoints import CheckpointError, open_checkpoint, open_weights
 
 
 def write_pipeline(folder):
@@ -114,6 +115,38 @@ class TestLora:
         (folder / "adapter_config.json").write_text('{"peft_type": "LOLDU"}')
         with open_checkpoint(folder) as reader:
             assert len(reader.tensors) == 8
+        with pytest.raises(CheckpointError, match=r"holds a LoLDU adapter.*; accepted: this folder as TUNED"):
+            open_weights(folder)
+
+    @pytest.mark.parametrize("method", ["LOHA", "LOKR", "ADALORA", "IA3", "a new one"])
+    def test_tensors_of_other_methods_are_no_weights(self, tmp_path, method):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": method}))
+        save_file({"base_model.model.a.hada_w1_a": weight(4, 2)}, tmp_path / "adapter_model.safetensors")
+        message = rf"an adapter of the method '{method}', whose tensors are no weights.*; accepted: .*merge_and_unload"
+        with pytest.raises(CheckpointError, match=message) as caught:
+            open_weights(tmp_path)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(CheckpointError, match=r"by the adapter_config\.json beside it; accepted: its folder"):
+            open_weights(tmp_path / "adapter_model.safetensors")
+        with open_checkpoint(tmp_path) as reader:  # what is stored, whatever it is
+            assert [info.name for info in reader.tensors] == ["base_model.model.a.hada_w1_a"]
+        # A folder with such folders has no weights of theirs either.
+        parent = tmp_path / "run"
+        for name in ("first", "second"):
+            shutil.copytree(tmp_path, parent / name, ignore=shutil.ignore_patterns("run"))
+        (parent / "unet").mkdir()
+        save_file({"b": weight(4, 2)}, parent / "unet" / "model.safetensors")
+        with open_weights(parent) as reader:
+            assert [info.name for info in reader.tensors] == ["unet/b"]
+            assert list(reader.ignored) == ["first/", "second/"]
+            assert all("open it alone" in what for what in reader.ignored.values())
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "model-1.safetensors", "weights.safetensors"])
+    def test_weights_beside_the_configuration_of_another_method(self, tmp_path, name):
+        (tmp_path / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+        save_file({"a": weight(4, 2)}, tmp_path / name)
+        with open_weights(tmp_path) as reader:
+            assert [info.name for info in reader.tensors] == ["a"]
 
     def test_what_is_no_update(self, tmp_path):
         state = {
@@ -138,4 +171,4 @@ class TestLora:
         assert "without the other" in reasons["a.lora_A.weight"]
         assert "does not fit" in reasons["b.lora_B.weight"]
         assert "DoRA" in reasons["c.lora_A.weight"]
-        assert "no factor" in reasons["head.weight"]
+        assert "no factor of an update, as of a module that was trained whole" in reasons["head.weight"]

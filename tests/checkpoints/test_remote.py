@@ -118,6 +118,21 @@ class TestWhatIsRead:
         with open_checkpoint(server.url + "/lora") as reader:
             torch.testing.assert_close(reader.load("a"), 2 * weight(4, 2) @ weight(2, 5))
 
+    def test_an_adapter_whose_tensors_are_no_weights(self, server):
+        server.files["/a/adapter_model.safetensors"] = save({"w.hada_w1_a": weight(4, 2)})
+        for method, message in (
+            ("LOHA", "the method 'LOHA', whose tensors are no weights"),
+            ("LOLDU", "LoLDU adapter, .*, and is read from this machine only; accepted: a copy here as TUNED"),
+        ):
+            server.files["/a/adapter_config.json"] = json.dumps({"peft_type": method}).encode()
+            with pytest.raises(CheckpointError, match=message):
+                open_weights(server.url + "/a/")
+        with pytest.raises(CheckpointError, match="which are no weights, .*; accepted: its folder"):
+            open_weights(server.url + "/a/adapter_model.safetensors")
+        server.files["/own/adapter.safetensors"] = save({"w.diagonal": weight(4)})
+        with pytest.raises(CheckpointError, match="a LoLDU adapter is read from this machine only"):
+            open_weights(server.url + "/own/")
+
     def test_the_configuration_beside_the_file(self, server):
         server.files["/models/one/config.json"] = json.dumps({"model_type": "mpt", "d_model": 4, "n_heads": 2}).encode()
         server.files[PATH] = save({"attn.Wqkv.weight": weight(12, 4)})

@@ -9,9 +9,9 @@ import functools
 from typing import TYPE_CHECKING
 
 from lowrank_ldu.adapters.exports.architecture import Architecture, architecture_of
+from lowrank_ldu.checkpoints.folders import INDEX_SUFFIXES
 from lowrank_ldu.checkpoints.formats.safetensors_file import SafetensorsReader, torch_dtype
 from lowrank_ldu.checkpoints.multi_file import MultiFileReader
-from lowrank_ldu.checkpoints.opening import INDEX_SUFFIXES
 from lowrank_ldu.checkpoints.remote.path import RemotePath
 from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.checkpoints.writer import stored

@@ -10,11 +10,10 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowrank_ldu.checkpoints.model_config import ADAPTER_CONFIGURATION
-from lowrank_ldu.checkpoints.reader import CheckpointReader, TensorInfo, Unread
-from lowrank_ldu.checkpoints.safe_reading import read_json, reason_of
+from lowrank_ldu.checkpoints.reader import NO_WEIGHT, CheckpointReader, TensorInfo, Unread
+from lowrank_ldu.checkpoints.safe_reading import reason_of
 from lowrank_ldu.errors import CheckpointError
 from lowrank_ldu.patterns import Patterns
-from lowrank_ldu.untrusted import CONFIGURATION
 
 if TYPE_CHECKING:
     import torch
@@ -45,25 +44,6 @@ class _Pair(NamedTuple):
     embedding: bool
 
 
-def lora_config(path: Place) -> dict[str, Any] | None:
-    """Return the configuration of a folder's LoRA adapter.
-
-    None if there is none, or one of another method.
-
-    Raises
-    ------
-    CheckpointError
-        There is a file of that name, and it is no configuration.
-    """
-    file = path / ADAPTER_CONFIGURATION
-    if not file.is_file():
-        return None
-    config = read_json(file, "JSON file", CONFIGURATION)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: holds a {type(config).__name__}; accepted: an object with PEFT's options")
-    return config if config.get("peft_type") == "LORA" else None
-
-
 class LoraReader(CheckpointReader):
     """Reader of the updates of a LoRA adapter.
 
@@ -74,7 +54,7 @@ class LoraReader(CheckpointReader):
     path : pathlib.Path or RemotePath
         The folder.
     config : dict
-        Of `lora_config`.
+        Of `adapter_config`, with the ``peft_type`` LORA.
     reader : CheckpointReader
         Of the tensors that are stored there; closed with this one.
 
@@ -117,8 +97,9 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
     for info in tensors:
         found = _FACTOR.fullmatch(info.name)
         if found is None or info.dtype not in _FLOATS:
-            what = f"{info.dtype} tensor that is no factor of an update"
-            ignored[info.name] = Unread(what) if "float" in info.dtype else what
+            whole = "" if ".lora_" in info.name else ", as of a module that was trained whole"
+            what = f"{info.dtype} tensor that is no factor of an update{whole}"
+            ignored[info.name] = Unread(what) if "float" in info.dtype else f"{what}{NO_WEIGHT}"
         else:
             factors.setdefault((found["module"], found["kind"]), {})[found["letter"]] = info
     decomposed = {name.partition(".lora_magnitude_vector")[0] for name in ignored if ".lora_magnitude_vector" in name}
@@ -135,7 +116,7 @@ def _pairs(config: dict[str, Any], tensors: list[TensorInfo]) -> tuple[dict[str,
         elif _is_below(module.replace(".base_layer", ""), parameters):
             reason = "factor of an update of a parameter (target_parameters), which may hold several matrices"
         elif a is None or b is None:
-            reason = "factor without the other one"
+            reason = f"factor without the other one{NO_WEIGHT}"
         elif len(a.shape) < 2 or len(b.shape) < 2 or a.shape[0] != b.shape[1] or math.prod(b.shape[2:]) != 1:
             reason = f"factor of shape {a.shape if b is None else b.shape} that does not fit the other one"
         elif a.shape[0] == 0:
@@ -226,4 +207,6 @@ def _info(name: str, pair: _Pair) -> TensorInfo:
     shape = (pair.b.shape[0], *pair.a.shape[1:])
     if pair.embedding:
         shape = (pair.a.shape[1], pair.b.shape[0])
-    return TensorInfo(name, shape, "float32", pair.b.file, pair.a.nbytes + pair.b.nbytes, f"{pair.b.dtype} factors")
+    nbytes = pair.a.nbytes + pair.b.nbytes
+    stored_as = f"{pair.b.dtype} factors"
+    return TensorInfo(name, shape, "float32", pair.b.file, nbytes, stored_as, rank=pair.a.shape[0])

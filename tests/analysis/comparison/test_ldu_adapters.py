@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from typer.testing import CliRunner
 
 from lowrank_ldu.adapters import load_adapter, open_updates, save_adapter
-from lowrank_ldu.analysis import compare, comparison_headlines, write_comparison
+from lowrank_ldu.analysis import analyze, compare, comparison_headlines, write_comparison
 from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.checkpoints.adapter_folder import is_adapter_folder
 from lowrank_ldu.cli.app import app
@@ -260,6 +260,9 @@ def test_a_path_is_refused_with_what_opens_it_and_so_is_an_adapter_as_base(tmp_p
     folder = native_adapter(model, tmp_path / "adapter")
     with pytest.raises(CheckpointError, match=r"accepted: lowrank_ldu\.adapters\.open_updates"):
         compare(model, folder, **OPTIONS)
+    for stored in (folder, peft_adapter(model, tmp_path / "peft")):
+        with pytest.raises(CheckpointError, match="holds a LoLDU adapter, .*; accepted: this folder as TUNED"):
+            analyze(stored, **OPTIONS)
     for base in (folder, open_updates(folder)):
         with pytest.raises(CheckpointError, match="given as the base"):
             compare(base, model, **OPTIONS)

@@ -183,6 +183,31 @@ def test_adapters_of_other_models_and_adapters_as_bases_are_refused(tmp_path):
         compare(other, model(0), **OPTIONS)
 
 
+def test_an_adapter_of_another_method_is_refused_by_its_name(tmp_path):
+    factors = {"encoder.0": (torch.ones(2, 5), torch.ones(6, 2))}
+    other = adapter(tmp_path / "other", factors, peft_type="LOHA")
+    for pair in ((model(0), other), (other, model(0))):
+        with pytest.raises(CheckpointError, match="the method 'LOHA'.*merge_and_unload"):
+            compare(*pair, **OPTIONS)
+
+
+def test_the_reason_says_what_is_no_update(tmp_path):
+    factors = {f"encoder.{layer}": (torch.ones(2, 5), torch.ones(6, 2)) for layer in (0, 1)}
+    others = {"encoder.1.lora_magnitude_vector": torch.ones(6), "pooler.weight": torch.ones(6, 5)}
+    found = compare(model(0), adapter(tmp_path / "a", factors, others=others), **OPTIONS)
+    reasons = {each.name.removeprefix("base_model.model."): (each.tuned_dtype, each.reason) for each in found.others}
+    unread = "not read, and may hold weights: "
+    for side in "AB":
+        reason = f"{unread}factor of a DoRA update, which needs the base weight"
+        assert reasons[f"encoder.1.lora_{side}.weight"] == ("", reason)
+    whole = "float32 tensor that is no factor of an update, as of a module that was trained whole"
+    stored = [each for each in found.others if each.name == "base_model.model.pooler.weight"]
+    assert [each.reason for each in stored] == [f"{unread}{whole}"]
+    pissa = adapter(tmp_path / "b", factors, init_lora_weights="pissa")
+    with pytest.raises(NothingToCompareError, match="4 x not compared: .*the base when it began"):
+        compare(model(0), pissa, **OPTIONS)
+
+
 @pytest.mark.parametrize(
     "options",
     [

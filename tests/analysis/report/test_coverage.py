@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import save_file
 from weights import weight
 
-from lowrank_ldu.analysis import analyze, headlines
+from lowrank_ldu.analysis import Analysis, analyze, headlines
 from lowrank_ldu.checkpoints import open_checkpoint
 from lowrank_ldu.checkpoints.weights import open_weights
+from lowrank_ldu.errors import NothingToAnalyzeError
 
 PAIR = {"A": (2, 5), "B": (6, 2)}
 OPTIONS = {"ranks": (2,), "pivoting": "partial", "threads": 1}
@@ -106,6 +107,42 @@ def test_what_an_adapter_has_beside_updates_may_be_more(tmp_path):
         "PARTIAL: 1 of 1 matrices are analyzed; not read, and may hold more: 2 x factor of a DoRA update, which needs "
         "the base weight; 1 x float32 tensor that is no factor of an update."
     )
+
+
+def test_the_reason_says_what_is_not_read(tmp_path):
+    state = {"a": weight(6, 5), "sparse": torch.eye(4).to_sparse(), "epoch": 3}
+    found = {each.name: (each.dtype, each.reason) for each in analyze(state, **OPTIONS).skipped}
+    assert found == {
+        "sparse": ("", "not read, and may hold weights: torch.float32 tensor, torch.sparse_coo, on cpu"),
+        "epoch": ("int", "not a plain tensor"),
+    }
+    factors = {f"w.lora_{side}.weight": weight(*shape) for side, shape in PAIR.items()}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "init_lora_weights": "pissa"}')
+    with pytest.raises(NothingToAnalyzeError, match=r"and 1 more: not read, and may hold weights: .* is 'pissa'"):
+        analyze(tmp_path, **OPTIONS)
+
+
+def test_the_updates_of_an_adapter_are_said_to_be_that(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    shapes = {"a": (6, 5), "b": (9, 4), "conv": (7, 3, 2, 2)}
+    factors = {}
+    for seed, (name, (out, *rest)) in enumerate(shapes.items()):
+        factors[f"{name}.lora_A.weight"] = weight(2, *rest, seed=seed)
+        factors[f"{name}.lora_B.weight"] = weight(out, 2, *([1] * len(rest[1:])), seed=seed)
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    sentence = (
+        "The matrices are the updates of an adapter, which itself stores {} numbers, r (m + n) of each: {} of the"
+    )
+    whole = analyze(tmp_path, **OPTIONS)
+    assert whole.adapter_numbers == sum(tensor.numel() for tensor in factors.values()) == 86
+    assert sentence.format(86, "57%") + " 150 that sizes here" in headlines(whole)[0]
+    assert sentence.format(86, "57%") in repr(whole)
+    part = analyze(tmp_path, select="a|b", **OPTIONS)
+    assert sentence.format(48, "73%") + " 66 that sizes here" in headlines(part)[0]
+    part.save(tmp_path / "report")
+    assert Analysis.load(tmp_path / "report") == part
+    assert analyze({"a": weight(6, 5)}, **OPTIONS).adapter_numbers is None
 
 
 def test_types_that_torch_lacks_may_be_more(tmp_path):
