@@ -41,7 +41,8 @@ def compare_methods(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.", show_default="the comparison's")] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Settings tried for each method.", show_default="the comparison's")
+        int | None,
+        typer.Option(help="Settings tried for each method.", show_default="all of --search, or the comparison's"),
     ] = None,
     trial_seeds: Annotated[
         int | None,

@@ -95,7 +95,8 @@ def trainer_state(checkpoint: Path) -> dict[str, Any]:
 def best_step(state: dict[str, Any], metric: str, *, greater: bool = True) -> int | None:
     """Return the step whose evaluation has the best metric.
 
-    The first one of equals; None before the first evaluation.
+    The first one of equals; None before the first evaluation. One before the first step has no checkpoint, and does not
+    count.
 
     Parameters
     ----------
@@ -107,14 +108,14 @@ def best_step(state: dict[str, Any], metric: str, *, greater: bool = True) -> in
 
     Examples
     --------
-    >>> history = [{"step": 5, "eval_f1": 0.5}, {"step": 10, "eval_f1": 0.7}, {"step": 15, "eval_f1": 0.7}]
+    >>> history = [{"step": step, "eval_f1": f1} for step, f1 in ((0, 0.8), (5, 0.5), (10, 0.7), (15, 0.7))]
     >>> best_step({"log_history": history}, "f1")
     10
     >>> best_step({"log_history": history}, "f1", greater=False)
     5
     """
     key, sign = f"eval_{metric}", 1 if greater else -1
-    found = [(sign * line[key], -line["step"]) for line in state["log_history"] if key in line]
+    found = [(sign * line[key], -line["step"]) for line in state["log_history"] if key in line and line["step"]]
     return -max(found)[1] if found else None
 
 

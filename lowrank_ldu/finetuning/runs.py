@@ -6,7 +6,6 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.checkpoints import step_of, whole_checkpoints
 from lowrank_ldu.finetuning.configuration import RunConfig, configure
 from lowrank_ldu.finetuning.run_directory import RunDirectory
@@ -100,8 +99,6 @@ def plan_runs(
     runs = []
     for task in dict.fromkeys(tasks or recipe.tasks):
         for seed in dict.fromkeys(seeds or recipe.seeds):
-            if seed < 0:
-                raise OptionError(f"seed is {seed}; accepted: from 0 on")
             run = Run(configure(recipe, task, choice, seed=seed), out / task / f"seed-{seed}")
             RunDirectory(run.folder).check(run.config.as_dict())
             runs.append(run)

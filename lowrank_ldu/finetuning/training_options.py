@@ -43,6 +43,12 @@ _RESERVED = {
     "fsdp_config": "leave it out, the launcher says it: accelerate launch --use_fsdp --fsdp_version 2",
     "deepspeed": "leave it out, models are sharded by accelerate launch --use_fsdp --fsdp_version 2",
     "parallelism_config": "leave it out, models are sharded by accelerate launch --use_fsdp --fsdp_version 2",
+    "eval_do_concat_batches": "leave it out, metrics are of all rows",
+    "batch_eval_metrics": "leave it out, metrics are of all rows",
+    "include_for_metrics": "leave it out, metrics are of predictions and labels",
+    "eval_use_gather_object": "leave it out, predictions are tensors",
+    "optim_target_modules": "leave it out, what is trained is the method's",
+    "enable_jit_checkpoint": "leave it out, or save_steps for checkpoints between evaluations",
     "local_rank": "leave it out, accelerate sets it",
     "_n_gpu": "leave it out, accelerate sets it",
 }
@@ -56,6 +62,8 @@ _RENAMED = {
 }
 _POSITIVE = (lambda value: math.isfinite(value) and value > 0, "a positive finite number")
 _COUNT = (lambda value: value >= 1, "from 1 on")
+_FROM_ZERO = (lambda value: math.isfinite(value) and value >= 0, "a finite number from 0 on")
+_BELOW_ONE = (lambda value: 0 <= value < 1, "from 0 to below 1")
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": _POSITIVE,
     "num_train_epochs": _POSITIVE,
@@ -65,6 +73,19 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "save_total_limit": _COUNT,
     "eval_steps": _COUNT,
     "save_steps": _COUNT,
+    "eval_accumulation_steps": _COUNT,
+    "torch_empty_cache_steps": _COUNT,
+    "logging_steps": _POSITIVE,
+    "weight_decay": _FROM_ZERO,
+    "max_grad_norm": _FROM_ZERO,
+    "warmup_steps": _FROM_ZERO,
+    "eval_delay": _FROM_ZERO,
+    "neftune_noise_alpha": _FROM_ZERO,
+    "dataloader_num_workers": _FROM_ZERO,
+    "adam_epsilon": _FROM_ZERO,
+    "adam_beta1": _BELOW_ONE,
+    "adam_beta2": _BELOW_ONE,
+    "label_smoothing_factor": _BELOW_ONE,
     WARMUP_RATIO: (lambda value: 0 <= value <= 1, "from 0 to 1"),
 }
 _DEFAULTS = {"eval_strategy": "epoch", "logging_steps": 50, "save_total_limit": 2}

@@ -403,8 +403,8 @@ def test_what_shows_only_with_the_model(base, tmp_path, options, message):
 def test_reports_that_are_not_installed_and_seeds_that_are_none(base, tmp_path):
     with pytest.raises(OptionError, match="report_to is 'mlflow'; accepted: none, tensorboard, wandb, trackio"):
         run_recipe(load_recipe("glue"), tmp_path, choice(base), tasks=["sst2"], seeds=[0], report_to="mlflow")
-    with pytest.raises(OptionError, match="seed is -1; accepted: from 0 on"):
-        run(base, tmp_path, seeds=[-1])
+    with pytest.raises(OptionError, match="seed is 4294967296; accepted: 0 to 4294967295"):
+        run(base, tmp_path, seeds=[2**32])
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system counts from the start alone")
