@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lowrank_ldu.finetuning.recipe import Choice, Recipe
 
 
+FINISHED = "finished"
+
+
 @dataclass(frozen=True)
 class Run:
     """Hold a run that is to be made, and where."""
@@ -28,7 +31,7 @@ class Run:
         """Say how far the run is: "new", "from step N" or "finished"."""
         directory = RunDirectory(self.folder)
         if directory.finished() is not None:
-            return "finished"
+            return FINISHED
         whole = whole_checkpoints(directory.checkpoints)
         return f"from step {step_of(whole[-1])}" if whole else "new"
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lowrank_ldu.finetuning.comparison.entries import Entry, Selection
+    from lowrank_ldu.finetuning.configuration import RunConfig
 
 # Of a folder's name, in bytes.
 _LONGEST = 200
@@ -57,6 +58,13 @@ class Plan:
             if entry.unavailable is None:
                 for task in self.tasks:
                     yield task, entry
+
+    @property
+    def configs(self) -> Iterator[tuple[Entry, RunConfig]]:
+        """Go through what the trials of the first seed are told."""
+        for task, entry in self.pairs:
+            for setting in self.settings[task, entry.name]:
+                yield entry, self.run(task, entry, setting, self.seeds[0]).config
 
     def run(self, task: str, entry: Entry, setting: dict[str, Any], seed: int) -> Run:
         """Return a run, its options checked and its folder."""

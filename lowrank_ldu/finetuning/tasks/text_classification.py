@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.tasks.classifiers import head_modules, load_classifier
+from lowrank_ldu.finetuning.tasks.classifiers import classifier_skeleton, load_classifier, with_head
 from lowrank_ldu.finetuning.tasks.data_files import (
     LIMITS,
     data_digest,
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lowrank_ldu.finetuning.configuration import RunConfig
+    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
 
 _LABEL = "label"
+_MODEL = "AutoModelForSequenceClassification"
 _SHOWN_LABELS = 6
 
 
@@ -48,6 +50,10 @@ class TextClassification:
                 raise OptionError(f"{name} is {shown(value)}; accepted: an integer from 1 on")
         return checked
 
+    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
+        """Build the model without numbers; see `Kind.skeleton`."""
+        return classifier_skeleton(config, _MODEL, download=download)
+
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""
         task, options = self.TASKS[config.task], config.task_options
@@ -61,7 +67,7 @@ class TextClassification:
         transformers = require("transformers")
         model, tokenizer = load_classifier(
             config,
-            transformers.AutoModelForSequenceClassification,
+            getattr(transformers, _MODEL),
             lambda: transformers.AutoTokenizer.from_pretrained(config.model),
             task.labels,
         )
@@ -72,7 +78,7 @@ class TextClassification:
         metrics = regression_metrics if task.labels is None else classification_metrics
         return LoadedTask(
             model=model,
-            head=head_modules(model) if config.modules_to_save is None else config.modules_to_save,
+            head=with_head(config, model).head,
             task_type="SEQ_CLS",
             train=tokenized.pop("train"),
             validation=tokenized.pop(task.validation),
