@@ -61,6 +61,13 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     return [each for each in _checkpoints(folder) if is_whole(each)]
 
 
+def way_on(folder: Path) -> str:
+    """Say what a stopped run can go on from."""
+    if whole_checkpoints(folder):
+        return "the checkpoints before are whole, and the same command resumes"
+    return "there is no checkpoint yet, and the same command begins anew"
+
+
 def remove_incomplete(folder: Path) -> None:
     """Remove the checkpoints of a folder that are not whole."""
     for each in _checkpoints(folder):

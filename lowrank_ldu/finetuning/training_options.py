@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 import torch
 
-from lowrank_ldu.errors import OptionError
+from lowrank_ldu.errors import OptionError, UserError
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 # A run is evaluated and saved at the same moments, so that its best state is always on disk.
@@ -47,6 +48,7 @@ _RESERVED = {
     "batch_eval_metrics": "leave it out, metrics are of all rows",
     "include_for_metrics": "leave it out, metrics are of predictions and labels",
     "eval_use_gather_object": "leave it out, predictions are tensors",
+    "debug": "leave it out, a loss that is not finite stops the run",
     "optim_target_modules": "leave it out, what is trained is the method's",
     "enable_jit_checkpoint": "leave it out, or save_steps for checkpoints between evaluations",
     "local_rank": "leave it out, accelerate sets it",
@@ -87,6 +89,11 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "adam_beta2": _BELOW_ONE,
     "label_smoothing_factor": _BELOW_ONE,
     WARMUP_RATIO: (lambda value: 0 <= value <= 1, "from 0 to 1"),
+}
+_CHOICES = {
+    "eval_strategy": ("epoch", "steps", "no"),
+    # transformers takes any other word for the first.
+    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
 }
 _DEFAULTS = {"eval_strategy": "epoch", "logging_steps": 50, "save_total_limit": 2}
 
@@ -140,8 +147,11 @@ def checked_training(values: Mapping[str, Any]) -> dict[str, Any]:
     if WARMUP_RATIO in given and given.get("warmup_steps"):
         raise OptionError(f"{WARMUP_RATIO} and warmup_steps are given; accepted: one of them")
     checked = {**_DEFAULTS, **given}
-    if checked["eval_strategy"] not in {"epoch", "steps", "no"}:
-        raise OptionError(f"eval_strategy is {shown(checked['eval_strategy'])}; accepted: epoch, steps, no")
+    for name, choices in _CHOICES.items():
+        if name in checked and checked[name] not in choices:
+            raise OptionError(f"{name} is {shown(checked[name])}; accepted: {', '.join(choices)}")
+    if checked.get("dataloader_multiprocessing_context") and not checked.get("dataloader_num_workers"):
+        raise OptionError("dataloader_multiprocessing_context is for workers; accepted: with dataloader_num_workers")
     if ("eval_steps" in checked) != (checked["eval_strategy"] == "steps"):
         raise OptionError("eval_steps and eval_strategy = 'steps' belong together; accepted: both or none")
     for name, (fits, accepted) in _RANGES.items():
@@ -202,7 +212,7 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
         given.setdefault("use_cpu", True)
     # The limit counts whole checkpoints, which only the run knows.
     given.pop("save_total_limit")
-    try:
+    with refused_options():
         arguments = transformers.TrainingArguments(
             output_dir=str(folder),
             seed=seed,
@@ -215,12 +225,21 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
             save_total_limit=None,
             **given,
         )
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise OptionError(f"transformers refuses the training options: {error}") from error
     if arguments.fp16 and arguments.device.type == "cpu":
         # It would be left out in silence.
         raise OptionError("fp16 is True, and there is no GPU that it is for; accepted: fp16 = false")
     return arguments
+
+
+@contextmanager
+def refused_options() -> Iterator[None]:
+    """Turn what transformers says of the training options into an `OptionError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError, KeyError) as error:
+        raise OptionError(f"transformers refuses the training options: {' '.join(str(error).split())}") from error
 
 
 def total_steps(arguments: Any, rows: int) -> int:
@@ -235,10 +254,20 @@ def total_steps(arguments: Any, rows: int) -> int:
     Returns
     -------
     int
+
+    Raises
+    ------
+    OptionError
+        Smaller batches are left out, and there is no whole one.
     """
+    together = int(arguments.train_batch_size * arguments.world_size)
+    if arguments.dataloader_drop_last and rows < together:
+        raise OptionError(
+            f"dataloader_drop_last is True, and {rows} training rows are less than a batch of {together}; accepted: "
+            "smaller batches, or to leave it out"
+        )
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    together = int(arguments.train_batch_size * arguments.world_size)
     batches = rows // together if arguments.dataloader_drop_last else math.ceil(rows / together)
     of_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
     steps: int = math.ceil(arguments.num_train_epochs * of_epoch)

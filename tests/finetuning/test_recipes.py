@@ -210,6 +210,12 @@ def test_options_are_listed_in_one_order():
         ({"settings": {"max_grad_norm": math.nan}}, "max_grad_norm is nan; accepted: a finite number from 0 on"),
         ({"settings": {"weight_decay": math.nan}}, "weight_decay is nan; accepted: a finite number from 0 on"),
         ({"settings": {"label_smoothing_factor": 7}}, "label_smoothing_factor is 7.0; accepted: from 0 to below 1"),
+        ({"settings": {"debug": "underflow_overflow"}}, "debug is set by the run itself; accepted: leave it out"),
+        (
+            {"settings": {"train_sampling_strategy": "x"}},
+            "train_sampling_strategy is 'x'; accepted: random, seq",
+        ),
+        ({"settings": {"dataloader_multiprocessing_context": "fork"}}, "accepted: with dataloader_num_workers"),
         ({"settings": {"adam_beta1": 1.0}}, "adam_beta1 is 1.0; accepted: from 0 to below 1"),
         ({"seed": 2**32}, "seed is 4294967296; accepted: 0 to 4294967295"),
         ({"seed": -1}, "seed is -1; accepted: 0 to 4294967295"),

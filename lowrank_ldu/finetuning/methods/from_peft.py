@@ -10,6 +10,7 @@ from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepare
 from lowrank_ldu.finetuning.methods.modules import check_targets, whole_modules
 from lowrank_ldu.finetuning.methods.options import (
     as_option_errors,
+    check_finite,
     check_names,
     check_ranges,
     converted,
@@ -114,6 +115,7 @@ class PeftMethod(Method):
         defaults = of_peft | {name: value for name, value in self.defaults.items() if name in of_peft}
         check_names(self.name, given, defaults, why)
         options = defaults | converted(config, given)
+        check_finite(options)
         check_ranges(options, self.least, self.choices)
         with as_option_errors(f"method {self.name!r}", quiet=True):
             self.config(options)
