@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import readable_errors
-from lowrank_ldu.cli.options import Data, Model, ReportTo, Settings, TaskNames, Variant, check_report
+from lowrank_ldu.cli.options import Data, Model, ReportTo, Settings, TaskNames, Variant, check_report, tell_unchecked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,8 @@ def compare_methods(
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of seeds.", show_default="the comparison's")] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Settings tried for each method.", show_default="the comparison's")
+        int | None,
+        typer.Option(help="Settings tried for each method.", show_default="all of --search, or the comparison's"),
     ] = None,
     trial_seeds: Annotated[
         int | None,
@@ -69,7 +70,7 @@ def compare_methods(
         bool, typer.Option("--finished", help="Train nothing; write the tables of what is finished.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, list the entries, and train none.")
+        bool, typer.Option("--dry-run", help="Check options, targets and ranks, list the entries, and train none.")
     ] = False,
 ) -> None:
     """Compare methods of fine-tuning on a recipe's tasks.
@@ -98,6 +99,7 @@ def compare_methods(
             loaded, folder, selection, chosen, tasks=task or [], seeds=seeds, trials=trials, trial_seeds=trial_seeds
         )
         if dry_run:
+            tell_unchecked((f"entry {entry.name}: ", config) for entry, config in plan.configs)
             _show_plan(plan)
             return
         tell = (lambda line: say(line, err=True)) if is_first() and not finished else None

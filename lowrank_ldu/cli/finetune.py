@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lowrank_ldu.cli.console import SafeConsole, say
 from lowrank_ldu.cli.errors import fail, readable_errors
-from lowrank_ldu.cli.options import Data, Model, ReportTo, Settings, TaskNames, Variant, check_report
+from lowrank_ldu.cli.options import Data, Model, ReportTo, Settings, TaskNames, Variant, check_report, tell_unchecked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ def finetune(
     out: Annotated[Path | None, typer.Option(help="Folder for the runs.", show_default=f"one in {_RUNS}")] = None,
     report_to: ReportTo = "none",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, list the runs, and train none.")
+        bool, typer.Option("--dry-run", help="Check options, targets and ranks, list the runs, and train none.")
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List recipes and methods, and exit.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe's file, and exit.")] = False,
@@ -91,7 +91,9 @@ def _run(
     names = [recipe.name, *([resolved.variant] if resolved.variant else []), resolved.method]
     folder = out or Path(_RUNS) / "-".join(names)
     if dry_run:
-        _show_plan(plan_runs(recipe, folder, chosen, tasks=tasks, seeds=seeds))
+        runs = plan_runs(recipe, folder, chosen, tasks=tasks, seeds=seeds)
+        tell_unchecked(("", run.config) for run in runs)
+        _show_plan(runs)
         return
     # Of several processes the first one speaks.
     tell = (lambda line: say(line, err=True)) if is_first() and not sys.stderr.isatty() else None

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
+from lowrank_ldu.cli.console import say
 from lowrank_ldu.cli.errors import fail
 from lowrank_ldu.decomposition import PIVOTING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from lowrank_ldu.analysis import CompareOptions, SurveyOptions
     from lowrank_ldu.decomposition import Pivoting
+    from lowrank_ldu.finetuning.configuration import RunConfig
 
 _Options = TypeVar("_Options", "SurveyOptions", "CompareOptions")
 
@@ -130,6 +132,14 @@ def check_report(report_to: str) -> None:
     """Refuse a word that is none of `REPORTS`."""
     if report_to not in REPORTS:
         fail(f"--report-to is {report_to!r}; accepted: {', '.join(REPORTS)}")
+
+
+def tell_unchecked(configs: Iterable[tuple[str, RunConfig]]) -> None:
+    """Check targets and ranks of a dry run, and name models that cannot be looked at without their files."""
+    from lowrank_ldu.finetuning.model_check import check_models  # noqa: PLC0415  # slow to import
+
+    for model in check_models(configs, download=False):
+        say(f"not checked: targets and ranks on {model}, whose layers are known when a run begins", err=True)
 
 
 def options_of(

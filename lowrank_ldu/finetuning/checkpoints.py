@@ -61,6 +61,13 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     return [each for each in _checkpoints(folder) if is_whole(each)]
 
 
+def way_on(folder: Path) -> str:
+    """Say what a stopped run can go on from."""
+    if whole_checkpoints(folder):
+        return "the checkpoints before are whole, and the same command resumes"
+    return "there is no checkpoint yet, and the same command begins anew"
+
+
 def remove_incomplete(folder: Path) -> None:
     """Remove the checkpoints of a folder that are not whole."""
     for each in _checkpoints(folder):
@@ -95,7 +102,8 @@ def trainer_state(checkpoint: Path) -> dict[str, Any]:
 def best_step(state: dict[str, Any], metric: str, *, greater: bool = True) -> int | None:
     """Return the step whose evaluation has the best metric.
 
-    The first one of equals; None before the first evaluation.
+    The first one of equals; None before the first evaluation. One before the first step has no checkpoint, and does not
+    count.
 
     Parameters
     ----------
@@ -107,14 +115,14 @@ def best_step(state: dict[str, Any], metric: str, *, greater: bool = True) -> in
 
     Examples
     --------
-    >>> history = [{"step": 5, "eval_f1": 0.5}, {"step": 10, "eval_f1": 0.7}, {"step": 15, "eval_f1": 0.7}]
+    >>> history = [{"step": step, "eval_f1": f1} for step, f1 in ((0, 0.8), (5, 0.5), (10, 0.7), (15, 0.7))]
     >>> best_step({"log_history": history}, "f1")
     10
     >>> best_step({"log_history": history}, "f1", greater=False)
     5
     """
     key, sign = f"eval_{metric}", 1 if greater else -1
-    found = [(sign * line[key], -line["step"]) for line in state["log_history"] if key in line]
+    found = [(sign * line[key], -line["step"]) for line in state["log_history"] if key in line and line["step"]]
     return -max(found)[1] if found else None
 
 

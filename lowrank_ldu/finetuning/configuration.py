@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.methods import get_method
-from lowrank_ldu.finetuning.recipe import Choice, Recipe, resolve
+from lowrank_ldu.finetuning.recipe import Choice, Recipe, check_seed, resolve
 from lowrank_ldu.finetuning.tasks import get_kind
 from lowrank_ldu.finetuning.training_options import checked_training, refuse_reserved, training_names
 from lowrank_ldu.validation import check_count, is_several, shown
@@ -91,14 +91,16 @@ def configure(recipe: Recipe, task: str, choice: Choice, *, seed: int) -> RunCon
     Raises
     ------
     OptionError
-        A key is unknown, of another type, or of no use to the method; the message names the nearest one.
+        A key is unknown, of another type, or of no use to the method; the message names the nearest one. Or the seed is
+        out of range.
     """
+    check_seed(seed)
     resolved = resolve(recipe, task, choice)
     kind, method = get_kind(recipe.kind), get_method(resolved.method)
     values = dict(resolved.values)
     refuse_reserved(values)
-    of_training = {name: values.pop(name) for name in training_names() & values.keys()}
-    of_task = {name: values.pop(name) for name in kind.OPTIONS.keys() & values.keys()}
+    of_training = {name: values.pop(name) for name in sorted(training_names() & values.keys())}
+    of_task = {name: values.pop(name) for name in kind.OPTIONS if name in values}
     of_model = {name: values.pop(name) for name in _OF_MODEL if name in values}
     known = [*training_names(), *kind.OPTIONS, *_OF_MODEL]
     for name in values:

@@ -20,6 +20,18 @@ _TABLES = ("tasks", "variants", "methods", "comparisons", "paper")
 _TEXTS = ("title", "kind", "source", "model", "data", "method", "variant")
 _OF_RECIPE = (*_TEXTS, "seeds")
 _OF_OVERLAY = ("about", "methods", "model", "data", "method")
+# What says the same in another way, or is of no use without its partner.
+_REPLACED: Mapping[str, tuple[str, ...]] = {
+    "warmup_ratio": ("warmup_steps",),
+    "warmup_steps": ("warmup_ratio",),
+    "num_train_epochs": ("max_steps",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "activation_checkpointing": ("gradient_checkpointing",),
+    "gradient_checkpointing_kwargs": ("activation_checkpointing_kwargs",),
+    "activation_checkpointing_kwargs": ("gradient_checkpointing_kwargs",),
+}
+# Of numpy's generator, which every run sets.
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -176,7 +188,10 @@ def _check(table: Mapping[str, Any], where: str) -> None:
         if name in table and not isinstance(table[name], str):
             raise OptionError(f"{where}: {name} is {shown(table[name])}; accepted: a string")
     if not _seeds_of(table.get("seeds")):
-        raise OptionError(f"{where}: seeds is {shown(table.get('seeds'))}; accepted: a list of different integers >= 0")
+        raise OptionError(
+            f"{where}: seeds is {shown(table.get('seeds'))}; accepted: a list of different integers from 0 to "
+            f"{LARGEST_SEED}"
+        )
     if not table.get("tasks"):
         raise OptionError(f"{where}: has no [tasks.NAME]; accepted: a recipe with one task at least")
     for name in _TABLES:
@@ -192,7 +207,7 @@ def _seeds_of(value: object) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in value)
+        and all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= LARGEST_SEED for seed in value)
         and len(set(value)) == len(value)
     )
 
@@ -245,9 +260,42 @@ def resolve(recipe: Recipe, task: str, choice: Choice) -> Resolved:
         of_variant.get("methods", {}).get(method, {}),
         choice.settings,
     )
-    values = {name: value for layer in layers for name, value in layer.items() if name not in _OF_OVERLAY}
+    values = {name: value for name, value in layered(*layers).items() if name not in _OF_OVERLAY}
     data = choice.data or chosen.get("data")
     return Resolved(task, variant, method, str(choice.model or chosen["model"]), data, values)
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Put settings together, of which later ones replace earlier ones.
+
+    A later key also takes the place of an earlier one that says the same in another way. Where one layer has both, both
+    stay, to be refused.
+
+    Examples
+    --------
+    >>> layered({"warmup_ratio": 0.06, "r": 8}, {"warmup_steps": 10}, {"r": 4})
+    {'r': 4, 'warmup_steps': 10}
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        replaced = {other for name in layer for other in _REPLACED.get(name, ())}
+        # The steps between evaluations are of no use where these are by epochs.
+        if layer.get("eval_strategy", "steps") != "steps":
+            replaced.add("eval_steps")
+        values = {name: value for name, value in values.items() if name not in replaced} | dict(layer)
+    return values
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not all generators take.
+
+    Raises
+    ------
+    OptionError
+        The message names the seed.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise OptionError(f"seed is {seed}; accepted: 0 to {LARGEST_SEED}")
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

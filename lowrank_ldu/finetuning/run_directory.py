@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save
 
 from lowrank_ldu.errors import OutputError, RunDirectoryError
 from lowrank_ldu.files import replace_file
+from lowrank_ldu.finetuning.checkpoints import way_on
 from lowrank_ldu.finetuning.configuration import differences
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.validation import shown
@@ -226,8 +227,7 @@ class RunDirectory:
             if error.errno not in _NO_MORE:
                 raise
             raise OutputError(
-                f"{self.path}: cannot be written ({error.strerror}); its checkpoints are whole, and the same command "
-                "resumes"
+                f"{self.path}: cannot be written ({error.strerror}); {way_on(self.checkpoints)}"
             ) from error
 
     def _refuse(self, found: list[str], what: str) -> None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.model_check import check_models
 from lowrank_ldu.finetuning.processes import is_first
 from lowrank_ldu.finetuning.recipe import Choice
 from lowrank_ldu.finetuning.run_directory import NOT_EVALUATED, RunDirectory
-from lowrank_ldu.finetuning.runs import Result, Run, plan_runs
+from lowrank_ldu.finetuning.runs import FINISHED, Result, Run, plan_runs
 from lowrank_ldu.finetuning.training import Training
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def run_recipe(
         What is given cannot be used, or training cannot go on.
     """
     runs = plan_runs(recipe, out, choice or Choice(), tasks=tasks, seeds=seeds)
+    check_models((("", run.config) for run in runs if run.state() != FINISHED), download=True)
     return [train(run, report_to=report_to, tests=tests, tell=tell) for run in runs]
 
 

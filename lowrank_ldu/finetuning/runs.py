@@ -6,7 +6,6 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.checkpoints import step_of, whole_checkpoints
 from lowrank_ldu.finetuning.configuration import RunConfig, configure
 from lowrank_ldu.finetuning.run_directory import RunDirectory
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lowrank_ldu.finetuning.recipe import Choice, Recipe
+
+
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Run:
         """Say how far the run is: "new", "from step N" or "finished"."""
         directory = RunDirectory(self.folder)
         if directory.finished() is not None:
-            return "finished"
+            return FINISHED
         whole = whole_checkpoints(directory.checkpoints)
         return f"from step {step_of(whole[-1])}" if whole else "new"
 
@@ -100,8 +102,6 @@ def plan_runs(
     runs = []
     for task in dict.fromkeys(tasks or recipe.tasks):
         for seed in dict.fromkeys(seeds or recipe.seeds):
-            if seed < 0:
-                raise OptionError(f"seed is {seed}; accepted: from 0 on")
             run = Run(configure(recipe, task, choice, seed=seed), out / task / f"seed-{seed}")
             RunDirectory(run.folder).check(run.config.as_dict())
             runs.append(run)

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
 from lowrank_ldu.errors import DivergenceError, OutputError, TrainingError
-from lowrank_ldu.finetuning.checkpoints import best_step, keep_latest, mark_whole, unmark
+from lowrank_ldu.finetuning.checkpoints import best_step, keep_latest, mark_whole, unmark, way_on
 from lowrank_ldu.finetuning.sharding import layer_classes, save_optimizer, sharded, take_over_from_first, units
 from lowrank_ldu.finetuning.trained import (
     load_trained,
@@ -23,7 +23,7 @@ from lowrank_ldu.finetuning.trained import (
     save_trained,
     without_gradient,
 )
-from lowrank_ldu.finetuning.training_options import WARMUP_RATIO
+from lowrank_ldu.finetuning.training_options import WARMUP_RATIO, refused_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # Of a process and its machine, and not of the run.
 _TIMES = ("_runtime", "_per_second", "total_flos", "train_loss")
+_OF_ARCHIVE = "inline_container"
 # Steps in which each parameter is to have a gradient once.
 _WATCHED = 3
 
@@ -69,7 +70,8 @@ class RecipeTrainer(Trainer):
         self._loss = loss
         self._warmup_ratio = options.get(WARMUP_RATIO)
         self._head_learning_rate = head_learning_rate
-        super().__init__(prepared.model, **others)
+        with refused_options():
+            super().__init__(prepared.model, **others)
         # It is taken to count them if its forward takes any keyword. The loss of classifiers then is the sum over
         # accumulated batches and processes.
         self.model_accepts_loss_kwargs = counts_items
@@ -100,11 +102,12 @@ class RecipeTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimizer, with the method's groups of parameters."""
         if self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model if model is None else model)  # type: ignore[arg-type]  # any module
             groups = self._prepared.parameter_groups(
                 self.args.learning_rate, head_lr=self._head_learning_rate, weight_decay=self.args.weight_decay
             )
-            self.optimizer = kind(groups, **options)
+            with refused_options():
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model if model is None else model)  # type: ignore[arg-type]  # any module
+                self.optimizer = kind(groups, **options)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
@@ -112,7 +115,8 @@ class RecipeTrainer(Trainer):
         """Make the schedule; the warm-up is a part of all steps where the recipe says so."""
         if self._warmup_ratio is not None:
             self.args.warmup_steps = math.ceil(self._warmup_ratio * num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
+        with refused_options():
+            return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
         """Compute the loss of a batch, by the task's own function where it has one."""
@@ -147,7 +151,7 @@ class RecipeTrainer(Trainer):
         if not torch.isfinite(loss).all():
             raise DivergenceError(
                 f"the loss is {loss.float().mean().item()} in step {self.state.global_step + 1}; accepted: a smaller "
-                "learning_rate, more warm-up, or bf16 instead of fp16; the checkpoints before are kept"
+                f"learning_rate, more warm-up, or bf16 instead of fp16; {way_on(self._folder)}"
             )
         return loss
 
@@ -178,12 +182,20 @@ class RecipeTrainer(Trainer):
                 mark_whole(folder)
         # The second and third are what torch and safetensors say of a full disk.
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise OutputError(
-                f"{folder}: cannot be written ({error}); the checkpoints before are whole, and the same command resumes"
-            ) from error
+            raise OutputError(f"{folder}: cannot be written ({_reason(error)}); {way_on(self._folder)}") from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
         load_trained(self._prepared, Path(resume_from_checkpoint))
+
+
+def _reason(error: Exception) -> str:
+    """Return why a file cannot be written, in words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # torch's writer of archives says where it stood, and not what the system said.
+    if _OF_ARCHIVE in str(error):
+        return "no space is left, or the file is larger than is allowed"
+    return " ".join(str(error).split())
 
 
 class RunCallback(TrainerCallback):

@@ -6,13 +6,21 @@ import contextlib
 import math
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lowrank_ldu.errors import OptionError, RunDirectoryError, TrainingError, UserError
 from lowrank_ldu.files import whole_folder
-from lowrank_ldu.finetuning.checkpoints import best_step, remove_incomplete, step_of, trainer_state, whole_checkpoints
+from lowrank_ldu.finetuning.checkpoints import (
+    best_step,
+    remove_incomplete,
+    step_of,
+    trainer_state,
+    way_on,
+    whole_checkpoints,
+)
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.head import kept_head, train_head
 from lowrank_ldu.finetuning.manifest import describe_start, peak_memory, reset_peak_memory, weights_digest
@@ -26,7 +34,6 @@ from lowrank_ldu.finetuning.training_options import total_steps, training_argume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from lowrank_ldu.finetuning.configuration import RunConfig
 
@@ -228,7 +235,7 @@ def _go_on(trainer: Any, whole: Sequence[Path]) -> None:
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             "the GPU's memory is too small for a step; accepted: a smaller per_device_train_batch_size with more "
-            "gradient_accumulation_steps, bf16, or gradient_checkpointing; the checkpoints before are kept"
+            f"gradient_accumulation_steps, bf16, or gradient_checkpointing; {way_on(Path(trainer.args.output_dir))}"
         ) from error
 
 

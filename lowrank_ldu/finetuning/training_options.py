@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 import torch
 
-from lowrank_ldu.errors import OptionError
+from lowrank_ldu.errors import OptionError, UserError
 from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 # A run is evaluated and saved at the same moments, so that its best state is always on disk.
@@ -43,6 +44,13 @@ _RESERVED = {
     "fsdp_config": "leave it out, the launcher says it: accelerate launch --use_fsdp --fsdp_version 2",
     "deepspeed": "leave it out, models are sharded by accelerate launch --use_fsdp --fsdp_version 2",
     "parallelism_config": "leave it out, models are sharded by accelerate launch --use_fsdp --fsdp_version 2",
+    "eval_do_concat_batches": "leave it out, metrics are of all rows",
+    "batch_eval_metrics": "leave it out, metrics are of all rows",
+    "include_for_metrics": "leave it out, metrics are of predictions and labels",
+    "eval_use_gather_object": "leave it out, predictions are tensors",
+    "debug": "leave it out, a loss that is not finite stops the run",
+    "optim_target_modules": "leave it out, what is trained is the method's",
+    "enable_jit_checkpoint": "leave it out, or save_steps for checkpoints between evaluations",
     "local_rank": "leave it out, accelerate sets it",
     "_n_gpu": "leave it out, accelerate sets it",
 }
@@ -56,6 +64,8 @@ _RENAMED = {
 }
 _POSITIVE = (lambda value: math.isfinite(value) and value > 0, "a positive finite number")
 _COUNT = (lambda value: value >= 1, "from 1 on")
+_FROM_ZERO = (lambda value: math.isfinite(value) and value >= 0, "a finite number from 0 on")
+_BELOW_ONE = (lambda value: 0 <= value < 1, "from 0 to below 1")
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": _POSITIVE,
     "num_train_epochs": _POSITIVE,
@@ -65,7 +75,25 @@ _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "save_total_limit": _COUNT,
     "eval_steps": _COUNT,
     "save_steps": _COUNT,
+    "eval_accumulation_steps": _COUNT,
+    "torch_empty_cache_steps": _COUNT,
+    "logging_steps": _POSITIVE,
+    "weight_decay": _FROM_ZERO,
+    "max_grad_norm": _FROM_ZERO,
+    "warmup_steps": _FROM_ZERO,
+    "eval_delay": _FROM_ZERO,
+    "neftune_noise_alpha": _FROM_ZERO,
+    "dataloader_num_workers": _FROM_ZERO,
+    "adam_epsilon": _FROM_ZERO,
+    "adam_beta1": _BELOW_ONE,
+    "adam_beta2": _BELOW_ONE,
+    "label_smoothing_factor": _BELOW_ONE,
     WARMUP_RATIO: (lambda value: 0 <= value <= 1, "from 0 to 1"),
+}
+_CHOICES = {
+    "eval_strategy": ("epoch", "steps", "no"),
+    # transformers takes any other word for the first.
+    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
 }
 _DEFAULTS = {"eval_strategy": "epoch", "logging_steps": 50, "save_total_limit": 2}
 
@@ -119,8 +147,11 @@ def checked_training(values: Mapping[str, Any]) -> dict[str, Any]:
     if WARMUP_RATIO in given and given.get("warmup_steps"):
         raise OptionError(f"{WARMUP_RATIO} and warmup_steps are given; accepted: one of them")
     checked = {**_DEFAULTS, **given}
-    if checked["eval_strategy"] not in {"epoch", "steps", "no"}:
-        raise OptionError(f"eval_strategy is {shown(checked['eval_strategy'])}; accepted: epoch, steps, no")
+    for name, choices in _CHOICES.items():
+        if name in checked and checked[name] not in choices:
+            raise OptionError(f"{name} is {shown(checked[name])}; accepted: {', '.join(choices)}")
+    if checked.get("dataloader_multiprocessing_context") and not checked.get("dataloader_num_workers"):
+        raise OptionError("dataloader_multiprocessing_context is for workers; accepted: with dataloader_num_workers")
     if ("eval_steps" in checked) != (checked["eval_strategy"] == "steps"):
         raise OptionError("eval_steps and eval_strategy = 'steps' belong together; accepted: both or none")
     for name, (fits, accepted) in _RANGES.items():
@@ -181,7 +212,7 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
         given.setdefault("use_cpu", True)
     # The limit counts whole checkpoints, which only the run knows.
     given.pop("save_total_limit")
-    try:
+    with refused_options():
         arguments = transformers.TrainingArguments(
             output_dir=str(folder),
             seed=seed,
@@ -194,12 +225,21 @@ def training_arguments(values: Mapping[str, Any], folder: Path, *, seed: int, re
             save_total_limit=None,
             **given,
         )
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise OptionError(f"transformers refuses the training options: {error}") from error
     if arguments.fp16 and arguments.device.type == "cpu":
         # It would be left out in silence.
         raise OptionError("fp16 is True, and there is no GPU that it is for; accepted: fp16 = false")
     return arguments
+
+
+@contextmanager
+def refused_options() -> Iterator[None]:
+    """Turn what transformers says of the training options into an `OptionError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ImportError, RuntimeError, KeyError) as error:
+        raise OptionError(f"transformers refuses the training options: {' '.join(str(error).split())}") from error
 
 
 def total_steps(arguments: Any, rows: int) -> int:
@@ -214,10 +254,20 @@ def total_steps(arguments: Any, rows: int) -> int:
     Returns
     -------
     int
+
+    Raises
+    ------
+    OptionError
+        Smaller batches are left out, and there is no whole one.
     """
+    together = int(arguments.train_batch_size * arguments.world_size)
+    if arguments.dataloader_drop_last and rows < together:
+        raise OptionError(
+            f"dataloader_drop_last is True, and {rows} training rows are less than a batch of {together}; accepted: "
+            "smaller batches, or to leave it out"
+        )
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    together = int(arguments.train_batch_size * arguments.world_size)
     batches = rows // together if arguments.dataloader_drop_last else math.ceil(rows / together)
     of_epoch = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
     steps: int = math.ceil(arguments.num_train_epochs * of_epoch)

@@ -252,15 +252,29 @@ class LolduModel(BaseTuner):  # type: ignore[misc]  # peft has no types
         try:
             yield
         except ValueError:
-            self._check_ranks(config)
+            self.check_ranks(self.model, config)
             raise
 
-    def _check_ranks(self, config: LolduConfig) -> None:
+    @classmethod
+    def check_ranks(cls, model: nn.Module, config: LolduConfig) -> None:
+        """Refuse targets that are too small for their rank, and name them all.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Only its layers' sizes are looked at: it may be on the meta device.
+        config : LolduConfig
+            With target_modules.
+
+        Raises
+        ------
+        ValueError
+        """
         layers: dict[str, tuple[nn.Module, int | None]] = {}
-        for place, module in self.model.named_modules():
-            name, adapted = plain_name(place, self.model), isinstance(module, LolduLayer)
+        for place, module in model.named_modules():
+            name, adapted = plain_name(place, model), isinstance(module, LolduLayer)
             inside = name.rpartition(".")[0] in layers  # the base layer of one
-            if (adapted or supports(module)) and not inside and self._check_target_module_exists(config, name):
+            if (adapted or supports(module)) and not inside and cls._check_target_module_exists(config, name):
                 base = module.get_base_layer() if adapted else module
                 layers[name] = base, _for_layer(config.rank_pattern, name, config.r)
         check_limits(layers, _WAYS_OUT)

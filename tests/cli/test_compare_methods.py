@@ -101,6 +101,8 @@ def test_further_figures_have_a_table_that_fits_a_terminal(base, tmp_path, monke
     [
         (["--methods", "lorra"], "method is 'lorra'; accepted: lora"),
         (["--set", "learning_rat=1"], "learning_rat is no option of recipe glue; accepted: learning_rate"),
+        (["--methods", "loldu"], "entry loldu: method 'loldu': layers 'roberta.encoder.layer.0."),
+        (["--methods", "loldu", "--dry-run"], "rank is 768; accepted: an integer from 1 to 16"),
         (["--search", "r=2"], "search of r is 2; accepted: a list of values"),
         (["--search", "r=[1,2]", "--trials", "3"], "trials is 3, and the search of lora has 2 points"),
         (["--comparison", "sizes"], "comparison is 'sizes'; accepted: none, recipe glue has none"),

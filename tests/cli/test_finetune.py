@@ -60,7 +60,12 @@ def test_a_dry_run_lists_what_would_be_run_and_leaves_nothing(base, tmp_path, mo
     ]
     assert "  method_options.r = 2\n" in result.output
     assert not list(tmp_path.iterdir())
-    result = finetune("glue", "--dry-run", "--task", "cola")
+    # Layers are looked at where the model is at hand.
+    targets = finetune(*words(base, "out", "--dry-run", "--set", 'target_modules=["nope"]'))
+    assert (targets.exit_code, targets.stdout) == (2, "")
+    assert targets.stderr.startswith("error: target 'nope' matches no module; layers of this model that it could match")
+    result = finetune("glue", "--dry-run", "--task", "cola", "--model", "nobody/nothing")
+    assert "not checked: targets and ranks on nobody/nothing, whose layers" in result.stderr
     assert "seed 4, new: lowrank-ldu-runs/glue-table7-loldu/cola/seed-4" in result.output
 
 
@@ -95,7 +100,7 @@ def test_tasks_and_seeds_are_run_and_summed_up(base, tmp_path, monkeypatch):
         (("glue", "--set", "learning_rat=1"), "learning_rat is no option of recipe glue; accepted: learning_rate"),
         (("glue", "--set", "learning_rate"), "setting is 'learning_rate'; accepted: KEY=VALUE"),
         (("glue", "--report-to", "paper"), "--report-to is 'paper'; accepted: none, tensorboard, wandb, trackio"),
-        (("glue", "--seed", "-1"), "seed is -1; accepted: from 0 on"),
+        (("glue", "--seed", "-1"), "seed is -1; accepted: 0 to 4294967295"),
         (("glue", "--model", "nobody/nothing", "--data", "nobody/nothing"), "data is 'nobody/nothing': neither"),
     ],
 )

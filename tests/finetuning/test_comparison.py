@@ -280,7 +280,7 @@ def test_methods_of_no_comparison_are_compared_by_their_names():
         ("loldu", "LoLDU", 81.3),
         ("lora", "LoRA", 78.4),
     ]
-    assert (selection.reference, selection.trials, selection.seeds) == ("lora", 1, None)
+    assert (selection.reference, selection.trials, selection.seeds) == ("lora", None, None)
 
 
 def test_a_plain_method_has_what_counts_for_the_first_comparison(recipe):
@@ -315,6 +315,42 @@ def test_a_search_of_ones_own_is_a_grid(recipe):
         trial_settings(recipe, "mnli", entry, Choice(), 5)
     with pytest.raises(OptionError, match=r"search of r is 3; accepted: a list of values"):
         selection.searching({"r": 3})
+
+
+def told_of_trials(plan):
+    from lowrank_ldu.finetuning.comparison.report import _trials_told
+
+    return _trials_told(plan)
+
+
+def test_every_value_of_a_search_is_tried_and_the_table_tells_how_many(recipe, tmp_path):
+    rates = {"learning_rate": [1e-3, 1e-2, 1e-1]}
+    whole = select_entries(recipe, ["lora-1", "head"]).searching(rates)
+    # The comparison's two trials are of another search.
+    plan = plan_comparison(recipe, tmp_path, whole, tasks=["mnli"])
+    assert sorted(each["learning_rate"] for each in plan.settings["mnli", "lora-1"]) == rates["learning_rate"]
+    assert told_of_trials(plan).startswith(
+        "Each method was tried with 3 settings (of a search, all settings) and one s"
+    )
+    two = plan_comparison(recipe, tmp_path, whole, tasks=["mnli"], trials=2)
+    assert "with 2 settings (of a search, 2 of 3 settings, drawn with a fixed seed) and" in told_of_trials(two)
+    one = plan_comparison(recipe, tmp_path, whole, tasks=["mnli"], trials=1)
+    assert told_of_trials(one) == "Settings are the recipe's; of a search, 1 of 3 settings, drawn with a fixed seed."
+    single = plan_comparison(recipe, tmp_path, whole.searching({"learning_rate": [0.1]}), tasks=["mnli"])
+    assert (single.trials, told_of_trials(single)) == (1, "Settings are the recipe's; of a search, all settings.")
+    chosen = Choice(settings={"num_train_epochs": 1})
+    plain = plan_of(recipe, tmp_path, ["lora-1"], trials=1, choice=chosen)
+    assert told_of_trials(plain) == "Settings are the recipe's. Set for all: num_train_epochs = 1."
+
+
+def test_a_comparison_without_a_number_of_trials_has_those_of_its_searches(recipe, tmp_path):
+    entries = {"a": {"method": "lora", "search": {"r": [1, 2, 3]}}, "b": {"method": "lora"}}
+    own = variant(recipe, entries, sweep=None, trials=None)
+    plan = plan_of(own, tmp_path)
+    assert [len(plan.settings["mnli", name]) for name in ("a", "b")] == [3, 3]
+    entries["b"]["search"] = {"r": [1, 2]}
+    with pytest.raises(OptionError, match=r"trials is not given, and .* \(2 of b, 3 of a\); accepted: 1 to 2"):
+        plan_of(variant(recipe, entries, sweep=None, trials=None), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -374,6 +410,7 @@ def test_comparisons_of_shipped_recipes_can_be_planned(name, comparison, tmp_pat
 def variant(recipe, entries=None, **changes):
     """The recipe with another comparison."""
     table = {**recipe.table["comparisons"]["ranks"], **changes}
+    table = {name: value for name, value in table.items() if value is not None}
     if entries is not None:
         table["entries"] = entries
         table["reference"] = next(iter(entries))

@@ -165,6 +165,11 @@ def deep(folder):
     Image.fromarray(np.full((16, 16), 40_000, dtype=np.uint16)).save(path)
 
 
+def nulled(column):
+    rows = rows_of()
+    return rows.map(lambda row, place: {column: None if place == 2 else row[column]}, with_indices=True)
+
+
 def masked():
     masks = rows_of().select_columns(["image"]).rename_column("image", "mask")
     return datasets.concatenate_datasets([rows_of(), masks], axis=1)
@@ -217,6 +222,17 @@ def masked():
         (broken(lambda _: b"no image"), {}, r"002.jpg\) cannot be used \(of no format that PIL knows\)"),
         (deep, {}, r"002.png\) cannot be used \(mode I;16\); accepted: whole image files of 8 bits"),
         (lambda f: save_images(f, labels=("one",), train=3), {}, "split 'train' has no column label, but image"),
+        (
+            lambda f: saved(f, train=nulled("image")),
+            {},
+            r"image \d of the train images cannot be used \(it is null\)",
+        ),
+        (lambda f: saved(f, train=nulled("label")), {}, "the train images have labels None; accepted: 'blue', 'green'"),
+        (
+            lambda f: saved(f, train=rows_of().remove_columns("label").add_column("label", [[0]] * 12)),
+            {},
+            r"split 'train' has labels \[0\]; accepted: integers or strings",
+        ),
         (lambda f: f.mkdir(), {}, "cannot be read as images .*; accepted: SPLIT/LABEL/IMAGE"),
         (lambda f: f.write_bytes(b""), {}, "data, a file; accepted: a folder"),
         (lambda _: None, {}, "neither a folder nor a set that the hub gives"),

@@ -1,5 +1,6 @@
 """What methods say of options and requests that they cannot use."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_rank_zero(name):
         ("fourierft", {"n_frequency": 0}, "n_frequency is 0; accepted: an integer from 1 on"),
         ("tinylora", {"init_weights": False}, "init_weights is False; accepted: True, 'uniform'"),
         ("unilora", {"theta_d_length": -1}, "theta_d_length is -1"),
+        ("fourierft", {"scaling": math.nan}, "scaling is nan; accepted: a finite number"),
         ("melora", {"n": 0}, "n is 0; accepted: an integer from 1 on"),
         ("melora", {"lora_alpha": 0}, "lora_alpha is 0; accepted: a positive finite number"),
         ("loldu", {"pivoting": "some"}, "pivoting is 'some'; accepted: 'partial'"),

@@ -55,6 +55,11 @@ def test_a_set_on_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {("o/n", "train"): rows}[name, split])
     (found,) = read("o/n", None)
     assert (found.prompt, found.image.getpixel((1, 1))) == ("a bird", (9, 8, 7))
+    for column, accepted in (("image", "an image"), ("text", "text")):
+        wrong = rows.remove_columns(column).add_column(column, [None if column == "image" else 3])
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split, wrong=wrong: wrong)
+        with pytest.raises(OptionError, match=f"o/n: {column} of row 0 is (None|3); accepted: {accepted}"):
+            read("o/n")
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows.remove_columns("image"))
     with pytest.raises(OptionError, match="o/n: has no column 'image', but text"):
         read("o/n")

@@ -1,14 +1,18 @@
 """Recipes: what ships, how tables are put together, and what is refused."""
 
+import math
 import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 
 import pytest
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning import METHODS, Choice, list_recipes, load_recipe
+from lowrank_ldu.finetuning.comparison import select_entries
+from lowrank_ldu.finetuning.comparison.trials import chosen_by
 from lowrank_ldu.finetuning.configuration import configure, differences
 from lowrank_ldu.finetuning.recipe import parse_setting, resolve
 from lowrank_ldu.finetuning.tasks.image_tasks import IMAGE_TASKS
@@ -150,6 +154,33 @@ def test_later_tables_replace_earlier_ones(tmp_path):
     assert own.training["weight_decay"] == 0.1
 
 
+def test_what_is_set_takes_the_place_of_what_says_the_same_in_another_way():
+    def training(recipe, settings):
+        return configured(recipe, settings=settings).training
+
+    steps = training("glue", {"warmup_steps": 5})
+    assert (steps["warmup_steps"], steps.keys() & {"warmup_ratio"}) == (5, set())
+    ratio = training("image-classification", {"warmup_ratio": 0.1})
+    assert (ratio["warmup_ratio"], ratio.keys() & {"warmup_steps"}) == (0.1, set())
+    # The number of steps would outdo that of epochs.
+    epochs = training("text-to-image", {"num_train_epochs": 2})
+    assert (epochs["num_train_epochs"], epochs.keys() & {"max_steps"}) == (2, set())
+    assert training("glue", {"max_steps": 7}).items() >= {"max_steps": 7, "num_train_epochs": 10}.items()
+    assert "eval_steps" not in training("text-to-image", {"eval_strategy": "epoch"})
+    assert training("text-to-image", {"eval_steps": 5})["eval_steps"] == 5
+    # Of a comparison, its entry and the user the last one counts.
+    recipe = load_recipe("glue")
+    entry = replace(select_entries(recipe, ["lora"]).entries[0], settings={"warmup_ratio": 0.2})
+    assert chosen_by(entry, Choice(settings={"warmup_steps": 5})).settings == {"warmup_steps": 5}
+
+
+def test_options_are_listed_in_one_order():
+    config = configured("text-to-image")
+    defaults = ["eval_strategy", "logging_steps", "save_total_limit"]
+    own = [name for name in config.training if name not in defaults]
+    assert list(config.training) == [*defaults, *sorted(own)]
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
@@ -168,7 +199,26 @@ def test_later_tables_replace_earlier_ones(tmp_path):
         ({"settings": {"num_train_epochs": True}}, "num_train_epochs is True"),
         ({"settings": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size is 0; accepted: from 1 on"),
         ({"settings": {"warmup_ratio": 1.5}}, "warmup_ratio is 1.5; accepted: from 0 to 1"),
-        ({"settings": {"warmup_steps": 5}}, "warmup_ratio and warmup_steps are given; accepted: one of them"),
+        (
+            {"settings": {"warmup_ratio": 0.1, "warmup_steps": 5}},
+            "warmup_ratio and warmup_steps are given; accepted: one of them",
+        ),
+        ({"settings": {"eval_do_concat_batches": False}}, "eval_do_concat_batches is set by the run itself; accepted:"),
+        ({"settings": {"batch_eval_metrics": True}}, "batch_eval_metrics is set by the run itself; accepted: leave it"),
+        ({"settings": {"include_for_metrics": ["inputs"]}}, "include_for_metrics is set by the run itself; accepted:"),
+        ({"settings": {"optim_target_modules": ["query"]}}, "optim_target_modules is set by the run itself; accepted:"),
+        ({"settings": {"max_grad_norm": math.nan}}, "max_grad_norm is nan; accepted: a finite number from 0 on"),
+        ({"settings": {"weight_decay": math.nan}}, "weight_decay is nan; accepted: a finite number from 0 on"),
+        ({"settings": {"label_smoothing_factor": 7}}, "label_smoothing_factor is 7.0; accepted: from 0 to below 1"),
+        ({"settings": {"debug": "underflow_overflow"}}, "debug is set by the run itself; accepted: leave it out"),
+        (
+            {"settings": {"train_sampling_strategy": "x"}},
+            "train_sampling_strategy is 'x'; accepted: random, seq",
+        ),
+        ({"settings": {"dataloader_multiprocessing_context": "fork"}}, "accepted: with dataloader_num_workers"),
+        ({"settings": {"adam_beta1": 1.0}}, "adam_beta1 is 1.0; accepted: from 0 to below 1"),
+        ({"seed": 2**32}, "seed is 4294967296; accepted: 0 to 4294967295"),
+        ({"seed": -1}, "seed is -1; accepted: 0 to 4294967295"),
         ({"settings": {"eval_strategy": "never"}}, "eval_strategy is 'never'; accepted: epoch, steps, no"),
         ({"settings": {"eval_strategy": "steps"}}, "eval_steps and eval_strategy = 'steps' belong together"),
         ({"settings": {"max_length": 1.5}}, "max_length is 1.5; accepted: an integer from 1 on"),

@@ -339,6 +339,45 @@ def test_a_full_disk_leaves_whole_checkpoints(base, tmp_path, monkeypatch, finis
     assert json.loads((folder / "manifest.json").read_bytes())["starts"][1]["from_step"] == 16
 
 
+def test_a_full_disk_is_told_as_one_and_checkpoints_only_where_there_are_some(base, tmp_path, monkeypatch):
+    def fill(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(trainer, "save_trained", fill)
+    with pytest.raises(OutputError) as raised:
+        run(base, tmp_path)
+    said = "checkpoint-16: cannot be written (no space is left, or the file is larger than is allowed); there is no ch"
+    assert said in str(raised.value)
+
+
+def test_an_evaluation_before_the_first_step_is_no_best_one(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(RecipeTrainer, "evaluate", _falling(RecipeTrainer.evaluate))
+    (result,) = run(base, tmp_path, eval_on_start=True, num_train_epochs=2)
+    log = [line for line in log_of(result) if "eval_accuracy" in line]
+    assert [(line["step"], line["eval_accuracy"]) for line in log] == [(0, 1.0), (16, 0.5), (32, pytest.approx(1 / 3))]
+    assert result.record["best_step"] == 16
+
+
+def _falling(evaluate):
+    """Evaluations whose accuracy falls each time."""
+    counted = []
+
+    def evaluated(self, *given, **named):
+        log = self.log
+
+        def changed(logs, *others):
+            counted.append(logs)
+            log({**logs, "eval_accuracy": 1 / len(counted)}, *others)
+
+        self.log = changed
+        try:
+            return evaluate(self, *given, **named)
+        finally:
+            self.log = log
+
+    return evaluated
+
+
 def _prepared(base):
     """What the method makes of a model, outside of a run."""
     from lowrank_ldu.finetuning.methods import MethodRequest, get_method
@@ -392,6 +431,13 @@ def test_trained_numbers_are_loaded_into_the_same_parameters(base, tmp_path):
         ({"max_length": 39}, "max_length is 39; accepted by the model: 1 to 38"),
         ({"eval_delay": 100}, "there was no evaluation; accepted: more steps, or a smaller eval_steps or eval_delay"),
         ({"lr_scheduler_type": "linaer"}, "'?linaer"),
+        ({"optim_args": "bad"}, "transformers refuses the training options: not enough values to unpack"),
+        ({"lr_scheduler_kwargs": {"a": 1}}, "transformers refuses the training options: .* unexpected keyword .* 'a'"),
+        ({"log_level": "loud"}, "transformers refuses the training options: 'loud'"),
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 2**20},
+            "dataloader_drop_last is True, and .* rows are less than a batch of 1048576; accepted: smaller",
+        ),
     ],
 )
 def test_what_shows_only_with_the_model(base, tmp_path, options, message):
@@ -403,8 +449,8 @@ def test_what_shows_only_with_the_model(base, tmp_path, options, message):
 def test_reports_that_are_not_installed_and_seeds_that_are_none(base, tmp_path):
     with pytest.raises(OptionError, match="report_to is 'mlflow'; accepted: none, tensorboard, wandb, trackio"):
         run_recipe(load_recipe("glue"), tmp_path, choice(base), tasks=["sst2"], seeds=[0], report_to="mlflow")
-    with pytest.raises(OptionError, match="seed is -1; accepted: from 0 on"):
-        run(base, tmp_path, seeds=[-1])
+    with pytest.raises(OptionError, match="seed is 4294967296; accepted: 0 to 4294967295"):
+        run(base, tmp_path, seeds=[2**32])
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system counts from the start alone")

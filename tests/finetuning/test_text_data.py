@@ -1,6 +1,7 @@
 """Data of text tasks: every place it can come from, and what is said of data that does not fit."""
 
 import hashlib
+import math
 
 import datasets
 import numpy as np
@@ -93,6 +94,24 @@ def test_rows_to_choose_by_and_rows_to_test_on_have_limits_of_their_own(model, t
     assert len(task.validation) == 5
 
 
+def with_null(column, number):
+    data = data_set()
+    rows = data["train"].to_dict()
+    rows[column][number - 1] = None
+    data["train"] = datasets.Dataset.from_dict(rows)
+    return data
+
+
+def test_rows_of_one_label_are_told(model, tmp_path):
+    kind = data_set(label=lambda _: 1)
+    with pytest.warns(UserWarning, match="rows of split") as warned:
+        loaded(model, saved(tmp_path, kind))
+    assert [str(each.message) for each in warned] == [
+        "all 64 rows of split 'train' have the label 'positive': there is nothing to learn",
+        "all 32 rows of split 'validation' have the label 'positive': its metrics say nothing",
+    ]
+
+
 def saved(tmp_path, data):
     data.save_to_disk(tmp_path / "data")
     return tmp_path / "data"
@@ -120,7 +139,19 @@ def saved(tmp_path, data):
         (
             lambda: data_set(("sentence1", "sentence2"), label=str),
             "stsb",
-            "split 'train' has label '.'; accepted: numb",
+            "split 'train' has label '.'; accepted: finite numb",
+        ),
+        (lambda: with_null("sentence", 3), "sst2", "split 'train': sentence of row 3 is None; accepted: text"),
+        (lambda: with_null("label", 5), "sst2", "split 'train': label of row 5 is None; accepted: a label"),
+        (
+            lambda: data_set(label=lambda good: [good]),
+            "sst2",
+            r"split 'train' has labels \[0\], \[1\]; accepted by the",
+        ),
+        (
+            lambda: data_set(("sentence1", "sentence2"), label=lambda _: math.nan),
+            "stsb",
+            "split 'train' has label nan; accepted: finite numbers",
         ),
         (lambda: data_set(splits=("test",)), "sst2", "has no split 'validation', but 'test', 'train'"),
         (lambda: data_set(train=0), "sst2", "split 'train' is empty; accepted: one row at least"),
@@ -136,6 +167,11 @@ def test_places_without_data(model, tmp_path):
     (tmp_path / "train.csv").write_text("a,b\n1\n")
     with pytest.raises(OptionError, match="train.csv: cannot be read as CSV"):
         loaded(model, tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name, content in (("train.csv", "sentence,label\na,1\n"), ("validation.json", "")):
+        (tmp_path / "empty" / name).write_text(content)
+    with pytest.raises(OptionError, match="validation.json: split 'validation' is empty; accepted: one row at least"):
+        loaded(model, tmp_path / "empty")
     with pytest.raises(OptionError, match=r"train.csv, a file; accepted: a folder of the task's splits, or an id"):
         loaded(model, tmp_path / "train.csv")
     with pytest.raises(OptionError, match="data is 'nobody/nothing': neither a folder nor a set that the hub gives"):

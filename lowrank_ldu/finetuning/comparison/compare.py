@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.finetuning.comparison.trials import setting_name
 from lowrank_ldu.finetuning.comparison.worker import is_there, train_one
 from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.model_check import check_models
 from lowrank_ldu.finetuning.runs import Result
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ def compare_methods(
     ]
     # The first setting of every entry, then the second one: what is stopped early holds something of each.
     trials.sort(key=lambda each: plan.settings[each[0], each[1].name].index(each[2]))
+    if not finished_only:
+        todo = ((each[1].name, plan.run(*each)) for each in trials)
+        left = ((f"entry {name}: ", run.config) for name, run in todo if not is_there(run, tests=False))
+        check_models(left, download=True)
     options = _Options(jobs, report_to, finished_only, tell)
     tried = _train_all(plan, trials, options, tests=False)
     chosen = {(task, entry.name): _best(plan, task, entry, tried) for task, entry in plan.pairs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.comparison.checks import check_comparison, checked_metrics, checked_paper, checked_search
 from lowrank_ldu.finetuning.methods import METHODS, get_method
+from lowrank_ldu.finetuning.recipe import layered
 from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ class Entry:
     own: frozenset[str] = frozenset()
     paper_figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
+    @property
+    def points(self) -> int | None:
+        """Number of settings that the search has; None without one."""
+        return math.prod(map(len, self.search.values())) if self.search else None
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -74,8 +81,8 @@ class Selection:
     entries : tuple of Entry
     reference : str
         Name of the entry that the others are compared with.
-    trials : int
-        Settings that are tried for each entry.
+    trials : int or None
+        Settings that are tried for each entry; None for as many as its search has.
     trial_seeds : int
         Seeds that each of them is tried with.
     seeds : int or None
@@ -89,16 +96,18 @@ class Selection:
     name: str | None
     entries: tuple[Entry, ...]
     reference: str
-    trials: int
+    trials: int | None
     seeds: int | None
     sweep: str | None = None
     metrics: Mapping[str, str] = field(default_factory=dict)
     trial_seeds: int = 1
 
     def searching(self, search: Mapping[str, Any]) -> Selection:
-        """Return the selection with the same search for all entries."""
+        """Return the selection with the same search for all entries, of which every setting is tried."""
         checked = checked_search(search)
-        return replace(self, entries=tuple(replace(entry, search=checked) for entry in self.entries))
+        entries = tuple(replace(entry, search=checked) for entry in self.entries)
+        # The comparison's number is for the search that this one replaces.
+        return replace(self, entries=entries, trials=None)
 
 
 def select_entries(
@@ -162,7 +171,7 @@ def select_entries(
         name=chosen,
         entries=entries,
         reference=reference,
-        trials=table.get("trials", 1),
+        trials=table.get("trials"),
         seeds=table.get("seeds"),
         sweep=table.get("sweep"),
         metrics=metrics,
@@ -212,7 +221,7 @@ def _entry(
         title=str(own.get("title", get_method(method).title)),
         method=method,
         family=str(own.get("family", get_method(method).title)),
-        settings={**table.get("settings", {}), **settings},
+        settings=layered(table.get("settings", {}), settings),
         search=checked_search(own.get("search", table.get("search", {}))),
         paper=paper.scores,
         paper_figures=paper.figures,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.comparison.trials import chosen_by, setting_name, trial_settings
-from lowrank_ldu.finetuning.recipe import Choice, Recipe
+from lowrank_ldu.finetuning.recipe import Choice, Recipe, check_seed, layered
 from lowrank_ldu.finetuning.runs import Run, plan_runs
 from lowrank_ldu.validation import check_count
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lowrank_ldu.finetuning.comparison.entries import Entry, Selection
+    from lowrank_ldu.finetuning.configuration import RunConfig
 
 # Of a folder's name, in bytes.
 _LONGEST = 200
@@ -58,10 +59,17 @@ class Plan:
                 for task in self.tasks:
                     yield task, entry
 
+    @property
+    def configs(self) -> Iterator[tuple[Entry, RunConfig]]:
+        """Go through what the trials of the first seed are told."""
+        for task, entry in self.pairs:
+            for setting in self.settings[task, entry.name]:
+                yield entry, self.run(task, entry, setting, self.seeds[0]).config
+
     def run(self, task: str, entry: Entry, setting: dict[str, Any], seed: int) -> Run:
         """Return a run, its options checked and its folder."""
         chosen = chosen_by(entry, self.choice)
-        choice = Choice(chosen.variant, chosen.method, chosen.model, chosen.data, {**chosen.settings, **setting})
+        choice = replace(chosen, settings=layered(chosen.settings, setting))
         out = self.out / _RUNS / entry.name / setting_name(setting)
         return plan_runs(self.recipe, out, choice, tasks=[task], seeds=[seed])[0]
 
@@ -93,7 +101,7 @@ def plan_comparison(
         Their number: the recipe's first ones, and others after them. As the comparison in the recipe says, if not
         given.
     trials : int, optional
-        Likewise.
+        Likewise; without a number there, all settings of the searches, or one where there is no search.
     trial_seeds : int, optional
         How many of the seeds each trial has, likewise. The setting with the best mean is chosen.
 
@@ -113,7 +121,7 @@ def plan_comparison(
         raise OptionError(f"method is {choice.method!r}; accepted: none, the entries have methods")
     if out.exists() and not out.is_dir():
         raise OptionError(f"out is {str(out)!r}, which is no folder; accepted: a new one, or a comparison's")
-    trials = selection.trials if trials is None else trials
+    trials = _trials(selection) if trials is None else trials
     count = selection.seeds or len(recipe.seeds) if seeds is None else seeds
     trial_seeds = selection.trial_seeds if trial_seeds is None else trial_seeds
     for name, value in (("trials", trials), ("seeds", count), ("trial_seeds", trial_seeds)):
@@ -123,13 +131,12 @@ def plan_comparison(
             raise OptionError(str(error)) from error
     if trial_seeds > count:
         raise OptionError(f"trial_seeds is {trial_seeds}; accepted: 1 to {count}, the number of seeds")
-    more = range(max(recipe.seeds) + 1, max(recipe.seeds) + 1 + count)
     plan = Plan(
         recipe=recipe,
         choice=choice,
         selection=selection,
         tasks=tuple(dict.fromkeys(tasks or recipe.tasks)),
-        seeds=(*recipe.seeds, *more)[:count],
+        seeds=_seeds(recipe, count),
         trials=trials,
         trial_seeds=trial_seeds,
         out=out,
@@ -144,6 +151,28 @@ def plan_comparison(
                 raise OptionError(f"setting {setting_name(setting)[:40]}... is too long; accepted: {_LONGEST} bytes")
             plan.run(task, entry, setting, plan.seeds[0])
     return plan
+
+
+def _seeds(recipe: Recipe, count: int) -> tuple[int, ...]:
+    """Return the recipe's first seeds, and others after them."""
+    after = max(recipe.seeds) + 1
+    seeds = (*recipe.seeds, *range(after, after + count))[:count]
+    check_seed(max(seeds))
+    return seeds
+
+
+def _trials(selection: Selection) -> int:
+    """Return the number of trials where a user gives none."""
+    if selection.trials is not None:
+        return selection.trials
+    sizes = {entry.points: entry.name for entry in selection.entries if entry.points is not None}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{size} of {name}" for size, name in sorted(sizes.items()))
+        raise OptionError(
+            f"trials is not given, and searches have different numbers of settings ({listed}); accepted: 1 to "
+            f"{min(sizes)}"
+        )
+    return next(iter(sizes), 1)
 
 
 def _check_own(entry: Entry, choice: Choice, selection: Selection, trials: int) -> None:

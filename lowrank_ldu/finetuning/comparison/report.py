@@ -13,6 +13,7 @@ from lowrank_ldu.finetuning.comparison.figures import figures_frame
 from lowrank_ldu.finetuning.comparison.frames import methods_frame, runs_frame
 from lowrank_ldu.finetuning.comparison.plots import in_percent, score_panel, sweep_panel
 from lowrank_ldu.formatting import duration
+from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -181,13 +182,22 @@ def sentences(plan: Plan, methods: pd.DataFrame, task: str) -> list[str]:
 
 
 def _trials_told(plan: Plan) -> str:
+    sizes = sorted({entry.points for entry in plan.selection.entries if entry.points is not None})
+    drawn = [str(size) for size in sizes if size > plan.trials]
+    searched = f"{plan.trials} of {' or '.join(drawn)} settings, drawn with a fixed seed" if drawn else "all settings"
     if plan.trials == 1:
-        return "Settings are the recipe's."
-    seeds = "one seed" if plan.trial_seeds == 1 else f"{plan.trial_seeds} seeds"
-    return (
-        f"Each method was tried with {plan.trials} settings and {seeds} on validation data; the table has the best "
-        "setting."
-    )
+        own = "Settings are the recipe's"
+        told = f"{own}; of a search, {searched}." if sizes else f"{own}."
+    else:
+        seeds = "one seed" if plan.trial_seeds == 1 else f"{plan.trial_seeds} seeds"
+        of_search = f" (of a search, {searched})" if sizes else ""
+        told = (
+            f"Each method was tried with {plan.trials} settings{of_search} and {seeds} on validation data; the table "
+            "has the best setting."
+        )
+    if plan.choice.settings:
+        told += f" Set for all: {', '.join(f'{key} = {shown(value)}' for key, value in plan.choice.settings.items())}."
+    return told
 
 
 def _markdown(plan: Plan, methods: pd.DataFrame, figures: pd.DataFrame | None) -> str:

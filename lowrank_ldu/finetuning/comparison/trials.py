@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.configuration import configure
-from lowrank_ldu.finetuning.recipe import Choice
+from lowrank_ldu.finetuning.recipe import Choice, layered
 
 if TYPE_CHECKING:
     from lowrank_ldu.finetuning.comparison.entries import Entry
@@ -32,7 +32,7 @@ def chosen_by(entry: Entry, choice: Choice) -> Choice:
         method=entry.method,
         model=choice.model,
         data=choice.data,
-        settings={**entry.settings, **choice.settings},
+        settings=layered(entry.settings, choice.settings),
     )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from lowrank_ldu.finetuning.digits.base import MODEL, pretrained_digits_vit
 from lowrank_ldu.finetuning.digits.data import DEFAULT_SHIFT, SHIFTS
+from lowrank_ldu.finetuning.digits.network import build_vision_transformer
 from lowrank_ldu.finetuning.digits.rows import digits_splits
 
-__all__ = ["DEFAULT_SHIFT", "MODEL", "SHIFTS", "digits_splits", "pretrained_digits_vit"]
+__all__ = ["DEFAULT_SHIFT", "MODEL", "SHIFTS", "build_vision_transformer", "digits_splits", "pretrained_digits_vit"]
 
 
 def __dir__() -> list[str]:

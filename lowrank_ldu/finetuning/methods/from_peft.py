@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.finetuning.methods import peft_numbers
-from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared
+from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared, targets_of
 from lowrank_ldu.finetuning.methods.modules import check_targets, whole_modules
 from lowrank_ldu.finetuning.methods.options import (
     as_option_errors,
+    check_finite,
     check_names,
     check_ranges,
     converted,
@@ -114,6 +115,7 @@ class PeftMethod(Method):
         defaults = of_peft | {name: value for name, value in self.defaults.items() if name in of_peft}
         check_names(self.name, given, defaults, why)
         options = defaults | converted(config, given)
+        check_finite(options)
         check_ranges(options, self.least, self.choices)
         with as_option_errors(f"method {self.name!r}", quiet=True):
             self.config(options)
@@ -128,9 +130,7 @@ class PeftMethod(Method):
         """Put PEFT's layers into the model; see `Method.prepare`."""
         checked = self.options(options)
         whole = whole_modules(model, request.trained_whole)
-        if checked["target_modules"] is None:
-            targets = request.targets
-            checked["target_modules"] = targets if isinstance(targets, str) else list(targets)
+        checked["target_modules"] = targets_of(checked, request)
         check_targets(model, checked["target_modules"], whole)
         with as_option_errors(f"method {self.name!r}"):
             config = self.config(self.completed(checked, request), **of_task(model, request, whole))

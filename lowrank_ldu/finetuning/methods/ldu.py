@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank_ldu.errors import OptionError
+from lowrank_ldu.finetuning.extra import require
 from lowrank_ldu.finetuning.methods.from_peft import FILLED_IN
 from lowrank_ldu.finetuning.methods.ldu_model import PreparedLdu, core_numbers
-from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared
+from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared, targets_of
 from lowrank_ldu.finetuning.methods.modules import check_targets, linear_targets, whole_modules
 from lowrank_ldu.finetuning.methods.options import as_option_errors, check_names, field_defaults
 from lowrank_ldu.finetuning.methods.peft_model import config_class, of_task, prepared_by_peft, why_missing
@@ -19,6 +20,7 @@ from lowrank_ldu.fitting import SOURCES, FittedBasis, choose_pivots, fit_basis
 from lowrank_ldu.fitting.factoring import checked_method
 from lowrank_ldu.fitting.pivots import METHODS as PIVOT_METHODS
 from lowrank_ldu.nn import use_basis
+from lowrank_ldu.nn.injection import ALL_LINEAR, check_limits
 from lowrank_ldu.validation import LORA_KEYWORDS, check_choice, check_count, shown
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ _UNUSABLE_WITH_FIT = {
     "basis_file": "the fit makes it; method 'loldu' takes one",
     "basis_digest": "the fit makes it",
 }
+_WAYS_OUT = "other targets, or fit_budget"
 # Options that the configuration holds in other types, or not at all until the model is known.
 _AS_GIVEN = {"seed", "target_modules", "exclude_modules"}
 
@@ -101,13 +104,24 @@ class LduMethod(Method):
         own = field_defaults(config, _AS_GIVEN).keys() & options.keys()
         return {name: getattr(checked, name) if name in own else value for name, value in options.items()}
 
+    def check_model(self, model: nn.Module, options: Mapping[str, Any], request: MethodRequest) -> None:
+        """Check ranks, too, but those that a file or a budget has; see `Method.check_model`."""
+        super().check_model(model, options, request)
+        checked, targets = self.options(options), targets_of(options, request)
+        if self.fit is not None or targets == ALL_LINEAR:
+            targets = linear_targets(model, targets, whole_modules(model, request.trained_whole))
+        with as_option_errors(f"method {self.name!r}", quiet=True):
+            if self.fit is not None:
+                check_limits({name: (model.get_submodule(name), checked["fit_rank"]) for name in targets}, _WAYS_OUT)
+            elif checked["basis_file"] is None and not checked["clip_rank"]:
+                config = self._config(checked, 0, target_modules=targets)
+                require("lowrank_ldu.peft.model").LolduModel.check_ranks(model, config)
+
     def prepare(self, model: nn.Module, options: Mapping[str, Any], request: MethodRequest) -> Prepared:
         """Fit if need be, and put LoLDU's layers into the model; see `Method.prepare`."""
         checked = self.options(options)
         whole = whole_modules(model, request.trained_whole)
-        targets = request.targets if checked["target_modules"] is None else checked["target_modules"]
-        if not isinstance(targets, str):
-            targets = list(targets)
+        targets = targets_of(checked, request)
         check_targets(model, targets, whole)
         # Of these exactly, and of nothing whose name ends with theirs.
         layers = "|".join(map(re.escape, linear_targets(model, targets, whole))) if self.fit else ""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_ldu.errors import OptionError
-from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared
+from lowrank_ldu.finetuning.methods.method import Method, MethodRequest, Prepared, targets_of
 from lowrank_ldu.finetuning.methods.modules import linear_targets, train_only, whole_modules
 from lowrank_ldu.finetuning.methods.options import as_option_errors, check_dropout, check_names
 from lowrank_ldu.finetuning.methods.whole import PreparedParameters
@@ -174,11 +174,15 @@ class MeloraMethod(Method):
             check_dropout(options["lora_dropout"], "lora_dropout")
         return options
 
+    def check_model(self, model: nn.Module, options: Mapping[str, Any], request: MethodRequest) -> None:
+        """Wrap the layers of a copy; see `Method.check_model`."""
+        self.prepare(copy.deepcopy(model), options, request)
+
     def prepare(self, model: nn.Module, options: Mapping[str, Any], request: MethodRequest) -> Prepared:
         """Wrap the linear layers that are targets; see `Method.prepare`."""
         checked = self.options(options)
         whole = whole_modules(model, request.trained_whole)
-        targets = request.targets if checked["target_modules"] is None else checked["target_modules"]
+        targets = targets_of(checked, request)
         given = {name: checked[name] for name in ("r", "n", "lora_alpha", "lora_dropout")}
         layers: dict[str, MeloraLinear] = {}
         with seeded(request.seed):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lowrank_ldu.finetuning.methods.modules import groups_of, plain_name
+from lowrank_ldu.finetuning.methods.modules import check_targets, groups_of, plain_name, whole_modules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,6 +45,13 @@ class MethodRequest:
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     task_type: str | None = None
     total_steps: int | None = None
+
+
+def targets_of(options: Mapping[str, Any], request: MethodRequest) -> list[str] | str:
+    """Return the targets that a method's options name, or else the task's."""
+    given = options.get("target_modules")
+    targets = request.targets if given is None else given
+    return targets if isinstance(targets, str) else list(targets)
 
 
 @dataclass
@@ -200,6 +207,28 @@ class Method(ABC):
             A name is none of the method's options, or one that it cannot use; the message names the nearest. Or a value
             is not accepted, or the method is unavailable.
         """
+
+    def check_model(self, model: nn.Module, options: Mapping[str, Any], request: MethodRequest) -> None:
+        """Refuse a model that has no place for the targets or the options.
+
+        Only names and sizes of layers are looked at, so that a model on the meta device will do. What shows with its
+        numbers alone is left to `prepare`.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Stays as it is.
+        options : mapping
+        request : MethodRequest
+
+        Raises
+        ------
+        OptionError
+            As for `prepare`.
+        """
+        whole = whole_modules(model, request.trained_whole)
+        if self.adapts_layers:
+            check_targets(model, targets_of(options, request), whole)
 
     @abstractmethod
     def prepare(self, model: nn.Module, options: Mapping[str, Any], request: MethodRequest) -> Prepared:

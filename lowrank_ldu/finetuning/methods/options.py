@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import typing
 import warnings
 from contextlib import contextmanager
@@ -134,6 +135,13 @@ def check_ranges(options: Mapping[str, Any], least: Mapping[str, int], choices: 
             raise OptionError(f"{name} is {shown(value)}; accepted: {', '.join(map(repr, choices[name]))}")
         if name.endswith("dropout"):
             check_dropout(value, name)
+
+
+def check_finite(options: Mapping[str, Any]) -> None:
+    """Refuse numbers that are NaN or infinite."""
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise OptionError(f"{name} is {value}; accepted: a finite number")
 
 
 def check_dropout(value: Any, name: str) -> None:

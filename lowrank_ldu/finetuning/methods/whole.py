@@ -67,6 +67,10 @@ class WholeMethod(Method):
         check_names(self.name, given, (), {})
         return {}
 
+    def check_model(self, model: nn.Module, options: Mapping[str, Any], request: MethodRequest) -> None:
+        """Freeze a copy; see `Method.check_model`."""
+        self.prepare(copy.deepcopy(model), options, request)
+
     def prepare(self, model: nn.Module, options: Mapping[str, Any], request: MethodRequest) -> Prepared:
         """Freeze what is not trained; see `Method.prepare`."""
         checked = self.options(options)

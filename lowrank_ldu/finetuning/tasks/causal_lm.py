@@ -23,6 +23,7 @@ from lowrank_ldu.finetuning.tasks.instructions import (
 )
 from lowrank_ldu.finetuning.tasks.lm_evaluation import OPTIONS as OPTIONS_OF_EVALUATION
 from lowrank_ldu.finetuning.tasks.lm_evaluation import LmEvaluations, check_lm_options
+from lowrank_ldu.finetuning.tasks.skeleton import Skeleton, built
 from lowrank_ldu.finetuning.tasks.task import LoadedTask
 from lowrank_ldu.validation import shown
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from lowrank_ldu.finetuning.configuration import RunConfig
 
+_MODEL = "AutoModelForCausalLM"
 _COUNTS = ("max_length", "validation_rows", "max_train_samples")
 _CHOICES = {"dtype": ("float32", "bfloat16", "float16"), "quantization": ("none", "8bit", "4bit")}
 # Methods whose layers PEFT cannot put on quantized weights, or not call there.
@@ -68,6 +70,11 @@ class CausalLm:
                 raise OptionError(f"{name} is {shown(checked[name])}; accepted: {', '.join(accepted)}")
         check_lm_options(checked)
         return checked
+
+    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
+        """Build the model without numbers; see `Kind.skeleton`."""
+        model = built(_MODEL, config.model, download=download)
+        return None if model is None else Skeleton(model, config.modules_to_save or [])
 
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""
@@ -135,7 +142,7 @@ def _load_model(config: RunConfig) -> nn.Module:
     if options["quantization"] != "none":
         given["quantization_config"] = _quantization(options["quantization"], given["dtype"])
     try:
-        model = require("transformers").AutoModelForCausalLM.from_pretrained(config.model, **given)
+        model = getattr(require("transformers"), _MODEL).from_pretrained(config.model, **given)
     except (OSError, ValueError) as error:
         raise _not_loaded(config, error) from error
     if options["quantization"] == "none" and getattr(model, "is_quantized", False):  # as it is stored

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections import Counter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.finetuning.processes import is_first
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
 _ROWS = 1000
@@ -161,6 +164,8 @@ def _table(file: Path, texts: Sequence[str]) -> Any:
             )
         return require("pyarrow.json").read_json(file)
     except (OSError, pyarrow.ArrowException) as error:
+        if not file.read_bytes().strip():
+            raise OptionError(f"{file}: split {file.stem!r} is empty; accepted: one row at least") from error
         kind = "CSV" if file.suffix == ".csv" else "JSON lines"
         raise OptionError(f"{file}: cannot be read as {kind} ({error})") from error
 
@@ -174,6 +179,33 @@ def _from_hub(data: str, configuration: str | None) -> Mapping[str, Any]:
             f"data is {data!r}: neither a folder nor a set that the hub gives ({reason}); accepted: a folder, or an id"
         ) from error
     return loaded
+
+
+def warn_of_one_label(splits: Mapping[str, Iterable[int]], names: Sequence[str]) -> None:
+    """Warn of splits whose rows all have the same label.
+
+    Parameters
+    ----------
+    splits : mapping
+        Split to the numbers of its labels.
+    names : sequence of str
+        Of the labels.
+
+    Warns
+    -----
+    UserWarning
+        For each such split.
+    """
+    for split, labels in splits.items():
+        found = Counter(labels)
+        ((number, rows),) = found.most_common(1)
+        # Of a single row that is plain.
+        if len(found) == 1 and rows > 1 and is_first():
+            warnings.warn(
+                f"all {rows} rows of split {split!r} have the label {names[number]!r}: "
+                + ("there is nothing to learn" if split == "train" else "its metrics say nothing"),
+                stacklevel=2,
+            )
 
 
 def data_digest(splits: Mapping[str, Any], columns: Sequence[str]) -> str:

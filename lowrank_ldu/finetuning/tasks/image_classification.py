@@ -9,7 +9,7 @@ import torch
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning import digits
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.tasks.classifiers import head_modules, load_classifier
+from lowrank_ldu.finetuning.tasks.classifiers import classifier_skeleton, load_classifier, with_head
 from lowrank_ldu.finetuning.tasks.data_files import LIMITS
 from lowrank_ldu.finetuning.tasks.image_data import open_images
 from lowrank_ldu.finetuning.tasks.image_rows import ImageRows, images_digest
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lowrank_ldu.finetuning.configuration import RunConfig
+    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
 
 _METRIC = "accuracy"
+_MODEL = "AutoModelForImageClassification"
 
 
 class ImageClassification:
@@ -63,6 +65,13 @@ class ImageClassification:
             raise OptionError(f"rendering is {shown(checked['rendering'])}; accepted: {', '.join(digits.SHIFTS)}")
         return checked
 
+    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
+        """Build the model without numbers; see `Kind.skeleton`."""
+        if config.model == digits.MODEL:
+            with torch.device("meta"):
+                return with_head(config, digits.build_vision_transformer())
+        return classifier_skeleton(config, _MODEL, download=download)
+
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""
         splits, names = open_images(config, self.TASKS[config.task])
@@ -73,7 +82,7 @@ class ImageClassification:
         _check_size(config, model, rows["train"])
         return LoadedTask(
             model=model,
-            head=head_modules(model) if config.modules_to_save is None else config.modules_to_save,
+            head=with_head(config, model).head,
             task_type=None,
             train=rows.pop("train"),
             validation=rows.pop("validation"),
@@ -97,7 +106,7 @@ def _load_model(config: RunConfig, names: Sequence[str]) -> tuple[Any, Any]:
     transformers = require("transformers")
     return load_classifier(
         config,
-        transformers.AutoModelForImageClassification,
+        getattr(transformers, _MODEL),
         # The other backend needs torchvision, and resizes to other numbers.
         lambda: transformers.AutoImageProcessor.from_pretrained(config.model, backend="pil"),
         names,

@@ -9,7 +9,14 @@ import numpy as np
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.digits import DEFAULT_SHIFT, digits_splits
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.tasks.data_files import get_split, limit_of, open_data, random_part, saved_splits
+from lowrank_ldu.finetuning.tasks.data_files import (
+    get_split,
+    limit_of,
+    open_data,
+    random_part,
+    saved_splits,
+    warn_of_one_label,
+)
 from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
@@ -58,7 +65,9 @@ def open_images(config: RunConfig, task: ImageTask) -> tuple[dict[str, Any], tup
     if "validation" not in splits:
         splits |= _parted(splits["train"], options["validation_fraction"])
     splits = {role: random_part(rows, limit_of(role, options)) for role, rows in splits.items()}
-    return splits, tuple(str(name) for name in names)
+    texts = tuple(str(name) for name in names)
+    warn_of_one_label({role: rows[LABEL] for role, rows in splits.items()}, texts)
+    return splits, texts
 
 
 def _found(config: RunConfig, task: ImageTask) -> tuple[Mapping[str, Any], str]:
@@ -138,11 +147,10 @@ def _label_names(rows: Any, name: str, task: ImageTask) -> Sequence[Any]:
     """Return what labels there are, in the order of their numbers."""
     names: Sequence[Any] | None = getattr(rows.features[LABEL], "names", None)
     if names is None:
-        values = set(rows[LABEL][:])
-        kinds = {type(value) for value in values}
-        if kinds not in ({int}, {str}):
-            raise OptionError(f"split 'train' has labels {_listed(values)}; accepted: integers or strings")
-        names = sorted(values)
+        given = rows[LABEL][:]
+        if {type(value) for value in given} not in ({int}, {str}):
+            raise OptionError(f"split 'train' has labels {_listed(given)}; accepted: integers or strings")
+        names = sorted(set(given))
     count = len(names)
     if count != (task.labels or count):
         raise OptionError(
@@ -160,9 +168,9 @@ def _numbered(role: str, rows: Any, names: Sequence[Any]) -> Any:
     # Splits may number the same names in another order.
     numbers = places if own is None else {number: places.get(name) for number, name in enumerate(own)}
     given = rows[LABEL][:]
-    labels = [None if isinstance(each, bool) else numbers.get(each) for each in given]
+    labels = [numbers.get(each) if type(each) in {int, float, str} else None for each in given]
     if None in labels:
-        wrong = {each for each, label in zip(given, labels, strict=True) if label is None}
+        wrong = [each for each, label in zip(given, labels, strict=True) if label is None]
         raise OptionError(f"the {role} images have labels {_listed(wrong)}; accepted: {_listed(names)}")
     return rows.remove_columns(LABEL).add_column(LABEL, labels)
 
@@ -181,5 +189,5 @@ def _parted(rows: Any, fraction: float) -> dict[str, Any]:
 
 
 def _listed(values: Any) -> str:
-    found = [shown(value) for value in values]
+    found = list(dict.fromkeys(shown(value) for value in values))
     return ", ".join(found[:_SHOWN_LABELS]) + (", ..." if len(found) > _SHOWN_LABELS else "")

@@ -103,7 +103,9 @@ def images_digest(splits: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _content(image: Mapping[str, Any]) -> bytes:
+def _content(image: Mapping[str, Any] | None) -> bytes:
+    if image is None:
+        raise ValueError("it is null")
     if image["bytes"] is not None:
         return bytes(image["bytes"])
     # The path may lead into an archive.
@@ -120,8 +122,8 @@ def _check_whole(content: bytes) -> None:
         image.load()
 
 
-def _broken(split: str, place: int, image: Mapping[str, Any], error: Exception) -> OptionError:
-    path = "" if image["path"] is None else f" ({image['path']})"
+def _broken(split: str, place: int, image: Mapping[str, Any] | None, error: Exception) -> OptionError:
+    path = "" if image is None or image["path"] is None else f" ({image['path']})"
     reason = " ".join(str(error).split())
     if isinstance(error, require("PIL").UnidentifiedImageError):
         reason = "of no format that PIL knows"  # its own words have an address in them

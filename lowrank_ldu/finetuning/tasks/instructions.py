@@ -118,7 +118,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise OptionError(f"data is {path}; accepted: a file {' or '.join(_SUFFIXES)}, a folder, or an id on the hub")
     try:
         text = path.read_text(encoding="utf-8")
-        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in _lines(text)]
+        rows = json.loads(text or "[]") if path.suffix == ".json" else [json.loads(line) for line in _lines(text)]
     except (OSError, ValueError) as error:
         kind = "JSON" if path.suffix == ".json" else "JSON lines"
         raise OptionError(f"{path}: cannot be read as {kind} ({error})") from error

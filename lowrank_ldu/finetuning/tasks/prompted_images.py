@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
+from lowrank_ldu.validation import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -128,7 +129,11 @@ def _from_hub(data: str, data_name: str) -> Iterator[tuple[str, Any, str | None]
     if _IMAGE not in rows.column_names:
         raise OptionError(f"{data}: has no column {_IMAGE!r}, but {', '.join(rows.column_names)}")
     for place, row in enumerate(rows):
-        yield f"{data} row {place}", _upright(row[_IMAGE]), row.get(_TEXT)
+        image, text = row[_IMAGE], row.get(_TEXT)
+        if image is None or not isinstance(text, str | None):
+            wrong, accepted = (_IMAGE, "an image") if image is None else (_TEXT, "text")
+            raise OptionError(f"{data}: {wrong} of row {place} is {shown(row[wrong])}; accepted: {accepted}")
+        yield f"{data} row {place}", _upright(image), text
 
 
 def images_digest(images: Sequence[PromptedImage]) -> str:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lowrank_ldu.finetuning.configuration import RunConfig
+    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,6 @@ class Kind(Protocol):
 
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""
+
+    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
+        """Build the model of a run without numbers; None where that cannot be."""

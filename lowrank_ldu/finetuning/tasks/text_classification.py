@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.tasks.classifiers import head_modules, load_classifier
-from lowrank_ldu.finetuning.tasks.data_files import LIMITS, data_digest, limit_of, open_splits, random_part
+from lowrank_ldu.finetuning.tasks.classifiers import classifier_skeleton, load_classifier, with_head
+from lowrank_ldu.finetuning.tasks.data_files import (
+    LIMITS,
+    data_digest,
+    limit_of,
+    open_splits,
+    random_part,
+    warn_of_one_label,
+)
 from lowrank_ldu.finetuning.tasks.metrics import classification_metrics, regression_metrics
 from lowrank_ldu.finetuning.tasks.sentiment import ARCHIVE, HOW, snippet_splits
 from lowrank_ldu.finetuning.tasks.task import LoadedTask
@@ -19,8 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lowrank_ldu.finetuning.configuration import RunConfig
+    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
 
 _LABEL = "label"
+_MODEL = "AutoModelForSequenceClassification"
 _SHOWN_LABELS = 6
 
 
@@ -40,18 +50,24 @@ class TextClassification:
                 raise OptionError(f"{name} is {shown(value)}; accepted: an integer from 1 on")
         return checked
 
+    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
+        """Build the model without numbers; see `Kind.skeleton`."""
+        return classifier_skeleton(config, _MODEL, download=download)
+
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""
         task, options = self.TASKS[config.task], config.task_options
         columns = (*task.columns, _LABEL)
         splits = {
-            name: _labeled(name, _shortened(name, rows, columns, options), task)
+            name: _labeled(name, _part(_checked(name, rows, columns), columns, limit_of(name, options)), task)
             for name, rows in _open(config, task).items()
         }
+        if task.labels is not None:
+            warn_of_one_label({name: rows[_LABEL] for name, rows in splits.items()}, task.labels)
         transformers = require("transformers")
         model, tokenizer = load_classifier(
             config,
-            transformers.AutoModelForSequenceClassification,
+            getattr(transformers, _MODEL),
             lambda: transformers.AutoTokenizer.from_pretrained(config.model),
             task.labels,
         )
@@ -62,7 +78,7 @@ class TextClassification:
         metrics = regression_metrics if task.labels is None else classification_metrics
         return LoadedTask(
             model=model,
-            head=head_modules(model) if config.modules_to_save is None else config.modules_to_save,
+            head=with_head(config, model).head,
             task_type="SEQ_CLS",
             train=tokenized.pop("train"),
             validation=tokenized.pop(task.validation),
@@ -85,30 +101,42 @@ def _open(config: RunConfig, task: TextTask) -> Mapping[str, Any]:
     return open_splits(config.data, config.task, ("train", task.validation, *task.others), task.columns)
 
 
-def _shortened(split: str, rows: Any, columns: tuple[str, ...], options: Mapping[str, Any]) -> Any:
-    """Keep the columns of the task, and as many rows as are asked for."""
+def _checked(split: str, rows: Any, columns: tuple[str, ...]) -> Any:
+    """Refuse rows without a column, or without a text or a label."""
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise OptionError(
             f"split {split!r} has no column {', '.join(missing)}, but {', '.join(rows.column_names)}; accepted: "
             f"{', '.join(columns)}"
         )
-    return random_part(rows.select_columns(list(columns)), limit_of(split, options))
+    for column in columns:
+        accepted = "a label" if column == _LABEL else "text"
+        for number, value in enumerate(rows[column][:], 1):
+            if value is None or (column != _LABEL and not isinstance(value, str)):
+                raise OptionError(f"split {split!r}: {column} of row {number} is {shown(value)}; accepted: {accepted}")
+    return rows
+
+
+def _part(rows: Any, columns: tuple[str, ...], limit: int | None) -> Any:
+    """Keep the columns of the task, and as many rows as are asked for."""
+    return random_part(rows.select_columns(list(columns)), limit)
 
 
 def _labeled(split: str, rows: Any, task: TextTask) -> Any:
     """Give the labels their numbers, and refuse others."""
     given = rows[_LABEL][:]
     if task.labels is None:
-        wrong = [each for each in given if isinstance(each, bool) or not isinstance(each, int | float)]
+        wrong = [
+            each for each in given if isinstance(each, bool) or not isinstance(each, int | float) or not isfinite(each)
+        ]
         if wrong:
-            raise OptionError(f"split {split!r} has label {shown(wrong[0])}; accepted: numbers")
+            raise OptionError(f"split {split!r} has label {shown(wrong[0])}; accepted: finite numbers")
         return rows.remove_columns(_LABEL).add_column(_LABEL, [float(each) for each in given])
     names = getattr(rows.features[_LABEL], "names", None)
     numbers = {name: number for number, name in enumerate(task.labels)}
     # Numbers of a data set count in its own order of names.
     places = {number: numbers.get(name) for number, name in enumerate(names or task.labels)} | numbers
-    labels = [None if isinstance(each, bool) else places.get(each) for each in given]
+    labels = [places.get(each) if type(each) in {int, float, str} else None for each in given]
     if None in labels:
         accepted = ", ".join(f"{number} ({name})" for name, number in numbers.items())
         found = sorted({shown(names[each] if names and 0 <= each < len(names) else each) for each in given})

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lowrank_ldu.finetuning.configuration import RunConfig
+    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
 
 
 class TextToImage:
@@ -49,6 +50,10 @@ class TextToImage:
         if of_class and not checked["with_prior_preservation"]:
             raise OptionError(f"{of_class[0]} is given; accepted: only with with_prior_preservation = true")
         return checked
+
+    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:  # noqa: ARG002
+        """Return None: pipelines are looked at when they are loaded; see `Kind.skeleton`."""
+        return None
 
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""
