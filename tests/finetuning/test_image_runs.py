@@ -193,7 +193,7 @@ def test_the_pixels_of_digits_are_those_of_the_pretraining():
 
 def test_other_images_on_the_network_of_digits_and_digits_on_another(base, tmp_path, monkeypatch):
     pretrain_briefly(monkeypatch, tmp_path / "cache")
-    choice = Choice(model="digits-vit", data=str(base / "data"), settings={"bf16": False})
+    choice = Choice(model="digits-vit", data=str(base / "data"), settings={"bf16": False, "r": 32})
     with pytest.raises(OptionError, match="'digits-vit', whose head has 10 outputs; accepted for images with 3 labels"):
         run_recipe(load_recipe("images"), tmp_path, choice, seeds=[0])
     for digit in range(10):
