@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lowrank_ldu.finetuning.configuration import RunConfig
-    from lowrank_ldu.finetuning.tasks import Skeleton
+    from lowrank_ldu.finetuning.tasks import MetaModel
 
 
 def check_models(configs: Iterable[tuple[str, RunConfig]], *, download: bool) -> list[str]:
@@ -39,7 +39,7 @@ def check_models(configs: Iterable[tuple[str, RunConfig]], *, download: bool) ->
     OptionError
         A target matches nothing, or a layer is too small for its rank.
     """
-    skeletons: dict[str, Skeleton | None] = {}
+    meta_models: dict[str, MetaModel | None] = {}
     checked: set[str] = set()
     unknown: dict[str, None] = {}
     for before, config in configs:
@@ -48,9 +48,9 @@ def check_models(configs: Iterable[tuple[str, RunConfig]], *, download: bool) ->
         if of_method in checked:
             continue
         checked.add(of_method)
-        if of_model not in skeletons:
-            skeletons[of_model] = get_kind(config.kind).skeleton(config, download=download)
-        found = skeletons[of_model]
+        if of_model not in meta_models:
+            meta_models[of_model] = get_kind(config.kind).meta_model(config, download=download)
+        found = meta_models[of_model]
         if found is None:
             unknown[config.model] = None
             continue

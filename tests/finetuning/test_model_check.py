@@ -16,7 +16,7 @@ _offline = pytest.fixture(offline, scope="module", autouse=True)
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def skeleton(request):
+def meta_model(request):
     with torch.device("meta"):
         return request.param, MODELS[request.param]()
 
@@ -26,8 +26,8 @@ def needing_a_head(method, kind):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_model_without_numbers_is_accepted_where_it_fits_and_stays_as_it_is(skeleton, name):
-    kind, model = skeleton
+def test_a_model_without_numbers_is_accepted_where_it_fits_and_stays_as_it_is(meta_model, name):
+    kind, model = meta_model
     method = get_method(name)
     if method.unavailable() is not None or needing_a_head(name, kind) or (name, kind) == ("bitfit", "llama"):
         pytest.skip("of no use there")

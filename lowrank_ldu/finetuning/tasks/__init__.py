@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.tasks.causal_lm import CausalLm
 from lowrank_ldu.finetuning.tasks.image_classification import ImageClassification
-from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
+from lowrank_ldu.finetuning.tasks.meta_model import MetaModel
 from lowrank_ldu.finetuning.tasks.task import Kind, LoadedTask
 from lowrank_ldu.finetuning.tasks.text_classification import TextClassification
 from lowrank_ldu.finetuning.tasks.text_to_image import TextToImage
@@ -22,7 +22,7 @@ KINDS: Mapping[str, Kind] = {
     "text-to-image": TextToImage(),
 }
 
-__all__ = ["KINDS", "Kind", "LoadedTask", "Skeleton", "get_kind"]
+__all__ = ["KINDS", "Kind", "LoadedTask", "MetaModel", "get_kind"]
 
 
 def get_kind(name: str) -> Kind:

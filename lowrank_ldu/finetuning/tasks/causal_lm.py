@@ -23,7 +23,7 @@ from lowrank_ldu.finetuning.tasks.instructions import (
 )
 from lowrank_ldu.finetuning.tasks.lm_evaluation import OPTIONS as OPTIONS_OF_EVALUATION
 from lowrank_ldu.finetuning.tasks.lm_evaluation import LmEvaluations, check_lm_options
-from lowrank_ldu.finetuning.tasks.skeleton import Skeleton, built
+from lowrank_ldu.finetuning.tasks.meta_model import MetaModel, built
 from lowrank_ldu.finetuning.tasks.task import LoadedTask
 from lowrank_ldu.validation import shown
 
@@ -71,10 +71,10 @@ class CausalLm:
         check_lm_options(checked)
         return checked
 
-    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
-        """Build the model without numbers; see `Kind.skeleton`."""
+    def meta_model(self, config: RunConfig, *, download: bool) -> MetaModel | None:
+        """Build the model without numbers; see `Kind.meta_model`."""
         model = built(_MODEL, config.model, download=download)
-        return None if model is None else Skeleton(model, config.modules_to_save or [])
+        return None if model is None else MetaModel(model, config.modules_to_save or [])
 
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""

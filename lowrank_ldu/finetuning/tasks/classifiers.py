@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_ldu.errors import OptionError
-from lowrank_ldu.finetuning.tasks.skeleton import Skeleton, built
+from lowrank_ldu.finetuning.tasks.meta_model import MetaModel, built
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,18 +66,18 @@ def load_classifier(
     return model, preparation
 
 
-def classifier_skeleton(config: RunConfig, kind: str, *, download: bool) -> Skeleton | None:
+def classifier_on_meta(config: RunConfig, kind: str, *, download: bool) -> MetaModel | None:
     """Build a classifier without numbers, by one of transformers' automatic classes.
 
-    See `Kind.skeleton`.
+    See `Kind.meta_model`.
     """
     model = built(kind, config.model, download=download)
     return None if model is None else with_head(config, model)
 
 
-def with_head(config: RunConfig, model: Any) -> Skeleton:
+def with_head(config: RunConfig, model: Any) -> MetaModel:
     """Return a model with what is trained whole: what the run says, or its head."""
-    return Skeleton(model, head_modules(model) if config.modules_to_save is None else config.modules_to_save)
+    return MetaModel(model, head_modules(model) if config.modules_to_save is None else config.modules_to_save)
 
 
 def head_modules(model: Any) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning import digits
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.tasks.classifiers import classifier_skeleton, load_classifier, with_head
+from lowrank_ldu.finetuning.tasks.classifiers import classifier_on_meta, load_classifier, with_head
 from lowrank_ldu.finetuning.tasks.data_files import LIMITS
 from lowrank_ldu.finetuning.tasks.image_data import open_images
 from lowrank_ldu.finetuning.tasks.image_rows import ImageRows, images_digest
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lowrank_ldu.finetuning.configuration import RunConfig
-    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
+    from lowrank_ldu.finetuning.tasks.meta_model import MetaModel
 
 _METRIC = "accuracy"
 _MODEL = "AutoModelForImageClassification"
@@ -65,12 +65,12 @@ class ImageClassification:
             raise OptionError(f"rendering is {shown(checked['rendering'])}; accepted: {', '.join(digits.SHIFTS)}")
         return checked
 
-    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
-        """Build the model without numbers; see `Kind.skeleton`."""
+    def meta_model(self, config: RunConfig, *, download: bool) -> MetaModel | None:
+        """Build the model without numbers; see `Kind.meta_model`."""
         if config.model == digits.MODEL:
             with torch.device("meta"):
                 return with_head(config, digits.build_vision_transformer())
-        return classifier_skeleton(config, _MODEL, download=download)
+        return classifier_on_meta(config, _MODEL, download=download)
 
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lowrank_ldu.finetuning.configuration import RunConfig
-    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
+    from lowrank_ldu.finetuning.tasks.meta_model import MetaModel
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,5 @@ class Kind(Protocol):
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""
 
-    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
+    def meta_model(self, config: RunConfig, *, download: bool) -> MetaModel | None:
         """Build the model of a run without numbers; None where that cannot be."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lowrank_ldu.errors import OptionError
 from lowrank_ldu.finetuning.extra import require
-from lowrank_ldu.finetuning.tasks.classifiers import classifier_skeleton, load_classifier, with_head
+from lowrank_ldu.finetuning.tasks.classifiers import classifier_on_meta, load_classifier, with_head
 from lowrank_ldu.finetuning.tasks.data_files import (
     LIMITS,
     data_digest,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lowrank_ldu.finetuning.configuration import RunConfig
-    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
+    from lowrank_ldu.finetuning.tasks.meta_model import MetaModel
 
 _LABEL = "label"
 _MODEL = "AutoModelForSequenceClassification"
@@ -50,9 +50,9 @@ class TextClassification:
                 raise OptionError(f"{name} is {shown(value)}; accepted: an integer from 1 on")
         return checked
 
-    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:
-        """Build the model without numbers; see `Kind.skeleton`."""
-        return classifier_skeleton(config, _MODEL, download=download)
+    def meta_model(self, config: RunConfig, *, download: bool) -> MetaModel | None:
+        """Build the model without numbers; see `Kind.meta_model`."""
+        return classifier_on_meta(config, _MODEL, download=download)
 
     def load(self, config: RunConfig) -> LoadedTask:
         """Load the model and the data of a run."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lowrank_ldu.finetuning.configuration import RunConfig
-    from lowrank_ldu.finetuning.tasks.skeleton import Skeleton
+    from lowrank_ldu.finetuning.tasks.meta_model import MetaModel
 
 
 class TextToImage:
@@ -51,8 +51,8 @@ class TextToImage:
             raise OptionError(f"{of_class[0]} is given; accepted: only with with_prior_preservation = true")
         return checked
 
-    def skeleton(self, config: RunConfig, *, download: bool) -> Skeleton | None:  # noqa: ARG002
-        """Return None: pipelines are looked at when they are loaded; see `Kind.skeleton`."""
+    def meta_model(self, config: RunConfig, *, download: bool) -> MetaModel | None:  # noqa: ARG002
+        """Return None: pipelines are looked at when they are loaded; see `Kind.meta_model`."""
         return None
 
     def load(self, config: RunConfig) -> LoadedTask:

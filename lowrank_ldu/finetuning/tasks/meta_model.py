@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Skeleton(NamedTuple):
+class MetaModel(NamedTuple):
     """Hold a model on the meta device, and what is trained whole.
 
     Attributes
